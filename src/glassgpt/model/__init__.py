@@ -1,0 +1,7 @@
+"""The Transformer. Start reading at :mod:`glassgpt.model.gpt`."""
+
+from glassgpt.model.attend import ExplicitAttention, FusedAttention
+from glassgpt.model.cache import KVCache
+from glassgpt.model.gpt import GPT, Block
+
+__all__ = ["GPT", "Block", "ExplicitAttention", "FusedAttention", "KVCache"]

@@ -1,0 +1,233 @@
+"""A decoder-only Transformer, described by its numbers (see ModelConfig), readable from top to bottom.
+
+Shapes: B batch, T time (tokens), C n_embd, H query heads, KV key/value heads, D head_dim, V vocab_size,
+S keys a query can see (T, or more with a cache). The model knows nothing of losses, sampling or files.
+
+Sources: GPT-2 (Radford et al., 2019), rotary positions (arXiv:2104.09864), RMSNorm (arXiv:1910.07467),
+SwiGLU (arXiv:2002.05202), grouped queries (arXiv:2305.13245), QK-norm as in Qwen-3 (arXiv:2505.09388).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glassgpt.config import ModelConfig
+from glassgpt.model.attend import FusedAttention
+from glassgpt.model.cache import KVCache
+from glassgpt.model.rope import rotary_tables, rotate
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last dimension."""
+
+    def __init__(self, size: int, kind: str, eps: float, bias: bool = False):
+        super().__init__()
+        self.kind, self.eps = kind, eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., size] -> [..., size]``."""
+        if self.kind == "rmsnorm":
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries. One matrix makes q, k and v."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.heads = (config.n_head, config.n_kv_head, config.n_kv_head)  # of q, k, v
+        self.head_dim = config.head_dim
+        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
+        self.out = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=config.attention_out_bias)
+        self.q_norm = Norm(self.head_dim, "rmsnorm", config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = Norm(self.head_dim, "rmsnorm", config.norm_eps) if config.qk_norm else nn.Identity()
+        self.attend: nn.Module = FusedAttention()
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        slots: Tensor | None,
+    ) -> Tensor:
+        """``x [B, T, C] -> [B, T, C]``. ``slots`` are where the cache keeps these tokens."""
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.head_dim)  # [B, T, H + 2 KV, D]
+        q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)  # [B, H, T, D], [B, KV, T, D] twice
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None and slots is not None:
+            k, v = cache.update(self.layer, k, v, slots)  # [B, KV, S, D]
+        y, _ = self.attend(q, k, v, mask)  # [B, H, T, D]
+        y = y.transpose(1, 2).reshape(B, T, -1)  # [B, T, H D]
+        return self.out(y)  # [B, T, C]
+
+
+class MLP(nn.Module):
+    """The position-wise network: two matrices with a GELU, or three with a gate (SwiGLU)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        C, hidden, bias = config.n_embd, config.intermediate_size, config.mlp_bias
+        self.gate = nn.Linear(C, hidden, bias=bias) if config.mlp == "swiglu" else None
+        self.up = nn.Linear(C, hidden, bias=bias)
+        self.down = nn.Linear(hidden, C, bias=bias)
+        self.approximate = "tanh" if config.mlp == "gelu_tanh" else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, C] -> [B, T, C]``."""
+        if self.gate is not None:
+            hidden = F.silu(self.gate(x)) * self.up(x)  # [B, T, intermediate_size]
+        else:
+            hidden = F.gelu(self.up(x), approximate=self.approximate)  # [B, T, intermediate_size]
+        return self.down(hidden)  # [B, T, C]
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on a normalised copy of the residual stream and added back to it."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.norm_1 = Norm(config.n_embd, config.norm, config.norm_eps, config.norm_bias)
+        self.attention = Attention(config, layer)
+        self.norm_2 = Norm(config.n_embd, config.norm, config.norm_eps, config.norm_bias)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        slots: Tensor | None,
+    ) -> Tensor:
+        """``x [B, T, C] -> [B, T, C]``."""
+        x = x + self.dropout(self.attention(self.norm_1(x), rope, mask, cache, slots))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
+
+
+class GPT(nn.Module):
+    """The language model: tokens in, logits for the next token out.
+
+    Weights are unset noise until :meth:`init_weights` or a loader fills them, so that a model can be built on
+    the meta device, rewritten, and only then given memory (``to_empty``, then :meth:`finish`).
+    """
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        learned = config.position == "learned"
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd) if learned else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = Norm(config.n_embd, config.norm, config.norm_eps, config.norm_bias)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.finish()
+
+    def finish(self) -> None:
+        """Tie the head to the token embedding and compute the rotary tables, on the device the weights are on."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+        if self.config.position == "rope":
+            device = self.token_embedding.weight.device
+            cos, sin = rotary_tables(self.config.block_size, self.config.head_dim, self.config.rope_theta, device)
+            self.register_buffer("rope_cos", cos, persistent=False)  # [block_size, D]
+            self.register_buffer("rope_sin", sin, persistent=False)  # [block_size, D]
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """GPT-2's initialisation: normal(0, 0.02), zero biases, unit norms; a pure function of the seed.
+
+        The two projections that write to the residual stream start smaller by sqrt(2 n_layer), so that the
+        stream's variance does not grow with depth.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+    def features(
+        self,
+        idx: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The residual stream after the last block and norm.
+
+        Args:
+            idx: token ids ``[B, T]``, int64.
+            cache: keys and values of the tokens before; extended by these.
+            positions: ``[T]`` or ``[B, T]``, where they are not simply the next ones.
+            document_ids: ``[B, T]``; a token sees only tokens of its own document. Not with a cache.
+
+        Returns:
+            ``[B, T, C]``.
+
+        Raises:
+            ValueError: if the tokens do not fit the context.
+        """
+        T = idx.size(1)
+        slots = cache.next_slots(T) if cache is not None else None  # [T] or [B, T]
+        if positions is None and slots is None and self.config.block_size < T:
+            raise ValueError(f"{T} tokens do not fit the model's context of {self.config.block_size}")
+        where = positions if positions is not None else slots  # None: 0..T-1
+        mask = cache.mask(slots) if cache is not None and slots is not None else None
+        if document_ids is not None:
+            assert cache is None, "documents are packed in training, without a cache"
+            same = document_ids[:, :, None] == document_ids[:, None, :]  # [B, T, T]
+            mask = same.tril().unsqueeze(1)  # [B, 1, T, T]
+
+        x = self.token_embedding(idx)  # [B, T, C]
+        if self.position_embedding is not None:
+            table = self.position_embedding.weight
+            x = x + (table[:T] if where is None else table[where])  # [B, T, C]
+        x = self.dropout(x)
+        rope = self._rope(T, where)
+        for block in self.blocks:
+            x = block(x, rope, mask, cache, slots)  # [B, T, C]
+        if cache is not None:
+            cache.advance(T)
+        return self.final_norm(x)
+
+    def forward(
+        self,
+        idx: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits ``[B, T, V]`` for the token after each of ``idx [B, T]``; see :meth:`features`."""
+        return self.head(self.features(idx, cache=cache, positions=positions, document_ids=document_ids))
+
+    def _rope(self, T: int, where: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines for these positions: ``[T, D]``, or ``[B, 1, T, D]`` where rows differ."""
+        if self.config.position != "rope":
+            return None
+        if where is None:
+            return self.rope_cos[:T], self.rope_sin[:T]
+        cos, sin = self.rope_cos[where], self.rope_sin[where]  # [T, D] or [B, T, D]
+        return (cos, sin) if where.dim() == 1 else (cos.unsqueeze(1), sin.unsqueeze(1))
+
+    def num_parameters(self) -> int:
+        """Distinct parameters; a tied head is counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
