@@ -1,0 +1,158 @@
+"""The token stream on disk: two flat files of ids, and a description that is checked before use.
+
+``train.bin`` and ``val.bin`` hold little-endian uint16 (uint32 for vocabularies above 65,536) and nothing else;
+``stream.json`` names their dtype, lengths and SHA-256, the tokenizer and the text they came from.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from glassgpt import assets
+from glassgpt.data.readers import Text
+from glassgpt.errors import DataError
+from glassgpt.tokenizer import CharTokenizer, Tokenizer, load, save
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What ``stream.json`` says."""
+
+    format_version: int
+    source: str
+    name: str
+    text_sha256: str
+    tokenizer: str
+    vocab_size: int
+    dtype: str
+    tokens: dict[str, int]  # per split
+    bytes: dict[str, int]  # UTF-8 bytes of text, per split
+    sha256: dict[str, str]  # of the .bin file, per split
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """A prepared text. ``train`` and ``val`` are memory-mapped; opening costs nothing, whatever the size."""
+
+    folder: Path
+    info: StreamInfo
+
+    @cached_property
+    def train(self) -> np.ndarray:
+        """Training ids, ``[tokens]``, read-only."""
+        return self._open("train")
+
+    @cached_property
+    def val(self) -> np.ndarray:
+        """Validation ids, ``[tokens]``, read-only: the end of the text, none of it in ``train``."""
+        return self._open("val")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids."""
+        return load(self.folder)
+
+    def _open(self, split: str) -> np.ndarray:
+        if self.info.tokens[split] == 0:
+            return np.zeros(0, dtype=self.info.dtype)  # an empty file cannot be mapped
+        return np.memmap(self.folder / f"{split}.bin", dtype=self.info.dtype, mode="r")
+
+
+def prepare(text: Text, val_fraction: float, max_val_tokens: int) -> TokenStream:
+    """Tokenise a text once and keep the result in the cache; later calls with the same text only open it.
+
+    The split is by position: the first part trains, the last ``val_fraction`` (but at most ``max_val_tokens``)
+    validates.
+    """
+    digest = hashlib.sha256(text.content.encode("utf-8")).hexdigest()
+    found = find_prepared(digest, val_fraction, max_val_tokens)
+    if found is not None:
+        return found
+    folder = _folder(digest, val_fraction, max_val_tokens)
+    tokenizer = CharTokenizer.train(text.content)
+    cut = len(text.content) - min(round(len(text.content) * val_fraction), max_val_tokens)
+    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+    parts = {"train": text.content[:cut], "val": text.content[cut:]}
+    encoded = {split: tokenizer.encode_array(part).astype(dtype).tobytes() for split, part in parts.items()}
+    info = StreamInfo(
+        format_version=FORMAT_VERSION,
+        source=text.source,
+        name=text.name,
+        text_sha256=digest,
+        tokenizer=tokenizer.kind,
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype,
+        tokens={split: len(part) for split, part in parts.items()},
+        bytes={split: len(part.encode("utf-8")) for split, part in parts.items()},
+        sha256={split: hashlib.sha256(content).hexdigest() for split, content in encoded.items()},
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".tmp", dir=folder.parent))
+    for split, content in encoded.items():
+        (temporary / f"{split}.bin").write_bytes(content)
+    save(tokenizer, temporary, block_size=2**31 - 1)
+    (temporary / "stream.json").write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.replace(temporary, folder)
+    except OSError:  # another process has just prepared the same text
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_stream(folder)
+
+
+def find_prepared(text_sha256: str, val_fraction: float, max_val_tokens: int) -> TokenStream | None:
+    """The stream in the cache for a text of that SHA-256, or None if there is none or it is damaged."""
+    try:
+        return open_stream(_folder(text_sha256, val_fraction, max_val_tokens))
+    except DataError:
+        return None
+
+
+def _folder(text_sha256: str, val_fraction: float, max_val_tokens: int) -> Path:
+    key = hashlib.sha256(f"{FORMAT_VERSION} char {val_fraction!r} {max_val_tokens} {text_sha256}".encode()).hexdigest()[
+        :16
+    ]
+    return assets.cache_dir() / "streams" / key
+
+
+def open_stream(folder: Path) -> TokenStream:
+    """Open a prepared stream, checking its size and checksums.
+
+    Raises:
+        DataError: if it is not there, was cut short or changed, or holds an id beyond its vocabulary.
+    """
+    path = folder / "stream.json"
+    try:
+        info = StreamInfo(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder} holds no token stream: {error}") from None
+    if info.format_version != FORMAT_VERSION:
+        raise DataError(f"{path} has format version {info.format_version}; this version reads {FORMAT_VERSION}")
+    for split, expected in info.sha256.items():
+        file = folder / f"{split}.bin"
+        found = _sha256(file) if file.exists() else "no file"
+        if found != expected:
+            raise DataError(f"{file} is not what stream.json describes: SHA-256 {expected} expected, found {found}")
+    stream = TokenStream(folder, info)
+    for split, ids in (("train", stream.train), ("val", stream.val)):
+        if ids.size and int(ids.max()) >= info.vocab_size:
+            place = int(np.argmax(ids >= info.vocab_size))
+            raise DataError(
+                f"{folder / split}.bin: id {int(ids[place])} at token {place} is beyond the vocabulary of "
+                f"{info.vocab_size}"
+            )
+    return stream
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

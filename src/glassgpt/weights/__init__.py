@@ -1,0 +1,1 @@
+"""Model folders: published names and formats on disk, our modules in memory."""
