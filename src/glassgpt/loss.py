@@ -1,0 +1,114 @@
+"""The loss of a model over a token stream: deterministic, and the same for every batch size.
+
+The stream is cut into windows of block_size tokens that do not overlap; each token but the first is predicted once,
+from the tokens of its own window. Sums are kept in float64.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassgpt.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model loses on a text.
+
+    Attributes:
+        loss: mean cross-entropy per token, in nats.
+        stderr: standard error of that mean over windows, in nats; nan for a single window.
+        tokens: how many tokens were predicted.
+    """
+
+    loss: float
+    stderr: float
+    tokens: int
+
+    def bits_per_byte(self, tokens_per_byte: float) -> float:
+        """Bits per byte of the text, the unit that compares tokenizers."""
+        return self.loss * tokens_per_byte / math.log(2)
+
+
+def subset(tokens: np.ndarray, block_size: int, at_most: int) -> np.ndarray:
+    """Window starts for a fixed subset of at most so many predicted tokens, spread evenly over the stream."""
+    starts = np.arange(0, max(len(tokens) - 1, 0), block_size)
+    count = max(1, min(len(starts), at_most // block_size))
+    return starts[np.linspace(0, len(starts) - 1, count).round().astype(np.int64)] if len(starts) else starts
+
+
+@torch.no_grad()
+def evaluate(
+    logits_of: Callable[[Tensor], Tensor],
+    tokens: np.ndarray,
+    block_size: int,
+    runtime: Runtime,
+    *,
+    starts: np.ndarray | None = None,
+    batch_size: int = 32,
+) -> Evaluation:
+    """Evaluate a function ``idx [B, T] -> logits [B, T, V]`` on a stream of at least two tokens.
+
+    Args:
+        logits_of: the model, already in eval mode.
+        tokens: the stream ``[N]``.
+        block_size: window length T; the last window may be shorter.
+        runtime: where to compute.
+        starts: windows to use, from :func:`subset`; all of them by default.
+        batch_size: windows per forward pass.
+    """
+    starts = np.arange(0, len(tokens) - 1, block_size) if starts is None else starts
+    assert len(starts), "an empty stream has no loss"
+    lengths = np.minimum(block_size, len(tokens) - 1 - starts)
+    sums: list[float] = []
+    for i in range(0, len(starts), batch_size):
+        chosen = slice(i, i + batch_size)
+        for length in np.unique(lengths[chosen])[::-1]:  # whole windows together, a short last one by itself
+            rows = starts[chosen][lengths[chosen] == length]
+            window = torch.from_numpy(tokens[rows[:, None] + np.arange(length + 1)].astype(np.int64))
+            window = window.to(runtime.device)  # [B, T + 1]
+            with runtime.autocast():
+                logits = logits_of(window[:, :-1])  # [B, T, V]
+            losses = F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten(), reduction="none")
+            sums += losses.view(len(rows), -1).double().sum(dim=1).tolist()
+    total = int(lengths.sum())
+    means = np.array(sums) / lengths
+    stderr = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
+    return Evaluation(loss=math.fsum(sums) / total, stderr=stderr, tokens=total)
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What can be had without a Transformer: losses, in nats per token, to hold a model's against.
+
+    Attributes:
+        uniform: every token equally likely, ln V.
+        unigram: the entropy of the text's own token frequencies.
+        bigram: the entropy of a token given the one before, by the text's own counts.
+    """
+
+    uniform: float
+    unigram: float
+    bigram: float
+
+
+def floors(tokens: np.ndarray, vocab_size: int) -> Floors:
+    """The floors of a validation stream (its first ten million tokens)."""
+    ids = np.asarray(tokens[:10_000_000], dtype=np.int64)
+    singles = np.unique(ids, return_counts=True)[1]
+    firsts = np.unique(ids[:-1], return_counts=True)[1]
+    pairs = np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True)[1]
+    return Floors(math.log(vocab_size), _entropy(singles), _entropy(pairs) - _entropy(firsts))
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """Entropy in nats of a distribution given by counts; 0 for none."""
+    if counts.sum() == 0:
+        return 0.0
+    share = counts / counts.sum()
+    return float(abs(-(share * np.log(share)).sum()))

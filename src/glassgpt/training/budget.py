@@ -1,0 +1,195 @@
+"""What fits into a time: measure this machine on the real model, then choose steps, and a size where it is free."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from glassgpt.config import ModelConfig, RunConfig
+from glassgpt.data import TokenStream
+from glassgpt.errors import ConfigError
+from glassgpt.loss import subset
+from glassgpt.model import GPT
+from glassgpt.presets import MODERN
+from glassgpt.runtime import Runtime
+from glassgpt.training.objective import Batch, next_token_loss
+from glassgpt.training.optim import Optimizers
+
+#: Share of the time that is planned for; the rest is for a machine that slows down.
+PLANNED = 0.85
+#: Validations in a run whose intervals are derived, the one at step 0 included.
+VALIDATIONS = 13
+#: Sizes tried when the choice is free, smallest first: layers, heads, width, context, sequences per step.
+SIZES = (
+    (4, 4, 64, 64, 32),
+    (4, 4, 128, 128, 16),
+    (6, 4, 128, 256, 16),
+    (6, 6, 192, 256, 16),
+    (6, 8, 256, 256, 16),
+    (6, 6, 384, 256, 32),
+    (12, 12, 768, 512, 32),
+)
+#: A size is worth its cost if the time allows at least so many tokens per parameter.
+TOKENS_PER_PARAMETER = 1.5
+#: And if the text has at least one token for so many parameters: more parameters would learn it by heart.
+PARAMETERS_PER_TEXT_TOKEN = 8.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds: of an optimiser step, and of the forward pass of a token in validation."""
+
+    step: float
+    validation_token: float
+
+
+def measure(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float = 1.5) -> Speed:
+    """Time real optimiser steps on random tokens, for about so many seconds but at least two steps.
+
+    Large batches are timed on one micro-batch of at most 8,192 tokens and scaled.
+    """
+    model_config, train = replace(config.model, vocab_size=vocab_size), config.train
+    rows = min(train.micro_batch_size or train.batch_size, max(1, 8192 // model_config.block_size))
+    model = GPT(model_config)
+    model.init_weights(0)
+    model = model.to(runtime.device).train()
+    optimizers = Optimizers(model, config.optim)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (rows, model_config.block_size + 1), generator=generator).to(runtime.device)
+    batch = Batch(ids[:, :-1], ids[:, 1:])
+
+    def forward_backward() -> None:
+        with runtime.autocast():
+            loss = next_token_loss(model, batch).mean()
+        loss.backward()
+
+    def update() -> None:
+        optimizers.step(0.0)
+        optimizers.zero_grad()
+
+    def forward() -> None:
+        with torch.no_grad(), runtime.autocast():
+            next_token_loss(model, batch)
+
+    forward_backward()  # the first pass pays for allocations
+    update()
+    gradients: list[float] = []
+    updates: list[float] = []
+    passes: list[float] = []
+    began = time.perf_counter()
+    while len(gradients) < 2 or time.perf_counter() - began < seconds:
+        for kind, timings in ((forward_backward, gradients), (update, updates), (forward, passes)):
+            start = time.perf_counter()
+            kind()
+            _synchronise(runtime.device)
+            timings.append(time.perf_counter() - start)
+    step = _median(gradients) * train.batch_size / rows + _median(updates)
+    return Speed(step, _median(passes) / batch.idx.numel())
+
+
+def steps_within(config: RunConfig, stream: TokenStream, runtime: Runtime, seconds: float) -> tuple[int, str]:
+    """Steps that fit into so many seconds with validations, samples and saving; and a sentence that says so.
+
+    Raises:
+        ConfigError: if not even a few steps fit.
+    """
+    speed = measure(config, config.model.vocab_size, runtime)
+    tokens = config.train.batch_size * config.model.block_size
+    left = seconds * PLANNED - _overhead(config, stream, speed)
+    steps = int(left / speed.step)
+    if steps < 10:
+        raise ConfigError(
+            f"train.time: {config.train.time} is too short for this model on this machine: a step takes "
+            f"{speed.step:.2f} s. Give more time, a smaller model, or the number of steps"
+        )
+    rate = tokens / speed.step
+    return (
+        steps,
+        f"{rate:,.0f} tokens/s measured: {steps:,} steps of {tokens:,} tokens fit into {config.train.time}",
+    )
+
+
+def choose_size(
+    config: RunConfig, asked: set[str], stream: TokenStream, runtime: Runtime, seconds: float
+) -> tuple[dict[str, Mapping[str, Any]], str]:
+    """Model and batch for a text, a machine and a time: the largest size that can be trained well.
+
+    Args:
+        config: with what the user asked for.
+        asked: the model's fields that the user set, which stay.
+        stream: the text.
+        runtime: the machine.
+        seconds: the time.
+
+    Returns:
+        Layers for ``model`` and ``train``, and a sentence that says what was chosen and why.
+    """
+    text_tokens, vocab_size = stream.info.tokens["train"], stream.info.vocab_size
+    chosen: tuple[RunConfig, int] | None = None
+    reason = "the largest size there is"
+    for n_layer, n_head, n_embd, block_size, batch_size in SIZES:
+        shape = {
+            "n_layer": n_layer,
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "block_size": min(block_size, text_tokens - 1),
+        }
+        values: dict[str, Any] = MODERN | shape
+        candidate = _candidate(config, asked, values, batch_size, vocab_size)
+        parameters = _parameters(candidate.model)
+        if chosen and parameters > PARAMETERS_PER_TEXT_TOKEN * text_tokens:
+            reason = f"a larger model would learn a text of {text_tokens:,} tokens by heart"
+            break
+        speed = measure(candidate, vocab_size, runtime, seconds=0.5)
+        left = seconds * PLANNED - _overhead(candidate, stream, speed)
+        trained = left / speed.step * batch_size * candidate.model.block_size
+        if chosen and trained < TOKENS_PER_PARAMETER * parameters:
+            reason = f"a larger one would see too little text in {config.train.time}"
+            break
+        chosen = candidate, parameters
+    assert chosen is not None
+    model, train = chosen[0].model, chosen[0].train
+    why = (
+        f"chose {model.n_layer} layers, {model.n_embd} wide, context {model.block_size}: {chosen[1]:,} parameters "
+        f"({reason})"
+    )
+    fields = (*MODERN, "n_layer", "n_head", "n_embd", "block_size")
+    return {
+        "model": {name: getattr(model, name) for name in fields if name not in asked},
+        "train": {"batch_size": train.batch_size},
+    }, why
+
+
+def _candidate(
+    config: RunConfig, asked: set[str], values: Mapping[str, Any], batch_size: int, vocab_size: int
+) -> RunConfig:
+    kept = {name: getattr(config.model, name) for name in asked}
+    model = ModelConfig(**{**values, "dropout": config.model.dropout, "vocab_size": vocab_size, **kept})
+    return replace(config, model=model, train=replace(config.train, batch_size=batch_size))
+
+
+def _parameters(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return GPT(config).num_parameters()
+
+
+def _overhead(config: RunConfig, stream: TokenStream, speed: Speed) -> float:
+    """Seconds that a run spends on anything but steps."""
+    block_size = config.model.block_size
+    validated = len(subset(stream.val, block_size, config.train.eval_tokens)) * block_size
+    tokens = VALIDATIONS * validated + stream.info.tokens["val"]
+    sampled = VALIDATIONS / 2 * config.train.sample_tokens * 0.0004 * config.model.n_layer
+    return tokens * speed.validation_token + sampled + 5.0
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

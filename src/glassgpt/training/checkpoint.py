@@ -1,0 +1,186 @@
+"""A run on disk: ``run.toml``, ``metrics.jsonl``, and checkpoints that open in `transformers`.
+
+``last/`` and the numbered ``step-000500/`` carry a ``trainer/`` folder to go on from; ``best/`` is the model alone.
+There is no random state to save: data, initial weights and dropout are pure functions of (seed, step).
+"""
+
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from glassgpt.config import RunConfig, build, read_toml, write_toml
+from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.model import GPT
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.metrics import read_metrics
+from glassgpt.training.optim import Optimizers
+from glassgpt.weights.folder import (
+    load_weights,
+    read_json,
+    read_tensors,
+    recover,
+    save_model,
+    verify,
+    write_folder,
+    write_json,
+)
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class TrainState:
+    """Where training stands, beside the weights and the optimiser."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+    nonfinite_in_a_row: int = 0
+    micro_batch_size: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder ``runs/NAME``."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the lowest validation loss."""
+        return self.path / "best"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        return read_metrics(self.path / "metrics.jsonl")
+
+    def config(self) -> RunConfig:
+        """The resolved configuration in run.toml.
+
+        Raises:
+            CheckpointError: if it is missing or damaged.
+        """
+        try:
+            preset, layer = read_toml(self.path / "run.toml")
+            return build(preset or "", [layer])
+        except ConfigError as error:
+            raise CheckpointError(f"{self.path} is not a run that can be read: {error}") from None
+
+    def numbered(self) -> list[Path]:
+        """The numbered checkpoints, oldest first."""
+        return sorted(path for path in self.path.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is whole, with what a killed process left behind cleaned up; None if none yet."""
+        recover(self.last)
+        recover(self.best)
+        for leftover in self.path.glob("step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        damaged = []
+        for folder in (self.last, *reversed(self.numbered())):
+            if folder.exists():
+                try:
+                    verify(folder)
+                    return folder
+                except CheckpointError as error:
+                    damaged.append(str(error))
+        if damaged:
+            raise CheckpointError(f"no checkpoint of {self.path} is whole: {'; '.join(damaged)}")
+        return None
+
+
+def create_run(parent: Path, name: str, config: RunConfig, provenance: dict[str, Any]) -> Run:
+    """Make a new run folder; where the name is taken, the next free of NAME-2, NAME-3, ..."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    write_run_toml(path, config, provenance)
+    return Run(path)
+
+
+def write_run_toml(path: Path, config: RunConfig, provenance: dict[str, Any]) -> None:
+    """Write run.toml atomically."""
+    temporary = path / "run.toml.tmp"
+    write_toml(temporary, config, provenance)
+    os.replace(temporary, path / "run.toml")
+
+
+def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, native: bool) -> None:
+    """Write a checkpoint without a trainer, atomically."""
+    with write_folder(folder) as temporary:
+        save_model(temporary, model, tokenizer, native=native)
+
+
+def save_checkpoint(
+    folder: Path, model: GPT, tokenizer: Tokenizer, optimizers: Optimizers, state: TrainState, native: bool
+) -> None:
+    """Write a checkpoint with everything needed to go on, atomically."""
+    with write_folder(folder) as temporary:
+        save_model(temporary, model, tokenizer, native=native)
+        trainer = temporary / "trainer"
+        trainer.mkdir()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in optimizers.state_tensors().items()}
+        save_file(tensors, trainer / "optimizer.safetensors")
+        write_json(trainer / "state.json", {"schema_version": SCHEMA_VERSION, **asdict(state)})
+
+
+def load_checkpoint(folder: Path, model: GPT, optimizers: Optimizers) -> TrainState:
+    """Restore weights, optimiser and state from a checkpoint.
+
+    Raises:
+        CheckpointError: if anything is missing, damaged or does not fit.
+    """
+    load_weights(folder, model)
+    content = read_json(folder / "trainer" / "state.json")
+    version = content.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(f"{folder} has trainer schema {version}; this version reads {SCHEMA_VERSION}")
+    optimizers.load_state_tensors(read_tensors(folder / "trainer" / "optimizer.safetensors"))
+    return replace(TrainState(), **content)
+
+
+def keep_numbered(run: Run, step: int, keep: int) -> None:
+    """Keep ``last/`` under its number too, and prune all but the newest ``keep`` numbered checkpoints.
+
+    Files are linked, not copied, where the file system can.
+    """
+    if keep:
+        target = run.path / f"step-{step:06d}"
+        temporary = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(run.last, temporary, copy_function=_link_or_copy)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+    kept = run.numbered()
+    for folder in kept[: max(0, len(kept) - keep)]:
+        shutil.rmtree(folder)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

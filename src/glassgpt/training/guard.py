@@ -1,0 +1,47 @@
+"""What keeps a run from being lost: signals, non-finite gradients, memory that runs out."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+import torch
+from torch import nn
+
+
+class Interrupts:
+    """While active, Ctrl-C and SIGTERM only set ``received``; a second one interrupts at once.
+
+    Signals can be caught in the main thread alone; elsewhere this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def first_nonfinite(model: nn.Module) -> str | None:
+    """The first parameter, in the model's order, whose gradient has an inf or a NaN."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            return name
+    return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

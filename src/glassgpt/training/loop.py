@@ -1,0 +1,297 @@
+"""The training loop, in the order in which things happen.
+
+A step: batch k, forward and backward over its micro-batches, clip, check, update. Now and then: validate, save,
+sample. Everything that decides what is computed is a function of (configuration, step), so a run that is killed and
+resumed writes the same numbers as one that was not.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from signal import Signals
+
+import torch
+
+from glassgpt.config import RunConfig
+from glassgpt.data import Batches, TokenStream
+from glassgpt.errors import TrainingStopped
+from glassgpt.inference.decode import complete
+from glassgpt.loss import Evaluation, evaluate, floors, subset
+from glassgpt.model import GPT
+from glassgpt.runtime import Runtime, derive_seed
+from glassgpt.sampling import SamplingConfig
+from glassgpt.shapes import trace_shapes
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.training import checkpoint, guard
+from glassgpt.training.checkpoint import Run, TrainState
+from glassgpt.training.metrics import EvaluationEvent, MetricsLog, Reporter, StepEvent
+from glassgpt.training.objective import Batch, Objective, next_token_loss
+from glassgpt.training.optim import Optimizers, learning_rate_scale
+from glassgpt.weights.folder import load_weights
+
+
+@dataclass(frozen=True)
+class Result:
+    """How training ended: ``finished``, ``patience``, ``time`` or ``interrupted`` (then with the signal)."""
+
+    run: Run
+    reason: str
+    step: int
+    final: Evaluation | None = None
+    bits_per_byte: float | None = None
+    interrupted_by: Signals | None = None
+
+
+class Trainer:
+    """Trains one model on one stream, from wherever ``state`` stands to the end.
+
+    Args:
+        run: the folder to write to.
+        config: resolved: steps and intervals are numbers above zero.
+        model: with its weights, on the runtime's device.
+        optimizers: of that model, with their state.
+        stream: tokens and tokenizer.
+        runtime: where to compute.
+        state: where training stands.
+        reporter: told of everything that happens.
+        objective: the loss of each token of a batch.
+        deadline: a ``time.monotonic`` at which to stop and save; None for none.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: RunConfig,
+        model: GPT,
+        optimizers: Optimizers,
+        stream: TokenStream,
+        runtime: Runtime,
+        state: TrainState,
+        *,
+        reporter: Reporter | None = None,
+        objective: Objective = next_token_loss,
+        deadline: float | None = None,
+    ):
+        self.run, self.config, self.model, self.optimizers = run, config, model, optimizers
+        self.stream, self.runtime, self.state = stream, runtime, state
+        self.reporter = reporter or Reporter()
+        self.objective = objective
+        self.deadline = deadline
+        self.tokenizer: Tokenizer = stream.tokenizer
+        train, block_size = config.train, model.config.block_size
+        self.batches = Batches(stream.train, block_size, train.batch_size, train.seed)
+        self.validation_windows = subset(stream.val, block_size, train.eval_tokens)
+        self.metrics = MetricsLog(run.path / "metrics.jsonl")
+        self.native = train.format == "native"
+        self.tokens_per_byte = stream.info.tokens["val"] / stream.info.bytes["val"]
+        self.began = time.monotonic()
+        self.seconds_in_steps, self.steps_timed = 0.0, 0
+        state.micro_batch_size = state.micro_batch_size or train.micro_batch_size or train.batch_size
+
+    def train(self) -> Result:
+        """Train to the end, or until told to stop.
+
+        Raises:
+            TrainingStopped: after ``max_nonfinite`` non-finite gradients in a row; ``last/`` is from before them.
+        """
+        try:
+            return self._train()
+        finally:
+            self.reporter.finished()
+
+    def _train(self) -> Result:
+        state, train = self.state, self.config.train
+        with guard.Interrupts() as interrupts:
+            self._begin()
+            reason = "finished"
+            while state.step < train.steps:
+                self._step()
+                done = state.step == train.steps
+                if done or state.step % train.eval_interval == 0:
+                    self._validate()
+                if done or state.step % train.save_interval == 0:
+                    self._save()
+                    checkpoint.keep_numbered(self.run, state.step, train.keep)
+                if train.sample_tokens and state.step % train.sample_interval == 0:
+                    self._sample()
+                if interrupts.received is not None:
+                    reason = "interrupted"
+                elif train.patience and state.evaluations_since_best >= train.patience:
+                    reason = "patience"
+                elif self.deadline is not None and time.monotonic() > self.deadline and not done:
+                    reason = "time"
+                if reason != "finished":
+                    break
+            if reason == "time":
+                self._validate()
+            if reason != "finished":
+                self._save()
+            if reason == "interrupted":
+                return Result(self.run, reason, state.step, interrupted_by=interrupts.received)
+            return self._finish(reason)
+
+    def _begin(self) -> None:
+        """Show what is about to happen; at step 0, the first validation too."""
+        if self.config.runtime.compile and self.runtime.compile:
+            for block in self.model.blocks:
+                block.compile()
+        bounds = floors(self.stream.val, self.model.config.vocab_size)
+        idx = self._batch(0).rows(0, self.state.micro_batch_size, self.runtime.device).idx
+        with self._eager(), self.runtime.autocast():
+            shapes = trace_shapes(self.model, idx)
+        header = {"device": str(self.runtime.device), "dtype": self.runtime.resolved()["dtype"]}
+        self.reporter.started(header, shapes, bounds, self.config.train.steps, self.state.step)
+        if self.state.step > 0:
+            return
+        values = {"uniform": bounds.uniform, "unigram": bounds.unigram, "bigram": bounds.bigram}
+        self.metrics.append(0, {f"floor/{name}": value for name, value in values.items()})
+        loss = self._validate()
+        if abs(loss / bounds.uniform - 1) > 0.05:
+            self.reporter.warn(
+                f"the initial loss is {loss:.3f}, and ln V is {bounds.uniform:.3f}: a fresh model should know nothing "
+                "and be within 5 % of it. Below it, the targets leak; above it, the initial weights are too large"
+            )
+
+    def _step(self) -> None:
+        """One optimiser step on batch ``state.step``."""
+        state, train, optim = self.state, self.config.train, self.config.optim
+        began = time.perf_counter()
+        loss, grad_norm = self._gradients()
+        scale = learning_rate_scale(state.step, train.steps, optim.warmup_steps, optim.min_lr_ratio)
+        if math.isfinite(grad_norm):
+            self.optimizers.step(scale)
+            state.nonfinite_in_a_row = 0
+        else:
+            self._skip_nonfinite()
+        self.optimizers.zero_grad()
+        state.step += 1
+        seconds = time.perf_counter() - began
+        self.seconds_in_steps, self.steps_timed = self.seconds_in_steps + seconds, self.steps_timed + 1
+        lr, speed = optim.learning_rate * scale, train.batch_size * self.batches.block_size / seconds
+        if state.step % train.log_interval == 0 or state.step == train.steps:
+            values = {
+                "train/loss": loss,
+                "opt/lr": lr,
+                "opt/grad_norm": grad_norm,
+                "perf/tok_per_s": round(speed),
+            }
+            self.metrics.append(state.step, values | self._clock())
+        left = (train.steps - state.step) * (time.monotonic() - self.began) / self.steps_timed
+        self.reporter.stepped(StepEvent(state.step, train.steps, loss, lr, grad_norm, speed, left))
+
+    def _gradients(self) -> tuple[float, float]:
+        """Gradients of the whole batch, clipped; the loss and the gradient norm before clipping.
+
+        Where memory runs out, the micro-batch is halved and the batch begun again: the result is the same.
+        """
+        while True:
+            try:
+                # Dropout is a function of (seed, step) too, so no random state needs saving.
+                torch.manual_seed(derive_seed(self.config.train.seed, "dropout", self.state.step))
+                loss = self._accumulate(self._batch(self.state.step))
+                parameters = [p for p in self.model.parameters() if p.grad is not None]
+                norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                if self.config.train.grad_clip and bool(torch.isfinite(norm)):  # else leave the evidence as it is
+                    torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
+                return loss, float(norm)
+            except RuntimeError as error:
+                if not guard.is_out_of_memory(error) or self.state.micro_batch_size == 1:
+                    raise
+                self._halve_micro_batch()
+
+    def _accumulate(self, batch: Batch) -> float:
+        """Forward and backward over micro-batches; gradients add up to those of the mean over the whole batch."""
+        self.model.train()
+        counted = batch.counted()
+        total = torch.zeros((), device=self.runtime.device)
+        for start in range(0, self.config.train.batch_size, self.state.micro_batch_size):
+            micro = batch.rows(start, start + self.state.micro_batch_size, self.runtime.device)
+            with self.runtime.autocast():
+                loss = self.objective(self.model, micro).sum() / counted
+            loss.backward()
+            total += loss.detach()
+        return float(total)
+
+    def _batch(self, k: int) -> Batch:
+        inputs, targets = self.batches.get(k)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def _halve_micro_batch(self) -> None:
+        self.optimizers.zero_grad()
+        if self.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.state.micro_batch_size = (self.state.micro_batch_size + 1) // 2
+        message = f"out of memory: the micro-batch is now {self.state.micro_batch_size}; the batch stays the same"
+        self.reporter.warn(message)
+        self.metrics.append(self.state.step, {"event": message})
+
+    def _skip_nonfinite(self) -> None:
+        """Leave the weights alone after a bad gradient; give up after too many in a row."""
+        state, limit = self.state, self.config.train.max_nonfinite
+        name = guard.first_nonfinite(self.model) or "none: finite by themselves, their norm overflows"
+        state.nonfinite_in_a_row += 1
+        message = f"step {state.step + 1}: the gradient is not finite (first bad tensor: {name}); step skipped"
+        self.reporter.warn(message)
+        self.metrics.append(state.step + 1, {"event": message})
+        if state.nonfinite_in_a_row >= limit:
+            kept = f"{self.run.last} is from before" if self.run.last.exists() else "no checkpoint was due yet"
+            raise TrainingStopped(
+                f"the gradient was not finite {limit} times in a row; at step {state.step + 1}, first in {name}; "
+                f"{kept}. "
+                "Try a learning rate of one third, a longer warmup_steps, or dtype=float32"
+            )
+
+    @contextlib.contextmanager
+    def _eager(self) -> Iterator[None]:
+        """Without the compiled blocks, in eval mode: validation and samples come in shapes of their own."""
+        self.model.eval()
+        with torch.compiler.set_stance("force_eager"):
+            yield
+
+    def _validate(self) -> float:
+        """Loss on the fixed subset; keeps the weights as ``best/`` if it is the lowest so far."""
+        state = self.state
+        with self._eager():
+            tokens, block_size = self.stream.val, self.batches.block_size
+            result = evaluate(self.model, tokens, block_size, self.runtime, starts=self.validation_windows)
+        bits = result.bits_per_byte(self.tokens_per_byte)
+        is_best = state.best_loss is None or result.loss < state.best_loss
+        if is_best:
+            state.best_loss, state.best_step, state.evaluations_since_best = result.loss, state.step, 0
+            checkpoint.save_weights(self.run.best, self.model, self.tokenizer, self.native)
+        else:
+            state.evaluations_since_best += 1
+        self.metrics.append(state.step, {"val/loss": result.loss, "val/bpb": bits} | self._clock())
+        self.reporter.evaluated(EvaluationEvent(state.step, result, bits, is_best))
+        return result.loss
+
+    def _save(self) -> None:
+        checkpoint.save_checkpoint(self.run.last, self.model, self.tokenizer, self.optimizers, self.state, self.native)
+
+    def _sample(self) -> None:
+        with self._eager():
+            text = complete(
+                self.model, self.tokenizer, [""], self.config.train.sample_tokens,
+                SamplingConfig(temperature=0.8), self.runtime, seed=self.state.step,
+            )[0]  # fmt: skip
+        self.reporter.sampled(self.state.step, text)
+
+    def _finish(self, reason: str) -> Result:
+        """Evaluate the best weights on the whole validation split."""
+        self.reporter.note("validating the best weights on the whole validation split")
+        load_weights(self.run.best, self.model)
+        with self._eager():
+            final = evaluate(self.model, self.stream.val, self.batches.block_size, self.runtime)
+        bits = final.bits_per_byte(self.tokens_per_byte)
+        values = {
+            "final/val_loss": final.loss,
+            "final/val_bpb": bits,
+            "final/best_step": self.state.best_step,
+        }
+        self.metrics.append(self.state.step, values | self._clock())
+        return Result(self.run, reason, self.state.step, final, bits)
+
+    def _clock(self) -> dict[str, float]:
+        return {"time/elapsed_s": round(time.monotonic() - self.began, 3)}

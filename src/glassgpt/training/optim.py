@@ -1,0 +1,156 @@
+"""Optimisers: AdamW with the decay split, Muon for the hidden matrices, and the learning-rate schedule.
+
+Sources: AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101); Muon (Jordan et al., 2024,
+kellerjordan.github.io/posts/muon).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassgpt.config import OptimConfig
+from glassgpt.model import GPT
+
+#: Coefficients of the quintic Newton-Schulz iteration, chosen by Muon's author for the steepest slope at zero.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def learning_rate_scale(step: int, steps: int, warmup: int, min_ratio: float) -> float:
+    """Share of the peak learning rate at a step counted from 0: linear warmup, then half a cosine to min_ratio."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Push the singular values of each matrix ``[N, rows, columns]`` towards 1 (Newton-Schulz, about 0.7 to 1.2)."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT  # [N, rows, rows]
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: every direction of a matrix's update gets the same size.
+
+    Matrices of one shape are orthogonalised together, and the parts of a fused projection (q, k, v) apart.
+
+    Args:
+        parameters: matrices, each with the sizes of its parts along the first dimension.
+        lr: learning rate; updates are scaled by sqrt(max(1, rows / columns)).
+        momentum: of the Nesterov momentum.
+        weight_decay: decoupled, times lr.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[Tensor, tuple[int, ...]]],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ):
+        pairs = list(parameters)
+        self.parts = dict(pairs)
+        super().__init__([p for p, _ in pairs], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Apply one update from the gradients."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
+                sizes = self.parts[parameter]
+                for piece, part in zip(parameter.split(sizes), update.split(sizes), strict=True):
+                    by_shape[piece.shape].append((piece, part))
+            for shape, pairs in by_shape.items():
+                updates = orthogonalise(torch.stack([update for _, update in pairs]))
+                size = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+                for (piece, _), update in zip(pairs, updates, strict=True):
+                    piece.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
+
+
+class Optimizers:
+    """The optimisers of one model, stepped together; state is named by parameter, so that it can be saved.
+
+    Matrices decay, norms and biases do not. With Muon, the matrices inside the blocks are its; embeddings, the head
+    and everything one-dimensional are AdamW's.
+    """
+
+    def __init__(self, model: GPT, config: OptimConfig):
+        named = dict(model.named_parameters())
+        muon = config.optimizer == "muon"
+        hidden = {name for name, p in named.items() if muon and name.startswith("blocks.") and p.dim() == 2}
+        matrices = [p for name, p in named.items() if p.dim() >= 2 and name not in hidden]
+        vectors = [p for p in named.values() if p.dim() < 2]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        betas = (config.beta1, config.beta2)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+        ]
+        if hidden:
+            pairs = [(named[name], self._parts(name, named[name], model)) for name in named if name in hidden]
+            self.optimizers.append(Muon(pairs, config.muon_learning_rate, config.momentum, config.weight_decay))
+        self.named = named
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+    @staticmethod
+    def _parts(name: str, parameter: Tensor, model: GPT) -> tuple[int, ...]:
+        if not name.endswith("attention.qkv.weight"):
+            return (parameter.size(0),)
+        c = model.config
+        return (c.n_head * c.head_dim, c.n_kv_head * c.head_dim, c.n_kv_head * c.head_dim)
+
+    def step(self, scale: float) -> None:
+        """Update the weights, at this share of the peak learning rates."""
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * scale
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All state, flat: ``{"blocks.0.mlp.up.weight/momentum": tensor, ...}``."""
+        names: dict[Any, str] = {parameter: name for name, parameter in self.named.items()}
+        return {
+            f"{names[parameter]}/{key}": value
+            for optimizer in self.optimizers
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state_tensors` gave."""
+        states: dict[str, dict[str, Any]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            parameter, _, key = name.rpartition("/")
+            # AdamW counts its steps in a CPU scalar unless fused on a GPU; everything else lives with its weights.
+            states[parameter][key] = tensor.to(self.named[parameter].device)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    name = next(name for name, p in self.named.items() if p is parameter)
+                    if name in states:
+                        optimizer.state[parameter] = states[name]
