@@ -1,0 +1,24 @@
+"""glassgpt: a GPT you can see through, from a text file to a model of your own.
+
+Importing this package is quick; torch is imported when a name that needs it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from glassgpt import presets
+    from glassgpt.api import generate, load, save, train
+
+__all__ = ["__version__", "generate", "load", "presets", "save", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "presets":
+        return importlib.import_module("glassgpt.presets")
+    if name in __all__:
+        return getattr(importlib.import_module("glassgpt.api"), name)
+    raise AttributeError(f"module 'glassgpt' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""``python -m glassgpt`` is ``glassgpt``."""
+
+from glassgpt.cli.main import main
+
+main()

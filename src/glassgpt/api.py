@@ -1,0 +1,185 @@
+"""The library's face: load, generate, train, save. Re-exported by ``import glassgpt``.
+
+The command line calls the same functions, so the same settings give the same results.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassgpt.config import Layer, RuntimeConfig, locate, parse_duration
+from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.inference.decode import complete
+from glassgpt.model import GPT
+from glassgpt.runtime import Runtime, resolve
+from glassgpt.sampling import SamplingConfig
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.training import setup
+from glassgpt.training.checkpoint import Run
+from glassgpt.training.loop import Result
+from glassgpt.training.metrics import Reporter
+from glassgpt.weights.folder import load_model, recover, save_model, write_folder
+
+#: Where runs live, unless told otherwise.
+RUNS = Path("runs")
+
+
+def load(source: str | Path, *, device: str = "auto", runs: Path = RUNS) -> tuple[GPT, Tokenizer]:
+    """Load a model and its tokenizer, ready to generate.
+
+    Args:
+        source: a run (by name or folder; its best checkpoint is taken), or any model folder.
+        device: as in RuntimeConfig.
+        runs: where to look for runs by name.
+
+    Raises:
+        CheckpointError: if there is no such thing, or it is damaged.
+    """
+    return load_model(find_checkpoint(source, runs), resolve(RuntimeConfig(device=device)).device)
+
+
+def find_run(source: str | Path, runs: Path = RUNS) -> Run:
+    """The run of that name or folder.
+
+    Raises:
+        CheckpointError: if there is none; the message names those there are.
+    """
+    for path in (Path(source), runs / source):
+        if (path / "run.toml").exists():
+            return Run(path)
+    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
+    raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {known}")
+
+
+def list_runs(runs: Path = RUNS) -> list[Run]:
+    """Every run, oldest first."""
+    found = [path.parent for path in runs.glob("*/run.toml")]
+    return [Run(path) for path in sorted(found, key=lambda path: path.stat().st_ctime_ns)]
+
+
+def find_checkpoint(source: str | Path, runs: Path = RUNS) -> Path:
+    """The model folder that a name or path means: itself, or the best checkpoint of a run.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = Path(source)
+    if (path / "config.json").exists():
+        return path
+    if path.name in ("best", "last"):
+        recover(path)  # a run that was killed between the two renames of a save
+        if (path / "config.json").exists():
+            return path
+    run = find_run(source, runs)
+    for folder in (run.best, run.last):
+        recover(folder)
+        if folder.exists():
+            return folder
+    raise CheckpointError(f"{run.path} has no checkpoint yet; go on with: glassgpt train --resume {run.path}")
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_new_tokens: int = 300,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> str:
+    """Continue a prompt; the continuation alone is returned.
+
+    Raises:
+        ConfigError: for sampling settings out of range.
+        TokenizerError: if the prompt has characters that the tokenizer does not know.
+    """
+    config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    model.eval()
+    return complete(model, tokenizer, [prompt], max_new_tokens, config, runtime_of(model), seed=seed)[0]
+
+
+def runtime_of(model: GPT) -> Runtime:
+    """The runtime of a model that is already on its device, computing in float32."""
+    device = next(model.parameters()).device
+    return Runtime(device, torch.float32, torch.get_num_threads(), compile=False, reason="where the model is")
+
+
+def save(model: GPT, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a model folder that `transformers` opens. An existing folder is replaced only if it holds a model.
+
+    Raises:
+        ConfigError: if no published family can express the model.
+        CheckpointError: if the folder exists and holds something else.
+    """
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()) and not (target / "config.json").exists():
+        raise CheckpointError(f"{target} exists and is no model folder; choose another name")
+    with write_folder(target) as temporary:
+        save_model(temporary, model, tokenizer)
+
+
+def train(
+    preset: str = setup.AUTO,
+    *,
+    data: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    runs: Path = RUNS,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train a model and return its run: ``.path .metrics .best .last``.
+
+    Args:
+        preset: a name from :mod:`glassgpt.presets`, or "auto" to fit the text, the machine and the time.
+        data: a text file, or a corpus by name.
+        overrides: configuration values by bare or dotted key, for example ``{"train.steps": 500}``.
+        name: of the run; the text's by default.
+        runs: folder to put it in.
+        reporter: told of progress; silent by default.
+
+    Raises:
+        GlassError: for anything that the caller can mend.
+    """
+    layer: dict[str, dict[str, Any]] = {}
+    problems = []
+    for key, value in (overrides or {}).items():
+        try:
+            section, field = locate(key)
+            layer.setdefault(section, {})[field] = value
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
+    if data is not None:
+        layer.setdefault("data", {})["source"] = str(data)
+    return train_new(preset, [layer], name=name, runs=runs, reporter=reporter).run
+
+
+def train_new(
+    preset: str,
+    layers: list[Layer],
+    *,
+    name: str | None = None,
+    runs: Path = RUNS,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Plan and train a new run. A run whose length was given as a time stops when that time is over."""
+    began = time.monotonic()
+    plan = setup.plan(preset, layers, reporter)
+    for note in plan.notes:
+        (reporter or Reporter()).note(note)
+    timed = all("steps" not in layer.get("train", {}) for layer in layers)
+    deadline = began + parse_duration(plan.config.train.time) if timed else None
+    return setup.start(plan, name or plan.stream.info.name, runs, reporter=reporter, deadline=deadline).train()
+
+
+def resume(
+    source: str | Path, changes: Layer | None = None, *, runs: Path = RUNS, reporter: Reporter | None = None
+) -> Result:
+    """Go on with a run that was interrupted; with ``{"train": {"steps": N}}``, go on for longer."""
+    return setup.resume(find_run(source, runs).path, changes, reporter=reporter).train()

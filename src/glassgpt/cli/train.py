@@ -1,0 +1,155 @@
+"""``glassgpt train`` and ``glassgpt quickstart``."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, print_json, split_arguments
+from glassgpt.config import Layer, describe_options
+from glassgpt.errors import AssetError, ConfigError
+
+if TYPE_CHECKING:
+    from glassgpt.training.loop import Result
+
+#: Time that quickstart gives its training: with the installation, well under six minutes.
+QUICKSTART_TIME = "2m"
+
+
+def _options_help() -> str:
+    rows = [(option.key, option.type, option.default, option.help) for option in describe_options()]
+    width = max(len(row[0]) for row in rows)
+    lines = [f"  {key:<{width}}  {help} [{kind}; default {default or '(empty)'}]" for key, kind, default, help in rows]
+    return "\b\nSettings, as key=value (a bare name is enough: n_layer=8):\n" + "\n".join(lines)
+
+
+OPTIONS_HELP = _options_help()
+
+
+def train(
+    arguments: list[str] = typer.Argument(
+        None, metavar="[TEXT] [FILE.toml] [preset=NAME] [key=value]...", help="What to train on, and how."
+    ),
+    resume: str = typer.Option(
+        "", "--resume", metavar="RUN", help="Go on with this run; settings may only prolong it."
+    ),
+    name: str = typer.Option("", "--name", help="Name of the run; by default the text's name."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing."),
+    runs: Path = RUNS_OPTION,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Train a model on a text.
+
+    With only a text, the size is chosen for the text and this machine, and training ends within 5 minutes
+    (time=30m for more). The run is kept in runs/NAME and never overwritten.
+    """
+    preset, source, layers = split_arguments(arguments or [])
+    if resume:
+        if source or preset or dry_run or name:
+            raise ConfigError(
+                "--resume RUN goes on with the run's own text, preset and name; give only key=value settings"
+            )
+        _resume(resume, layers, runs, json)
+    elif not source and all("source" not in layer.get("data", {}) for layer in layers):
+        raise ConfigError(
+            "what should be trained on? Give a text file or a corpus: `glassgpt train my.txt`, "
+            "`glassgpt train shakespeare`; or --resume RUN"
+        )
+    elif dry_run:
+        _dry_run(preset, layers, json)
+    else:
+        _train(preset, layers, name, runs, json)
+
+
+def quickstart(
+    settings: list[str] = typer.Argument(None, metavar="[key=value]...", help="Settings, as for train."),
+    runs: Path = RUNS_OPTION,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Train a small model on Shakespeare's plays for two minutes, and let it write."""
+    from glassgpt import assets
+    from glassgpt.cli.common import say
+
+    preset, source, layers = split_arguments(settings or [])
+    if source:
+        raise ConfigError(f"quickstart trains on its own corpus; for {source!r}: glassgpt train {source}")
+    corpus = "shakespeare"
+    try:
+        assets.path(corpus)
+    except AssetError as error:
+        say(f"note: {error}\nnote: training on Python's own source code instead, which is always there")
+        corpus = "python"
+    base: Layer = {"data": {"source": corpus}, "train": {"time": QUICKSTART_TIME}}
+    _train(preset, [base, *layers], "quickstart", runs, json)
+
+
+def _train(preset: str | None, layers: list[Layer], name: str, runs: Path, json: bool) -> None:
+    from glassgpt import api
+    from glassgpt.cli.display import make_reporter
+    from glassgpt.training.setup import AUTO
+
+    result = api.train_new(preset or AUTO, layers, name=name or None, runs=runs, reporter=make_reporter(quiet=json))
+    _close(result, json)
+
+
+def _resume(run: str, layers: list[Layer], runs: Path, json: bool) -> None:
+    from glassgpt import api
+    from glassgpt.cli.display import make_reporter
+
+    changes: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for section, values in layer.items():
+            changes.setdefault(section, {}).update(values)
+    _close(api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json)), json)
+
+
+def _dry_run(preset: str | None, layers: list[Layer], json: bool) -> None:
+    import tomli_w
+
+    from glassgpt.training.setup import AUTO, plan
+
+    resolved = plan(preset or AUTO, layers)
+    if json:
+        print_json({"config": resolved.config.to_dict(), "notes": list(resolved.notes)})
+        return
+    for note in resolved.notes:
+        print(f"# {note}")
+    print(tomli_w.dumps(resolved.config.to_dict()), end="")
+
+
+def _close(result: "Result", json: bool) -> None:
+    """Say how it ended, show a sample, and name the next commands. An interrupted run exits as its signal says."""
+    from glassgpt import api
+
+    path = result.run.path
+    if result.interrupted_by is not None:
+        print(
+            f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.", file=sys.stderr
+        )
+        print(f"Go on with:  glassgpt train --resume {path}", file=sys.stderr)
+        raise typer.Exit(128 + result.interrupted_by)
+    assert result.final is not None
+    model, tokenizer = api.load(result.run.best)
+    text = api.generate(model, tokenizer, max_new_tokens=400)
+    if json:
+        values = {"loss": result.final.loss, "stderr": result.final.stderr, "bits_per_byte": result.bits_per_byte}
+        ending = {"run": str(path), "reason": result.reason, "step": result.step, "validation": values, "sample": text}
+        print_json(ending)
+        return
+    reasons = {
+        "finished": f"finished {result.step:,} steps",
+        "patience": f"stopped at step {result.step:,}: the validation loss no longer improves",
+        "time": f"stopped at step {result.step:,}: the time is over (go on with: glassgpt train --resume {path})",
+    }
+    print(f"\n{reasons[result.reason]}")
+    print(
+        f"validation loss {result.final.loss:.4f} ± {result.final.stderr:.4f} nats per token over the whole split "
+        f"({result.final.tokens:,} tokens), {result.bits_per_byte:.4f} bits per byte"
+    )
+    print(f"\n--- what {path / 'best'} writes ---\n{text.strip()}\n---\n")
+    print("Next:")
+    print(f'  glassgpt sample {path} --prompt "..."      let it continue a text')
+    print(f"  glassgpt sample {path} --explain           see every choice it makes")
+    print(f"  glassgpt plot {path}                       draw its curve")
+    print("  glassgpt train my.txt                      train on a text of your own")

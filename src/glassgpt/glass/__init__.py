@@ -1,0 +1,1 @@
+"""Seeing inside: what a model and a run look like."""

@@ -1,0 +1,57 @@
+"""Training and validation curves, with the losses to hold them against."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glassgpt.errors import CheckpointError, MissingExtraError
+from glassgpt.training.checkpoint import Run
+
+_FLOOR_NAMES = {"uniform": "ln V", "unigram": "unigram entropy", "bigram": "bigram entropy"}
+
+
+def draw_curves(runs: Sequence[Run], target: Path) -> None:
+    """Draw the curves of runs on one figure and write it as PNG. Floors are those of the first run's text.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+        CheckpointError: if a run has nothing to draw yet, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "plot", "drawing") from None
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, run in enumerate(runs):
+        _draw_run(axes, run, f"C{number}")
+    floors = next((row for row in runs[0].metrics if "floor/uniform" in row), {})
+    for name, label in _FLOOR_NAMES.items():
+        if f"floor/{name}" in floors:
+            value = floors[f"floor/{name}"]
+            axes.axhline(value, color="0.6", linewidth=0.8, linestyle="--")
+            place: Any = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate(f"{label} {value:.3f}", xytext=(-4, 3), ha="right", fontsize=8, color="0.4", **place)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.2)
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), fontsize=9)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target, dpi=120, format="png")
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror}") from None
+
+
+def _draw_run(axes: Any, run: Run, color: str) -> None:
+    rows = run.metrics
+    training = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    validation = [(row["step"], row["val/loss"]) for row in rows if "val/loss" in row]
+    if not training and not validation:
+        raise CheckpointError(f"{run.path} has no metrics to draw yet")
+    if training:
+        axes.plot(*zip(*training, strict=True), color=color, alpha=0.35, linewidth=1, label=f"{run.name}, training")
+    if validation:
+        best = min(loss for _, loss in validation)
+        label = f"{run.name}, validation (best {best:.4f})"
+        axes.plot(*zip(*validation, strict=True), color=color, marker="o", markersize=3, linewidth=1.8, label=label)
