@@ -1,0 +1,64 @@
+"""Shared fixtures. Tests touch no network, no cache but their own, and no file outside their temporary folder."""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Every test, and every process it starts, uses one cache of this session and stays offline."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLASSGPT_CACHE", str(folder))
+        patch.setenv("GLASSGPT_OFFLINE", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("NO_COLOR", "1")
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def prose() -> str:
+    """Some 20 KB of word-like text with line ends, punctuation and a few letters beyond ASCII; always the same."""
+    generator = random.Random(7)
+    words = ["".join(generator.choices("etaoinshrdlcumwfgy", k=generator.randint(1, 8))) for _ in range(300)]
+    words += ["é", "naïve", "—", "I", "O,", "King"]
+    lines = [
+        " ".join(generator.choices(words, k=generator.randint(3, 9))) + generator.choice(".,;:!?") for _ in range(550)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def text_file(tmp_path: Path, prose: str) -> Path:
+    """That text in a file."""
+    path = tmp_path / "prose.txt"
+    path.write_text(prose, encoding="utf-8")
+    return path
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Run the command line in this process, in a folder of its own: ``cli("train", "x.txt") -> (code, out, err)``."""
+    from glassgpt.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["glassgpt", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
