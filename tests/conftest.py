@@ -17,6 +17,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("GLASSGPT_OFFLINE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("NO_COLOR", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")  # models this small are slower with two threads than with one
+        import torch
+
+        torch.set_num_threads(1)
         yield folder
 
 

@@ -175,7 +175,7 @@ def train_new(
         (reporter or Reporter()).note(note)
     timed = all("steps" not in layer.get("train", {}) for layer in layers)
     deadline = began + parse_duration(plan.config.train.time) if timed else None
-    return setup.start(plan, name or plan.stream.info.name, runs, reporter=reporter, deadline=deadline).train()
+    return setup.start(plan, name or plan.name, runs, reporter=reporter, deadline=deadline).train()
 
 
 def resume(

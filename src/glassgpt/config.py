@@ -11,7 +11,7 @@ import math
 import re
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,9 +21,42 @@ import tomli_w
 from glassgpt.errors import ConfigError
 
 
-def option(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:
-    """A dataclass field with its help text and inclusive bounds."""
-    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most})
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    check: Callable[[Any], object] | None = None,
+) -> Any:
+    """A dataclass field with its help text, inclusive bounds, and a check that raises ValueError for a bad value."""
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most, "check": check})
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as ``90s``, ``5m``, ``1h30m`` or ``90`` (seconds).
+
+    Raises:
+        ValueError: if the text is no such duration, or is zero.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 5m or 1h30m")
+    return total
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is not valid Unicode; rename the file") from None
+
+
+def _check_device(name: str) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps")
 
 
 @dataclass(frozen=True)
@@ -113,7 +146,9 @@ class DataConfig(Section):
 
     section = "data"
 
-    source: str = option("shakespeare", "a text file, or the name of a corpus (`glassgpt data list`)")
+    source: str = option(
+        "shakespeare", "a text file, or the name of a corpus (`glassgpt data list`)", check=_check_unicode
+    )
     tokenizer: Literal["char"] = option("char", "tokenizer")
     val_fraction: float = option(0.1, "share of the text, at its end, kept for validation", least=0.001, most=0.5)
     max_val_tokens: int = option(1_000_000, "validation tokens at most; the rest of a long text trains", least=2)
@@ -126,14 +161,14 @@ class TrainConfig(Section):
     section = "train"
 
     steps: int = option(0, "optimiser steps; 0: as many as fit in `time`", least=0)
-    time: str = option("5m", "time budget when steps=0, for example 90s, 5m, 1h30m")
+    time: str = option("5m", "time budget when steps=0, for example 90s, 5m, 1h30m", check=parse_duration)
     batch_size: int = option(16, "sequences per optimiser step, over all micro-batches", least=1)
     micro_batch_size: int = option(0, "sequences per forward pass; 0: batch_size", least=0)
     seed: int = option(1337, "seed of the initial weights, the order of the data, and dropout", least=0)
     grad_clip: float = option(1.0, "largest global gradient norm; 0: no clipping", least=0)
-    eval_interval: int = option(0, "steps between validations; 0: derived, about 12 in a run", least=0)
+    eval_interval: int = option(0, "steps between validations; 0: derived, about 10 in a run", least=0)
     eval_tokens: int = option(
-        100_000, "tokens of the fixed validation subset used during training", least=1, most=100_000
+        0, "tokens of the fixed validation subset; 0: 100,000, or less in a short run", least=0, most=100_000
     )
     patience: int = option(0, "stop after this many validations without a better loss; 0: never", least=0)
     save_interval: int = option(0, "steps between checkpoints; 0: eval_interval", least=0)
@@ -143,14 +178,6 @@ class TrainConfig(Section):
     sample_tokens: int = option(160, "tokens in a sample shown during training; 0: no samples", least=0)
     max_nonfinite: int = option(5, "stop after this many non-finite gradients in a row", least=1)
     format: Literal["hf", "native"] = option("hf", "hf: checkpoints open in transformers; native: any ModelConfig")
-
-    def _joint_problems(self) -> list[str]:
-        problems = []
-        try:
-            parse_duration(self.time)
-        except ValueError as error:
-            problems.append(f"train.time: {error}")
-        return problems
 
 
 @dataclass(frozen=True)
@@ -163,7 +190,7 @@ class OptimConfig(Section):
         "muon", "muon: Muon for the hidden matrices, AdamW for the rest; adamw: AdamW for all"
     )
     learning_rate: float = option(5e-3, "peak learning rate of AdamW", least=0)
-    muon_learning_rate: float = option(0.02, "peak learning rate of Muon", least=0)
+    muon_learning_rate: float = option(0.015, "peak learning rate of Muon", least=0)
     weight_decay: float = option(0.1, "decoupled weight decay of matrices (never of norms and biases)", least=0)
     beta1: float = option(0.9, "AdamW's first moment decay", least=0, most=0.9999)
     beta2: float = option(0.99, "AdamW's second moment decay", least=0, most=0.99999)
@@ -178,15 +205,10 @@ class RuntimeConfig(Section):
 
     section = "runtime"
 
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", check=_check_device)
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; weights stay float32")
     compile: bool = option(False, "compile the blocks with torch.compile")
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", least=0)
-
-    def _joint_problems(self) -> list[str]:
-        if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            return []
-        return [f"runtime.device: {self.device!r} is none of auto, cpu, cuda, cuda:N, mps"]
 
 
 @dataclass(frozen=True)
@@ -215,6 +237,25 @@ SECTIONS: dict[str, type[Section]] = {
 }
 #: The section of every key; names are unique over all sections, so a bare name is enough on a command line.
 SECTION_OF: dict[str, str] = {field.name: name for name, part in SECTIONS.items() for field in dataclasses.fields(part)}
+#: What other projects call our keys; only ever suggested, never accepted.
+KNOWN_ELSEWHERE_AS: dict[str, str] = {
+    "lr": "learning_rate",
+    "max_lr": "learning_rate",
+    "max_iters": "steps",
+    "max_steps": "steps",
+    "iters": "steps",
+    "batch": "batch_size",
+    "bias": "qkv_bias",
+    "context": "block_size",
+    "context_length": "block_size",
+    "depth": "n_layer",
+    "num_layers": "n_layer",
+    "heads": "n_head",
+    "width": "n_embd",
+    "hidden_size": "n_embd",
+    "wd": "weight_decay",
+    "budget": "time",
+}
 Layer = Mapping[str, Mapping[str, Any]]
 
 
@@ -237,20 +278,6 @@ def describe_options() -> Iterator[OptionHelp]:
             shown = " | ".join(choices) if choices else kind.__name__
             default = str(field.default).lower() if kind is bool else str(field.default)
             yield OptionHelp(f"{name}.{field.name}", shown, default, field.metadata["help"])
-
-
-def parse_duration(text: str) -> float:
-    """Seconds in a duration such as ``90s``, ``5m``, ``1h30m`` or ``90`` (seconds).
-
-    Raises:
-        ValueError: if the text is no such duration, or is zero.
-    """
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    total = 3600 * hours + 60 * minutes + seconds
-    if total <= 0:
-        raise ValueError(f"{text!r} is not a duration; write 90s, 5m or 1h30m")
-    return total
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -287,6 +314,7 @@ def locate(key: str) -> tuple[str, str]:
     if section and key in (name, f"{section}.{name}"):
         return section, name
     near = [name] if section else difflib.get_close_matches(name, SECTION_OF, n=2, cutoff=0.6)
+    near = [KNOWN_ELSEWHERE_AS[name]] if name in KNOWN_ELSEWHERE_AS else near
     suggestions = " or ".join(f"{SECTION_OF[field]}.{field}" for field in near)
     hint = f"did you mean {suggestions}?" if near else "`glassgpt train --help` lists every key"
     raise ValueError(f"unknown key {key!r}; {hint}")
@@ -305,6 +333,8 @@ def read_toml(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
     preset = content.pop("preset", None)
     content.pop("provenance", None)
     problems = []
+    if preset is not None and not isinstance(preset, str):
+        problems.append(f"{path}: preset: expected a name, got {preset!r}")
     for section, values in content.items():
         if section not in SECTIONS or not isinstance(values, dict):
             near = difflib.get_close_matches(section, SECTIONS, n=1)
@@ -367,7 +397,9 @@ def _parse_value(section: str, name: str, text: str) -> Any:
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         if kind is int:
-            number = float(text.replace("_", ""))  # 1e6 and 1_000_000 are whole numbers too
+            if re.fullmatch(r"[+-]?[\d_]+", text):
+                return int(text)
+            number = float(text)  # 1e6 is a whole number too
             if number != int(number):
                 raise ValueError
             return int(number)
@@ -395,10 +427,17 @@ def _field_problems(part: Section) -> list[str]:
             problems.append(f"{where}: expected {kind.__name__}, got {value!r}")
             continue
         least, most = field.metadata["least"], field.metadata["most"]
-        if kind in (int, float) and not math.isfinite(value):
+        if isinstance(value, int) and abs(value) >= 2**63:
+            problems.append(f"{where}: a number of {len(str(abs(value)))} digits does not fit into 64 bits")
+        elif kind in (int, float) and not math.isfinite(value):
             problems.append(f"{where}: {value} is not a finite number")
         elif least is not None and value < least:
             problems.append(f"{where}: {value} is too small; the least is {least:g}")
         elif most is not None and value > most:
             problems.append(f"{where}: {value} is too large; the most is {most:g}")
+        elif field.metadata["check"] is not None:
+            try:
+                field.metadata["check"](value)
+            except ValueError as error:
+                problems.append(f"{where}: {error}")
     return problems

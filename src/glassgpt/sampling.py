@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.errors import ConfigError
+from glassgpt.runtime import derive_seed
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,11 @@ class SamplingConfig:
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divide logits ``[B, V]`` by the temperature, which must be above zero."""
-    return logits / temperature
+    """Divide logits ``[B, V]`` by the temperature, which must be above zero, after shifting their maximum to 0.
+
+    The shift changes no probability, and keeps a tiny temperature from overflowing.
+    """
+    return (logits - logits.max(dim=-1, keepdim=True).values) / temperature
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -103,10 +107,7 @@ class UniformStreams:
     """
 
     def __init__(self, seed: int, rows: int):
-        # The generator mixes its seed poorly for neighbours, so rows are spread by a large odd factor.
-        self.generators = [
-            torch.Generator().manual_seed((seed + row * 0x9E3779B97F4A7C15) % 2**63) for row in range(rows)
-        ]
+        self.generators = [torch.Generator().manual_seed(derive_seed(seed, "draws", row)) for row in range(rows)]
 
     def next(self) -> Tensor:
         """The next number in [0, 1) of every row: ``[rows]``, float64."""

@@ -52,7 +52,7 @@ def trace_shapes(model: GPT, idx: Tensor) -> list[Shape]:
         block.register_forward_hook(watch("block output", "[B, T, C]")),
         model.head.register_forward_hook(watch("logits", "[B, T, V]")),
     ]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
             model.eval()(idx)
@@ -60,5 +60,6 @@ def trace_shapes(model: GPT, idx: Tensor) -> list[Shape]:
         for hook in hooks:
             hook.remove()
         attention.attend = fused
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     return seen

@@ -44,7 +44,7 @@ def fetch(name: str = typer.Argument(..., help="A name from `glassgpt data list`
 
 @app.command()
 def show(
-    arguments: list[str] = typer.Argument(None, metavar="[TEXT] [key=value]...", help="As for train."),
+    arguments: list[str] = typer.Argument(None, metavar="TEXT | key=value", help="As for train."),
     batch: int = typer.Option(0, "--batch", min=0, help="Which batch."),
     rows: int = typer.Option(2, "--rows", min=1, help="Rows of it to show."),
     json: bool = JSON_OPTION,

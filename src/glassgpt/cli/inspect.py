@@ -81,7 +81,7 @@ def show(run: str = typer.Argument(..., metavar="RUN"), folder: Path = RUNS_OPTI
 
 @runs.command()
 def compare(
-    names: list[str] = typer.Argument(..., metavar="RUN RUN..."), folder: Path = RUNS_OPTION, json: bool = JSON_OPTION
+    names: list[str] = typer.Argument(..., metavar="RUN"), folder: Path = RUNS_OPTION, json: bool = JSON_OPTION
 ) -> None:
     """Compare runs: their losses, and the settings in which they differ."""
     from glassgpt import api
@@ -101,7 +101,7 @@ def compare(
 
 
 def plot(
-    names: list[str] = typer.Argument(..., metavar="RUN...", help="Runs to draw, on one figure."),
+    names: list[str] = typer.Argument(..., metavar="RUN", help="Runs to draw, on one figure."),
     out: Path = typer.Option(None, "--out", "-o", help="PNG to write; by default curve.png in the first run."),
     folder: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,

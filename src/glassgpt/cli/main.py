@@ -43,7 +43,7 @@ def _options(
 def main() -> None:
     """Run the command line. A user's mistake prints one message and exits with 2."""
     try:
-        app()
+        app(prog_name="glassgpt")
     except GlassError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

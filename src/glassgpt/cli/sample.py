@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def sample(
-    run: str = typer.Argument("", metavar="[RUN]", help="A run or a model folder; by default the newest run."),
+    run: str = typer.Argument("", metavar="RUN", help="A run or a model folder; by default the newest run."),
     prompt: str = typer.Option("", "--prompt", "-p", help="Text to continue; - reads standard input."),
     prompt_file: Path = typer.Option(None, "--prompt-file", help="File with the text to continue."),
     max_new_tokens: int = typer.Option(300, "--max-new-tokens", "-n", min=1, help="Tokens to generate."),
@@ -99,8 +99,10 @@ class Printer:
                     texts[row] += piece
                     if self.live and not self.explain:
                         print(piece, end="", flush=True)
+        rests = [stream.finish() for stream in streams]
+        texts = [text + rest for text, rest in zip(texts, rests, strict=True)]
         if self.live:
-            print(f"\n{self.prompt}{texts[0]}" if self.explain else "")
+            print(f"\n{self.prompt}{texts[0]}" if self.explain else rests[0])
         self.extras = [{"tokens": row} | ({"steps": explained} if self.explain else {}) for row in tokens]
         return texts
 

@@ -29,7 +29,7 @@ OPTIONS_HELP = _options_help()
 
 def train(
     arguments: list[str] = typer.Argument(
-        None, metavar="[TEXT] [FILE.toml] [preset=NAME] [key=value]...", help="What to train on, and how."
+        None, metavar="TEXT | FILE.toml | preset=NAME | key=value", help="What to train on, and how."
     ),
     resume: str = typer.Option(
         "", "--resume", metavar="RUN", help="Go on with this run; settings may only prolong it."
@@ -63,7 +63,7 @@ def train(
 
 
 def quickstart(
-    settings: list[str] = typer.Argument(None, metavar="[key=value]...", help="Settings, as for train."),
+    settings: list[str] = typer.Argument(None, metavar="key=value", help="Settings, as for train."),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:

@@ -25,7 +25,11 @@ def read(source: str) -> Text:
     Raises:
         DataError: if there is no such file or corpus, it is not UTF-8 text, or it is empty.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"there is no file {source[:80]!r}, nor can there be: {error}") from None
     if not path.exists() and source in assets.names("corpus"):
         return Text(source, source, _decode(assets.path(source)))
     if path.is_dir():
@@ -44,7 +48,7 @@ def _decode(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8").removeprefix("\ufeff")  # the byte order mark is not text
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(

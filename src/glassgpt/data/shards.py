@@ -28,15 +28,13 @@ class StreamInfo:
     """What ``stream.json`` says."""
 
     format_version: int
-    source: str
-    name: str
     text_sha256: str
     tokenizer: str
     vocab_size: int
     dtype: str
     tokens: dict[str, int]  # per split
     bytes: dict[str, int]  # UTF-8 bytes of text, per split
-    sha256: dict[str, str]  # of the .bin file, per split
+    sha256: dict[str, str]  # of every other file of the folder
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class TokenStream:
         return load(self.folder)
 
     def _open(self, split: str) -> np.ndarray:
-        if self.info.tokens[split] == 0:
+        if (self.folder / f"{split}.bin").stat().st_size == 0:
             return np.zeros(0, dtype=self.info.dtype)  # an empty file cannot be mapped
         return np.memmap(self.folder / f"{split}.bin", dtype=self.info.dtype, mode="r")
 
@@ -74,58 +72,66 @@ def prepare(text: Text, val_fraction: float, max_val_tokens: int) -> TokenStream
     validates.
     """
     digest = hashlib.sha256(text.content.encode("utf-8")).hexdigest()
-    found = find_prepared(digest, val_fraction, max_val_tokens)
-    if found is not None:
-        return found
     folder = _folder(digest, val_fraction, max_val_tokens)
-    tokenizer = CharTokenizer.train(text.content)
-    cut = len(text.content) - min(round(len(text.content) * val_fraction), max_val_tokens)
+    for _ in range(10):  # another process may be preparing the same text, or mending the same damage
+        found = find_prepared(digest, val_fraction, max_val_tokens)
+        if found is not None:
+            return found
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary = _write_stream(text.content, digest, val_fraction, max_val_tokens, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+    raise DataError(f"the token stream in {folder} cannot be written; is something else changing that folder?")
+
+
+def _write_stream(content: str, digest: str, val_fraction: float, max_val_tokens: int, folder: Path) -> Path:
+    """Write a stream into a temporary folder beside its place."""
+    tokenizer = CharTokenizer.train(content)
+    cut = len(content) - min(round(len(content) * val_fraction), max_val_tokens)
     dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-    parts = {"train": text.content[:cut], "val": text.content[cut:]}
-    encoded = {split: tokenizer.encode_array(part).astype(dtype).tobytes() for split, part in parts.items()}
+    parts = {"train": content[:cut], "val": content[cut:]}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".tmp", dir=folder.parent))
+    except OSError as error:
+        raise DataError(
+            f"the cache {folder.parent} cannot be written: {error.strerror}; set GLASSGPT_CACHE to a folder that can"
+        ) from None
+    for split, part in parts.items():
+        (temporary / f"{split}.bin").write_bytes(tokenizer.encode_array(part).astype(dtype).tobytes())
+    save(tokenizer, temporary, block_size=2**31 - 1)
     info = StreamInfo(
         format_version=FORMAT_VERSION,
-        source=text.source,
-        name=text.name,
         text_sha256=digest,
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         dtype=dtype,
         tokens={split: len(part) for split, part in parts.items()},
         bytes={split: len(part.encode("utf-8")) for split, part in parts.items()},
-        sha256={split: hashlib.sha256(content).hexdigest() for split, content in encoded.items()},
+        sha256={file.name: _sha256(file) for file in sorted(temporary.iterdir())},
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".tmp", dir=folder.parent))
-    for split, content in encoded.items():
-        (temporary / f"{split}.bin").write_bytes(content)
-    save(tokenizer, temporary, block_size=2**31 - 1)
     (temporary / "stream.json").write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        os.replace(temporary, folder)
-    except OSError:  # another process has just prepared the same text
-        shutil.rmtree(temporary, ignore_errors=True)
-    return open_stream(folder)
+    return temporary
 
 
 def find_prepared(text_sha256: str, val_fraction: float, max_val_tokens: int) -> TokenStream | None:
     """The stream in the cache for a text of that SHA-256, or None if there is none or it is damaged."""
     try:
-        return open_stream(_folder(text_sha256, val_fraction, max_val_tokens))
+        stream = open_stream(_folder(text_sha256, val_fraction, max_val_tokens))
     except DataError:
         return None
+    return stream if stream.info.text_sha256 == text_sha256 else None
 
 
 def _folder(text_sha256: str, val_fraction: float, max_val_tokens: int) -> Path:
-    key = hashlib.sha256(f"{FORMAT_VERSION} char {val_fraction!r} {max_val_tokens} {text_sha256}".encode()).hexdigest()[
-        :16
-    ]
-    return assets.cache_dir() / "streams" / key
+    description = f"{FORMAT_VERSION} char {val_fraction!r} {max_val_tokens} {text_sha256}"
+    return assets.cache_dir() / "streams" / hashlib.sha256(description.encode()).hexdigest()[:16]
 
 
 def open_stream(folder: Path) -> TokenStream:
-    """Open a prepared stream, checking its size and checksums.
+    """Open a prepared stream, checking that its files are what its description says.
 
     Raises:
         DataError: if it is not there, was cut short or changed, or holds an id beyond its vocabulary.
@@ -133,24 +139,44 @@ def open_stream(folder: Path) -> TokenStream:
     path = folder / "stream.json"
     try:
         info = StreamInfo(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{folder} holds no token stream: {error}") from None
-    if info.format_version != FORMAT_VERSION:
-        raise DataError(f"{path} has format version {info.format_version}; this version reads {FORMAT_VERSION}")
-    for split, expected in info.sha256.items():
-        file = folder / f"{split}.bin"
+        if info.format_version != FORMAT_VERSION:
+            raise DataError(f"{path} has format version {info.format_version}; this version reads {FORMAT_VERSION}")
+        _check_description(info)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise DataError(f"{folder} holds no token stream that can be read: {error}") from None
+    for name, expected in info.sha256.items():
+        file = folder / name
         found = _sha256(file) if file.exists() else "no file"
         if found != expected:
             raise DataError(f"{file} is not what stream.json describes: SHA-256 {expected} expected, found {found}")
     stream = TokenStream(folder, info)
     for split, ids in (("train", stream.train), ("val", stream.val)):
+        if len(ids) != info.tokens[split]:
+            raise DataError(f"{folder / split}.bin has {len(ids)} tokens; stream.json says {info.tokens[split]}")
         if ids.size and int(ids.max()) >= info.vocab_size:
             place = int(np.argmax(ids >= info.vocab_size))
             raise DataError(
                 f"{folder / split}.bin: id {int(ids[place])} at token {place} is beyond the vocabulary of "
                 f"{info.vocab_size}"
             )
+    if stream.tokenizer.vocab_size != info.vocab_size:
+        raise DataError(f"{path}: vocab_size {info.vocab_size}, and {stream.tokenizer.vocab_size} in tokenizer.json")
     return stream
+
+
+def _check_description(info: StreamInfo) -> None:
+    """Refuse a stream.json that was written by hand or damaged (a ValueError that says where)."""
+    if info.dtype not in ("<u2", "<u4"):
+        raise ValueError(f"dtype {info.dtype!r}")
+    if set(info.sha256) != {"train.bin", "val.bin", "tokenizer.json", "tokenizer_config.json"}:
+        raise ValueError("sha256 does not list the files of a stream")
+    for name, counts in (
+        ("tokens", info.tokens),
+        ("bytes", info.bytes),
+        ("vocab_size", {"train": info.vocab_size, "val": 1}),
+    ):
+        if set(counts) != {"train", "val"} or any(type(n) is not int or n < 0 for n in counts.values()):
+            raise ValueError(f"{name} is {counts!r}")
 
 
 def _sha256(path: Path) -> str:

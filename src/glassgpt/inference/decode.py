@@ -111,6 +111,12 @@ class TextStream:
         self._pending.clear()
         return text
 
+    def finish(self) -> str:
+        """What is still held back when no more tokens come, as it is."""
+        text = self.tokenizer.decode(self._pending)
+        self._pending.clear()
+        return text
+
 
 def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Ids to generate from: the prompt's, or for an empty prompt a line end (else the first token there is).

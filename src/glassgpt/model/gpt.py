@@ -31,7 +31,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., size] -> [..., size]``."""
         if self.kind == "rmsnorm":
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -186,9 +186,10 @@ class GPT(nn.Module):
             ValueError: if the tokens do not fit the context.
         """
         T = idx.size(1)
+        end = T + (cache.longest if cache is not None else 0)
+        if positions is None and end > self.config.block_size:
+            raise ValueError(f"{end} tokens do not fit the model's context of {self.config.block_size}")
         slots = cache.next_slots(T) if cache is not None else None  # [T] or [B, T]
-        if positions is None and slots is None and self.config.block_size < T:
-            raise ValueError(f"{T} tokens do not fit the model's context of {self.config.block_size}")
         where = positions if positions is not None else slots  # None: 0..T-1
         mask = cache.mask(slots) if cache is not None and slots is not None else None
         if document_ids is not None:

@@ -53,7 +53,13 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The characters of these ids, joined."""
+        """The characters of these ids, joined.
+
+        Raises:
+            TokenizerError: for an id beyond the vocabulary.
+        """
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise TokenizerError(f"ids are from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}")
         return "".join(self.alphabet[i] for i in ids)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,16 +97,19 @@ class CharTokenizer:
         if not isinstance(model, dict) or kind != "WordLevel":
             raise TokenizerError(f"{path} holds a {kind} tokenizer; this version reads character tokenizers")
         vocab = model.get("vocab")
-        if (
-            not isinstance(vocab, dict)
-            or not vocab
-            or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str)
-        ):
+        vocab = vocab if isinstance(vocab, dict) else {}
+        ids = list(vocab.values())
+        if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
             raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
         alphabet = sorted(vocab, key=lambda token: vocab[token])
         if any(len(character) != 1 for character in alphabet):
             raise TokenizerError(f"{path} holds whole words; this version reads character tokenizers")
-        return cls(alphabet)
+        tokenizer = cls(alphabet)
+        ours = tokenizer.to_json()
+        for key in ("added_tokens", "normalizer", "pre_tokenizer", "decoder"):  # they change the ids or the text
+            if content.get(key) != ours[key]:
+                raise TokenizerError(f"{path} is no plain character tokenizer: its {key} is {content.get(key)!r}")
+        return tokenizer
 
     def special_tokens(self) -> dict[str, str]:
         """None."""

@@ -87,7 +87,7 @@ class Trainer:
         self.native = train.format == "native"
         self.tokens_per_byte = stream.info.tokens["val"] / stream.info.bytes["val"]
         self.began = time.monotonic()
-        self.seconds_in_steps, self.steps_timed = 0.0, 0
+        self.loop_began, self.steps_timed = self.began, 0
         state.micro_batch_size = state.micro_batch_size or train.micro_batch_size or train.batch_size
 
     def train(self) -> Result:
@@ -105,7 +105,7 @@ class Trainer:
         state, train = self.state, self.config.train
         with guard.Interrupts() as interrupts:
             self._begin()
-            reason = "finished"
+            self.loop_began, reason = time.monotonic(), "finished"
             while state.step < train.steps:
                 self._step()
                 done = state.step == train.steps
@@ -168,7 +168,7 @@ class Trainer:
         self.optimizers.zero_grad()
         state.step += 1
         seconds = time.perf_counter() - began
-        self.seconds_in_steps, self.steps_timed = self.seconds_in_steps + seconds, self.steps_timed + 1
+        self.steps_timed += 1
         lr, speed = optim.learning_rate * scale, train.batch_size * self.batches.block_size / seconds
         if state.step % train.log_interval == 0 or state.step == train.steps:
             values = {
@@ -178,7 +178,7 @@ class Trainer:
                 "perf/tok_per_s": round(speed),
             }
             self.metrics.append(state.step, values | self._clock())
-        left = (train.steps - state.step) * (time.monotonic() - self.began) / self.steps_timed
+        left = (train.steps - state.step) * (time.monotonic() - self.loop_began) / self.steps_timed
         self.reporter.stepped(StepEvent(state.step, train.steps, loss, lr, grad_norm, speed, left))
 
     def _gradients(self) -> tuple[float, float]:

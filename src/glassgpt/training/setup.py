@@ -29,6 +29,7 @@ class Plan:
     """What a run is going to be, before anything is written: all numbers resolved."""
 
     config: RunConfig
+    name: str
     stream: TokenStream
     runtime: Runtime
     notes: tuple[str, ...]
@@ -41,15 +42,20 @@ def plan(preset: str, layers: Sequence[Layer], reporter: Reporter | None = None)
         ConfigError: with every problem of the configuration.
         DataError: if the text cannot be used.
     """
-    reporter = reporter or Reporter()
-    base: Layer = {} if preset == AUTO else presets.get(preset).layer
+    reporter, began = reporter or Reporter(), time.monotonic()
+    base: Layer = budget.smallest_size(layers) if preset == AUTO else presets.get(preset).layer
     config = build(preset, [base, *layers])
     if config.train.format == "hf":
         family_of(config.model)
     runtime = resolve(config.runtime)
-    stream = data.prepare(data.read(config.data.source), *_split(config))
+    text = data.read(config.data.source)
+    stream = data.prepare(text, *_split(config))
     _require_enough(stream)
     asked = {key for layer in layers for key in layer.get("model", {})}
+    if "block_size" in asked:
+        data.Batches(
+            stream.train, config.model.block_size, config.train.batch_size, config.train.seed
+        )  # or a DataError
     vocab_size = stream.info.vocab_size
     if "vocab_size" in asked and config.model.vocab_size < vocab_size:
         raise ConfigError(f"model.vocab_size: {config.model.vocab_size} is less than the {vocab_size} of the tokenizer")
@@ -64,13 +70,13 @@ def plan(preset: str, layers: Sequence[Layer], reporter: Reporter | None = None)
     base, note = _fit_context(base, asked, layers, stream)
     notes += note
     config = build(preset, [base, *layers])
-    data.Batches(stream.train, config.model.block_size, config.train.batch_size, config.train.seed)  # or a DataError
     if config.train.steps == 0:
         reporter.note("measuring the speed of this machine")
-        steps, why = budget.steps_within(config, stream, runtime, seconds)
-        config = config.replace("train", steps=steps)
+        values, why = budget.fit_steps(config, stream, runtime, seconds - (time.monotonic() - began))
+        config = config.replace("train", **values)
         notes.append(why)
-    return Plan(_with_intervals(config).replace("runtime", **runtime.resolved()), stream, runtime, tuple(notes))
+    config = _with_intervals(config).replace("runtime", **runtime.resolved()).replace("data", source=text.source)
+    return Plan(config, text.name, stream, runtime, tuple(notes))
 
 
 def start(
@@ -182,10 +188,11 @@ def _fit_context(base: Layer, asked: set[str], layers: Sequence[Layer], stream: 
 def _with_intervals(config: RunConfig) -> RunConfig:
     """Replace every derived interval (0) by its number."""
     train = config.train
-    eval_interval = train.eval_interval or max(1, train.steps // 12)
+    eval_interval = train.eval_interval or max(1, train.steps // (budget.VALIDATIONS - 1))
     config = config.replace(
         "train",
         eval_interval=eval_interval,
+        eval_tokens=train.eval_tokens or budget.MOST_VALIDATION_TOKENS,
         save_interval=train.save_interval or eval_interval,
         sample_interval=train.sample_interval or 2 * eval_interval,
         log_interval=train.log_interval or max(1, train.steps // 200),

@@ -74,10 +74,10 @@ def load_config(folder: Path) -> ModelConfig:
         CheckpointError: if there is none or it cannot be read.
     """
     content = read_json(folder / "config.json")
-    if content.get("model_type") != "glassgpt":
-        return mapping.from_hf_config(content)[0]
-    known = set(ModelConfig.__dataclass_fields__)
     try:
+        if content.get("model_type") != "glassgpt":
+            return mapping.from_hf_config(content)[0]
+        known = set(ModelConfig.__dataclass_fields__)
         return ModelConfig(**{key: value for key, value in content.items() if key in known})
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
@@ -192,7 +192,12 @@ def verify(folder: Path, names: list[str] | None = None) -> None:
     path = folder / CHECKSUMS
     if not path.exists():
         return  # a folder from elsewhere
-    lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        lines = [[]]
+    if any(len(line) != 2 for line in lines):
+        raise CheckpointError(f"{path} is damaged; use another checkpoint of the run")
     changed = [
         name
         for digest, name in lines

@@ -34,9 +34,13 @@ class Family:
 
     model_type: str
     architecture: str
+    prefix: str  # of every weight but the head's; base models are published without it
     fixed: Mapping[str, Any]  # fields that must have this value
+    choices: Mapping[str, tuple[str, ...]]  # fields that must have one of these
     joint: tuple[tuple[str, str], ...]  # pairs of fields that must be equal
     keys: Mapping[str, str]  # our field -> key in config.json
+    defaults: Mapping[str, Any]  # what a key that is left out of config.json means, where it is not our default
+    expected: Mapping[str, Any]  # further keys of config.json, and the one value that we implement
     extra: Callable[[ModelConfig], dict[str, Any]]  # further entries of config.json
     rules: tuple[Rule, ...]
 
@@ -46,6 +50,11 @@ class Family:
             f"model.{name}={getattr(config, name)} ({self.model_type} has {value})"
             for name, value in self.fixed.items()
             if getattr(config, name) != value
+        ]
+        found += [
+            f"model.{name}={getattr(config, name)} ({self.model_type} has {' or '.join(values)})"
+            for name, values in self.choices.items()
+            if getattr(config, name) not in values
         ]
         found += [
             f"model.{one}={getattr(config, one)} with {other}={getattr(config, other)} ({self.model_type}: equal)"
@@ -127,6 +136,7 @@ _LLAMA_KEYS = {
     "tie_embeddings": "tie_word_embeddings",
 }
 _LLAMA_FIXED = {"norm": "rmsnorm", "norm_bias": False, "mlp": "swiglu", "position": "rope"}
+_LLAMA_DEFAULTS = {"norm_eps": 1e-6, "qkv_bias": False, "tie_embeddings": False}
 #: GPT-2's activations by the name that config.json gives them.
 _GPT2_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
 
@@ -163,8 +173,12 @@ FAMILIES: dict[str, Family] = {
                 "attention_out_bias": True,
                 "mlp_bias": True,
             },
+            prefix="transformer.",
+            choices={"mlp": tuple(_GPT2_ACTIVATIONS)},
             joint=(),
             keys=_GPT2_KEYS,
+            defaults={},
+            expected={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
             extra=_gpt2_extra,
             rules=_GPT2_RULES,
         ),
@@ -172,8 +186,12 @@ FAMILIES: dict[str, Family] = {
             model_type="qwen3",
             architecture="Qwen3ForCausalLM",
             fixed=_LLAMA_FIXED | {"qk_norm": True, "mlp_bias": False},
+            prefix="model.",
+            choices={},
             joint=(("qkv_bias", "attention_out_bias"),),
             keys=_LLAMA_KEYS,
+            defaults=_LLAMA_DEFAULTS | {"head_dim": 128},
+            expected={"hidden_act": "silu", "use_sliding_window": False},
             extra=lambda config: _llama_extra(config) | {"use_sliding_window": False, "sliding_window": None},
             rules=_QWEN3_RULES,
         ),
@@ -181,8 +199,12 @@ FAMILIES: dict[str, Family] = {
             model_type="llama",
             architecture="LlamaForCausalLM",
             fixed=_LLAMA_FIXED | {"qk_norm": False},
+            prefix="model.",
+            choices={},
             joint=(("qkv_bias", "attention_out_bias"),),
             keys=_LLAMA_KEYS | {"mlp_bias": "mlp_bias"},
+            defaults=_LLAMA_DEFAULTS | {"mlp_bias": False},
+            expected={"hidden_act": "silu"},
             extra=_llama_extra,
             rules=_LLAMA_RULES,
         ),
@@ -227,14 +249,19 @@ def from_hf_config(content: Mapping[str, Any]) -> tuple[ModelConfig, Family]:
     if model_type not in FAMILIES:
         raise CheckpointError(f"model_type {model_type!r} is not one this version reads ({', '.join(FAMILIES)})")
     family = FAMILIES[model_type]
-    values: dict[str, Any] = dict(family.fixed)
-    values |= {name: content[key] for name, key in family.keys.items() if content.get(key) is not None}
-    values |= {one: values[other] for other, one in family.joint if other in values}
+    unsupported = [
+        f"{key}={content[key]!r} ({value!r} is implemented)"
+        for key, value in family.expected.items()
+        if content.get(key, value) != value
+    ]
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default" or content.get("use_sliding_window"):
-        raise CheckpointError(
-            "this version implements neither rotary scaling nor sliding windows, which the model uses"
-        )
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        unsupported.append(f"rotary scaling {rope!r}")
+    if unsupported:
+        raise CheckpointError(f"the model uses what this version does not implement: {'; '.join(unsupported)}")
+    values: dict[str, Any] = {**family.fixed, **family.defaults}
+    values |= {name: content[key] for name, key in family.keys.items() if content.get(key) is not None}
+    values |= {other: values[one] for one, other in family.joint}
     if "rope_theta" in rope:
         values["rope_theta"] = rope["rope_theta"]
     if model_type == "gpt2":
@@ -272,7 +299,14 @@ def to_published(state: Mapping[str, Tensor], config: ModelConfig, family: Famil
 
 
 def from_published(published: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
-    """Published weights under our names; names that no rule knows are passed on, for the strict load to report."""
+    """Published weights under our names; names that no rule knows are passed on, for the strict load to report.
+
+    Raises:
+        CheckpointError: if parts of a fused weight do not fit together.
+    """
+    if not any(name.startswith(family.prefix) for name in published) and _base_embedding(family) in published:
+        published = {name if name == "lm_head.weight" else family.prefix + name: t for name, t in published.items()}
+    sizes = _qkv_sizes(config)
     state: dict[str, Tensor] = {}
     used: set[str] = set()
     for ours, rule, theirs in _expand(family, config):
@@ -280,11 +314,21 @@ def from_published(published: Mapping[str, Tensor], config: ModelConfig, family:
             continue
         used.update(theirs)
         parts = [published[name].T if rule.transpose else published[name] for name in theirs]
+        for name, part, size in zip(theirs, parts, sizes, strict=False):
+            if len(parts) > 1 and (part.size(0) != size or part.shape[1:] != parts[0].shape[1:]):
+                raise CheckpointError(
+                    f"shape of {name} (part of {ours}): {list(part.shape)}, of {size} rows in the model"
+                )
         state[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
     state |= {name: tensor for name, tensor in published.items() if name not in used and not _is_mask(name)}
     if config.tie_embeddings and "token_embedding.weight" in state:
         state["head.weight"] = state["token_embedding.weight"]
     return state
+
+
+def _base_embedding(family: Family) -> str:
+    """What the token embedding is called in a file of the base model, which leaves the prefix out."""
+    return family.rules[0].theirs[0].removeprefix(family.prefix)
 
 
 def _is_mask(name: str) -> bool:

@@ -1,0 +1,292 @@
+"""Every verb, as a user types it: what it does, and what it says to a mistake (one message, exit code 2)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHORT = ["preset=tiny-modern", "n_layer=2", "n_embd=32", "n_head=2", "block_size=32", "batch_size=4"]
+SHORT += ["steps=30", "eval_interval=10"]
+
+
+@pytest.fixture
+def run(cli: Any, text_file: Path, tmp_path: Path) -> Path:
+    """A trained run, in the folder that the command line stands in."""
+    code, _, err = cli("train", text_file, *SHORT)
+    assert code == 0, err
+    return tmp_path / "runs" / "prose"
+
+
+MISTAKES = {
+    "no verb": ([], "Usage"),
+    "wrong verb": (["trian"], "No such command 'trian'. Did you mean 'train'"),
+    "train nothing": (["train"], "what should be trained on"),
+    "train a missing file": (["train", "nofile.txt"], "no file 'nofile.txt'"),
+    "train two texts": (["train", "{text}", "b.txt"], "one text at a time"),
+    "train a folder": (["train", "."], "is a folder"),
+    "a wrong key": (["train", "{text}", "n_layr=2"], "did you mean model.n_layer?"),
+    "another project's key": (["train", "{text}", "max_iters=2"], "did you mean train.steps?"),
+    "a wrong preset": (["train", "{text}", "preset=smal"], "did you mean 'small'"),
+    "several problems": (["train", "{text}", "preset=tiny", "n_head=3", "optimizer=sgd", "time=soon"], "3 problems"),
+    "inexpressible": (["train", "{text}", "preset=tiny", "qk_norm=true"], "model.qk_norm=True (gpt2 has False)"),
+    "a missing TOML": (["train", "{text}", "my.toml"], "my.toml: cannot be read"),
+    "a context too long": (["train", "{text}", "block_size=999999", "steps=1"], "needs at least 1000000"),
+    "no GPU": (["train", "{text}", "device=cuda:9"], "cuda:9 was asked for"),
+    "too little time": (["train", "{text}", "preset=tiny", "batch_size=100000", "time=2s"], "is too short"),
+    "resume nothing": (["train", "--resume", "nothing"], "no run 'nothing'; runs in runs/: none yet"),
+    "resume with a text": (["train", "{text}", "--resume", "x"], "only key=value"),
+    "an unknown option": (["train", "{text}", "--stesp", "3"], "No such option: --stesp"),
+    "quickstart with a text": (["quickstart", "{text}"], "glassgpt train"),
+    "quickstart with a wrong key": (["quickstart", "stepz=4"], "did you mean train.steps?"),
+    "sample nothing": (["sample"], "no run in runs/ to sample from"),
+    "sample a wrong run": (["sample", "nothing"], "no run 'nothing'"),
+    "sample wrongly": (["sample", "x", "--temperature", "-1", "--top-p", "2", "--top-k", "-3"], "3 problems"),
+    "sample no tokens": (["sample", "x", "--max-new-tokens", "0"], "'--max-new-tokens'"),
+    "two prompts": (["sample", "x", "--prompt", "a", "--prompt-file", "b"], "not both"),
+    "a missing prompt": (["sample", "x", "--prompt-file", "b"], "b cannot be read"),
+    "plot nothing": (["plot", "nothing"], "no run 'nothing'"),
+    "show a wrong run": (["runs", "show", "nothing"], "no run 'nothing'"),
+    "compare wrong runs": (["runs", "compare", "nothing", "x"], "no run 'nothing'"),
+    "fetch nothing": (["data", "fetch", "shakspeare"], "there is no corpus 'shakspeare'"),
+    "show a missing text": (["data", "show", "nofile.txt"], "no file 'nofile.txt'"),
+    "show too long a context": (["data", "show", "{text}", "block_size=999999"], "needs at least 1000000"),
+    "presets with a word": (["presets", "small"], "unexpected extra argument"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_one_message_and_exit_code_2(cli: Any, text_file: Path, tmp_path: Path, name: str) -> None:
+    arguments, expected = MISTAKES[name]
+    code, out, err = cli(*(argument.format(text=text_file) for argument in arguments))
+    assert code == 2
+    assert expected.lower() in (err + out).lower()
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists(), "a mistake leaves nothing behind"
+
+
+def test_train_tells_what_matters(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    code, out, err = cli("train", text_file, *SHORT, "--name", "mine")
+    assert (code, err) == (0, "")
+    for line in (
+        "idx                [B, T]         [4, 32]",
+        "[B, H, T, T]   [4, 2, 32, 32]",
+        "device cpu, dtype float32",
+    ):
+        assert line in out
+    for words in (
+        "ln V",
+        "knows the previous token",
+        "tokens/s",
+        "left",
+        "best so far",
+        "nats per token",
+        "bits per byte",
+    ):
+        assert words in out
+    assert "glassgpt sample runs/mine" in out
+    checkpoints = {path.name for path in (tmp_path / "runs" / "mine").iterdir()}
+    assert checkpoints == {"run.toml", "metrics.jsonl", "best", "last", "step-000020", "step-000030"}
+    assert cli("train", text_file, *SHORT, "--name", "mine")[0] == 0
+    assert (tmp_path / "runs" / "mine-2").exists(), "a run is never overwritten"
+
+
+def test_a_five_kilobyte_file_needs_no_configuration(cli: Any, tmp_path: Path, prose: str) -> None:
+    (tmp_path / "small.txt").write_text(prose[:5000], encoding="utf-8")
+    code, out, err = cli("train", "small.txt", "time=8s")
+    assert code == 0, err
+    assert "chose" in out
+    assert "fit into 8s" in out
+    assert "--- what" in out
+
+
+@pytest.mark.parametrize("characters", [1, 12, 40, 70])
+def test_tiny_texts_end_in_a_note_or_an_error_never_a_crash(
+    cli: Any, tmp_path: Path, prose: str, characters: int
+) -> None:
+    (tmp_path / "tiny.txt").write_text(prose[:characters], encoding="utf-8")
+    code, out, err = cli("train", "tiny.txt", "preset=tiny", "steps=3")
+    if characters < 20:
+        assert code == 2
+        assert "too short" in err
+    else:
+        assert code == 0, err
+        assert "the context is" in out
+
+
+def test_dry_run_shows_the_configuration_and_trains_nothing(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("train", text_file, *SHORT, "--dry-run")
+    assert code == 0
+    assert "n_layer = 2" in out
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "again.toml").write_text(out, encoding="utf-8")  # what it prints is a configuration file
+    code, again, _ = cli("train", "again.toml", "--dry-run")
+    assert (code, again) == (0, out)
+
+
+def test_sample_is_reproducible_and_needs_no_corpus(cli: Any, run: Path, text_file: Path, tmp_path: Path) -> None:
+    text_file.unlink()
+    code, first, err = cli("sample", run, "--prompt", "King", "-n", 40, "--seed", 3)
+    assert code == 0, err
+    assert first.startswith("King")
+    assert cli("sample", "prose", "-p", "King", "-n", 40, "--seed", 3)[1] == first
+    assert cli("sample", "-p", "King", "-n", 40, "--seed", 4)[1] != first
+    (tmp_path / "prompt.txt").write_text("King\n", encoding="utf-8")
+    assert cli("sample", run, "--prompt-file", "prompt.txt", "-n", 40, "--seed", 3)[1] == first
+    piped = subprocess.run(
+        [sys.executable, "-m", "glassgpt", "sample", str(run), "-n", "40", "--seed", "3"],
+        input="King\n", capture_output=True, text=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert piped.stdout == first
+    many = json.loads(cli("sample", run, "-p", "King", "-n", 40, "--seed", 3, "--num-samples", 3, "--json")[1])
+    assert "King" + many[0]["text"] + "\n" == first
+    assert len({made["text"] for made in many}) == 3
+    code, _, err = cli("sample", run, "-p", "日本")
+    assert code == 2
+    assert "'日' (U+65E5, at position 0)" in err
+
+
+def test_the_library_gives_what_the_command_line_gives(cli: Any, run: Path) -> None:
+    import glassgpt
+
+    _, out, _ = cli(
+        "sample", run, "-p", "King", "-n", 50, "--seed", 5, "--temperature", 0.7, "--top-k", 9, "--top-p", 0.8
+    )
+    model, tokenizer = glassgpt.load(run)
+    text = glassgpt.generate(
+        model, tokenizer, "King", max_new_tokens=50, seed=5, temperature=0.7, top_k=9, top_p=0.8
+    )  # fmt: skip
+    assert out == f"King{text}\n"
+
+
+def test_train_from_the_library(text_file: Path, tmp_path: Path) -> None:
+    import glassgpt
+
+    overrides = {"train.steps": 4, "n_layer": 1, "block_size": 16, "batch_size": 2}
+    trained = glassgpt.train("tiny", data=text_file, overrides=overrides, runs=tmp_path / "runs")
+    assert trained.best.is_dir()
+    assert trained.metrics[-1]["step"] == 4
+    model, tokenizer = glassgpt.load(trained.path)
+    glassgpt.save(model, tokenizer, tmp_path / "copy")
+    again, _ = glassgpt.load(tmp_path / "copy")
+    assert all((a == b).all() for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_explain_shows_the_draw_that_was_made(cli: Any, run: Path) -> None:
+    options = ["-p", "King", "-n", 5, "--temperature", 0.9, "--top-k", 6, "--top-p", 0.9, "--explain"]
+    code, out, err = cli("sample", run, *options)
+    assert code == 0, err
+    assert out.count("draw") == 5
+    assert out.count("  > ") == 5
+    made = json.loads(cli("sample", run, *options, "--candidates", 99, "--json")[1])[0]
+    for step, token in zip(made["steps"], made["tokens"], strict=True):
+        assert step["chosen"] == token
+        by_id = sorted(step["candidates"], key=lambda candidate: candidate["token"])
+        mass = 0.0
+        for candidate in by_id:  # the draw falls into the chosen token's share
+            mass += candidate["after_top_p"]
+            if mass > step["draw"]:
+                assert candidate["token"] == token
+                break
+        assert sum(c["after_top_p"] for c in by_id) == pytest.approx(1)
+        assert sum(c["after_top_k"] > 0 for c in by_id) == 6
+
+
+def test_runs_and_plot(cli: Any, run: Path, text_file: Path, tmp_path: Path) -> None:
+    assert cli("train", text_file, *SHORT, "n_layer=1", "--name", "other")[0] == 0
+    listed = json.loads(cli("runs", "list", "--json")[1])
+    assert [row["name"] for row in listed] == ["prose", "other"]
+    assert listed[0]["parameters"] > listed[1]["parameters"] > 0
+    shown = cli("runs", "show", "prose")[1]
+    assert "block_size = 32" in shown
+    assert "best, last" in shown
+    differing = json.loads(cli("runs", "compare", "prose", "other", "--json")[1])["differ"]
+    assert differing == {"model.n_layer": [2, 1]}
+    assert "model.n_layer" in cli("runs", "compare", "prose", "other")[1]
+    code, out, _ = cli("plot", "prose", "other", "--out", "both.png")
+    assert (code, out) == (0, "both.png\n")
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_presets_and_data(cli: Any, text_file: Path) -> None:
+    presets = {row["name"]: row for row in json.loads(cli("presets", "--json")[1])}
+    assert presets["gpt2"]["parameters"] == 124_439_808
+    assert "gpt2-xl" in cli("presets")[1]
+    corpora = [row["name"] for row in json.loads(cli("data", "list", "--json")[1])]
+    assert corpora == ["shakespeare", "tinyshakespeare", "python"]
+    code, out, err = cli("data", "show", text_file, "block_size=12", "--batch", 3)
+    assert code == 0, err
+    rows = json.loads(cli("data", "show", text_file, "block_size=12", "--batch", 3, "--json")[1])["rows"]
+    assert rows[0]["inputs"][1:] == rows[0]["targets"][:-1]
+    assert "inputs   " in out
+    assert "targets  " in out
+
+
+@pytest.mark.parametrize("received", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(text_file: Path, tmp_path: Path, received: signal.Signals) -> None:
+    command = [sys.executable, "-m", "glassgpt", "train", str(text_file), *SHORT, "steps=100000"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )  # fmt: skip
+    metrics = tmp_path / "runs" / "prose" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and '"step": 10,' in metrics.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.05)
+    process.send_signal(received)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + received
+    assert "Go on with:  glassgpt train --resume runs/prose" in err
+    assert "Traceback" not in err
+    state = json.loads((tmp_path / "runs/prose/last/trainer/state.json").read_text(encoding="utf-8"))
+    more = ["--resume", "runs/prose", f"steps={state['step'] + 3}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "glassgpt", "train", *more], cwd=tmp_path, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"going on from step {state['step']:,}" in done.stdout
+
+
+NO_NETWORK = """
+import socket
+def refuse(*arguments, **named):
+    raise OSError("no network in this test")
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+"""
+
+
+def test_quickstart_in_short_with_the_network_denied(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "glassgpt", "quickstart", "time=15s", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    ending = json.loads(done.stdout)
+    assert ending["reason"] in ("finished", "time")
+    assert len(ending["sample"]) == 400
+    assert Path(tmp_path / ending["run"] / "best" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "quickstart", "train", "sample", "plot", "presets", "runs", "runs list", "data show"]
+)
+def test_help_needs_no_torch(verb: str) -> None:
+    code = (
+        "import sys; sys.argv = ['glassgpt', *sys.argv[1:], '--help']\n"
+        "from glassgpt.cli.main import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'numpy'} & set(sys.modules), 'too much is imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *verb.split()], capture_output=True, text=True, encoding="utf-8", check=False
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--help" in done.stdout
+    if verb == "train":
+        assert "model.n_layer             Transformer blocks [int; default 6]" in done.stdout

@@ -1,0 +1,224 @@
+"""The loss is a fact of the model and the text: equal to plain arithmetic, and to itself at every batch size."""
+
+import itertools
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glassgpt.config import ModelConfig, RuntimeConfig
+from glassgpt.loss import Evaluation, evaluate, floors, subset
+from glassgpt.model import GPT
+from glassgpt.presets import MODERN
+from glassgpt.runtime import Runtime, resolve, thread_count
+
+V, T = 11, 8
+TABLE = torch.randn(V, V, generator=torch.Generator().manual_seed(0)) * 3  # a bigram model: logits of the next token
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runtime() -> Iterator[Runtime]:
+    with thread_count(1):  # tiny matrices: more threads would only wait for each other
+        yield resolve(RuntimeConfig(device="cpu", dtype="float32"))
+
+
+def stream(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, V, n).astype(np.uint16)
+
+
+def bigram(idx: Tensor) -> Tensor:
+    return TABLE[idx]
+
+
+def positional(idx: Tensor) -> Tensor:
+    """Logits that depend on the place in the window and on everything before it: a wrong cut shows."""
+    place = torch.arange(idx.size(1)).float()
+    return TABLE[idx] * (1 + place[:, None] / T) + TABLE[idx].cumsum(dim=1) / (1 + place[:, None])
+
+
+@pytest.fixture(scope="module", params=["classic", "modern"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    model = GPT(ModelConfig(V, T, 2, 2, n_embd=16, **(MODERN if request.param == "modern" else {})))
+    model.init_weights(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.dim() > 1 else 1)  # far from uniform
+    return model.eval()
+
+
+def by_hand(logits_of: object, tokens: np.ndarray, starts: list[int] | None = None) -> tuple[list[list[float]], int]:
+    """Losses of every token of every window, one window at a time, in float64 and plain Python."""
+    ids, windows = tokens.tolist(), []
+    for start in range(0, len(ids) - 1, T) if starts is None else starts:
+        window = ids[start : start + T + 1]
+        with torch.no_grad():
+            rows = logits_of(torch.tensor([window[:-1]]))[0].double().tolist()  # type: ignore[operator]
+        windows.append(
+            [math.log(sum(map(math.exp, row))) - row[target] for row, target in zip(rows, window[1:], strict=True)]
+        )
+    return windows, sum(map(len, windows))
+
+
+@pytest.mark.parametrize("n", [2, 3, T, T + 1, T + 2, 2 * T + 1, 5 * T, 5 * T + 1, 333])
+@pytest.mark.parametrize("logits_of", [bigram, positional])
+def test_equals_a_loop_over_windows(logits_of: object, n: int, runtime: Runtime) -> None:
+    found = evaluate(logits_of, stream(n), T, runtime, batch_size=3)  # type: ignore[arg-type]
+    windows, count = by_hand(logits_of, stream(n))
+    assert found.tokens == count == n - 1  # each token but the first, once
+    assert found.loss == pytest.approx(sum(map(sum, windows)) / count, rel=1e-6)
+    means = [sum(window) / len(window) for window in windows]
+    if len(means) == 1:
+        assert math.isnan(found.stderr)
+    else:
+        centre = sum(means) / len(means)
+        variance = sum((mean - centre) ** 2 for mean in means) / (len(means) - 1)
+        assert found.stderr == pytest.approx(math.sqrt(variance / len(means)), rel=1e-5)
+
+
+def test_a_real_model_equals_a_loop_over_windows(model: GPT, runtime: Runtime) -> None:
+    tokens = stream(20 * T + 4)
+    windows, count = by_hand(model, tokens)
+    assert evaluate(model, tokens, T, runtime).loss == pytest.approx(sum(map(sum, windows)) / count, rel=1e-6)
+
+
+def test_repeated_is_bit_equal(model: GPT, runtime: Runtime) -> None:
+    found = [evaluate(model, stream(500), T, runtime, batch_size=7) for _ in range(3)]
+    assert len({(e.loss.hex(), e.stderr.hex(), e.tokens) for e in found}) == 1
+
+
+def test_every_batch_size_gives_the_same(model: GPT, runtime: Runtime) -> None:
+    tokens = stream(40 * T + 5)
+    for logits_of in (bigram, positional, model):
+        whole = evaluate(logits_of, tokens, T, runtime, batch_size=1000)
+        for batch_size in range(1, 65):
+            part = evaluate(logits_of, tokens, T, runtime, batch_size=batch_size)
+            tolerance = 1e-6 if logits_of is model else 1e-9  # float32 matrices round by their shapes
+            assert part.loss == pytest.approx(whole.loss, rel=tolerance)
+            assert part.stderr == pytest.approx(whole.stderr, rel=10 * tolerance)
+            assert part.tokens == whole.tokens
+
+
+def test_chosen_windows_only(runtime: Runtime) -> None:
+    tokens = stream(10 * T + 4)
+    starts = np.array([0, 3 * T, 10 * T])  # the last is short
+    found = evaluate(positional, tokens, T, runtime, starts=starts, batch_size=2)
+    windows, count = by_hand(positional, tokens, starts.tolist())
+    assert found.tokens == count == T + T + 3
+    assert found.loss == pytest.approx(sum(map(sum, windows)) / count, rel=1e-6)
+
+
+def test_no_gradients_and_no_trace_left(model: GPT, runtime: Runtime) -> None:
+    tokens, before = stream(100), torch.get_rng_state()
+    kept = tokens.copy()
+    evaluate(model, tokens, T, runtime)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), before) and np.array_equal(tokens, kept) and torch.is_grad_enabled()
+
+
+def test_a_perfect_and_a_clueless_model(runtime: Runtime) -> None:
+    tokens = np.arange(100, dtype=np.uint16) % V
+    perfect = evaluate(lambda idx: 1000.0 * torch.eye(V)[(idx + 1) % V], tokens, T, runtime)
+    assert perfect.loss == 0 and perfect.stderr == 0
+    clueless = evaluate(lambda idx: torch.zeros(*idx.shape, V), stream(3001), 999, runtime)
+    one = torch.nn.functional.cross_entropy(torch.zeros(1, V), torch.tensor([0])).item()
+    assert one == pytest.approx(math.log(V), rel=1e-6)
+    assert clueless.loss == pytest.approx(one, rel=1e-14)  # sums of equal float32 losses, kept in float64
+
+
+# --- subset ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(2, 5000), st.integers(1, 60), st.integers(1, 6000))
+def test_subset_is_spread_and_within_its_budget(n: int, block_size: int, at_most: int) -> None:
+    tokens = np.zeros(n, dtype=np.uint16)
+    starts = subset(tokens, block_size, at_most)
+    assert np.array_equal(starts, subset(tokens, block_size, at_most))
+    possible = range(0, n - 1, block_size)
+    assert set(starts.tolist()) <= set(possible) and len(set(starts.tolist())) == len(starts)
+    predicted = int(np.minimum(block_size, n - 1 - starts).sum())
+    assert predicted <= max(at_most, block_size)  # one window at least
+    assert len(starts) == max(1, min(len(possible), at_most // block_size))
+    if len(starts) == len(possible):
+        assert predicted == n - 1
+    elif len(starts) > 1:
+        gaps = np.diff(starts) // block_size
+        assert starts[0] == 0 and starts[-1] == possible[-1] and gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_subset_of_nothing(n: int) -> None:
+    assert len(subset(np.zeros(n, dtype=np.uint16), 8, 100)) == 0
+
+
+def test_subset_evaluates_to_the_whole_when_all_fits(runtime: Runtime) -> None:
+    tokens = stream(333)
+    assert evaluate(bigram, tokens, T, runtime, starts=subset(tokens, T, 10**6)) == evaluate(bigram, tokens, T, runtime)
+
+
+# --- floors and units ------------------------------------------------------------------------------------------------
+
+
+def entropies_by_counting(ids: list[int]) -> tuple[float, float]:
+    unigram = sum(n / len(ids) * math.log(len(ids) / n) for n in Counter(ids).values())
+    after: dict[int, Counter[int]] = defaultdict(Counter)
+    for one, two in itertools.pairwise(ids):
+        after[one][two] += 1
+    bigram = sum(
+        n / (len(ids) - 1) * math.log(sum(counts.values()) / n) for counts in after.values() for n in counts.values()
+    )
+    return unigram, bigram
+
+
+@pytest.mark.parametrize(("vocab_size", "n"), [(2, 50), (5, 3000), (65, 2000), (65_536, 500), (100_000, 500)])
+def test_floors_equal_counting(vocab_size: int, n: int) -> None:
+    rng = random.Random(vocab_size)
+    ids = [min(int(rng.expovariate(8) * vocab_size), vocab_size - 1) for _ in range(n)]
+    for _ in range(n // 3):  # some structure to find
+        i = rng.randrange(n - 1)
+        ids[i + 1] = (ids[i] * 7 + 1) % vocab_size
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32  # products of ids must not overflow it
+    found = floors(np.array(ids, dtype=dtype), vocab_size)
+    unigram, bigram = entropies_by_counting(ids)
+    assert found.uniform == math.log(vocab_size)
+    assert found.unigram == pytest.approx(unigram, rel=1e-9)
+    assert found.bigram == pytest.approx(bigram, rel=1e-9, abs=1e-12)
+    assert found.unigram <= found.uniform
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 7, 10])
+def test_floors_of_a_cycle_are_not_negative(period: int) -> None:
+    for n in range(2, 60):
+        found = floors(np.arange(n, dtype=np.uint16) % period, period)
+        assert 0 <= found.bigram < 1e-9 and found.unigram >= 0
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_floors_of_almost_nothing_are_finite(n: int) -> None:
+    found = floors(np.zeros(n, dtype=np.uint16), 65)
+    assert (found.uniform, found.unigram, found.bigram) == (math.log(65), 0, 0)
+
+
+def test_the_bigram_floor_is_what_the_best_bigram_model_loses(runtime: Runtime) -> None:
+    tokens = stream(400, seed=3)
+    counts = np.zeros((V, V))
+    np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
+    logits = torch.from_numpy(np.log(np.maximum(counts, 1e-30))).float()
+    assert evaluate(lambda idx: logits[idx], tokens, T, runtime).loss == pytest.approx(
+        floors(tokens, V).bigram, rel=1e-5
+    )
+
+
+def test_bits_per_byte_compares_tokenizers() -> None:
+    assert Evaluation(math.log(2), 0.0, 1).bits_per_byte(1.0) == 1.0
+    assert Evaluation(8 * math.log(2), 0.0, 1).bits_per_byte(0.25) == pytest.approx(2.0)
+    nats, size = 1234.5, 700  # the same total loss on the same bytes, in few tokens or in many
+    few, many = (Evaluation(nats / n, 0.0, n).bits_per_byte(n / size) for n in (100, 700))
+    assert few == pytest.approx(many) == pytest.approx(nats / size / math.log(2))

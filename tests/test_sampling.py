@@ -1,0 +1,325 @@
+"""Sampling, against plain Python on plain lists."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glassgpt.errors import ConfigError
+from glassgpt.runtime import thread_count
+from glassgpt.sampling import (
+    SamplingConfig,
+    UniformStreams,
+    apply_temperature,
+    draw,
+    explain,
+    keep_top_k,
+    keep_top_p,
+    next_token,
+    probabilities,
+)
+
+JUST_BELOW_ONE = math.nextafter(1.0, 0.0)  # the largest number that a stream can give
+NEVER = float("-inf")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    with thread_count(1):
+        yield
+
+
+def t(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+# --- brute force
+
+
+def naive_softmax(logits: list[float]) -> list[float]:
+    peak = max(logits)
+    powers = [math.exp(x - peak) for x in logits]
+    return [x / math.fsum(powers) for x in powers]
+
+
+def naive_order(logits: list[float]) -> list[int]:
+    """Likeliest first; of equal ones, the lowest id."""
+    return sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+
+
+def naive_top_k(logits: list[float], k: int) -> set[int]:
+    return set(naive_order(logits)[:k] if k else range(len(logits)))
+
+
+def naive_top_p(logits: list[float], p: float) -> tuple[set[int], float]:
+    """The kept ids, and how close the decision was."""
+    share, kept, before, margin = naive_softmax(logits), set(), [], 1.0
+    for i in naive_order(logits):
+        mass = math.fsum(before)
+        margin = min(margin, abs(mass - p)) if before else margin
+        if not before or mass < p:
+            kept.add(i)
+        before.append(share[i])
+    return kept, margin
+
+
+def naive_probabilities(logits: list[float], config: SamplingConfig) -> tuple[list[float], float]:
+    if config.temperature == 0:
+        first = logits.index(max(logits))
+        return [float(i == first) for i in range(len(logits))], 1.0
+    scaled = [x / config.temperature for x in logits]
+    kept = naive_top_k(scaled, config.top_k)
+    cut = [x if i in kept else NEVER for i, x in enumerate(scaled)]
+    kept, margin = naive_top_p(cut, config.top_p) if config.top_p < 1 else (set(range(len(cut))), 1.0)
+    return naive_softmax([x if i in kept else NEVER for i, x in enumerate(cut)]), margin
+
+
+def naive_draw(probability: list[float], uniform: float) -> int:
+    total = 0.0
+    for i, p in enumerate(probability):
+        total += p
+        if uniform < total:
+            return i
+    return max(i for i, p in enumerate(probability) if p > 0)
+
+
+# Few distinct values, so that ties are common; some rows of arbitrary numbers.
+rows_of_logits = st.lists(st.sampled_from([-3.0, 0.0, 0.5, 0.5, 2.0]), min_size=1, max_size=12) | st.lists(
+    st.floats(-30, 30, width=32), min_size=1, max_size=12
+)
+configs = st.builds(
+    SamplingConfig,
+    temperature=st.sampled_from([0.0, 0.1, 0.7, 1.0, 3.0]),
+    top_k=st.integers(0, 14),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.31, 1e-9]),
+)
+
+
+# --- each stage
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(rows_of_logits, st.integers(0, 14))
+def test_top_k_keeps_exactly_the_k_first_in_order(logits: list[float], k: int) -> None:
+    kept = naive_top_k(logits, k)
+    assert keep_top_k(t(logits), k).tolist() == [[x if i in kept else NEVER for i, x in enumerate(logits)]]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(rows_of_logits, st.floats(0.01, 1, exclude_max=True))
+def test_top_p_keeps_the_fewest_that_reach_p(logits: list[float], p: float) -> None:
+    kept, margin = naive_top_p(logits, p)
+    assume(margin > 1e-9)
+    got = keep_top_p(t(logits), p)[0].tolist()
+    assert got == [x if i in kept else NEVER for i, x in enumerate(logits)]
+    share = naive_softmax(logits)
+    survivors = [share[i] for i, x in enumerate(got) if x > NEVER]
+    assert math.fsum(survivors) >= p - 1e-12
+    if len(survivors) > 1:
+        assert math.fsum(survivors) - min(survivors) < p
+
+
+def test_top_p_is_exact_where_the_arithmetic_is() -> None:
+    """Quarters and eighths have no rounding: reaching p exactly is enough."""
+    logits = t([0.5, 0.25, 0.125, 0.125]).log2() * math.log(2)
+    for p, count in ((1e-9, 1), (0.3, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.76, 3), (0.875, 3), (0.88, 4), (1.0, 4)):
+        assert (keep_top_p(logits, p) > NEVER).sum() == count, p
+
+
+def test_stages_work_row_by_row_and_leave_their_input_alone() -> None:
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    copy = logits.clone()
+    config = SamplingConfig(0.8, 4, 0.7)
+    for stage in (
+        lambda x: apply_temperature(x, 0.5),
+        lambda x: keep_top_k(x, 3),
+        lambda x: keep_top_p(x, 0.6),
+        lambda x: probabilities(x, config),
+    ):
+        whole = stage(logits)
+        assert torch.equal(whole, torch.cat([stage(row[None]) for row in logits]))
+        assert torch.equal(logits, copy)
+    assert torch.equal(apply_temperature(logits, 0.5), (logits - logits.amax(-1, keepdim=True)) * 2)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(rows_of_logits, configs)
+def test_probabilities_equal_brute_force(logits: list[float], config: SamplingConfig) -> None:
+    expected, margin = naive_probabilities(logits, config)
+    assume(margin > 1e-9)
+    got = probabilities(t(logits), config)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-9)
+    assert [p > 0 for p in got[0].tolist()] == [p > 0 for p in expected]
+
+
+def test_top_p_measures_what_top_k_left() -> None:
+    """Of [.4 .3 .2 .1], top-k 2 leaves [4/7 3/7]: top-p .5 then keeps one, where alone it would keep two."""
+    logits = t([0.4, 0.3, 0.2, 0.1]).log()
+    assert (probabilities(logits, SamplingConfig(top_p=0.5)) > 0).sum() == 2
+    assert probabilities(logits, SamplingConfig(top_k=2, top_p=0.5)).tolist() == [[1, 0, 0, 0]]
+    assert (probabilities(logits, SamplingConfig(top_k=2, top_p=0.58)) > 0).sum() == 2
+
+
+def test_temperature_comes_before_the_cuts() -> None:
+    """At temperature 1, .7 is enough for top-p .6; at 2 the same token has less than .6 and another joins it."""
+    logits = t([0.7, 0.2, 0.1]).log()
+    assert (probabilities(logits, SamplingConfig(1.0, top_p=0.6)) > 0).sum() == 1
+    assert (probabilities(logits, SamplingConfig(2.0, top_p=0.6)) > 0).sum() == 2
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([-3.0, 0.5, 2.0, 2.0]), min_size=1, max_size=12), st.floats(0, JUST_BELOW_ONE))
+def test_greedy_takes_the_first_largest_whatever_else_is_set(logits: list[float], uniform: float) -> None:
+    best = logits.index(max(logits))
+    number = torch.tensor([uniform], dtype=torch.float64)
+    for config in (SamplingConfig(0.0), SamplingConfig(0.0, 3, 0.5), SamplingConfig(2.0, top_k=1)):
+        assert next_token(t(logits).float(), config, number).tolist() == [best]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300, 5e-324])
+def test_the_limit_of_low_temperature_is_greedy(temperature: float) -> None:
+    got = probabilities(t([1.0, 5.0, -3.0], [-9.0, -8.0, -7.0]), SamplingConfig(temperature))
+    assert got.tolist() == [[0, 1, 0], [0, 0, 1]]
+
+
+def test_probabilities_of_low_precision_logits_are_computed_in_double() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        got = probabilities(logits.to(dtype), SamplingConfig(0.7))
+        assert torch.equal(got, probabilities(logits.to(dtype).double(), SamplingConfig(0.7)))
+        torch.testing.assert_close(got.sum(-1), torch.ones(3, dtype=torch.float64), atol=1e-14, rtol=0)
+
+
+# --- the draw
+
+
+shares = st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(shares, st.floats(0, JUST_BELOW_ONE) | st.sampled_from([0.0, 0.25, 0.5, JUST_BELOW_ONE]))
+def test_draw_inverts_the_cumulative_distribution(counts: list[int], uniform: float) -> None:
+    """Shares of 2**k parts are exact, so the edges are too: each belongs to the token above it."""
+    counts = [*counts, 64 - sum(counts)]  # at most 60 before
+    probability = [n / 64 for n in counts]
+    got = int(draw(t(probability), torch.tensor([uniform], dtype=torch.float64)))
+    assert got == naive_draw(probability, uniform)
+    assert probability[got] > 0
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40).filter(lambda row: sum(row) > 1e-6))
+def test_a_token_of_probability_zero_is_never_drawn(weights: list[float]) -> None:
+    """At both ends of [0, 1), and just around every edge between tokens, whatever the sum is rounded to."""
+    probability = t([w / sum(weights) for w in weights])
+    edges = [min(float(c), JUST_BELOW_ONE) for c in probability[0].cumsum(0)]
+    numbers = [0.0, 5e-324, JUST_BELOW_ONE, *edges, *(math.nextafter(edge, 0) for edge in edges)]
+    drawn = draw(probability.expand(len(numbers), -1), torch.tensor(numbers, dtype=torch.float64))
+    assert (probability[0, drawn] > 0).all()
+
+
+def test_zeros_at_both_ends_and_a_single_token() -> None:
+    ends = torch.tensor([0.0, JUST_BELOW_ONE], dtype=torch.float64)
+    assert draw(t([0, 0, 0.5, 0, 0.5, 0, 0]).expand(2, -1), ends).tolist() == [2, 4]
+    assert draw(t([0, 0, 1, 0]).expand(2, -1), ends).tolist() == [2, 2]
+    assert draw(t([1]).expand(2, -1), ends).tolist() == [0, 0]
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Chi-square over 20,000 draws of a stream, with cuts; 9 degrees of freedom, 0.1 % critical value 27.88."""
+    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(2))
+    config, n = SamplingConfig(1.3, top_k=10), 20_000
+    streams = UniformStreams(3, 1)
+    uniform = torch.cat([streams.next() for _ in range(n)])
+    seen = Counter(next_token(logits.expand(n, -1), config, uniform).tolist())
+    expected, _ = naive_probabilities(logits[0].double().tolist(), config)
+    assert set(seen) == {i for i, p in enumerate(expected) if p > 0}
+    assert sum((seen[i] - n * p) ** 2 / (n * p) for i, p in enumerate(expected) if p > 0) < 27.88
+
+
+# --- settings
+
+
+def test_every_setting_out_of_range_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        SamplingConfig(temperature=-1, top_k=-2, top_p=0)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["temperature", "top_k", "top_p"]
+    for found in ("-1", "-2"):
+        assert found in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", v) for v in (-0.1, math.inf, math.nan)] + [("top_p", v) for v in (0, -1, 1.01, math.nan)],
+)
+def test_a_setting_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=name):
+        SamplingConfig(**{name: value})
+
+
+def test_the_ends_of_the_ranges_are_allowed() -> None:
+    assert SamplingConfig(0, 0, 1) == SamplingConfig(0.0, 0, 1.0)
+    SamplingConfig(1e-9, 10**9, 1e-9)
+
+
+# --- the streams
+
+
+def test_a_stream_depends_on_seed_and_row_only() -> None:
+    many, few = UniformStreams(11, 6), UniformStreams(11, 2)
+    torch.manual_seed(0)
+    first = torch.stack([many.next() for _ in range(20)])  # [draws, rows]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert torch.equal(torch.stack([few.next() for _ in range(20)]), first[:, :2])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.dtype == torch.float64
+    assert ((first >= 0) & (first < 1)).all()
+
+
+def test_streams_of_neighbouring_seeds_and_rows_are_unlike() -> None:
+    draws = {}
+    for seed in range(12):
+        streams = UniformStreams(seed, 12)
+        numbers = torch.stack([streams.next() for _ in range(200)], dim=1)  # [rows, draws]
+        draws |= {(seed, row): numbers[row] for row in range(12)}
+    correlation = torch.corrcoef(torch.stack(list(draws.values()))).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.4  # 10,000 pairs of 200 numbers: 5.5 standard deviations
+    firsts = torch.tensor([float(numbers[0]) for numbers in draws.values()])
+    assert abs(firsts.mean() - 0.5) < 0.1
+
+
+# --- explain
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(rows_of_logits, configs, st.integers(1, 14))
+def test_explain_shows_the_stages_of_what_is_drawn_from(logits: list[float], config: SamplingConfig, n: int) -> None:
+    row = torch.tensor(logits, dtype=torch.float32)
+    candidates = explain(row, config, n)
+    assert [c.token for c in candidates] == naive_order(row.tolist())[:n]
+    final = probabilities(row[None], config)[0]
+    stages = {
+        "after_temperature": SamplingConfig(config.temperature),
+        "after_top_k": SamplingConfig(config.temperature, config.top_k),
+        "after_top_p": config,
+    }
+    for c in candidates:
+        assert c.logit == row[c.token].item()
+        assert c.after_top_p == final[c.token].item()
+        for name, upto in stages.items():
+            assert getattr(c, name) == probabilities(row[None], upto)[0, c.token].item()
+
+
+def test_explaining_is_deterministic_for_a_large_vocabulary_full_of_ties() -> None:
+    numbers = random.Random(0).choices([0.0, 1.0, 2.0], k=5000)
+    candidates = explain(torch.tensor(numbers), SamplingConfig(1.0, top_k=100), 200)
+    assert [c.token for c in candidates] == naive_order(numbers)[:200]
+    assert [c.after_top_k > 0 for c in candidates] == [rank < 100 for rank in range(200)]

@@ -1,0 +1,218 @@
+"""What fits into a time, on a machine of known speed: larger with more time, and never against the user's word."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from glassgpt.config import RunConfig, RuntimeConfig, build, parse_duration
+from glassgpt.errors import ConfigError
+from glassgpt.model import GPT
+from glassgpt.runtime import Runtime, resolve, thread_count
+from glassgpt.training import budget
+from glassgpt.training.budget import SIZES, Speed, choose_size, measure
+from glassgpt.training.setup import plan
+from glassgpt.weights.mapping import family_of
+
+V = 65
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runtime() -> Iterator[Runtime]:
+    with thread_count(1):
+        yield resolve(RuntimeConfig(device="cpu", dtype="float32"))
+
+
+def parameters(config: RunConfig) -> int:
+    with torch.device("meta"):
+        return GPT(config.model).num_parameters()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """A machine of 50 GFLOP/s; returns what was measured on it."""
+    measured: list[RunConfig] = []
+
+    def fake(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float = 1.5) -> Speed:
+        assert vocab_size == config.model.vocab_size
+        measured.append(config)
+        forward = 2 * parameters(config) / 50e9
+        return Speed(3 * forward * config.train.batch_size * config.model.block_size, forward)
+
+    monkeypatch.setattr(budget, "measure", fake)
+    return measured
+
+
+def text(tokens: int) -> Any:
+    """As much of a token stream as is looked at."""
+    val = min(tokens // 10, 1_000_000)
+    info = SimpleNamespace(tokens={"train": tokens - val, "val": val}, bytes={}, vocab_size=V)
+    return SimpleNamespace(info=info, val=np.zeros(val, dtype=np.uint16))
+
+
+def chosen(runtime: Runtime, tokens: int, time: str, **asked: Any) -> tuple[RunConfig, str]:
+    """As training does it: the choice below, the user's word above."""
+    user: dict[str, Mapping[str, Any]] = {"model": asked, "train": {"time": time}}
+    base: dict[str, Mapping[str, Any]] = {"model": {"vocab_size": V}}
+    layers, why = choose_size(build("auto", [base, user]), set(asked), text(tokens), runtime, parse_duration(time))
+    assert not set(layers["model"]) & set(asked)
+    return build("auto", [base, layers, user]), why
+
+
+def test_more_time_makes_a_larger_model(runtime: Runtime, machine: list[RunConfig]) -> None:
+    configs = [chosen(runtime, 50_000_000, time)[0] for time in ("10s", "1m", "5m", "30m", "5h", "1000h")]
+    sizes = [parameters(config) for config in configs]
+    assert sizes == sorted(sizes) and len(set(sizes)) >= 4
+    shapes = [
+        (c.model.n_layer, c.model.n_head, c.model.n_embd, c.model.block_size, c.train.batch_size) for c in configs
+    ]
+    assert set(shapes) <= set(SIZES) and shapes[0] == SIZES[0] and shapes[-1] == SIZES[-1]
+    for config in configs:
+        assert (config.model.norm, config.model.position, config.model.mlp) == ("rmsnorm", "rope", "swiglu")
+
+
+def test_a_model_that_can_be_trained_in_the_time(runtime: Runtime, machine: list[RunConfig]) -> None:
+    """The chosen size sees enough text for its parameters; the next one would not."""
+    config, why = chosen(runtime, 50_000_000, "10m")
+    assert f"{parameters(config):,} parameters" in why and "10m" in why
+
+    def tokens_per_parameter(candidate: RunConfig) -> float:
+        step = 6 * parameters(candidate) / 50e9  # seconds for a token
+        return 600 * 0.85 / step / parameters(candidate)
+
+    assert tokens_per_parameter(config) > budget.TOKENS_PER_PARAMETER
+    assert parameters(machine[-1]) > parameters(config)
+    assert tokens_per_parameter(machine[-1]) < 1.3 * budget.TOKENS_PER_PARAMETER
+
+
+@pytest.mark.parametrize("tokens", [30, 1000, 5000, 60_000, 500_000])
+def test_small_texts_stay_small(tokens: int, runtime: Runtime, machine: list[RunConfig]) -> None:
+    config, why = chosen(runtime, tokens, "1000h")
+    train = text(tokens).info.tokens["train"]
+    shape = (config.model.n_layer, config.model.n_head, config.model.n_embd)
+    assert shape == SIZES[0][:3] or parameters(config) <= budget.PARAMETERS_PER_TEXT_TOKEN * train
+    assert config.model.block_size <= train - 1
+    assert f"{train:,} tokens" in why and "by heart" in why
+
+
+def test_too_little_time_still_chooses_the_smallest(runtime: Runtime, machine: list[RunConfig]) -> None:
+    config, _ = chosen(runtime, 10**6, "1s")
+    assert (config.model.n_layer, config.model.n_head, config.model.n_embd) == SIZES[0][:3]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"n_layer": 3},
+        {"n_embd": 64},
+        {"n_embd": 128},
+        {"n_embd": 256},
+        {"n_head": 2},
+        {"n_head": 8},
+        {"n_head": 5, "head_dim": 16},
+        {"n_kv_head": 2},
+        {"block_size": 100},
+        {"dropout": 0.2},
+        {"tie_embeddings": True},
+        {"n_layer": 5, "n_head": 4, "n_embd": 96, "block_size": 32},
+        {"n_embd": 128, "n_head": 8, "qk_norm": False, "rope_theta": 5e5},
+    ],
+    ids=lambda asked: " ".join(f"{k}={v}" for k, v in asked.items()),
+)
+@pytest.mark.parametrize("time", ["10s", "5m", "100h"])
+def test_what_the_user_asked_for_stays(
+    asked: dict[str, Any], time: str, runtime: Runtime, machine: list[RunConfig]
+) -> None:
+    config, why = chosen(runtime, 5_000_000, time, **asked)
+    for name, value in asked.items():
+        assert getattr(config.model, name) == value
+        assert all(getattr(measured.model, name) == value for measured in machine)
+    assert f"{parameters(config):,} parameters" in why
+    assert f"{config.model.n_layer} layers, {config.model.n_embd} wide, context {config.model.block_size}" in why
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"n_head": 3}, {"n_head": 6}, {"n_head": 12}, {"position": "learned"}, {"mlp": "swiglu"}],
+    ids=lambda asked: " ".join(f"{k}={v}" for k, v in asked.items()),
+)
+def test_training_asks_for_a_size_that_goes_with_the_users_word(
+    asked: dict[str, Any], text_file: Path, machine: list[RunConfig]
+) -> None:
+    """From the text file on: there is a size with six heads, and what is chosen can be saved."""
+    layers = [{"model": asked, "data": {"source": str(text_file)}, "train": {"time": "10m"}}]
+    try:
+        config = plan("auto", layers).config
+    except ConfigError as error:  # a family that has not what was asked for may be refused: then by that name
+        assert next(iter(asked)) in str(error) and "n_head" not in asked
+    else:
+        assert all(getattr(config.model, name) == value for name, value in asked.items())
+        assert family_of(config.model)
+
+
+def test_what_no_size_goes_with_is_a_clear_error(runtime: Runtime, machine: list[RunConfig]) -> None:
+    with pytest.raises(ConfigError, match="n_embd"):  # an odd width of the heads in every size
+        chosen(runtime, 10**6, "5m", n_embd=100)
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def small(time: str = "5m", **train: Any) -> RunConfig:
+    return build("small", [{"model": {"vocab_size": V}, "train": {"time": time, **train}}])
+
+
+def steps(
+    monkeypatch: pytest.MonkeyPatch, runtime: Runtime, speed: Speed, time: str, tokens: int = 10**6, **train: Any
+) -> int:
+    monkeypatch.setattr(budget, "measure", lambda *_, **__: speed)
+    values, why = budget.fit_steps(small(time, **train), text(tokens), runtime, parse_duration(time))
+    assert f"{values['steps']:,} steps of 4,096 tokens" in why and time in why
+    assert f"{16 * 256 / speed.step:,.0f} tokens/s" in why
+    return values["steps"]
+
+
+@pytest.mark.parametrize("time", ["2m", "10m", "2h"])
+@pytest.mark.parametrize("step", [0.01, 0.3])
+@pytest.mark.parametrize("validation_token", [1e-7, 1e-5])
+@pytest.mark.parametrize("eval_tokens", [1000, 100_000])
+def test_a_run_fits_its_time_and_uses_it(
+    time: str, step: float, validation_token: float, eval_tokens: int, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = parse_duration(time)
+    found = steps(monkeypatch, runtime, Speed(step, validation_token), time, eval_tokens=eval_tokens)
+    validating = (11 * min(eval_tokens, 100_000) + 100_000) * validation_token  # ten of them, one before, one of it all
+    assert found * step + validating < 0.9 * seconds  # some is left for a machine that slows down
+    assert found * step + validating > 0.6 * seconds
+
+
+def test_steps_follow_the_speed(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = steps(monkeypatch, runtime, Speed(0.1, 1e-6), "10m")
+    assert steps(monkeypatch, runtime, Speed(0.05, 1e-6), "10m") in (2 * base, 2 * base + 1)
+    assert 2 * base <= steps(monkeypatch, runtime, Speed(0.1, 1e-6), "20m") <= 2.2 * base
+    assert steps(monkeypatch, runtime, Speed(0.1, 1e-4), "10m") < base  # slow validation
+    assert steps(monkeypatch, runtime, Speed(0.1, 1e-6), "10m", sample_tokens=0) > base  # no samples
+    assert steps(monkeypatch, runtime, Speed(0.1, 1e-5), "10m", tokens=10**7) < base  # a long validation text
+
+
+@pytest.mark.parametrize(("time", "step"), [("1s", 0.001), ("30s", 5.0), ("5m", 60.0)])
+def test_too_short_a_time_is_a_clear_error(
+    time: str, step: float, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        steps(monkeypatch, runtime, Speed(step, 1e-6), time)
+    message = str(caught.value)
+    assert f"train.time: {time} is too short" in message and f"{step:.2f} s" in message
+    assert "more time" in message and "smaller model" in message
+
+
+def test_measure_times_the_real_model(runtime: Runtime) -> None:
+    config = build("tiny", [{"model": {"n_layer": 1, "n_embd": 8, "block_size": 8}, "train": {"batch_size": 4}}])
+    found = measure(config, 7, runtime, seconds=0.0)
+    assert found.step > 0 and found.validation_token > 0
+    huge = measure(config.replace("train", batch_size=1 << 20), 7, runtime, seconds=0.0)  # timed on a part, and scaled
+    assert huge.step > 50 * found.step

@@ -1,0 +1,143 @@
+"""A run that is killed and resumed writes what the uninterrupted one writes, bit for bit."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassgpt import api
+from glassgpt.config import parse_overrides
+from glassgpt.errors import CheckpointError
+from glassgpt.training import setup
+from glassgpt.training.checkpoint import Run
+
+# 1,700 training tokens in windows of 16, four at a time: an epoch is 26.25 steps, so its edge lies inside batch 26.
+SETTINGS = (
+    "n_layer=2 n_head=2 n_embd=32 block_size=16 batch_size=4 dropout=0.1 steps=60 eval_interval=6 save_interval=5"
+)
+SETTINGS += " log_interval=1 sample_tokens=8 sample_interval=7 eval_tokens=100"
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from glassgpt.config import parse_overrides
+from glassgpt.training import setup
+from glassgpt.training.metrics import Reporter
+
+mode, target, kill_at, *settings = sys.argv[1:]
+
+class Killer(Reporter):
+    def stepped(self, event):
+        if event.step == int(kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if mode == "start":
+    plan = setup.plan("tiny-modern", [parse_overrides(settings)])
+    trainer = setup.start(plan, "run", Path(target), reporter=Killer())
+else:
+    trainer = setup.resume(Path(target) / "run", reporter=Killer())
+trainer.train()
+"""
+
+
+def train(folder: Path, mode: str, kill_at: int, *settings: str) -> int:
+    """Train in a process of its own, which kills itself right after a step (-1: never)."""
+    command = [sys.executable, "-c", WORKER, mode, str(folder), str(kill_at), *settings]
+    return subprocess.run(command, check=False, stderr=subprocess.PIPE).returncode
+
+
+def written(run: Run) -> dict[str, Any]:
+    """Everything of a run that must not depend on interruptions."""
+    files = {
+        path.relative_to(run.path).as_posix(): path.read_bytes()
+        for path in run.path.rglob("*")
+        if path.is_file() and path.name not in ("metrics.jsonl", "run.toml")
+    }
+    timeless = [{k: v for k, v in row.items() if not k.startswith(("perf/", "time/"))} for row in run.metrics]
+    return {"files": files, "metrics": timeless}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, prose: str, optimizer: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(prose[:1889], encoding="utf-8")
+    settings = [*SETTINGS.split(), f"source={text}", f"optimizer={optimizer}"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(whole, "start", -1, *settings) == 0
+    # Before the first checkpoint, in the middle, at an epoch's edge, and right after a save.
+    assert train(broken, "start", 3, *settings) == -signal.SIGKILL
+    for kill_at in (17, 27, 50):
+        assert train(broken, "resume", kill_at) == -signal.SIGKILL
+    text.unlink()  # the tokens are kept
+    assert train(broken, "resume", -1) == 0
+    expected, found = written(Run(whole / "run")), written(Run(broken / "run"))
+    assert found["metrics"] == expected["metrics"]
+    assert found["files"].keys() == expected["files"].keys()
+    assert [name for name in expected["files"] if found["files"][name] != expected["files"][name]] == []
+    steps = [row["step"] for row in expected["metrics"] if "train/loss" in row]
+    assert steps == list(range(1, 61))
+
+
+def start(folder: Path, text: Path, *extra: str) -> Run:
+    """A short finished run."""
+    settings = [*SETTINGS.split(), f"source={text}", "steps=6", *extra]
+    return setup.start(setup.plan("tiny", [parse_overrides(settings)]), "run", folder).train().run
+
+
+def test_a_changed_run_is_refused_with_the_difference(tmp_path: Path, text_file: Path) -> None:
+    run = start(tmp_path, text_file)
+    with pytest.raises(CheckpointError) as refused:
+        setup.resume(run.path, parse_overrides(["n_layer=3", "batch_size=8", "val_fraction=0.2", "steps=20"]))
+    message = str(refused.value)
+    assert "model.n_layer: 2 in the run, 3 asked for" in message
+    assert "train.batch_size: 4 in the run, 8 asked for" in message
+    assert "data.val_fraction: 0.1 in the run, 0.2 asked for" in message
+    assert "steps" not in message
+
+
+def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, text_file: Path) -> None:
+    run = start(tmp_path, text_file)
+    with pytest.raises(CheckpointError, match=r"has finished its 6 steps; .*steps=12"):
+        setup.resume(run.path)
+    result = api.resume(run.path, parse_overrides(["steps=9"]))
+    assert (result.reason, result.step) == ("finished", 9)
+    assert [row["step"] for row in run.metrics if "train/loss" in row] == list(range(1, 10))
+    assert sum("final/val_loss" in row for row in run.metrics) == 1
+
+
+def test_another_text_is_refused(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(tmp_path, text_file)
+    text_file.write_text(text_file.read_text(encoding="utf-8")[:-50], encoding="utf-8")
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "empty"))  # the tokens are gone, too
+    with pytest.raises(CheckpointError, match="has changed since"):
+        setup.resume(run.path, parse_overrides(["steps=9"]))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, text_file: Path) -> None:
+    run = start(tmp_path, text_file, "save_interval=2", "keep=2")
+    assert [path.name for path in run.numbered()] == ["step-000004", "step-000006"]
+    for folder in (run.last, run.path / "step-000006"):
+        weights = folder / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.unlink()  # last/ and its number share their files
+        weights.write_bytes(bytes(content))
+    assert run.latest_checkpoint() == run.path / "step-000004"
+    state = json.loads((run.path / "step-000004" / "trainer" / "state.json").read_text(encoding="utf-8"))
+    assert state["step"] == 4
+    assert setup.resume(run.path, parse_overrides(["steps=8"])).state.step == 4
+
+
+def test_measured_choices_are_reused(tmp_path: Path, text_file: Path) -> None:
+    run = start(tmp_path, text_file, "threads=1")
+    config = run.config()
+    assert config.runtime.device == "cpu"
+    assert config.runtime.dtype == "float32"
+    assert config.runtime.threads == 1
+    assert config.train.steps == 6
+    assert "provenance" in (run.path / "run.toml").read_text(encoding="utf-8")
+    assert text_file.samefile(config.data.source)
