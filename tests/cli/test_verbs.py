@@ -264,7 +264,7 @@ socket.getaddrinfo = refuse
 def test_quickstart_in_short_with_the_network_denied(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUTF8": "0", "LC_ALL": "C"}
-    command = [sys.executable, "-m", "glassgpt", "quickstart", "time=15s", "--json"]
+    command = [sys.executable, "-m", "glassgpt", "quickstart", "time=15s", "max_val_tokens=20000", "--json"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr.decode()
     ending = json.loads(done.stdout)

@@ -149,10 +149,14 @@ def open_stream(folder: Path) -> TokenStream:
         found = _sha256(file) if file.exists() else "no file"
         if found != expected:
             raise DataError(f"{file} is not what stream.json describes: SHA-256 {expected} expected, found {found}")
+    for split, tokens in info.tokens.items():
+        size, expected_size = (folder / f"{split}.bin").stat().st_size, tokens * np.dtype(info.dtype).itemsize
+        if size != expected_size:
+            raise DataError(
+                f"{folder / split}.bin has {size} bytes; {tokens} tokens of {info.dtype} are {expected_size}"
+            )
     stream = TokenStream(folder, info)
     for split, ids in (("train", stream.train), ("val", stream.val)):
-        if len(ids) != info.tokens[split]:
-            raise DataError(f"{folder / split}.bin has {len(ids)} tokens; stream.json says {info.tokens[split]}")
         if ids.size and int(ids.max()) >= info.vocab_size:
             place = int(np.argmax(ids >= info.vocab_size))
             raise DataError(

@@ -108,12 +108,13 @@ def fit_steps(config: RunConfig, stream: TokenStream, runtime: Runtime, seconds:
     """
     speed = measure(config, config.model.vocab_size, runtime, seconds=min(1.5, 0.05 * seconds))
     tokens = config.train.batch_size * config.model.block_size
-    left = seconds * PLANNED - _overhead(config, stream, speed, seconds)
-    steps = int(left / speed.step)
+    overhead = _overhead(config, stream, speed, seconds)
+    steps = int((seconds * PLANNED - overhead) / speed.step)
     if steps < 10:
         raise ConfigError(
             f"train.time: {config.train.time} is too short for this model on this machine: a step takes "
-            f"{speed.step:.2f} s. Give more time, a smaller model, or the number of steps"
+            f"{speed.step:.2f} s, and validating, sampling and saving {overhead:.0f} s. "
+            "Give more time, a smaller model, fewer max_val_tokens, or the number of steps"
         )
     rate = tokens / speed.step
     why = f"{rate:,.0f} tokens/s measured: {steps:,} steps of {tokens:,} tokens fit into {config.train.time}"
