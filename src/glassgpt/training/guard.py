@@ -42,6 +42,11 @@ def first_nonfinite(model: nn.Module) -> str | None:
     return None
 
 
+def is_compile_failure(error: RuntimeError) -> bool:
+    """Whether an error comes from torch.compile rather than from what was compiled."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

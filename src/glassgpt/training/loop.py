@@ -184,7 +184,8 @@ class Trainer:
     def _gradients(self) -> tuple[float, float]:
         """Gradients of the whole batch, clipped; the loss and the gradient norm before clipping.
 
-        Where memory runs out, the micro-batch is halved and the batch begun again: the result is the same.
+        Where memory runs out, the micro-batch is halved and the batch begun again: the result is the same. Where
+        the compiler fails, the batch is begun again without it.
         """
         while True:
             try:
@@ -197,9 +198,12 @@ class Trainer:
                     torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
                 return loss, float(norm)
             except RuntimeError as error:
-                if not guard.is_out_of_memory(error) or self.state.micro_batch_size == 1:
+                if guard.is_compile_failure(error):
+                    self._stop_compiling(error)
+                elif guard.is_out_of_memory(error) and self.state.micro_batch_size > 1:
+                    self._halve_micro_batch()
+                else:
                     raise
-                self._halve_micro_batch()
 
     def _accumulate(self, batch: Batch) -> float:
         """Forward and backward over micro-batches; gradients add up to those of the mean over the whole batch."""
@@ -217,6 +221,14 @@ class Trainer:
     def _batch(self, k: int) -> Batch:
         inputs, targets = self.batches.get(k)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def _stop_compiling(self, error: RuntimeError) -> None:
+        """Go on in eager mode: slower, and the same."""
+        self.optimizers.zero_grad()
+        for block in self.model.blocks:
+            block._compiled_call_impl = None
+        reason = str(error).strip().splitlines()[0][:200]
+        self.reporter.warn(f"torch.compile does not work here ({reason}); going on without it")
 
     def _halve_micro_batch(self) -> None:
         self.optimizers.zero_grad()
