@@ -173,8 +173,7 @@ def train_new(
     plan = setup.plan(preset, layers, reporter)
     for note in plan.notes:
         (reporter or Reporter()).note(note)
-    timed = all("steps" not in layer.get("train", {}) for layer in layers)
-    deadline = began + parse_duration(plan.config.train.time) if timed else None
+    deadline = began + parse_duration(plan.config.train.time) if plan.timed else None
     return setup.start(plan, name or plan.name, runs, reporter=reporter, deadline=deadline).train()
 
 

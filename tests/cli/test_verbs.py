@@ -38,6 +38,7 @@ MISTAKES = {
     "a missing TOML": (["train", "{text}", "my.toml"], "my.toml: cannot be read"),
     "a context too long": (["train", "{text}", "block_size=999999", "steps=1"], "needs at least 1000000"),
     "no GPU": (["train", "{text}", "device=cuda:9"], "cuda:9 was asked for"),
+    "a wrong name": (["train", "{text}", "preset=tiny", "steps=2", "--name", "a/b"], "'a/b' cannot be the name"),
     "too little time": (["train", "{text}", "preset=tiny", "batch_size=100000", "time=2s"], "is too short"),
     "resume nothing": (["train", "--resume", "nothing"], "no run 'nothing'; runs in runs/: none yet"),
     "resume with a text": (["train", "{text}", "--resume", "x"], "only key=value"),

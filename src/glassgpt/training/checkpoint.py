@@ -4,6 +4,7 @@
 There is no random state to save: data, initial weights and dropout are pure functions of (seed, step).
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -107,18 +108,26 @@ class Run:
 
 
 def create_run(parent: Path, name: str, config: RunConfig, provenance: dict[str, Any]) -> Run:
-    """Make a new run folder; where the name is taken, the next free of NAME-2, NAME-3, ..."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-            break
-        except FileExistsError:
-            number += 1
-    write_run_toml(path, config, provenance)
-    return Run(path)
+    """Make a new run folder; where the name is taken, the next free of NAME-2, NAME-3, ...
+
+    Raises:
+        ConfigError: if the name is none for a folder, or the folder cannot be made.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ConfigError(f"--name: {name!r} cannot be the name of a folder")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            write_run_toml(path, config, provenance)
+            return Run(path)
+    except OSError as error:
+        raise ConfigError(f"a run cannot be kept in {parent}: {error.strerror}; choose another --runs-dir") from None
+    raise AssertionError("itertools.count never ends")
 
 
 def write_run_toml(path: Path, config: RunConfig, provenance: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ class Plan:
     name: str
     stream: TokenStream
     runtime: Runtime
+    timed: bool  # whether the number of steps came from `time`
     notes: tuple[str, ...]
 
 
@@ -70,13 +71,14 @@ def plan(preset: str, layers: Sequence[Layer], reporter: Reporter | None = None)
     base, note = _fit_context(base, asked, layers, stream)
     notes += note
     config = build(preset, [base, *layers])
-    if config.train.steps == 0:
+    timed = config.train.steps == 0
+    if timed:
         reporter.note("measuring the speed of this machine")
         values, why = budget.fit_steps(config, stream, runtime, seconds - (time.monotonic() - began))
         config = config.replace("train", **values)
         notes.append(why)
     config = _with_intervals(config).replace("runtime", **runtime.resolved()).replace("data", source=text.source)
-    return Plan(config, text.name, stream, runtime, tuple(notes))
+    return Plan(config, text.name, stream, runtime, timed, tuple(notes))
 
 
 def start(
