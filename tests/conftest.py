@@ -1,5 +1,6 @@
 """Shared fixtures. Tests touch no network, no cache but their own, and no file outside their temporary folder."""
 
+import contextlib
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,19 @@ def text_file(tmp_path: Path, prose: str) -> Path:
     path = tmp_path / "prose.txt"
     path.write_text(prose, encoding="utf-8")
     return path
+
+
+@contextlib.contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """Run with that many CPU threads, then restore the number there was."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 Cli = Callable[..., tuple[int, str, str]]

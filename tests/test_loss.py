@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conftest import thread_count
 from glassgpt.config import ModelConfig, RuntimeConfig
 from glassgpt.loss import Evaluation, evaluate, floors, subset
 from glassgpt.model import GPT
 from glassgpt.presets import MODERN
-from glassgpt.runtime import Runtime, resolve, thread_count
+from glassgpt.runtime import Runtime, resolve
 
 V, T = 11, 8
 TABLE = torch.randn(V, V, generator=torch.Generator().manual_seed(0)) * 3  # a bigram model: logits of the next token

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conftest import thread_count
 from glassgpt.errors import ConfigError
-from glassgpt.runtime import thread_count
 from glassgpt.sampling import (
     SamplingConfig,
     UniformStreams,

@@ -21,7 +21,7 @@ from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.loop import Result
 from glassgpt.training.metrics import Reporter
-from glassgpt.weights.folder import load_model, recover, save_model, write_folder
+from glassgpt.weights.folder import load_model, save_model, whole, write_folder
 
 #: Where runs live, unless told otherwise.
 RUNS = Path("runs")
@@ -48,16 +48,25 @@ def find_run(source: str | Path, runs: Path = RUNS) -> Run:
         CheckpointError: if there is none; the message names those there are.
     """
     for path in (Path(source), runs / source):
-        if (path / "run.toml").exists():
+        if _may_exist(source) and (path / "run.toml").exists():
             return Run(path)
     known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
     raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {known}")
 
 
+def _may_exist(source: str | Path) -> bool:
+    """Whether it can be the name of a file at all; a prompt given in its place may be too long for one."""
+    try:
+        Path(source).exists()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def list_runs(runs: Path = RUNS) -> list[Run]:
     """Every run, oldest first."""
-    found = [path.parent for path in runs.glob("*/run.toml")]
-    return [Run(path) for path in sorted(found, key=lambda path: path.stat().st_ctime_ns)]
+    found = [Run(path.parent) for path in runs.glob("*/run.toml")]
+    return sorted(found, key=lambda run: (run.created(), run.name))
 
 
 def find_checkpoint(source: str | Path, runs: Path = RUNS) -> Path:
@@ -66,17 +75,13 @@ def find_checkpoint(source: str | Path, runs: Path = RUNS) -> Path:
     Raises:
         CheckpointError: if there is none.
     """
-    path = Path(source)
-    if (path / "config.json").exists():
-        return path
-    if path.name in ("best", "last"):
-        recover(path)  # a run that was killed between the two renames of a save
-        if (path / "config.json").exists():
-            return path
+    folder = whole(Path(source)) if _may_exist(source) else None
+    if folder is not None and (folder / "config.json").exists():
+        return folder
     run = find_run(source, runs)
-    for folder in (run.best, run.last):
-        recover(folder)
-        if folder.exists():
+    for path in (run.best, run.last):
+        folder = whole(path)
+        if folder is not None:
             return folder
     raise CheckpointError(f"{run.path} has no checkpoint yet; go on with: glassgpt train --resume {run.path}")
 
@@ -116,8 +121,8 @@ def save(model: GPT, tokenizer: Tokenizer, folder: str | Path) -> None:
         ConfigError: if no published family can express the model.
         CheckpointError: if the folder exists and holds something else.
     """
-    target = Path(folder)
-    if target.exists() and any(target.iterdir()) and not (target / "config.json").exists():
+    target = Path(folder).absolute()
+    if target.exists() and not ((target / "config.json").exists() or (target.is_dir() and not any(target.iterdir()))):
         raise CheckpointError(f"{target} exists and is no model folder; choose another name")
     with write_folder(target) as temporary:
         save_model(temporary, model, tokenizer)
@@ -157,7 +162,10 @@ def train(
         raise ConfigError(problems)
     if data is not None:
         layer.setdefault("data", {})["source"] = str(data)
-    return train_new(preset, [layer], name=name, runs=runs, reporter=reporter).run
+    result = train_new(preset, [layer], name=name, runs=runs, reporter=reporter)
+    if result.interrupted_by is not None:
+        raise KeyboardInterrupt  # everything is saved; whoever called should stop, too
+    return result.run
 
 
 def train_new(
@@ -173,7 +181,7 @@ def train_new(
     plan = setup.plan(preset, layers, reporter)
     for note in plan.notes:
         (reporter or Reporter()).note(note)
-    deadline = began + parse_duration(plan.config.train.time) if plan.timed else None
+    deadline = began + parse_duration(plan.config.train.time) - plan.final_seconds if plan.timed else None
     return setup.start(plan, name or plan.name, runs, reporter=reporter, deadline=deadline).train()
 
 

@@ -134,6 +134,11 @@ class ModelConfig(Section):
             problems.append("model.norm_bias: rmsnorm has no bias; set norm_bias=false")
         return problems
 
+    @property
+    def qkv_sizes(self) -> tuple[int, int, int]:
+        """Rows of q, k and v in the fused projection."""
+        return (self.n_head * self.head_dim, self.n_kv_head * self.head_dim, self.n_kv_head * self.head_dim)
+
     def _default_intermediate_size(self) -> int:
         if self.mlp != "swiglu":
             return 4 * self.n_embd

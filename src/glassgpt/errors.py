@@ -1,6 +1,6 @@
 """The errors a user can cause. Each message says what is wrong, what was found, and what to do.
 
-The command line prints the message alone, without a traceback, and exits with code 2.
+The command line prints the message alone, without a traceback, and exits with code 2 (1 for TrainingStopped).
 Bugs of our own are plain ``AssertionError``s and keep their traceback.
 """
 

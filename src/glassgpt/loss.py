@@ -1,4 +1,4 @@
-"""The loss of a model over a token stream: deterministic, and the same for every batch size.
+"""The loss of a model over a token stream: deterministic, and (but for rounding) the same for every batch size.
 
 The stream is cut into windows of block_size tokens that do not overlap; each token but the first is predicted once,
 from the tokens of its own window. Sums are kept in float64.
@@ -75,7 +75,7 @@ def evaluate(
             with runtime.autocast():
                 logits = logits_of(window[:, :-1])  # [B, T, V]
             losses = F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten(), reduction="none")
-            sums += losses.view(len(rows), -1).double().sum(dim=1).tolist()
+            sums += losses.view(len(rows), -1).cpu().double().sum(dim=1).tolist()  # not every device has float64
     total = int(lengths.sum())
     means = np.array(sums) / lengths
     stderr = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan

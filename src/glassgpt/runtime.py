@@ -5,7 +5,6 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,19 +99,6 @@ def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that is a pure function of its parts, independent for different parts."""
     digest = hashlib.sha256(repr(parts).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-@contextlib.contextmanager
-def thread_count(threads: int) -> Iterator[None]:
-    """Run with that many CPU threads, then restore the number there was."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def versions() -> dict[str, str]:

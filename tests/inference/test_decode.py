@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.errors import TokenizerError
 from glassgpt.inference.decode import Step, TextStream, complete, generate, start_ids
 from glassgpt.model import GPT, ExplicitAttention
 from glassgpt.presets import MODERN
-from glassgpt.runtime import Runtime, thread_count
+from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig, UniformStreams, next_token
 from glassgpt.tokenizer import CharTokenizer
 

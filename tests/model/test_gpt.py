@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT, Block, ExplicitAttention, FusedAttention, KVCache
 from glassgpt.model.rope import rotary_tables, rotate
 from glassgpt.presets import MODERN, PRESETS
-from glassgpt.runtime import thread_count
 
 CLASSIC = ModelConfig(vocab_size=23, block_size=16, n_layer=3, n_head=4, n_embd=32)
 CONFIGS = {

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT, ExplicitAttention
 from glassgpt.presets import MODERN
-from glassgpt.runtime import thread_count
 from glassgpt.shapes import trace_shapes
 
 CLASSIC = ModelConfig(vocab_size=23, block_size=16, n_layer=2, n_head=4, n_embd=32, dropout=0.2)

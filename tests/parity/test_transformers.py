@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError, TokenizerError
 from glassgpt.inference.decode import generate
 from glassgpt.model import GPT
 from glassgpt.presets import MODERN, PRESETS
-from glassgpt.runtime import Runtime, thread_count
+from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import CharTokenizer
 from glassgpt.tokenizer import load as load_tokenizer

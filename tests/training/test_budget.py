@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import thread_count
 from glassgpt.config import RunConfig, RuntimeConfig, build, parse_duration
 from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
-from glassgpt.runtime import Runtime, resolve, thread_count
+from glassgpt.runtime import Runtime, resolve
 from glassgpt.training import budget
 from glassgpt.training.budget import SIZES, Speed, choose_size, measure
 from glassgpt.training.setup import plan
@@ -170,7 +171,7 @@ def steps(
     monkeypatch: pytest.MonkeyPatch, runtime: Runtime, speed: Speed, time: str, tokens: int = 10**6, **train: Any
 ) -> int:
     monkeypatch.setattr(budget, "measure", lambda *_, **__: speed)
-    values, why = budget.fit_steps(small(time, **train), text(tokens), runtime, parse_duration(time))
+    values, _, why = budget.fit_steps(small(time, **train), text(tokens), runtime, parse_duration(time))
     assert f"{values['steps']:,} steps of 4,096 tokens" in why and time in why
     assert f"{16 * 256 / speed.step:,.0f} tokens/s" in why
     return values["steps"]

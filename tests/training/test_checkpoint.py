@@ -57,7 +57,7 @@ for kill in range(kills):
     state = load_checkpoint(newest, model, optimizers)
     assert state.step >= acknowledged, f"step {state.step} loaded, {acknowledged} had been saved"
     assert model.final_norm.bias[0] == state.step, "weights and state are of one step"
-    assert not list(run.path.glob("*.tmp")) and not list(run.path.glob("*.old")), "leftovers are cleaned up"
+    assert not list(run.path.glob(".*")), "leftovers are cleaned up"
     step = state.step
 print("kills", kills, "steps", step)
 """

@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from conftest import thread_count
 from glassgpt import presets
 from glassgpt.config import ModelConfig, OptimConfig
 from glassgpt.model import GPT
-from glassgpt.runtime import thread_count
 from glassgpt.training.optim import Muon, Optimizers, learning_rate_scale, orthogonalise
 
 CLASSIC = ModelConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)

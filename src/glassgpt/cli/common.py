@@ -1,6 +1,7 @@
 """What several verbs share: options, arguments, tables, JSON."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import typer
 
-from glassgpt.config import Layer, parse_overrides, read_toml
+from glassgpt import presets
+from glassgpt.config import Layer, build, parse_overrides, read_toml
 from glassgpt.errors import ConfigError
 
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
@@ -23,30 +25,59 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
     """
     preset: str | None = None
     sources: list[str] = []
-    overrides: list[str] = []
     layers: list[Layer] = []
+    last: dict[str, dict[str, Any]] = {}  # what stands on the command line wins over files, wherever it stands
+    problems: list[str] = []
     for argument in arguments:
-        if argument.startswith("preset="):
-            preset = argument.removeprefix("preset=")
-        elif "=" in argument and not Path(argument).exists():
-            overrides.append(argument)
-        elif argument.endswith(".toml"):
-            found, layer = read_toml(Path(argument))
-            preset = preset or found
-            layers.append(layer)
-        else:
-            sources.append(argument)
+        try:
+            if argument.startswith("preset="):
+                preset = argument.removeprefix("preset=")
+                if preset != "auto":
+                    presets.get(preset)
+            elif "=" in argument and not _is_file(argument):
+                for section, values in parse_overrides([argument]).items():
+                    last.setdefault(section, {}).update(values)
+            elif argument.endswith(".toml"):
+                found, layer = read_toml(Path(argument))
+                preset = preset or found
+                layers.append(layer)
+            else:
+                sources.append(argument)
+        except ConfigError as error:
+            problems += error.problems
     if len(sources) > 1:
-        raise ConfigError(f"one text at a time, got {', '.join(sources)}; settings are written key=value")
-    layers.append(parse_overrides(overrides))
+        problems.append(f"one text at a time, got {', '.join(sources)}; settings are written key=value")
+    layers.append(last)
     if sources:
         layers.append({"data": {"source": sources[0]}})
+    if problems:  # say what is wrong with the rest, too
+        base: Layer = presets.PRESETS[preset].layer if preset in presets.PRESETS else {}
+        try:
+            build("", [base, *layers])
+        except ConfigError as error:
+            problems += error.problems
+        raise ConfigError(problems)
     return preset, sources[0] if sources else None, layers
 
 
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long for a name, for example
+        return False
+
+
 def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print a value as JSON; what is not a finite number becomes null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:

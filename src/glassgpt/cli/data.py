@@ -45,16 +45,17 @@ def fetch(name: str = typer.Argument(..., help="A name from `glassgpt data list`
 @app.command()
 def show(
     arguments: list[str] = typer.Argument(None, metavar="TEXT | key=value", help="As for train."),
-    batch: int = typer.Option(0, "--batch", min=0, help="Which batch."),
+    batch: int = typer.Option(0, "--batch", min=0, max=2**40, help="Which batch."),
     rows: int = typer.Option(2, "--rows", min=1, help="Rows of it to show."),
     json: bool = JSON_OPTION,
 ) -> None:
     """Show one training batch decoded, inputs beside targets, so that the shift by one is visible."""
-    from glassgpt import data
-    from glassgpt.config import build
+    from glassgpt import data, presets
+    from glassgpt.config import Layer, build
 
-    _, _, layers = split_arguments(arguments or [])
-    config = build("", [{"model": {"block_size": 32}, "train": {"batch_size": 4}}, *layers])
+    preset, _, layers = split_arguments(arguments or [])
+    base: Layer = presets.get(preset).layer if preset else {"model": {"block_size": 32}, "train": {"batch_size": 4}}
+    config = build("", [base, *layers])
     text = data.read(config.data.source)
     stream = data.prepare(text, config.data.val_fraction, config.data.max_val_tokens)
     batches = data.Batches(stream.train, config.model.block_size, config.train.batch_size, config.train.seed)

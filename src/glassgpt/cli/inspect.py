@@ -1,5 +1,6 @@
 """``glassgpt presets``, ``runs list | show | compare`` and ``plot``: what there is, and how it went."""
 
+import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, print_json, print_table
+from glassgpt.errors import GlassError
 
 if TYPE_CHECKING:
     from glassgpt.training.checkpoint import Run
@@ -53,7 +55,12 @@ def list_runs(folder: Path = RUNS_OPTION, json: bool = JSON_OPTION) -> None:
     from glassgpt import api
     from glassgpt.cli.common import say
 
-    rows = [_summary(run) for run in api.list_runs(folder)]
+    rows = []
+    for run in api.list_runs(folder):
+        try:
+            rows.append(_summary(run))
+        except GlassError as error:
+            say(f"warning: {error}")
     if json:
         print_json(rows)
     elif not rows:
@@ -121,17 +128,16 @@ def plot(
 
 def _summary(run: "Run") -> dict[str, Any]:
     """The numbers of a run. Losses are None where there is none yet."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     rows = run.metrics
     final: dict[str, Any] = next((row for row in reversed(rows) if "final/val_loss" in row), {})
-    losses = [row["val/loss"] for row in rows if "val/loss" in row]
+    losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     config = run.config()
-    weights = run.best / "model.safetensors"
     parameters = None
-    if weights.exists():
-        with safe_open(weights, framework="np") as file:
-            parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    weights = run.best / "model.safetensors"
+    with contextlib.suppress(OSError, SafetensorError), safe_open(weights, framework="np") as file:  # or none yet
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return {
         "name": run.name,
         "source": Path(config.data.source).name,

@@ -1,13 +1,13 @@
 """The ``glassgpt`` command."""
 
-import os
+import io
 import sys
 
 import typer
 
 from glassgpt import __version__
 from glassgpt.cli import data, inspect, sample, train
-from glassgpt.errors import GlassError
+from glassgpt.errors import GlassError, TrainingStopped
 
 app = typer.Typer(
     name="glassgpt",
@@ -41,15 +41,15 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. A user's mistake prints one message and exits with 2."""
+    """Run the command line. A user's mistake prints one message and exits with 2, a failure of the run with 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a ? for it
     try:
         app(prog_name="glassgpt")
     except GlassError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # for example `glassgpt sample ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(1 if isinstance(error, TrainingStopped) else 2)
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

@@ -51,9 +51,8 @@ def sample(
     from glassgpt.inference.decode import generate, start_ids
 
     ids = start_ids(tokenizer, text)
-    steps = generate(
-        model, [ids] * num_samples, max_new_tokens, config, api.runtime_of(model), seed=seed, eos_id=tokenizer.eos_id
-    )
+    limits = {"eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
+    steps = generate(model, [ids] * num_samples, max_new_tokens, config, api.runtime_of(model), seed=seed, **limits)
     shown = Printer(tokenizer, config, text, candidates=candidates, explain=explain, live=not json and num_samples == 1)
     texts = shown.run(steps, num_samples)
     if json:
@@ -111,7 +110,7 @@ class Printer:
         from glassgpt import sampling
 
         chosen, uniform = step.tokens[0], float(step.uniform[0])
-        shown = sampling.explain(step.logits[0], self.config, step.logits.size(-1))
+        shown = sampling.explain(step.logits[0], self.config, self.tokenizer.vocab_size)
         shown = [c for rank, c in enumerate(shown) if rank < self.candidates or c.token == chosen]
         if self.live:
             how = "greedy: no draw" if self.config.temperature == 0 else f"draw {uniform:.4f}"

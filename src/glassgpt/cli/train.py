@@ -1,5 +1,6 @@
 """``glassgpt train`` and ``glassgpt quickstart``."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def train(
         None, metavar="TEXT | FILE.toml | preset=NAME | key=value", help="What to train on, and how."
     ),
     resume: str = typer.Option(
-        "", "--resume", metavar="RUN", help="Go on with this run; settings may only prolong it."
+        "", "--resume", metavar="RUN", help="Go on with this run, to its end or for more steps."
     ),
     name: str = typer.Option("", "--name", help="Name of the run; by default the text's name."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing."),
@@ -130,7 +131,7 @@ def _close(result: "Result", json: bool) -> None:
         print(f"Go on with:  glassgpt train --resume {path}", file=sys.stderr)
         raise typer.Exit(128 + result.interrupted_by)
     assert result.final is not None
-    model, tokenizer = api.load(result.run.best)
+    model, tokenizer = api.load(result.run.best, device=result.run.config().runtime.device)
     text = api.generate(model, tokenizer, max_new_tokens=400)
     if json:
         values = {"loss": result.final.loss, "stderr": result.final.stderr, "bits_per_byte": result.bits_per_byte}
@@ -143,8 +144,9 @@ def _close(result: "Result", json: bool) -> None:
         "time": f"stopped at step {result.step:,}: the time is over (go on with: glassgpt train --resume {path})",
     }
     print(f"\n{reasons[result.reason]}")
+    error = f" ± {result.final.stderr:.4f}" if math.isfinite(result.final.stderr) else ""
     print(
-        f"validation loss {result.final.loss:.4f} ± {result.final.stderr:.4f} nats per token over the whole split "
+        f"validation loss {result.final.loss:.4f}{error} nats per token over the whole split "
         f"({result.final.tokens:,} tokens), {result.bits_per_byte:.4f} bits per byte"
     )
     print(f"\n--- what {path / 'best'} writes ---\n{text.strip()}\n---\n")

@@ -39,7 +39,7 @@ class StreamInfo:
 
 @dataclass(frozen=True)
 class TokenStream:
-    """A prepared text. ``train`` and ``val`` are memory-mapped; opening costs nothing, whatever the size."""
+    """A prepared text. ``train`` and ``val`` are memory-mapped, so their size costs no memory."""
 
     folder: Path
     info: StreamInfo

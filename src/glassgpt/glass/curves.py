@@ -45,8 +45,8 @@ def draw_curves(runs: Sequence[Run], target: Path) -> None:
 
 def _draw_run(axes: Any, run: Run, color: str) -> None:
     rows = run.metrics
-    training = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
-    validation = [(row["step"], row["val/loss"]) for row in rows if "val/loss" in row]
+    training = [(row["step"], row["train/loss"]) for row in rows if row.get("train/loss") is not None]
+    validation = [(row["step"], row["val/loss"]) for row in rows if row.get("val/loss") is not None]
     if not training and not validation:
         raise CheckpointError(f"{run.path} has no metrics to draw yet")
     if training:

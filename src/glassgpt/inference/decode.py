@@ -44,6 +44,7 @@ def generate(
     *,
     seed: int = 0,
     eos_id: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[Step]:
     """Generate from prompts of any lengths, each at least one token; yields as it goes.
 
@@ -55,6 +56,7 @@ def generate(
         runtime: where to compute.
         seed: of the draws; row r uses the stream (seed, r).
         eos_id: a row ends after producing it.
+        vocab_size: the tokenizer's; tokens beyond it, where a model's vocabulary is padded, are never drawn.
     """
     assert prompts and all(prompts), "every row needs at least one token to start from"
     context = model.config.block_size
@@ -71,6 +73,8 @@ def generate(
             with runtime.autocast():
                 logits = model(last, cache=cache)[:, -1]  # [B, V]
         logits = logits.float().cpu()
+        if vocab_size is not None:
+            logits[:, vocab_size:] = float("-inf")
         uniform = streams.next()
         tokens: list[int] = next_token(logits, config, uniform).tolist()
         yield Step(tokens, list(active), logits, uniform)
@@ -148,7 +152,8 @@ def complete(
     """
     ids = [start_ids(tokenizer, prompt) for prompt in prompts]
     made: list[list[int]] = [[] for _ in prompts]
-    for step in generate(model, ids, max_new_tokens, config, runtime, seed=seed, eos_id=tokenizer.eos_id):
+    known = {"eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
+    for step in generate(model, ids, max_new_tokens, config, runtime, seed=seed, **known):
         for row, token, active in zip(made, step.tokens, step.active, strict=True):
             if active and token != tokenizer.eos_id:
                 row.append(token)

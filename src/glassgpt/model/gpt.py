@@ -118,8 +118,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The language model: tokens in, logits for the next token out.
 
-    Weights are unset noise until :meth:`init_weights` or a loader fills them, so that a model can be built on
-    the meta device, rewritten, and only then given memory (``to_empty``, then :meth:`finish`).
+    Weights mean nothing until :meth:`init_weights` or a loader fills them, so that a model can be built on the meta
+    device, rewritten, and only then given memory (``to_empty``, then :meth:`finish`).
     """
 
     rope_cos: Tensor

@@ -1,6 +1,7 @@
 """What fits into a time: measure this machine on the real model, then choose steps, and a size where it is free."""
 
 import itertools
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from glassgpt.training.objective import Batch, next_token_loss
 from glassgpt.training.optim import Optimizers
 
 #: Share of the time that is planned for; the rest is for a machine that slows down.
-PLANNED = 0.85
+PLANNED = 0.75
 #: Validations in a run whose intervals are derived, the one at step 0 included.
 VALIDATIONS = 11
 #: Share of the time for them, where the number of validation tokens is derived; but never fewer tokens than these.
@@ -97,11 +98,14 @@ def measure(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float
     return Speed(step, _median(passes) / batch.idx.numel())
 
 
-def fit_steps(config: RunConfig, stream: TokenStream, runtime: Runtime, seconds: float) -> tuple[dict[str, int], str]:
+def fit_steps(
+    config: RunConfig, stream: TokenStream, runtime: Runtime, seconds: float
+) -> tuple[dict[str, int], float, str]:
     """Steps that fit into so many seconds with validations, samples and saving.
 
     Returns:
-        Values for ``train`` (``steps`` and ``eval_tokens``), and a sentence that says why.
+        Values for ``train`` (``steps`` and ``eval_tokens``), the seconds that validating the whole split at the end
+        will take, and a sentence that says why.
 
     Raises:
         ConfigError: if not even a few steps fit.
@@ -118,7 +122,8 @@ def fit_steps(config: RunConfig, stream: TokenStream, runtime: Runtime, seconds:
         )
     rate = tokens / speed.step
     why = f"{rate:,.0f} tokens/s measured: {steps:,} steps of {tokens:,} tokens fit into {config.train.time}"
-    return {"steps": steps, "eval_tokens": eval_tokens(config, speed, seconds)}, why
+    final_seconds = stream.info.tokens["val"] * speed.validation_token
+    return {"steps": steps, "eval_tokens": eval_tokens(config, speed, seconds)}, final_seconds, why
 
 
 def eval_tokens(config: RunConfig, speed: Speed, seconds: float) -> int:
@@ -154,7 +159,7 @@ def choose_size(
 
     Args:
         config: with what the user asked for.
-        asked: the model's fields that the user set, which stay.
+        asked: the fields of ``model`` and ``train`` that the user set, which stay.
         stream: the text.
         runtime: the machine.
         seconds: the time.
@@ -173,6 +178,7 @@ def choose_size(
             "block_size": min(block_size, text_tokens - 1),
         }
         values: dict[str, Any] = MODERN | shape
+        batch_size = config.train.batch_size if "batch_size" in asked else batch_size
         try:
             candidate = _candidate(config, asked, values, batch_size, vocab_size)
         except ConfigError:  # what the user asked for does not go with this size
@@ -207,9 +213,27 @@ def choose_size(
 def _candidate(
     config: RunConfig, asked: set[str], values: Mapping[str, Any], batch_size: int, vocab_size: int
 ) -> RunConfig:
-    kept = {name: getattr(config.model, name) for name in asked}
+    kept = {name: getattr(config.model, name) for name in asked if name in ModelConfig.__dataclass_fields__}
     model = ModelConfig(**{**values, "dropout": config.model.dropout, "vocab_size": vocab_size, **kept})
     return replace(config, model=model, train=replace(config.train, batch_size=batch_size))
+
+
+def require_memory(config: ModelConfig) -> None:
+    """Refuse a model whose weights, gradients and optimiser state cannot fit into this machine.
+
+    Raises:
+        ConfigError: with the numbers.
+    """
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return  # not every system tells
+    needed = 16 * _parameters(config)  # float32 weights, gradients and two moments
+    if needed > there:
+        raise ConfigError(
+            f"this model has {_parameters(config):,} parameters and needs {needed / 2**30:,.0f} GiB to be trained; "
+            f"this machine has {there / 2**30:,.0f} GiB. Choose a smaller preset"
+        )
 
 
 def _parameters(config: ModelConfig) -> int:

@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shutil
+import tomllib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from glassgpt.weights.folder import (
     recover,
     save_model,
     verify,
+    whole,
     write_folder,
     write_json,
 )
@@ -86,13 +88,31 @@ class Run:
 
     def numbered(self) -> list[Path]:
         """The numbered checkpoints, oldest first."""
-        return sorted(path for path in self.path.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+        found = [path for path in self.path.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def provenance(self) -> dict[str, Any]:
+        """What run.toml says of the run's origin; empty if it cannot be read."""
+        try:
+            content = tomllib.loads((self.path / "run.toml").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content.get("provenance", {})
+
+    def created(self) -> str:
+        """When the run began, as an ISO 8601 time; empty if unknown."""
+        return str(self.provenance().get("created", ""))
+
+    def best_loss(self) -> float | None:
+        """The validation loss that ``best/`` was kept for; None if there is none yet."""
+        folder = whole(self.best)
+        return read_json(folder / "validation.json")["loss"] if folder else None
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint that is whole, with what a killed process left behind cleaned up; None if none yet."""
         recover(self.last)
         recover(self.best)
-        for leftover in self.path.glob("step-*.tmp"):
+        for leftover in self.path.glob(".step-*.glassgpt-new"):
             shutil.rmtree(leftover, ignore_errors=True)
         damaged = []
         for folder in (self.last, *reversed(self.numbered())):
@@ -137,10 +157,11 @@ def write_run_toml(path: Path, config: RunConfig, provenance: dict[str, Any]) ->
     os.replace(temporary, path / "run.toml")
 
 
-def save_weights(folder: Path, model: GPT, tokenizer: Tokenizer, native: bool) -> None:
-    """Write a checkpoint without a trainer, atomically."""
-    with write_folder(folder) as temporary:
+def save_best(run: Run, model: GPT, tokenizer: Tokenizer, state: TrainState, native: bool) -> None:
+    """Write ``best/``: the model, and the validation loss it is kept for."""
+    with write_folder(run.best) as temporary:
         save_model(temporary, model, tokenizer, native=native)
+        write_json(temporary / "validation.json", {"step": state.best_step, "loss": state.best_loss})
 
 
 def save_checkpoint(
@@ -178,7 +199,7 @@ def keep_numbered(run: Run, step: int, keep: int) -> None:
     """
     if keep:
         target = run.path / f"step-{step:06d}"
-        temporary = target.with_name(f"{target.name}.tmp")
+        temporary = target.with_name(f".{target.name}.glassgpt-new")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(run.last, temporary, copy_function=_link_or_copy)
         shutil.rmtree(target, ignore_errors=True)

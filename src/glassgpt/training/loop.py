@@ -8,9 +8,10 @@ resumed writes the same numbers as one that was not.
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from signal import Signals
+from typing import TypeVar
 
 import torch
 
@@ -22,7 +23,7 @@ from glassgpt.loss import Evaluation, evaluate, floors, subset
 from glassgpt.model import GPT
 from glassgpt.runtime import Runtime, derive_seed
 from glassgpt.sampling import SamplingConfig
-from glassgpt.shapes import trace_shapes
+from glassgpt.shapes import Shape, trace_shapes
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import checkpoint, guard
 from glassgpt.training.checkpoint import Run, TrainState
@@ -30,6 +31,8 @@ from glassgpt.training.metrics import EvaluationEvent, MetricsLog, Reporter, Ste
 from glassgpt.training.objective import Batch, Objective, next_token_loss
 from glassgpt.training.optim import Optimizers, learning_rate_scale
 from glassgpt.weights.folder import load_weights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Trainer:
         self.tokens_per_byte = stream.info.tokens["val"] / stream.info.bytes["val"]
         self.began = time.monotonic()
         self.loop_began, self.steps_timed = self.began, 0
+        self.kept_loss = run.best_loss()
         state.micro_batch_size = state.micro_batch_size or train.micro_batch_size or train.batch_size
 
     def train(self) -> Result:
@@ -105,8 +109,8 @@ class Trainer:
         state, train = self.state, self.config.train
         with guard.Interrupts() as interrupts:
             self._begin()
-            self.loop_began, reason = time.monotonic(), "finished"
-            while state.step < train.steps:
+            self.loop_began = time.monotonic()
+            while not (reason := self._reason_to_end(interrupts)):
                 self._step()
                 done = state.step == train.steps
                 if done or state.step % train.eval_interval == 0:
@@ -116,21 +120,24 @@ class Trainer:
                     checkpoint.keep_numbered(self.run, state.step, train.keep)
                 if train.sample_tokens and state.step % train.sample_interval == 0:
                     self._sample()
-                if interrupts.received is not None:
-                    reason = "interrupted"
-                elif train.patience and state.evaluations_since_best >= train.patience:
-                    reason = "patience"
-                elif self.deadline is not None and time.monotonic() > self.deadline and not done:
-                    reason = "time"
-                if reason != "finished":
-                    break
-            if reason == "time":
+            if reason == "time" and state.step % train.eval_interval:
                 self._validate()
             if reason != "finished":
                 self._save()
             if reason == "interrupted":
                 return Result(self.run, reason, state.step, interrupted_by=interrupts.received)
-            return self._finish(reason)
+        return self._finish(reason)  # everything is saved: here Ctrl-C interrupts at once
+
+    def _reason_to_end(self, interrupts: guard.Interrupts) -> str:
+        """Why no further step should be taken; empty while one should."""
+        if self.state.step >= self.config.train.steps:
+            return "finished"
+        if interrupts.received is not None:
+            return "interrupted"
+        if 0 < self.config.train.patience <= self.state.evaluations_since_best:
+            return "patience"
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        return "time" if late and self.steps_timed else ""
 
     def _begin(self) -> None:
         """Show what is about to happen; at step 0, the first validation too."""
@@ -138,9 +145,8 @@ class Trainer:
             for block in self.model.blocks:
                 block.compile()
         bounds = floors(self.stream.val, self.model.config.vocab_size)
-        idx = self._batch(0).rows(0, self.state.micro_batch_size, self.runtime.device).idx
         with self._eager(), self.runtime.autocast():
-            shapes = trace_shapes(self.model, idx)
+            shapes = self._within_memory(self._trace)
         header = {"device": str(self.runtime.device), "dtype": self.runtime.resolved()["dtype"]}
         self.reporter.started(header, shapes, bounds, self.config.train.steps, self.state.step)
         if self.state.step > 0:
@@ -181,32 +187,44 @@ class Trainer:
         left = (train.steps - state.step) * (time.monotonic() - self.loop_began) / self.steps_timed
         self.reporter.stepped(StepEvent(state.step, train.steps, loss, lr, grad_norm, speed, left))
 
+    def _trace(self) -> list[Shape]:
+        return trace_shapes(self.model, self._batch(0).rows(0, self.state.micro_batch_size, self.runtime.device).idx)
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """Do the work, with half the micro-batch for as long as memory runs out."""
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not guard.is_out_of_memory(error) or self.state.micro_batch_size == 1:
+                    raise
+            self._halve_micro_batch()  # here, where the error no longer holds on to the activations
+
     def _gradients(self) -> tuple[float, float]:
         """Gradients of the whole batch, clipped; the loss and the gradient norm before clipping.
 
-        Where memory runs out, the micro-batch is halved and the batch begun again: the result is the same. Where
-        the compiler fails, the batch is begun again without it.
+        Where memory runs out, the micro-batch is halved and the batch begun again, which (without dropout) changes
+        nothing but rounding. Where the compiler fails, the batch is begun again without it.
         """
-        while True:
-            try:
-                # Dropout is a function of (seed, step) too, so no random state needs saving.
-                torch.manual_seed(derive_seed(self.config.train.seed, "dropout", self.state.step))
-                loss = self._accumulate(self._batch(self.state.step))
-                parameters = [p for p in self.model.parameters() if p.grad is not None]
-                norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-                if self.config.train.grad_clip and bool(torch.isfinite(norm)):  # else leave the evidence as it is
-                    torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
-                return loss, float(norm)
-            except RuntimeError as error:
-                if guard.is_compile_failure(error):
-                    self._stop_compiling(error)
-                elif guard.is_out_of_memory(error) and self.state.micro_batch_size > 1:
-                    self._halve_micro_batch()
-                else:
-                    raise
+        try:
+            loss = self._within_memory(self._accumulate)
+        except RuntimeError as error:
+            if not guard.is_compile_failure(error):
+                raise
+            self._stop_compiling(error)
+            loss = self._within_memory(self._accumulate)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        size = float(norm)
+        if self.config.train.grad_clip and math.isfinite(size):  # else leave the evidence as it is
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
+        return loss, size
 
-    def _accumulate(self, batch: Batch) -> float:
+    def _accumulate(self) -> float:
         """Forward and backward over micro-batches; gradients add up to those of the mean over the whole batch."""
+        batch = self._batch(self.state.step)
+        # Dropout is a function of (seed, step), as the batch is, so no random state needs saving.
+        torch.manual_seed(derive_seed(self.config.train.seed, "dropout", self.state.step))
         self.model.train()
         counted = batch.counted()
         total = torch.zeros((), device=self.runtime.device)
@@ -267,17 +285,26 @@ class Trainer:
         state = self.state
         with self._eager():
             tokens, block_size = self.stream.val, self.batches.block_size
-            result = evaluate(self.model, tokens, block_size, self.runtime, starts=self.validation_windows)
+            result = evaluate(
+                self.model, tokens, block_size, self.runtime,
+                starts=self.validation_windows, batch_size=self._validation_batch_size(),
+            )  # fmt: skip
         bits = result.bits_per_byte(self.tokens_per_byte)
         is_best = state.best_loss is None or result.loss < state.best_loss
         if is_best:
             state.best_loss, state.best_step, state.evaluations_since_best = result.loss, state.step, 0
-            checkpoint.save_weights(self.run.best, self.model, self.tokenizer, self.native)
+            if self.kept_loss is None or result.loss < self.kept_loss:  # best/ may be from after the last checkpoint
+                checkpoint.save_best(self.run, self.model, self.tokenizer, state, self.native)
+                self.kept_loss = result.loss
         else:
             state.evaluations_since_best += 1
         self.metrics.append(state.step, {"val/loss": result.loss, "val/bpb": bits} | self._clock())
         self.reporter.evaluated(EvaluationEvent(state.step, result, bits, is_best))
         return result.loss
+
+    def _validation_batch_size(self) -> int:
+        """Windows per forward pass: no more than training has shown to fit."""
+        return min(32, self.state.micro_batch_size)
 
     def _save(self) -> None:
         checkpoint.save_checkpoint(self.run.last, self.model, self.tokenizer, self.optimizers, self.state, self.native)
@@ -295,7 +322,10 @@ class Trainer:
         self.reporter.note("validating the best weights on the whole validation split")
         load_weights(self.run.best, self.model)
         with self._eager():
-            final = evaluate(self.model, self.stream.val, self.batches.block_size, self.runtime)
+            final = evaluate(
+                self.model, self.stream.val, self.batches.block_size, self.runtime,
+                batch_size=self._validation_batch_size(),
+            )  # fmt: skip
         bits = final.bits_per_byte(self.tokens_per_byte)
         values = {
             "final/val_loss": final.loss,

@@ -116,8 +116,7 @@ class Optimizers:
     def _parts(name: str, parameter: Tensor, model: GPT) -> tuple[int, ...]:
         if not name.endswith("attention.qkv.weight"):
             return (parameter.size(0),)
-        c = model.config
-        return (c.n_head * c.head_dim, c.n_kv_head * c.head_dim, c.n_kv_head * c.head_dim)
+        return model.config.qkv_sizes
 
     def step(self, scale: float) -> None:
         """Update the weights, at this share of the peak learning rates."""
@@ -146,11 +145,9 @@ class Optimizers:
         states: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, tensor in tensors.items():
             parameter, _, key = name.rpartition("/")
-            # AdamW counts its steps in a CPU scalar unless fused on a GPU; everything else lives with its weights.
             states[parameter][key] = tensor.to(self.named[parameter].device)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    name = next(name for name, p in self.named.items() if p is parameter)
-                    if name in states:
-                        optimizer.state[parameter] = states[name]
+            mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            for owner, weight in self.named.items():
+                if owner in states and id(weight) in mine:
+                    optimizer.state[weight] = states[owner]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Plan:
     stream: TokenStream
     runtime: Runtime
     timed: bool  # whether the number of steps came from `time`
+    final_seconds: float  # what validating the whole split at the end is expected to take
     notes: tuple[str, ...]
 
 
@@ -52,7 +54,7 @@ def plan(preset: str, layers: Sequence[Layer], reporter: Reporter | None = None)
     text = data.read(config.data.source)
     stream = data.prepare(text, *_split(config))
     _require_enough(stream)
-    asked = {key for layer in layers for key in layer.get("model", {})}
+    asked = {key for layer in layers for section in ("model", "train") for key in layer.get(section, {})}
     if "block_size" in asked:
         data.Batches(
             stream.train, config.model.block_size, config.train.batch_size, config.train.seed
@@ -71,14 +73,16 @@ def plan(preset: str, layers: Sequence[Layer], reporter: Reporter | None = None)
     base, note = _fit_context(base, asked, layers, stream)
     notes += note
     config = build(preset, [base, *layers])
-    timed = config.train.steps == 0
+    budget.require_memory(config.model)
+    timed, final_seconds = config.train.steps == 0, 0.0
     if timed:
         reporter.note("measuring the speed of this machine")
-        values, why = budget.fit_steps(config, stream, runtime, seconds - (time.monotonic() - began))
+        left = seconds - (time.monotonic() - began)
+        values, final_seconds, why = budget.fit_steps(config, stream, runtime, left)
         config = config.replace("train", **values)
         notes.append(why)
     config = _with_intervals(config).replace("runtime", **runtime.resolved()).replace("data", source=text.source)
-    return Plan(config, text.name, stream, runtime, timed, tuple(notes))
+    return Plan(config, text.name, stream, runtime, timed, final_seconds, tuple(notes))
 
 
 def start(
@@ -87,7 +91,7 @@ def start(
 ) -> Trainer:  # fmt: skip
     """Create the run's folder and a trainer at step 0. An existing run is never overwritten."""
     provenance = {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "created": datetime.now().astimezone().isoformat(),
         "text_sha256": plan.stream.info.text_sha256,
         "train_tokens": plan.stream.info.tokens["train"],
         "val_tokens": plan.stream.info.tokens["val"],
@@ -114,19 +118,26 @@ def resume(
     run = Run(path)
     saved = run.config()
     config = build(saved.preset, [saved.to_dict(), changes or {}])
-    train_fixed = {name: getattr(saved.train, name) for name in ("seed", "batch_size", "format")}
     refused = differences(saved.model, config.model) + differences(saved.data, config.data)
-    refused += differences(replace(config.train, **train_fixed), config.train)
+    fixed = {name: getattr(saved.train, name) for name in ("seed", "batch_size", "format", "eval_tokens")}
+    refused += differences(replace(config.train, **fixed), config.train)
+    refused += differences(replace(config.optim, optimizer=saved.optim.optimizer), config.optim)
     if refused:
         lines = "\n  ".join(refused)
         raise CheckpointError(f"{path} cannot go on as something else:\n  {lines}\nStart a new run for that.")
-    finished = run.metrics[-1:]
-    if finished and "final/val_loss" in finished[0] and finished[0]["step"] >= config.train.steps:
-        done = finished[0]["step"]
+    done = max((row["step"] for row in run.metrics), default=0)
+    ended = any("final/val_loss" in row for row in run.metrics)
+    if (ended and done >= config.train.steps) or done > config.train.steps:
         raise CheckpointError(f"{path} has finished its {done} steps; to train it longer, add steps={2 * done}")
     stream = _stream_of(run, config)
     config = _with_intervals(config)
-    return _trainer(run, config, stream, resolve(config.runtime), reporter, objective, None)
+    checkpoint.write_run_toml(run.path, config, run.provenance())
+    asked = (changes or {}).get("train", {})
+    deadline = time.monotonic() + parse_duration(config.train.time) if "time" in asked else None
+    trainer = _trainer(run, config, stream, resolve(config.runtime), reporter, objective, deadline)
+    if "micro_batch_size" in asked:
+        trainer.state.micro_batch_size = config.train.micro_batch_size or config.train.batch_size
+    return trainer
 
 
 def _trainer(
@@ -148,10 +159,7 @@ def _trainer(
 
 def _stream_of(run: Run, config: RunConfig) -> TokenStream:
     """The very tokens that the run began with."""
-    import tomllib
-
-    provenance = tomllib.loads((run.path / "run.toml").read_text(encoding="utf-8"))["provenance"]
-    expected = provenance["text_sha256"]
+    expected = run.provenance().get("text_sha256", "")
     cached = data.find_prepared(expected, *_split(config))
     if cached is not None:
         return cached

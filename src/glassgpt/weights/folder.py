@@ -154,9 +154,10 @@ def write_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder to fill, then put it in ``target``'s place, atomically and checksummed.
 
     If anything fails, or the process dies, ``target`` is what it was before. Where ``target`` exists it is moved
-    aside to ``NAME.old`` for the instant between two renames; :func:`recover` undoes a death within that instant.
+    aside for the instant between two renames; :func:`whole` finds it there, and :func:`recover` undoes a death
+    within that instant.
     """
-    temporary, old = target.with_name(f"{target.name}.tmp"), target.with_name(f"{target.name}.old")
+    temporary, old = _beside(target)
     recover(target)
     temporary.mkdir(parents=True)
     try:
@@ -174,9 +175,19 @@ def write_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _beside(target: Path) -> tuple[Path, Path]:
+    """Where a folder is written before it takes its place, and where the one before it waits meanwhile."""
+    return target.with_name(f".{target.name}.glassgpt-new"), target.with_name(f".{target.name}.glassgpt-old")
+
+
+def whole(target: Path) -> Path | None:
+    """Where the newest whole version of a folder is, changing nothing; None if there is none."""
+    return next((path for path in (target, _beside(target)[1]) if path.exists()), None)
+
+
 def recover(target: Path) -> None:
-    """Clean up after a process that died while writing ``target``: finish or undo what it had begun."""
-    temporary, old = target.with_name(f"{target.name}.tmp"), target.with_name(f"{target.name}.old")
+    """Clean up after a process that died while writing ``target``: undo what it had begun. For the writer alone."""
+    temporary, old = _beside(target)
     if old.exists() and not target.exists():
         os.replace(old, target)
     shutil.rmtree(old, ignore_errors=True)

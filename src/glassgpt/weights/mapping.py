@@ -286,7 +286,7 @@ def native_config(config: ModelConfig) -> dict[str, Any]:
 
 def to_published(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
     """Our weights under the family's names. A tied head is left out."""
-    sizes = _qkv_sizes(config)
+    sizes = config.qkv_sizes
     published: dict[str, Tensor] = {}
     for ours, rule, theirs in _expand(family, config):
         if ours not in state or (ours == "head.weight" and config.tie_embeddings):
@@ -306,7 +306,7 @@ def from_published(published: Mapping[str, Tensor], config: ModelConfig, family:
     """
     if not any(name.startswith(family.prefix) for name in published) and _base_embedding(family) in published:
         published = {name if name == "lm_head.weight" else family.prefix + name: t for name, t in published.items()}
-    sizes = _qkv_sizes(config)
+    sizes = config.qkv_sizes
     state: dict[str, Tensor] = {}
     used: set[str] = set()
     for ours, rule, theirs in _expand(family, config):
@@ -334,14 +334,6 @@ def _base_embedding(family: Family) -> str:
 def _is_mask(name: str) -> bool:
     """Old GPT-2 files carry their causal mask as weights."""
     return name.endswith((".attn.bias", ".attn.masked_bias"))
-
-
-def _qkv_sizes(config: ModelConfig) -> list[int]:
-    return [
-        config.n_head * config.head_dim,
-        config.n_kv_head * config.head_dim,
-        config.n_kv_head * config.head_dim,
-    ]
 
 
 def _expand(family: Family, config: ModelConfig) -> list[tuple[str, Rule, tuple[str, ...]]]:
