@@ -291,3 +291,33 @@ def test_help_needs_no_torch(verb: str) -> None:
     assert "--help" in done.stdout
     if verb == "train":
         assert "model.n_layer             Transformer blocks [int; default 6]" in done.stdout
+
+
+def test_a_padded_vocabulary_is_never_drawn_from(cli: Any, text_file: Path, tmp_path: Path) -> None:
+    code, _, err = cli("train", text_file, *SHORT, "vocab_size=500", "steps=2")
+    assert code == 0, err
+    assert cli("sample", "-n", 200, "--temperature", 50)[0] == 0
+
+
+def test_every_problem_is_told_at_once(cli: Any, text_file: Path) -> None:
+    code, _, err = cli("train", text_file, "preset=tiny", "lerning_rate=1", "n_layer=-1", "time=soon", "seed=x")
+    assert code == 2
+    for problem in ("4 problems", "did you mean optim.learning_rate", "model.n_layer: -1", "train.time", "train.seed"):
+        assert problem in err
+
+
+def test_a_model_that_cannot_fit_is_refused(cli: Any, text_file: Path) -> None:
+    code, _, err = cli("train", text_file, "preset=gpt3", "block_size=64", "steps=1")
+    assert code == 2
+    assert "GiB" in err
+
+
+def test_a_diverged_run_can_still_be_listed_and_drawn(cli: Any, run: Path) -> None:
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 31, "val/loss": null, "train/loss": null}\n')
+    (run / "best" / "model.safetensors").write_bytes(b"short")
+    assert cli("runs", "list")[0] == 0
+    assert cli("plot", "prose")[0] == 0
+    code, _, err = cli("sample", "prose")
+    assert code == 2
+    assert "is not what was saved" in err

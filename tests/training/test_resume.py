@@ -141,3 +141,43 @@ def test_measured_choices_are_reused(tmp_path: Path, text_file: Path) -> None:
     assert config.train.steps == 6
     assert "provenance" in (run.path / "run.toml").read_text(encoding="utf-8")
     assert text_file.samefile(config.data.source)
+
+
+def test_best_survives_a_death_between_two_checkpoints(tmp_path: Path, text_file: Path) -> None:
+    """best/ is newer than the checkpoint that training goes on from: it is not replaced by something worse."""
+    settings = [*SETTINGS.split(), f"source={text_file}", "steps=40", "save_interval=40", "eval_interval=5"]
+    assert train(tmp_path, "start", 32, *settings) == -signal.SIGKILL
+    run = Run(tmp_path / "run")
+    kept, weights = run.best_loss(), (run.best / "model.safetensors").read_bytes()
+    assert kept is not None
+    assert not run.last.exists()
+    assert train(tmp_path, "resume", 11) == -signal.SIGKILL
+    assert run.best_loss() == kept
+    assert (run.best / "model.safetensors").read_bytes() == weights
+    assert train(tmp_path, "resume", -1) == 0
+    losses = [row["val/loss"] for row in run.metrics if "val/loss" in row]
+    assert run.best_loss() == min(losses)
+
+
+def test_what_a_resume_was_asked_is_remembered(tmp_path: Path, text_file: Path) -> None:
+    run = start(tmp_path, text_file)
+    assert setup.resume(run.path, parse_overrides(["steps=30", "micro_batch_size=2"])).state.micro_batch_size == 2
+    assert run.config().train.steps == 30
+    assert api.resume(run.path, parse_overrides(["time=1h"])).step == 30
+    for asked, named in (("steps=3", "has finished its 30 steps"), ("optimizer=adamw", "optim.optimizer: muon in")):
+        with pytest.raises(CheckpointError, match=named):
+            setup.resume(run.path, parse_overrides([asked]))
+
+
+def test_readers_change_nothing_beside_a_writer(tmp_path: Path, text_file: Path) -> None:
+    run = start(tmp_path, text_file)
+    half_written = run.path / ".best.glassgpt-new"
+    half_written.mkdir()
+    assert api.find_checkpoint(run.path) == run.best
+    assert half_written.exists()
+    waiting = run.path / ".best.glassgpt-old"
+    run.best.rename(waiting)  # the instant between the two renames of a save
+    assert api.find_checkpoint(run.path) == waiting
+    assert api.find_checkpoint(run.best) == waiting
+    assert waiting.exists()
+    api.load(run.path)

@@ -303,8 +303,10 @@ class Trainer:
         return result.loss
 
     def _validation_batch_size(self) -> int:
-        """Windows per forward pass: no more than training has shown to fit."""
-        return min(32, self.state.micro_batch_size)
+        """Windows per forward pass: about 8,192 tokens, but no more rows than fit if memory has run out before."""
+        rows, train = max(1, 8192 // self.batches.block_size), self.config.train
+        halved = self.state.micro_batch_size < (train.micro_batch_size or train.batch_size)
+        return min(rows, self.state.micro_batch_size) if halved else rows
 
     def _save(self) -> None:
         checkpoint.save_checkpoint(self.run.last, self.model, self.tokenizer, self.optimizers, self.state, self.native)
