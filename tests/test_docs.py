@@ -25,7 +25,8 @@ def shortened(command: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Path) -> None:
-    text_file.rename(tmp_path / "my.txt")
+    prose = text_file.read_text(encoding="utf-8")
+    (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" + prose, encoding="utf-8")
     ran = 0
     for language, block in blocks(page):
         if language == "python":
