@@ -181,7 +181,9 @@ def train_new(
     plan = setup.plan(preset, layers, reporter)
     for note in plan.notes:
         (reporter or Reporter()).note(note)
-    deadline = began + parse_duration(plan.config.train.time) - plan.final_seconds if plan.timed else None
+    # What comes after the last step (the whole validation split, a sample) has to fit into the time, too.
+    seconds = 0.97 * parse_duration(plan.config.train.time) - plan.final_seconds
+    deadline = began + seconds if plan.timed else None
     return setup.start(plan, name or plan.name, runs, reporter=reporter, deadline=deadline).train()
 
 

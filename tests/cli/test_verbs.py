@@ -1,7 +1,9 @@
 """Every verb, as a user types it: what it does, and what it says to a mistake (one message, exit code 2)."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -321,3 +323,25 @@ def test_a_diverged_run_can_still_be_listed_and_drawn(cli: Any, run: Path) -> No
     code, _, err = cli("sample", "prose")
     assert code == 2
     assert "is not what was saved" in err
+
+
+def test_the_live_display_in_a_terminal(text_file: Path, tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "glassgpt", "train", str(text_file), *SHORT, "sample_interval=10"],
+        cwd=tmp_path, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm", "COLUMNS": "100"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode("utf-8", errors="replace"))
+    assert process.wait() == 0, text
+    assert b"\x1b[?25l" in shown, "the panel was open"
+    for words in ("it writes, at step 30", "step 30/30", "tokens/s", "validation", "finished 30 steps"):
+        assert words in text
+    assert "Traceback" not in text

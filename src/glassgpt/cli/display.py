@@ -2,7 +2,7 @@
 
 import sys
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -80,11 +80,11 @@ class LiveReporter(PlainReporter):
     def __init__(self, console: Console):
         super().__init__()
         self.console = console
-        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
         self.event: StepEvent | None = None
         self.validation: EvaluationEvent | None = None
         self.sample: tuple[int, str] | None = None
         self._speed = 0.0
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._render)  # renders at once
 
     def started(self, header: dict[str, str], shapes: list[Shape], floors: Floors, steps: int, step: int) -> None:
         """Print what stays, then open the panel."""
@@ -116,26 +116,22 @@ class LiveReporter(PlainReporter):
     def _print(self, text: str) -> None:
         self.console.print(Text(text))
 
-    def _render(self) -> Group:
-        parts: list[Text | Table | ProgressBar] = []
+    def _render(self) -> Table:
+        """The panel: the newest sample, the bar, the step, the validation."""
+        panel = Table.grid()
         if self.sample is not None:
             step, text = self.sample
-            lines = text.splitlines()[:8]
-            parts += [Text(f"it writes, at step {step:,}:", style="dim"), Text("\n".join(lines), style="cyan")]
+            panel.add_row(Text(f"it writes, at step {step:,}:", style="dim"))
+            panel.add_row(Text("\n".join(text.splitlines()[:8]), style="cyan"))
         if self.event is not None:
             event = self.event
-            parts.append(ProgressBar(total=event.steps, completed=event.step, width=60))
-            line = (
-                f"step {event.step:,}/{event.steps:,}   training loss {event.loss:.3f}   "
-                f"{self._speed:,.0f} tokens/s   {duration(event.seconds_left)} left"
-            )
-            parts.append(Text(line))
+            panel.add_row(ProgressBar(total=event.steps, completed=event.step, width=60))
+            speed, left = f"{self._speed:,.0f} tokens/s", f"{duration(event.seconds_left)} left"
+            panel.add_row(f"step {event.step:,}/{event.steps:,}   training loss {event.loss:.3f}   {speed}   {left}")
         if self.validation is not None and self._floors is not None:
             loss = self.validation.evaluation.loss
-            parts.append(
-                Text(f"validation {loss:.4f} at step {self.validation.step:,}: {standing_of(loss, self._floors)}")
-            )
-        return Group(*parts)
+            panel.add_row(f"validation {loss:.4f} at step {self.validation.step:,}: {standing_of(loss, self._floors)}")
+        return panel
 
 
 def standing_of(loss: float, floors: Floors) -> str:
