@@ -191,6 +191,12 @@ ASSETS: dict[str, Asset] = {asset.name: asset for asset in (
 # fmt: on
 
 
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def names(kind: Kind | None = None) -> list[str]:
     """The names of all assets, or of those of one kind, in the order of the table."""
     return [asset.name for asset in ASSETS.values() if kind in (None, asset.kind)]
@@ -417,8 +423,7 @@ def _store(file: AssetFile, stream: IO[bytes]) -> Path:
 def _problem(place: Path, file: AssetFile) -> str:
     """What is wrong with a file that exists; empty if nothing is."""
     size = place.stat().st_size
-    with place.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256_of(place)
     if file.sha256 in (None, digest):
         return "" if size else "it is empty"
     return f"expected {file.size:,} bytes with SHA-256 {file.sha256}, found {size:,} bytes with {digest}"

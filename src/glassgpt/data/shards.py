@@ -110,7 +110,7 @@ def _write_stream(content: str, digest: str, val_fraction: float, max_val_tokens
         dtype=dtype,
         tokens={split: len(part) for split, part in parts.items()},
         bytes={split: len(part.encode("utf-8")) for split, part in parts.items()},
-        sha256={file.name: _sha256(file) for file in sorted(temporary.iterdir())},
+        sha256={file.name: assets.sha256_of(file) for file in sorted(temporary.iterdir())},
     )
     (temporary / "stream.json").write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
     return temporary
@@ -146,7 +146,7 @@ def open_stream(folder: Path) -> TokenStream:
         raise DataError(f"{folder} holds no token stream that can be read: {error}") from None
     for name, expected in info.sha256.items():
         file = folder / name
-        found = _sha256(file) if file.exists() else "no file"
+        found = assets.sha256_of(file) if file.exists() else "no file"
         if found != expected:
             raise DataError(f"{file} is not what stream.json describes: SHA-256 {expected} expected, found {found}")
     for split, tokens in info.tokens.items():
@@ -181,8 +181,3 @@ def _check_description(info: StreamInfo) -> None:
     ):
         if set(counts) != {"train", "val"} or any(type(n) is not int or n < 0 for n in counts.values()):
             raise ValueError(f"{name} is {counts!r}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from glassgpt.config import RunConfig
@@ -283,12 +284,7 @@ class Trainer:
     def _validate(self) -> float:
         """Loss on the fixed subset; keeps the weights as ``best/`` if it is the lowest so far."""
         state = self.state
-        with self._eager():
-            tokens, block_size = self.stream.val, self.batches.block_size
-            result = evaluate(
-                self.model, tokens, block_size, self.runtime,
-                starts=self.validation_windows, batch_size=self._validation_batch_size(),
-            )  # fmt: skip
+        result = self._evaluate(self.validation_windows)
         bits = result.bits_per_byte(self.tokens_per_byte)
         is_best = state.best_loss is None or result.loss < state.best_loss
         if is_best:
@@ -302,11 +298,17 @@ class Trainer:
         self.reporter.evaluated(EvaluationEvent(state.step, result, bits, is_best))
         return result.loss
 
-    def _validation_batch_size(self) -> int:
-        """Windows per forward pass: about 8,192 tokens, but no more rows than fit if memory has run out before."""
-        rows, train = max(1, 8192 // self.batches.block_size), self.config.train
-        halved = self.state.micro_batch_size < (train.micro_batch_size or train.batch_size)
-        return min(rows, self.state.micro_batch_size) if halved else rows
+    def _evaluate(self, windows: np.ndarray | None) -> Evaluation:
+        """Loss on some windows of the validation split, or on all of it.
+
+        A pass is about 8,192 tokens, but no more rows than fit if memory has run out before.
+        """
+        train, block_size = self.config.train, self.batches.block_size
+        rows = max(1, 8192 // block_size)
+        if self.state.micro_batch_size < (train.micro_batch_size or train.batch_size):
+            rows = min(rows, self.state.micro_batch_size)
+        with self._eager():
+            return evaluate(self.model, self.stream.val, block_size, self.runtime, starts=windows, batch_size=rows)
 
     def _save(self) -> None:
         checkpoint.save_checkpoint(self.run.last, self.model, self.tokenizer, self.optimizers, self.state, self.native)
@@ -323,11 +325,7 @@ class Trainer:
         """Evaluate the best weights on the whole validation split."""
         self.reporter.note("validating the best weights on the whole validation split")
         load_weights(self.run.best, self.model)
-        with self._eager():
-            final = evaluate(
-                self.model, self.stream.val, self.batches.block_size, self.runtime,
-                batch_size=self._validation_batch_size(),
-            )  # fmt: skip
+        final = self._evaluate(None)
         bits = final.bits_per_byte(self.tokens_per_byte)
         values = {
             "final/val_loss": final.loss,

@@ -5,7 +5,6 @@ beside its place, synced to disk, and renamed.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glassgpt import __version__
+from glassgpt import __version__, assets
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import GPT
@@ -212,7 +211,8 @@ def verify(folder: Path, names: list[str] | None = None) -> None:
     changed = [
         name
         for digest, name in lines
-        if (names is None or name in names) and (not (folder / name).exists() or _sha256(folder / name) != digest)
+        if (names is None or name in names)
+        and (not (folder / name).exists() or assets.sha256_of(folder / name) != digest)
     ]
     if changed:
         raise CheckpointError(
@@ -223,13 +223,8 @@ def verify(folder: Path, names: list[str] | None = None) -> None:
 
 def _write_checksums(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*.*") if path.suffix in (".safetensors", ".json") and path.is_file())
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{assets.sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
