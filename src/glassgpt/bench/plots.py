@@ -1,0 +1,75 @@
+"""Plots of what was measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glassgpt.bench.attention import AttentionBench
+from glassgpt.errors import ConfigError, MissingExtraError
+
+_NAMES = {"fused": "fused", "explicit": "explicit (scores written out)"}
+_STYLES: dict[str, dict[str, Any]] = {
+    "forward_seconds": {"linestyle": "--", "marker": "o", "markerfacecolor": "white"},
+    "training_seconds": {"linestyle": "-", "marker": "o"},
+}
+_PASSES = {"forward_seconds": "forward", "training_seconds": "forward and backward"}
+MEGABYTE = 2**20
+
+
+def require_plotting(target: Path) -> None:
+    """Refuse before anything is measured what could not be drawn after it.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+        ConfigError: if the file has another type than PNG, or its folder is not there.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("matplotlib", "plot", "drawing") from None
+    if target.suffix.lower() != ".png":
+        raise ConfigError(f"--plot: {target} should end in .png; that is the format that is written")
+    if target.is_dir() or not target.parent.is_dir():
+        problem = "is a folder" if target.is_dir() else f"cannot be written: there is no folder {target.parent}"
+        raise ConfigError(f"--plot: {target} {problem}")
+
+
+def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> None:
+    """Draw time and memory of attention against the context, fused and explicit, both axes logarithmic, as PNG.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+        ConfigError: if the file cannot be written.
+    """
+    require_plotting(target)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    times, memory = figure.subplots(1, 2)
+    contexts = sorted({row.context for row in rows})
+    for number, kind in enumerate(_NAMES):
+        found = [row for row in rows if row.kind == kind and not row.skipped]
+        x = [row.context for row in found]
+        for field, style in _STYLES.items():
+            y = [1000 * getattr(row, field) for row in found]
+            times.plot(x, y, color=f"C{number}", label=f"{_NAMES[kind]}, {_PASSES[field]}", **style)
+        y = [(row.memory or 0) / MEGABYTE for row in found]
+        memory.plot(x, y, color=f"C{number}", marker="o", label=_NAMES[kind])
+    _scale(times, contexts, "time of one layer's attention (milliseconds)")
+    _scale(memory, contexts, "memory of one layer's attention (MiB)")
+    try:
+        figure.savefig(target, dpi=120, format="png")
+    except OSError as error:
+        raise ConfigError(f"--plot: {target} cannot be written: {error.strerror}") from None
+
+
+def _scale(axes: Any, contexts: Sequence[int], label: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(contexts, [f"{context:,}" for context in contexts], rotation=45 if len(contexts) > 7 else 0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("context (tokens)")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.2, which="both")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=9)  # off the curves
