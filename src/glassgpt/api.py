@@ -4,7 +4,7 @@ The command line calls the same functions, so the same settings give the same re
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from glassgpt.config import Layer, RuntimeConfig, locate, parse_duration
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.inference.decode import complete
 from glassgpt.model import GPT
+from glassgpt.processes import Processes, joined
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run
-from glassgpt.training.loop import Result
+from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights.folder import load_model, save_model, whole, write_folder
 
@@ -175,20 +176,53 @@ def train_new(
     name: str | None = None,
     runs: Path = RUNS,
     reporter: Reporter | None = None,
+    profile: bool = False,
 ) -> Result:
-    """Plan and train a new run. A run whose length was given as a time stops when that time is over."""
+    """Plan and train a new run, with every process that torchrun started.
+
+    A run whose length was given as a time stops when that time is over.
+    """
     began = time.monotonic()
-    plan = setup.plan(preset, layers, reporter)
-    for note in plan.notes:
-        (reporter or Reporter()).note(note)
-    # What comes after the last step (the whole validation split, a sample) has to fit into the time, too.
-    seconds = 0.97 * parse_duration(plan.config.train.time) - plan.final_seconds
-    deadline = began + seconds if plan.timed else None
-    return setup.start(plan, name or plan.name, runs, reporter=reporter, deadline=deadline).train()
+
+    def begin(processes: Processes) -> Trainer:
+        plan = setup.plan(preset, layers, reporter, processes)
+        for note in plan.notes:
+            (reporter or Reporter()).note(note)
+        # What comes after the last step (the whole validation split, a sample) has to fit into the time, too.
+        seconds = 0.97 * parse_duration(plan.config.train.time) - plan.final_seconds
+        deadline = began + seconds if plan.timed else None
+        return setup.start(
+            plan, name or plan.name, runs, reporter=reporter, deadline=deadline, processes=processes, profile=profile
+        )
+
+    return _train_together(begin)
 
 
 def resume(
-    source: str | Path, changes: Layer | None = None, *, runs: Path = RUNS, reporter: Reporter | None = None
+    source: str | Path,
+    changes: Layer | None = None,
+    *,
+    runs: Path = RUNS,
+    reporter: Reporter | None = None,
+    profile: bool = False,
 ) -> Result:
-    """Go on with a run that was interrupted; with ``{"train": {"steps": N}}``, go on for longer."""
-    return setup.resume(find_run(source, runs).path, changes, reporter=reporter).train()
+    """Go on with a run that was interrupted; with ``{"train": {"steps": N}}``, go on for longer.
+
+    The number of processes may be another one than before: the batches stay the same.
+    """
+    return _train_together(
+        lambda processes: setup.resume(
+            find_run(source, runs).path, changes, reporter=reporter, processes=processes, profile=profile
+        )
+    )
+
+
+def _train_together(begin: Callable[[Processes], Trainer]) -> Result:
+    """The first process begins; the others follow with the run that it names."""
+    with joined() as processes:
+        trainer: Trainer = processes.first_then_rest(
+            first=lambda: begin(processes),
+            told=lambda trainer: setup.Begun(trainer.run.path.absolute(), trainer.state.micro_batch_size),
+            rest=lambda begun: setup.follow(begun, processes),
+        )
+        return trainer.train()

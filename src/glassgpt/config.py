@@ -168,7 +168,10 @@ class TrainConfig(Section):
     steps: int = option(0, "optimiser steps; 0: as many as fit in `time`", least=0)
     time: str = option("5m", "time budget when steps=0, for example 90s, 5m, 1h30m", check=parse_duration)
     batch_size: int = option(16, "sequences per optimiser step, over all micro-batches", least=1)
-    micro_batch_size: int = option(0, "sequences per forward pass; 0: batch_size", least=0)
+    micro_batch_size: int = option(0, "sequences per forward pass; 0: as many as fit into memory", least=0)
+    activation_checkpointing: bool = option(
+        False, "keep only each block's input for the backward pass and compute the rest again: less memory, slower"
+    )
     seed: int = option(1337, "seed of the initial weights, the order of the data, and dropout", least=0)
     grad_clip: float = option(1.0, "largest global gradient norm; 0: no clipping", least=0)
     eval_interval: int = option(0, "steps between validations; 0: derived, about 10 in a run", least=0)
@@ -182,6 +185,7 @@ class TrainConfig(Section):
     sample_interval: int = option(0, "steps between samples shown; 0: twice eval_interval", least=0)
     sample_tokens: int = option(160, "tokens in a sample shown during training; 0: no samples", least=0)
     max_nonfinite: int = option(5, "stop after this many non-finite gradients in a row", least=1)
+    tensorboard: bool = option(False, "write TensorBoard events into the run, too (needs glassgpt[tensorboard])")
     format: Literal["hf", "native"] = option("hf", "hf: checkpoints open in transformers; native: any ModelConfig")
 
 
@@ -201,7 +205,11 @@ class OptimConfig(Section):
     beta2: float = option(0.99, "AdamW's second moment decay", least=0, most=0.99999)
     momentum: float = option(0.95, "Muon's momentum", least=0, most=0.9999)
     warmup_steps: int = option(0, "steps of linear warmup; 0: derived, 5 % of the run, at most 200", least=0)
-    min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak (cosine)", least=0, most=1)
+    schedule: Literal["cosine", "trapezoid"] = option(
+        "cosine", "after warmup: half a cosine, or constant and then linearly down (trapezoid)"
+    )
+    decay_fraction: float = option(0.5, "trapezoid: share of the run spent going down", least=0, most=1)
+    min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak", least=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -211,9 +219,17 @@ class RuntimeConfig(Section):
     section = "runtime"
 
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", check=_check_device)
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; weights stay float32")
-    compile: bool = option(False, "compile the blocks with torch.compile")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "compute type, beside float32 weights; auto: the fastest measured that agrees with float32"
+    )
+    compile: Literal["auto", "true", "false"] = option(
+        "auto", "torch.compile the blocks; auto: where the run is long enough to earn the compile time back"
+    )
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", least=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compile", str(self.compile).lower())  # TOML's own true and false will do, too
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -298,6 +314,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not equals:
             problems.append(f"{argument!r} is not of the form key=value")
             continue
+        if argument == "batch=auto":  # how everyone says it
+            key = "micro_batch_size"
         try:
             section, name = locate(key)
             layer.setdefault(section, {})[name] = _parse_value(section, name, text)
@@ -402,6 +420,8 @@ def _parse_value(section: str, name: str, text: str) -> Any:
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         if kind is int:
+            if text == "auto" and SECTIONS[section].__dataclass_fields__[name].default == 0:
+                return 0
             if re.fullmatch(r"[+-]?[\d_]+", text):
                 return int(text)
             number = float(text)  # 1e6 is a whole number too

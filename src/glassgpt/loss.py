@@ -72,8 +72,7 @@ def evaluate(
             rows = starts[chosen][lengths[chosen] == length]
             window = torch.from_numpy(tokens[rows[:, None] + np.arange(length + 1)].astype(np.int64))
             window = window.to(runtime.device)  # [B, T + 1]
-            with runtime.autocast():
-                logits = logits_of(window[:, :-1])  # [B, T, V]
+            logits = logits_of(window[:, :-1])  # [B, T, V]
             losses = F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten(), reduction="none")
             sums += losses.view(len(rows), -1).cpu().double().sum(dim=1).tolist()  # not every device has float64
     total = int(lengths.sum())

@@ -1,6 +1,5 @@
-"""Device, compute type, threads and seeds. Nothing happens at import; torch is imported when first needed."""
+"""Device, compute type, threads, seeds. Nothing happens at import; torch is imported when first needed."""
 
-import contextlib
 import hashlib
 import os
 import platform
@@ -25,26 +24,24 @@ class Runtime:
     compile: bool
     reason: str
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Mixed precision around a forward pass; a null context in float32."""
-        import torch
-
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
-
     def resolved(self) -> dict[str, Any]:
         """The choices as configuration values, to be saved with a run and reused on resume."""
         return {
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": self.threads,
-            "compile": self.compile,
+            "compile": str(self.compile).lower(),
         }
 
 
-def resolve(config: RuntimeConfig) -> Runtime:
-    """Choose the device and compute type, and set the number of CPU threads for this process.
+def resolve(config: RuntimeConfig, local_rank: int | None = None) -> Runtime:
+    """Choose the device, and set the number of CPU threads for this process.
+
+    An ``auto`` compute type is float32 here, and an ``auto`` compile is off; training measures which to use.
+
+    Args:
+        config: what was asked for.
+        local_rank: this process's place on this machine, where several share the work: each takes its own GPU.
 
     Raises:
         ConfigError: if the device asked for is not there, or cannot compute in the type asked for.
@@ -52,18 +49,15 @@ def resolve(config: RuntimeConfig) -> Runtime:
     import torch
 
     device = torch.device(_best_device() if config.device == "auto" else config.device)
+    if device.type == "cuda" and local_rank is not None:
+        device = torch.device("cuda", local_rank)
     _require(device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    reason = "asked for"
-    if config.dtype != "auto":
-        dtype = getattr(torch, config.dtype)
-    elif device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        dtype, reason = torch.bfloat16, "this GPU computes in bfloat16"
-    else:
-        dtype, reason = torch.float32, f"the default on {device.type}"
-    compile = config.compile and _compiler_found(device)
-    if config.compile and not compile:
+    dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+    reason = "the default" if config.dtype == "auto" else "asked for"
+    compile = config.compile == "true" and compiler_found(device)
+    if config.compile == "true" and not compile:
         reason += "; not compiled: no C++ compiler was found"
     return Runtime(device, dtype, torch.get_num_threads(), compile, reason)
 
@@ -89,10 +83,21 @@ def _require(device: "torch.device") -> None:
         raise ConfigError("runtime.device: mps was asked for, and this is no Apple GPU; use device=cpu")
 
 
-def _compiler_found(device: "torch.device") -> bool:
+def compiler_found(device: "torch.device") -> bool:
+    """Whether torch.compile has what it needs: on a CPU, a C++ compiler."""
     if device.type != "cpu":
         return True
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+
+
+def synchronise(device: "torch.device") -> None:
+    """Wait until the device has done what it was given, so that a clock tells the truth."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -63,7 +63,8 @@ class PlainReporter(Reporter):
         best = " (best so far)" if event.is_best else ""
         standing = f"  {standing_of(event.evaluation.loss, self._floors)}" if self._floors else ""
         loss, bits = event.evaluation.loss, event.bits_per_byte
-        self._print(f"step {event.step:,}  validation {loss:.4f}  {bits:.3f} bits/byte{best}{standing}")
+        recipe = f"  {against_band(loss, event.expected)}" if event.expected else ""
+        self._print(f"step {event.step:,}  validation {loss:.4f}  {bits:.3f} bits/byte{best}{recipe}{standing}")
 
     def sampled(self, step: int, text: str) -> None:
         """Print it, indented."""
@@ -143,6 +144,15 @@ def standing_of(loss: float, floors: Floors) -> str:
     if loss < floors.uniform:
         return f"below ln V; {floors.unigram:.3f} is next"
     return "at or above ln V: it knows nothing yet"
+
+
+def against_band(loss: float, band: tuple[float, float]) -> str:
+    """Whether a validation loss is what the recipe gave where it was measured, in words."""
+    low, high = band
+    place = (
+        "as expected" if low <= loss <= high else "ABOVE what is expected" if loss > high else "better than expected"
+    )
+    return f"{place} ({low:.3f} to {high:.3f})"
 
 
 def duration(seconds: float) -> str:

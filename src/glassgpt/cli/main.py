@@ -6,7 +6,7 @@ import sys
 import typer
 
 from glassgpt import __version__
-from glassgpt.cli import data, inspect, sample, train
+from glassgpt.cli import bench, data, inspect, plan, sample, train
 from glassgpt.errors import GlassError, TrainingStopped
 
 app = typer.Typer(
@@ -23,8 +23,10 @@ app.command(epilog=train.OPTIONS_HELP)(train.train)
 app.command()(sample.sample)
 app.command()(inspect.plot)
 app.command()(inspect.presets)
+app.command()(plan.plan)
 app.add_typer(inspect.runs)
 app.add_typer(data.app)
+app.add_typer(bench.app)
 
 
 def _print_version(wanted: bool) -> None:

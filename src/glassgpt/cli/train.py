@@ -37,6 +37,9 @@ def train(
     ),
     name: str = typer.Option("", "--name", help="Name of the run; by default the text's name."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing."),
+    profile: bool = typer.Option(
+        False, "--profile", help="Trace a few steps into RUN/profile, and print the ten costliest operations."
+    ),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -51,7 +54,7 @@ def train(
             raise ConfigError(
                 "--resume RUN goes on with the run's own text, preset and name; give only key=value settings"
             )
-        _resume(resume, layers, runs, json)
+        _resume(resume, layers, runs, json, profile)
     elif not source and all("source" not in layer.get("data", {}) for layer in layers):
         raise ConfigError(
             "what should be trained on? Give a text file or a corpus: `glassgpt train my.txt`, "
@@ -60,7 +63,7 @@ def train(
     elif dry_run:
         _dry_run(preset, layers, json)
     else:
-        _train(preset, layers, name, runs, json)
+        _train(preset, layers, name, runs, json, profile)
 
 
 def quickstart(
@@ -85,16 +88,17 @@ def quickstart(
     _train(preset, [base, *layers], "quickstart", runs, json)
 
 
-def _train(preset: str | None, layers: list[Layer], name: str, runs: Path, json: bool) -> None:
+def _train(preset: str | None, layers: list[Layer], name: str, runs: Path, json: bool, profile: bool = False) -> None:
     from glassgpt import api
     from glassgpt.cli.display import make_reporter
     from glassgpt.training.setup import AUTO
 
-    result = api.train_new(preset or AUTO, layers, name=name or None, runs=runs, reporter=make_reporter(quiet=json))
+    reporter = make_reporter(quiet=json)
+    result = api.train_new(preset or AUTO, layers, name=name or None, runs=runs, reporter=reporter, profile=profile)
     _close(result, json)
 
 
-def _resume(run: str, layers: list[Layer], runs: Path, json: bool) -> None:
+def _resume(run: str, layers: list[Layer], runs: Path, json: bool, profile: bool) -> None:
     from glassgpt import api
     from glassgpt.cli.display import make_reporter
 
@@ -102,7 +106,7 @@ def _resume(run: str, layers: list[Layer], runs: Path, json: bool) -> None:
     for layer in layers:
         for section, values in layer.items():
             changes.setdefault(section, {}).update(values)
-    _close(api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json)), json)
+    _close(api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json), profile=profile), json)
 
 
 def _dry_run(preset: str | None, layers: list[Layer], json: bool) -> None:
@@ -130,7 +134,8 @@ def _close(result: "Result", json: bool) -> None:
         )
         print(f"Go on with:  glassgpt train --resume {path}", file=sys.stderr)
         raise typer.Exit(128 + result.interrupted_by)
-    assert result.final is not None
+    if result.final is None:
+        return  # one of several processes; the first one speaks
     model, tokenizer = api.load(result.run.best, device=result.run.config().runtime.device)
     text = api.generate(model, tokenizer, max_new_tokens=400)
     if json:

@@ -70,8 +70,7 @@ def generate(
             cache, logits = _prefill(model, rows, runtime)
         else:
             last = torch.tensor([[row[-1]] for row in rows], device=runtime.device)  # [B, 1]
-            with runtime.autocast():
-                logits = model(last, cache=cache)[:, -1]  # [B, V]
+            logits = model(last, cache=cache)[:, -1]  # [B, V]
         logits = logits.float().cpu()
         if vocab_size is not None:
             logits[:, vocab_size:] = float("-inf")
@@ -90,11 +89,10 @@ def _prefill(model: GPT, rows: list[list[int]], runtime: Runtime) -> tuple[KVCac
     lengths = [len(row) for row in rows]
     padded = [row + [0] * (max(lengths) - len(row)) for row in rows]
     idx = torch.tensor(padded, device=runtime.device)  # [B, T]
-    cache = KVCache(model.config, len(rows), device=runtime.device, dtype=runtime.dtype)
-    with runtime.autocast():
-        features = model.features(idx, cache=cache)  # [B, T, C]
-        ends = torch.tensor(lengths, device=runtime.device) - 1
-        logits = model.head(features[torch.arange(len(rows), device=runtime.device), ends])  # [B, V]
+    cache = KVCache(model.config, len(rows), device=runtime.device, dtype=model.dtype)
+    features = model.features(idx, cache=cache)  # [B, T, C]
+    ends = torch.tensor(lengths, device=runtime.device) - 1
+    logits = model.head(features[torch.arange(len(rows), device=runtime.device), ends])  # [B, V]
     cache.set_lengths(lengths)
     return cache, logits
 

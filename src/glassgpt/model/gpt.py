@@ -229,6 +229,11 @@ class GPT(nn.Module):
         cos, sin = self.rope_cos[where], self.rope_sin[where]  # [T, D] or [B, T, D]
         return (cos, sin) if where.dim() == 1 else (cos.unsqueeze(1), sin.unsqueeze(1))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are held in, which is what the model computes in."""
+        return self.token_embedding.weight.dtype
+
     def num_parameters(self) -> int:
         """Distinct parameters; a tied head is counted once."""
         return sum(parameter.numel() for parameter in self.parameters())

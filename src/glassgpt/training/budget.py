@@ -1,10 +1,12 @@
 """What fits into a time: measure this machine on the real model, then choose steps, and a size where it is free."""
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +17,16 @@ from glassgpt.errors import ConfigError
 from glassgpt.loss import subset
 from glassgpt.model import GPT
 from glassgpt.presets import MODERN
-from glassgpt.runtime import Runtime
+from glassgpt.runtime import Runtime, compiler_found, synchronise
+from glassgpt.training import guard
+from glassgpt.training.metrics import Reporter
 from glassgpt.training.objective import Batch, next_token_loss
 from glassgpt.training.optim import Optimizers
+from glassgpt.training.precision import MasterWeights
+from glassgpt.transforms.blocks import prepare_blocks
 
+#: Runs that are predicted to take so many seconds try compiling, on a CPU and on a GPU. Compiling takes 15 to 30 s.
+COMPILE_FROM = (300.0, 90.0)
 #: Share of the time that is planned for; the rest is for a machine that slows down.
 PLANNED = 0.75
 #: Validations in a run whose intervals are derived, the one at step 0 included.
@@ -51,33 +59,39 @@ class Speed:
     validation_token: float
 
 
-def measure(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float = 1.5) -> Speed:
+def measure(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float = 1.5, *, processes: int = 1) -> Speed:
     """Time real optimiser steps on random tokens, for about so many seconds; three at least, unless they are slow.
 
-    Large batches are timed on one micro-batch of at most 8,192 tokens and scaled.
+    Large batches are timed on one micro-batch of at most 8,192 tokens and scaled; several processes share a batch.
+    Where the runtime compiles, compiling is not part of the time.
     """
     model_config, train = replace(config.model, vocab_size=vocab_size), config.train
-    rows = min(train.micro_batch_size or train.batch_size, max(1, 8192 // model_config.block_size))
+    share = math.ceil(train.batch_size / processes)
+    rows = min(train.micro_batch_size or share, share, max(1, 8192 // model_config.block_size))
     model = GPT(model_config)
     model.init_weights(0)
     model = model.to(runtime.device).train()
-    optimizers = Optimizers(model, config.optim)
+    optimizers = Optimizers(model, config.optim, MasterWeights(model, runtime.dtype))
+    prepare_blocks(model, recompute=train.activation_checkpointing, compile=runtime.compile)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocab_size, (rows, model_config.block_size + 1), generator=generator).to(runtime.device)
-    batch = Batch(ids[:, :-1], ids[:, 1:])
+    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
     def forward_backward() -> None:
-        with runtime.autocast():
-            loss = next_token_loss(model, batch).mean()
-        loss.backward()
+        (next_token_loss(model, batch) / ids[:, 1:].numel()).backward()
 
     def update() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(0.0)
         optimizers.zero_grad()
 
     def forward() -> None:
-        with torch.no_grad(), runtime.autocast():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             next_token_loss(model, batch)
+
+    if runtime.compile:
+        forward_backward()
+        optimizers.zero_grad()
 
     gradients: list[float] = []
     updates: list[float] = []
@@ -87,19 +101,58 @@ def measure(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float
         for kind, timings in ((forward_backward, gradients), (update, updates), (forward, passes)):
             start = time.perf_counter()
             kind()
-            _synchronise(runtime.device)
+            synchronise(runtime.device)
             timings.append(time.perf_counter() - start)
         spent = time.perf_counter() - began
         if spent > seconds and (attempt >= 2 or spent > 4 * seconds):
             break
     if len(gradients) > 1:  # the first pass paid for allocations
         gradients, updates, passes = gradients[1:], updates[1:], passes[1:]
-    step = _median(gradients) * train.batch_size / rows + _median(updates)
+    step = _median(gradients) * share / rows + _median(updates)
     return Speed(step, _median(passes) / batch.idx.numel())
 
 
+def earns_compiling_back(config: RunConfig, speed: Speed, seconds: float, device: torch.device) -> bool:
+    """Whether a run is long enough for compiling to be worth its time, if it speeds up the steps by a tenth."""
+    predicted = speed.step * config.train.steps if config.train.steps else PLANNED * seconds
+    return predicted > COMPILE_FROM[device.type == "cuda"]
+
+
+def choose_compile(
+    config: RunConfig, eager: Speed, seconds: float, runtime: Runtime, reporter: Reporter, processes: int = 1
+) -> tuple[Runtime, Speed, str]:
+    """Compile if that was asked for, or if it is measured to be faster and the run is long enough.
+
+    ``runtime`` and ``eager`` are those without compiling.
+
+    Returns:
+        The runtime and its speed, and a sentence that says why; empty if there was nothing to decide.
+    """
+    asked = config.runtime.compile
+    if asked == "false" or not compiler_found(runtime.device):
+        why = "" if asked == "false" else "not compiled: torch.compile needs a C++ compiler, and none was found"
+        return runtime, eager, why
+    if asked == "auto" and not earns_compiling_back(config, eager, seconds, runtime.device):
+        return runtime, eager, ""
+    reporter.note("compiling the blocks, to see whether that is faster")
+    compiled_runtime = replace(runtime, compile=True)
+    began = time.monotonic()
+    try:
+        compiled = measure(config, config.model.vocab_size, compiled_runtime, processes=processes)
+    except RuntimeError as error:
+        if not guard.is_compile_failure(error):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        return runtime, eager, f"not compiled: torch.compile does not work here ({reason})"
+    took, gain = time.monotonic() - began, eager.step / compiled.step
+    why = f"compiled, the steps run {gain:.2f}x as fast; compiling and measuring took {took:.0f} s"
+    if asked == "auto" and gain < 1.03:
+        return runtime, eager, f"{why}: not worth it, so not compiled"
+    return compiled_runtime, compiled, why
+
+
 def fit_steps(
-    config: RunConfig, stream: TokenStream, runtime: Runtime, seconds: float
+    config: RunConfig, stream: TokenStream, speed: Speed, seconds: float
 ) -> tuple[dict[str, int], float, str]:
     """Steps that fit into so many seconds with validations, samples and saving.
 
@@ -110,7 +163,6 @@ def fit_steps(
     Raises:
         ConfigError: if not even a few steps fit.
     """
-    speed = measure(config, config.model.vocab_size, runtime, seconds=min(1.5, 0.05 * seconds))
     tokens = config.train.batch_size * config.model.block_size
     overhead = _overhead(config, stream, speed, seconds)
     steps = int((seconds * PLANNED - overhead) / speed.step)
@@ -236,6 +288,21 @@ def require_memory(config: ModelConfig) -> None:
         )
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could have, now; where the system does not tell, 4 GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
+
+
 def _parameters(config: ModelConfig) -> int:
     with torch.device("meta"):
         return GPT(config).num_parameters()
@@ -252,10 +319,3 @@ def _overhead(config: RunConfig, stream: TokenStream, speed: Speed, seconds: flo
 
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

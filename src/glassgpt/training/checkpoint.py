@@ -17,12 +17,10 @@ from safetensors.torch import save_file
 
 from glassgpt.config import RunConfig, build, read_toml, write_toml
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.metrics import read_metrics
 from glassgpt.training.optim import Optimizers
 from glassgpt.weights.folder import (
-    load_weights,
     read_json,
     read_tensors,
     recover,
@@ -46,6 +44,8 @@ class TrainState:
     evaluations_since_best: int = 0
     nonfinite_in_a_row: int = 0
     micro_batch_size: int = 0
+    loss_scale: float = 0.0
+    good_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,10 @@ class Run:
         recover(self.best)
         for leftover in self.path.glob(".step-*.glassgpt-new"):
             shutil.rmtree(leftover, ignore_errors=True)
+        return self.newest_whole()
+
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint that is whole; None if there is none yet. Changes nothing."""
         damaged = []
         for folder in (self.last, *reversed(self.numbered())):
             if folder.exists():
@@ -157,19 +161,21 @@ def write_run_toml(path: Path, config: RunConfig, provenance: dict[str, Any]) ->
     os.replace(temporary, path / "run.toml")
 
 
-def save_best(run: Run, model: GPT, tokenizer: Tokenizer, state: TrainState, native: bool) -> None:
+def save_best(run: Run, optimizers: Optimizers, tokenizer: Tokenizer, state: TrainState, native: bool) -> None:
     """Write ``best/``: the model, and the validation loss it is kept for."""
+    weights = optimizers.weights
     with write_folder(run.best) as temporary:
-        save_model(temporary, model, tokenizer, native=native)
+        save_model(temporary, weights.model, tokenizer, native=native, state=weights.state_dict())
         write_json(temporary / "validation.json", {"step": state.best_step, "loss": state.best_loss})
 
 
 def save_checkpoint(
-    folder: Path, model: GPT, tokenizer: Tokenizer, optimizers: Optimizers, state: TrainState, native: bool
+    folder: Path, optimizers: Optimizers, tokenizer: Tokenizer, state: TrainState, native: bool
 ) -> None:
-    """Write a checkpoint with everything needed to go on, atomically."""
+    """Write a checkpoint with everything needed to go on, atomically. The weights are the float32 ones."""
+    weights = optimizers.weights
     with write_folder(folder) as temporary:
-        save_model(temporary, model, tokenizer, native=native)
+        save_model(temporary, weights.model, tokenizer, native=native, state=weights.state_dict())
         trainer = temporary / "trainer"
         trainer.mkdir()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in optimizers.state_tensors().items()}
@@ -177,13 +183,12 @@ def save_checkpoint(
         write_json(trainer / "state.json", {"schema_version": SCHEMA_VERSION, **asdict(state)})
 
 
-def load_checkpoint(folder: Path, model: GPT, optimizers: Optimizers) -> TrainState:
-    """Restore weights, optimiser and state from a checkpoint.
+def load_trainer(folder: Path, optimizers: Optimizers) -> TrainState:
+    """Restore optimiser and state from a checkpoint; its weights are loaded as any model folder's.
 
     Raises:
         CheckpointError: if anything is missing, damaged or does not fit.
     """
-    load_weights(folder, model)
     content = read_json(folder / "trainer" / "state.json")
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:

@@ -2,19 +2,22 @@
 
 A step: batch k, forward and backward over its micro-batches, clip, check, update. Now and then: validate, save,
 sample. Everything that decides what is computed is a function of (configuration, step), so a run that is killed and
-resumed writes the same numbers as one that was not.
+resumed writes the same numbers as one that was not. Several processes each take a share of every batch, and end up
+with the same gradients; the first of them validates, saves and speaks.
 """
 
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from signal import Signals
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from glassgpt.config import RunConfig
 from glassgpt.data import Batches, TokenStream
@@ -22,6 +25,8 @@ from glassgpt.errors import TrainingStopped
 from glassgpt.inference.decode import complete
 from glassgpt.loss import Evaluation, evaluate, floors, subset
 from glassgpt.model import GPT
+from glassgpt.presets import Curve
+from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, derive_seed
 from glassgpt.sampling import SamplingConfig
 from glassgpt.shapes import Shape, trace_shapes
@@ -29,8 +34,11 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import checkpoint, guard
 from glassgpt.training.checkpoint import Run, TrainState
 from glassgpt.training.metrics import EvaluationEvent, MetricsLog, Reporter, StepEvent
-from glassgpt.training.objective import Batch, Objective, next_token_loss
+from glassgpt.training.objective import Batch, Objected, Objective, next_token_loss
 from glassgpt.training.optim import Optimizers, learning_rate_scale
+from glassgpt.training.precision import LossScale
+from glassgpt.training.profiling import Profile
+from glassgpt.transforms.blocks import prepare_blocks
 from glassgpt.weights.folder import load_weights
 
 T = TypeVar("T")
@@ -54,7 +62,7 @@ class Trainer:
     Args:
         run: the folder to write to.
         config: resolved: steps and intervals are numbers above zero.
-        model: with its weights, on the runtime's device.
+        model: with its weights, on the runtime's device, computing in its type.
         optimizers: of that model, with their state.
         stream: tokens and tokenizer.
         runtime: where to compute.
@@ -62,6 +70,10 @@ class Trainer:
         reporter: told of everything that happens.
         objective: the loss of each token of a batch.
         deadline: a ``time.monotonic`` at which to stop and save; None for none.
+        processes: who else trains this model, and this process's place among them.
+        predicted: tokens per second that were predicted, to be held against what is measured.
+        profile: what to record of the steps; None for nothing.
+        expected: the validation losses of the recipe that this run follows; None if it follows none.
     """
 
     def __init__(
@@ -77,23 +89,34 @@ class Trainer:
         reporter: Reporter | None = None,
         objective: Objective = next_token_loss,
         deadline: float | None = None,
+        processes: Processes | None = None,
+        predicted: float | None = None,
+        profile: Profile | None = None,
+        expected: Curve | None = None,
     ):
         self.run, self.config, self.model, self.optimizers = run, config, model, optimizers
         self.stream, self.runtime, self.state = stream, runtime, state
-        self.reporter = reporter or Reporter()
-        self.objective = objective
-        self.deadline = deadline
+        self.processes = processes or Processes()
+        self.reporter = reporter if reporter and self.processes.first else Reporter()
+        self.network: torch.nn.Module = Objected(model, objective)  # batch in, summed loss out
+        self.deadline, self.predicted, self.profile, self.expected = deadline, predicted, profile, expected
         self.tokenizer: Tokenizer = stream.tokenizer
         train, block_size = config.train, model.config.block_size
         self.batches = Batches(stream.train, block_size, train.batch_size, train.seed)
+        self.rows = self.processes.share(train.batch_size)
         self.validation_windows = subset(stream.val, block_size, train.eval_tokens)
-        self.metrics = MetricsLog(run.path / "metrics.jsonl")
+        events = run.path / "tensorboard" if train.tensorboard else None
+        self.metrics = MetricsLog(run.path / "metrics.jsonl" if self.processes.first else None, events, state.step)
         self.native = train.format == "native"
         self.tokens_per_byte = stream.info.tokens["val"] / stream.info.bytes["val"]
         self.began = time.monotonic()
         self.loop_began, self.steps_timed = self.began, 0
         self.kept_loss = run.best_loss()
         state.micro_batch_size = state.micro_batch_size or train.micro_batch_size or train.batch_size
+        self.loss_scale = LossScale.for_dtype(runtime.dtype)
+        if state.loss_scale:
+            self.loss_scale = LossScale(state.loss_scale, state.good_steps)
+        self.speeds: list[float] = []  # of the first steps, in tokens/s
 
     def train(self) -> Result:
         """Train to the end, or until told to stop.
@@ -104,7 +127,10 @@ class Trainer:
         try:
             return self._train()
         finally:
+            if self.profile and (report := self.profile.close()):
+                self.reporter.note(report)
             self.reporter.finished()
+            self.metrics.close()
 
     def _train(self) -> Result:
         state, train = self.state, self.config.train
@@ -118,7 +144,6 @@ class Trainer:
                     self._validate()
                 if done or state.step % train.save_interval == 0:
                     self._save()
-                    checkpoint.keep_numbered(self.run, state.step, train.keep)
                 if train.sample_tokens and state.step % train.sample_interval == 0:
                     self._sample()
             if reason == "time" and state.step % train.eval_interval:
@@ -130,7 +155,10 @@ class Trainer:
         return self._finish(reason)  # everything is saved: here Ctrl-C interrupts at once
 
     def _reason_to_end(self, interrupts: guard.Interrupts) -> str:
-        """Why no further step should be taken; empty while one should."""
+        """Why no further step should be taken; empty while one should. All processes end at the same step."""
+        return self.processes.agree(self._own_reason_to_end(interrupts))
+
+    def _own_reason_to_end(self, interrupts: guard.Interrupts) -> str:
         if self.state.step >= self.config.train.steps:
             return "finished"
         if interrupts.received is not None:
@@ -142,13 +170,17 @@ class Trainer:
 
     def _begin(self) -> None:
         """Show what is about to happen; at step 0, the first validation too."""
-        if self.config.runtime.compile and self.runtime.compile:
-            for block in self.model.blocks:
-                block.compile()
         bounds = floors(self.stream.val, self.model.config.vocab_size)
-        with self._eager(), self.runtime.autocast():
+        with self._eager():
             shapes = self._within_memory(self._trace)
+        recompute = self.config.train.activation_checkpointing
+        prepare_blocks(self.model, recompute=recompute, compile=self.runtime.compile)
+        if self.processes.count > 1:
+            devices = [self.runtime.device] if self.runtime.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=devices, broadcast_buffers=False)
         header = {"device": str(self.runtime.device), "dtype": self.runtime.resolved()["dtype"]}
+        if self.processes.count > 1:
+            header["processes"] = str(self.processes.count)
         self.reporter.started(header, shapes, bounds, self.config.train.steps, self.state.step)
         if self.state.step > 0:
             return
@@ -166,14 +198,18 @@ class Trainer:
         state, train, optim = self.state, self.config.train, self.config.optim
         began = time.perf_counter()
         loss, grad_norm = self._gradients()
-        scale = learning_rate_scale(state.step, train.steps, optim.warmup_steps, optim.min_lr_ratio)
+        scale = learning_rate_scale(state.step, train.steps, optim)
         if math.isfinite(grad_norm):
             self.optimizers.step(scale)
             state.nonfinite_in_a_row = 0
         else:
             self._skip_nonfinite()
+        self.loss_scale.update(math.isfinite(grad_norm))
+        state.loss_scale, state.good_steps = self.loss_scale.value, self.loss_scale.good_steps
         self.optimizers.zero_grad()
         state.step += 1
+        if self.profile and (report := self.profile.step()):
+            self.reporter.note(report)
         seconds = time.perf_counter() - began
         self.steps_timed += 1
         lr, speed = optim.learning_rate * scale, train.batch_size * self.batches.block_size / seconds
@@ -185,8 +221,21 @@ class Trainer:
                 "perf/tok_per_s": round(speed),
             }
             self.metrics.append(state.step, values | self._clock())
+        self._compare_with_prediction(speed)
         left = (train.steps - state.step) * (time.monotonic() - self.loop_began) / self.steps_timed
         self.reporter.stepped(StepEvent(state.step, train.steps, loss, lr, grad_norm, speed, left))
+
+    def _compare_with_prediction(self, speed: float) -> None:
+        """After 20 steps, say how fast they were, beside what was predicted."""
+        if self.predicted is None or self.steps_timed > 20:
+            return
+        self.speeds.append(speed)
+        if self.steps_timed == 20:
+            measured = statistics.median(self.speeds)
+            self.reporter.note(
+                f"measured over 20 steps: {measured:,.0f} tokens/s; predicted: {self.predicted:,.0f} "
+                f"({measured / self.predicted - 1:+.0%})"
+            )
 
     def _trace(self) -> list[Shape]:
         return trace_shapes(self.model, self._batch(0).rows(0, self.state.micro_batch_size, self.runtime.device).idx)
@@ -197,7 +246,8 @@ class Trainer:
             try:
                 return work()
             except RuntimeError as error:
-                if not guard.is_out_of_memory(error) or self.state.micro_batch_size == 1:
+                alone = self.processes.count == 1  # others would wait for gradients that never come
+                if not guard.is_out_of_memory(error) or self.state.micro_batch_size == 1 or not alone:
                     raise
             self._halve_micro_batch()  # here, where the error no longer holds on to the activations
 
@@ -215,7 +265,11 @@ class Trainer:
             self._stop_compiling(error)
             loss = self._within_memory(self._accumulate)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.loss_scale.active:
+            for gradient in gradients:
+                gradient.mul_(1 / self.loss_scale.value)
+        norm = torch.nn.utils.get_total_norm(gradients)
         size = float(norm)
         if self.config.train.grad_clip and math.isfinite(size):  # else leave the evidence as it is
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
@@ -223,22 +277,32 @@ class Trainer:
 
     def _accumulate(self) -> float:
         """Forward and backward over micro-batches; gradients add up to those of the mean over the whole batch."""
-        batch = self._batch(self.state.step)
-        # Dropout is a function of (seed, step), as the batch is, so no random state needs saving.
-        torch.manual_seed(derive_seed(self.config.train.seed, "dropout", self.state.step))
+        batch, processes = self._batch(self.state.step), self.processes
+        # Dropout is a function of (seed, step, rank), as the batch is, so no random state needs saving.
+        torch.manual_seed(derive_seed(self.config.train.seed, "dropout", self.state.step, processes.rank))
         self.model.train()
-        counted = batch.counted()
+        counted = int(processes.sum(torch.tensor(batch.counted())))
+        # The processes' gradients are averaged, and their sum is wanted.
+        weight = self.loss_scale.value * processes.count / counted
         total = torch.zeros((), device=self.runtime.device)
-        for start in range(0, self.config.train.batch_size, self.state.micro_batch_size):
+        starts = range(0, len(batch.idx), self.state.micro_batch_size)
+        for start in starts:
             micro = batch.rows(start, start + self.state.micro_batch_size, self.runtime.device)
-            with self.runtime.autocast():
-                loss = self.objective(self.model, micro).sum() / counted
-            loss.backward()
+            with self._exchange(start == starts[-1]):
+                loss = self.network(micro)
+                (loss * weight).backward()
             total += loss.detach()
-        return float(total)
+        return float(processes.sum(total)) / counted
+
+    def _exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
+        """Exchange gradients with the other processes in this backward pass, or only add them up."""
+        if now or not isinstance(self.network, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.network.no_sync()
 
     def _batch(self, k: int) -> Batch:
-        inputs, targets = self.batches.get(k)
+        """This process's rows of batch k."""
+        inputs, targets = self.batches.get(k, self.rows)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def _stop_compiling(self, error: RuntimeError) -> None:
@@ -260,6 +324,8 @@ class Trainer:
 
     def _skip_nonfinite(self) -> None:
         """Leave the weights alone after a bad gradient; give up after too many in a row."""
+        if self.loss_scale.active:
+            return  # float16 overflowed; the scale comes down
         state, limit = self.state, self.config.train.max_nonfinite
         name = guard.first_nonfinite(self.model) or "none: finite by themselves, their norm overflows"
         state.nonfinite_in_a_row += 1
@@ -284,18 +350,20 @@ class Trainer:
     def _validate(self) -> float:
         """Loss on the fixed subset; keeps the weights as ``best/`` if it is the lowest so far."""
         state = self.state
-        result = self._evaluate(self.validation_windows)
+        result = self.processes.agree(self._evaluate(self.validation_windows) if self.processes.first else None)
         bits = result.bits_per_byte(self.tokens_per_byte)
         is_best = state.best_loss is None or result.loss < state.best_loss
         if is_best:
             state.best_loss, state.best_step, state.evaluations_since_best = result.loss, state.step, 0
-            if self.kept_loss is None or result.loss < self.kept_loss:  # best/ may be from after the last checkpoint
-                checkpoint.save_best(self.run, self.model, self.tokenizer, state, self.native)
+            better = self.kept_loss is None or result.loss < self.kept_loss  # best/ may be newer than the checkpoint
+            if better and self.processes.first:
+                checkpoint.save_best(self.run, self.optimizers, self.tokenizer, state, self.native)
                 self.kept_loss = result.loss
         else:
             state.evaluations_since_best += 1
         self.metrics.append(state.step, {"val/loss": result.loss, "val/bpb": bits} | self._clock())
-        self.reporter.evaluated(EvaluationEvent(state.step, result, bits, is_best))
+        expected = self.expected.band(state.step) if self.expected else None
+        self.reporter.evaluated(EvaluationEvent(state.step, result, bits, is_best, expected))
         return result.loss
 
     def _evaluate(self, windows: np.ndarray | None) -> Evaluation:
@@ -311,9 +379,14 @@ class Trainer:
             return evaluate(self.model, self.stream.val, block_size, self.runtime, starts=windows, batch_size=rows)
 
     def _save(self) -> None:
-        checkpoint.save_checkpoint(self.run.last, self.model, self.tokenizer, self.optimizers, self.state, self.native)
+        if self.processes.first:
+            checkpoint.save_checkpoint(self.run.last, self.optimizers, self.tokenizer, self.state, self.native)
+            if self.state.step % self.config.train.save_interval == 0 or self.state.step == self.config.train.steps:
+                checkpoint.keep_numbered(self.run, self.state.step, self.config.train.keep)
 
     def _sample(self) -> None:
+        if not self.processes.first:
+            return
         with self._eager():
             text = complete(
                 self.model, self.tokenizer, [""], self.config.train.sample_tokens,
@@ -323,6 +396,8 @@ class Trainer:
 
     def _finish(self, reason: str) -> Result:
         """Evaluate the best weights on the whole validation split."""
+        if not self.processes.first:
+            return Result(self.run, reason, self.state.step)
         self.reporter.note("validating the best weights on the whole validation split")
         load_weights(self.run.best, self.model)
         final = self._evaluate(None)

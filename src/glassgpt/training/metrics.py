@@ -12,29 +12,71 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glassgpt.errors import ConfigError
 from glassgpt.loss import Evaluation, Floors
 from glassgpt.shapes import Shape
 
 
 class MetricsLog:
-    """Appends rows to a metrics.jsonl, each written out at once."""
+    """Appends rows to a metrics.jsonl, each written out at once; and, if asked, to TensorBoard.
 
-    def __init__(self, path: Path):
+    Args:
+        path: the file; None to write nothing.
+        events: folder for TensorBoard's event files; None for none.
+        step: where training stands; TensorBoard forgets what an earlier process wrote of later steps.
+
+    Raises:
+        ConfigError: if TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, path: Path | None, events: Path | None = None, step: int = 0):
         self.path = path
+        self.events: Any = None
+        if path is not None and events is not None:
+            self.events = require_tensorboard()(str(events), purge_step=step + 1 if step else None)
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         """Write one row. JSON has no inf and no NaN; they become null."""
+        if self.path is None:
+            return
+        if self.events is not None:
+            for key, value in values.items():
+                if isinstance(value, int | float):
+                    self.events.add_scalar(key, value, step)
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def cut_after(self, step: int) -> None:
         """Drop the rows of later steps, which a resumed run is about to write again, and any final evaluation."""
+        if self.path is None:
+            return
         kept = [row for row in read_metrics(self.path) if row["step"] <= step and "final/val_loss" not in row]
         temporary = self.path.with_name(f"{self.path.name}.tmp")
         text = "".join(json.dumps(row) + "\n" for row in kept)
         temporary.write_text(text, encoding="utf-8", newline="\n")
         os.replace(temporary, self.path)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds."""
+        if self.events is not None:
+            self.events.close()
+
+
+def require_tensorboard() -> Any:
+    """TensorBoard's writer, which comes with an extra.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "train.tensorboard: TensorBoard is not installed; pip install 'glassgpt[tensorboard]', or leave it off: "
+            "`glassgpt plot RUN` draws the same curves"
+        ) from None
+    return SummaryWriter
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -71,6 +113,7 @@ class EvaluationEvent:
     evaluation: Evaluation
     bits_per_byte: float
     is_best: bool
+    expected: tuple[float, float] | None = None  # the band of the recipe that the run follows
 
 
 class Reporter:

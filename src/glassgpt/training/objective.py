@@ -1,4 +1,4 @@
-"""Objectives: what training makes small. A function from a model and a batch to the loss of each token."""
+"""Objectives: what training makes small. A function from a model and a batch to a sum of losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.data import IGNORE_INDEX
+from glassgpt.model import GPT
+from glassgpt.plan import CHUNKED_LOSS_VOCABULARY
+from glassgpt.training.cross_entropy import summed_cross_entropy
+
+#: From this vocabulary on, all logits of a micro-batch are never held at once.
+LARGE_VOCABULARY = CHUNKED_LOSS_VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -18,22 +24,38 @@ class Batch:
     targets: Tensor
 
     def rows(self, start: int, stop: int, device: torch.device) -> "Batch":
-        """Some rows of it, on a device."""
-        return Batch(self.idx[start:stop].to(device), self.targets[start:stop].to(device))
+        """Some rows of it, on a device; to a GPU they are copied while it computes."""
+        parts = self.idx[start:stop], self.targets[start:stop]
+        if device.type == "cuda":
+            parts = parts[0].pin_memory(), parts[1].pin_memory()
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
     def counted(self) -> int:
         """How many targets count in the loss. The loss is their mean, however the batch is cut for accumulation."""
         return int((self.targets != IGNORE_INDEX).sum())
 
 
-#: Loss of every token, ``[B, T]``, zero where the target does not count.
-Objective = Callable[[nn.Module, Batch], Tensor]
+#: The summed loss of the targets that count, a scalar in nats. Training divides by their number in the whole batch.
+Objective = Callable[[GPT, Batch], Tensor]
 
 
-def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of the next token, in nats: ``[B, T]``."""
-    logits = model(batch.idx)  # [B, T, V]
-    losses = F.cross_entropy(
-        logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    return losses.view_as(batch.targets)
+def next_token_loss(model: GPT, batch: Batch) -> Tensor:
+    """Cross-entropy of the next token, summed, in nats."""
+    targets = batch.targets.flatten()  # [B T]
+    features = model.features(batch.idx).flatten(0, 1)  # [B T, C]
+    if model.config.vocab_size >= LARGE_VOCABULARY:
+        return summed_cross_entropy(features, model.head.weight, targets, IGNORE_INDEX)
+    logits = model.head(features).float()  # [B T, V]
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+class Objected(nn.Module):
+    """A model and its objective as one module: batch in, summed loss out. What DistributedDataParallel wraps."""
+
+    def __init__(self, model: GPT, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed loss, a scalar."""
+        return self.objective(self.model, batch)

@@ -1,5 +1,6 @@
 """From a request to a :class:`Trainer`: text, tokenizer, model, run folder, or all of that from an earlier run."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,18 @@ from glassgpt.config import Layer, RunConfig, build, differences, parse_duration
 from glassgpt.data import TokenStream
 from glassgpt.errors import CheckpointError, ConfigError, DataError
 from glassgpt.model import GPT
+from glassgpt.plan import SHARE_OF_FREE, largest_micro_batch
+from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, derive_seed, resolve, versions
 from glassgpt.training import budget, checkpoint
 from glassgpt.training.checkpoint import Run, TrainState
 from glassgpt.training.loop import Trainer
-from glassgpt.training.metrics import MetricsLog, Reporter
+from glassgpt.training.metrics import MetricsLog, Reporter, require_tensorboard
 from glassgpt.training.objective import Objective, next_token_loss
 from glassgpt.training.optim import Optimizers
+from glassgpt.training.precision import MasterWeights, choose_dtype
+from glassgpt.training.profiling import Profile
+from glassgpt.weights.folder import load_weights
 from glassgpt.weights.mapping import family_of
 
 #: Preset that leaves the size of the model to the text, the machine and the time.
@@ -33,24 +39,30 @@ class Plan:
     name: str
     stream: TokenStream
     runtime: Runtime
+    tokens_per_second: float  # predicted
     timed: bool  # whether the number of steps came from `time`
     final_seconds: float  # what validating the whole split at the end is expected to take
     notes: tuple[str, ...]
 
 
-def plan(preset: str, layers: Sequence[Layer], reporter: Reporter | None = None) -> Plan:
-    """Resolve everything a new run needs: prepare the text, choose the size and the number of steps.
+def plan(
+    preset: str, layers: Sequence[Layer], reporter: Reporter | None = None, processes: Processes | None = None
+) -> Plan:
+    """Resolve everything a new run needs: prepare the text, choose the size, the number of steps, how to compute.
 
     Raises:
         ConfigError: with every problem of the configuration.
         DataError: if the text cannot be used.
     """
-    reporter, began = reporter or Reporter(), time.monotonic()
+    reporter, began, processes = reporter or Reporter(), time.monotonic(), processes or Processes()
     base: Layer = budget.smallest_size(layers) if preset == AUTO else presets.get(preset).layer
     config = build(preset, [base, *layers])
     if config.train.format == "hf":
         family_of(config.model)
-    runtime = resolve(config.runtime)
+    processes.share(config.train.batch_size)
+    if config.train.tensorboard:
+        require_tensorboard()
+    runtime = resolve(config.runtime, processes.local_rank)
     text = data.read(config.data.source)
     stream = data.prepare(text, *_split(config))
     _require_enough(stream)
@@ -66,6 +78,9 @@ def plan(preset: str, layers: Sequence[Layer], reporter: Reporter | None = None)
         base = _merged(base, "model", vocab_size=vocab_size)
     notes: list[str] = []
     seconds = parse_duration(config.train.time)
+    if config.runtime.dtype == "auto":
+        runtime, why = measured_dtype(build(preset, [base, *layers]), runtime)
+        notes.append(why)
     if preset == AUTO:
         chosen, why = budget.choose_size(build(preset, [base, *layers]), asked, stream, runtime, seconds)
         base = _merged(_merged(base, "model", **chosen["model"]), "train", **chosen["train"])
@@ -74,20 +89,61 @@ def plan(preset: str, layers: Sequence[Layer], reporter: Reporter | None = None)
     notes += note
     config = build(preset, [base, *layers])
     budget.require_memory(config.model)
-    timed, final_seconds = config.train.steps == 0, 0.0
-    if timed:
-        reporter.note("measuring the speed of this machine")
-        left = seconds - (time.monotonic() - began)
-        values, final_seconds, why = budget.fit_steps(config, stream, runtime, left)
+    config, note = fit_memory(config, runtime, processes)
+    config = config.replace("data", source=text.source)
+    draft = Plan(config, text.name, stream, runtime, 0.0, config.train.steps == 0, 0.0, (*notes, *note))
+    return _timed(draft, began + seconds, reporter, processes)
+
+
+def _timed(draft: Plan, ends: float, reporter: Reporter, processes: Processes) -> Plan:
+    """Measure the steps, choose whether to compile them, and how many there will be."""
+    config, notes = draft.config, list(draft.notes)
+    reporter.note("measuring the speed of this machine")
+    eager = replace(draft.runtime, compile=False)
+    budgeted = min(1.5, 0.05 * parse_duration(config.train.time)) if draft.timed else 0.5
+    speed = budget.measure(config, config.model.vocab_size, eager, budgeted, processes=processes.count)
+    left = ends - time.monotonic()
+    runtime, speed, why = budget.choose_compile(config, speed, left, eager, reporter, processes.count)
+    notes += [why] if why else []
+    final_seconds = 0.0
+    if draft.timed:
+        values, final_seconds, why = budget.fit_steps(config, draft.stream, speed, ends - time.monotonic())
         config = config.replace("train", **values)
-        notes.append(why)
-    config = _with_intervals(config).replace("runtime", **runtime.resolved()).replace("data", source=text.source)
-    return Plan(config, text.name, stream, runtime, timed, final_seconds, tuple(notes))
+    else:
+        why = f"{config.train.steps:,} steps of {speed.step:.3g} s: about {config.train.steps * speed.step:,.0f} s"
+    rate = config.train.batch_size * config.model.block_size / speed.step
+    notes += [why, f"predicted: {rate:,.0f} tokens/s"]
+    config = _with_intervals(config).replace("runtime", **runtime.resolved())
+    return replace(
+        draft, config=config, runtime=runtime, tokens_per_second=rate, final_seconds=final_seconds, notes=tuple(notes)
+    )
+
+
+def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
+    """The compute type that this device's self-check chooses, on at most 2,048 tokens."""
+    rows = max(1, min(config.train.batch_size, 2048 // config.model.block_size))
+    dtype, why = choose_dtype(config.model, rows, runtime.device)
+    return replace(runtime, dtype=dtype, reason=why), why
+
+
+def fit_memory(config: RunConfig, runtime: Runtime, processes: Processes | None = None) -> tuple[RunConfig, list[str]]:
+    """Choose the micro-batch where that is left to the machine; the batch stays what it is."""
+    train = config.train
+    if train.micro_batch_size:
+        return config, []
+    share = math.ceil(train.batch_size / (processes.count if processes else 1))
+    free = budget.free_memory(runtime.device)
+    rows = largest_micro_batch(
+        config.model, share, int(SHARE_OF_FREE * free), bytes_per_weight=runtime.dtype.itemsize, optimizer=config.optim.optimizer,
+        recompute=train.activation_checkpointing, device=runtime.device.type,
+    )  # fmt: skip
+    note = f"{rows} sequences at a time fit into the {free / 2**30:.1f} GiB of free memory; a step is still {share}"
+    return config.replace("train", micro_batch_size=rows), [note] if rows < share else []
 
 
 def start(
     plan: Plan, name: str, parent: Path, *, reporter: Reporter | None = None, objective: Objective = next_token_loss,
-    deadline: float | None = None,
+    deadline: float | None = None, processes: Processes | None = None, profile: bool = False,
 ) -> Trainer:  # fmt: skip
     """Create the run's folder and a trainer at step 0. An existing run is never overwritten."""
     provenance = {
@@ -99,7 +155,29 @@ def start(
         **versions(),
     }
     run = checkpoint.create_run(parent, name, plan.config, provenance)
-    return _trainer(run, plan.config, plan.stream, plan.runtime, reporter, objective, deadline)
+    return _trainer(
+        run, plan.config, plan.stream, plan.runtime, reporter=reporter, objective=objective, deadline=deadline,
+        processes=processes, predicted=plan.tokens_per_second, profile=_profile(run, plan.runtime, profile),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the first process tells the others."""
+
+    path: Path
+    micro_batch_size: int
+
+
+def follow(begun: Begun, processes: Processes) -> Trainer:
+    """The trainer of a run that the first process has just begun, or gone on with, in any other process."""
+    run = Run(begun.path)
+    config = run.config()
+    trainer = _trainer(
+        run, config, _stream_of(run, config), resolve(config.runtime, processes.local_rank), processes=processes
+    )
+    trainer.state.micro_batch_size = begun.micro_batch_size
+    return trainer
 
 
 def resume(
@@ -108,6 +186,8 @@ def resume(
     *,
     reporter: Reporter | None = None,
     objective: Objective = next_token_loss,
+    processes: Processes | None = None,
+    profile: bool = False,
 ) -> Trainer:
     """A trainer that goes on from a run's newest checkpoint (or from step 0, if it was killed before the first).
 
@@ -134,27 +214,41 @@ def resume(
     checkpoint.write_run_toml(run.path, config, run.provenance())
     asked = (changes or {}).get("train", {})
     deadline = time.monotonic() + parse_duration(config.train.time) if "time" in asked else None
-    trainer = _trainer(run, config, stream, resolve(config.runtime), reporter, objective, deadline)
+    processes = processes or Processes()
+    runtime = resolve(config.runtime, processes.local_rank)
+    trainer = _trainer(
+        run, config, stream, runtime, reporter=reporter, objective=objective, deadline=deadline, processes=processes,
+        profile=_profile(run, runtime, profile),
+    )  # fmt: skip
     if "micro_batch_size" in asked:
         trainer.state.micro_batch_size = config.train.micro_batch_size or config.train.batch_size
     return trainer
 
 
 def _trainer(
-    run: Run, config: RunConfig, stream: TokenStream, runtime: Runtime, reporter: Reporter | None, objective: Objective,
-    deadline: float | None,
+    run: Run, config: RunConfig, stream: TokenStream, runtime: Runtime, *, processes: Processes | None = None,
+    **settings: Any,
 ) -> Trainer:  # fmt: skip
+    """Weights (fresh, or the newest checkpoint's), then the type computed in, then the optimisers."""
+    processes = processes or Processes()
+    folder = run.latest_checkpoint() if processes.first else run.newest_whole()
     model = GPT(config.model)
     model.init_weights(derive_seed(config.train.seed, "weights"))
     model = model.to(runtime.device)
-    optimizers = Optimizers(model, config.optim)
-    folder = run.latest_checkpoint()
-    state = checkpoint.load_checkpoint(folder, model, optimizers) if folder else TrainState()
-    MetricsLog(run.path / "metrics.jsonl").cut_after(state.step if folder else -1)
+    if folder:
+        load_weights(folder, model)
+    optimizers = Optimizers(model, config.optim, MasterWeights(model, runtime.dtype))
+    state = checkpoint.load_trainer(folder, optimizers) if folder else TrainState()
+    if processes.first:
+        MetricsLog(run.path / "metrics.jsonl").cut_after(state.step if folder else -1)
+    expected = presets.expected_curve(config, stream.info.text_sha256)
     return Trainer(
-        run, config, model, optimizers, stream, runtime, state,
-        reporter=reporter, objective=objective, deadline=deadline,
-    )  # fmt: skip
+        run, config, model, optimizers, stream, runtime, state, processes=processes, expected=expected, **settings
+    )
+
+
+def _profile(run: Run, runtime: Runtime, wanted: bool) -> Profile | None:
+    return Profile(run.path / "profile" / "trace.json", runtime.device) if wanted else None
 
 
 def _stream_of(run: Run, config: RunConfig) -> TokenStream:

@@ -29,13 +29,21 @@ from glassgpt.weights import mapping
 CHECKSUMS = "SHA256SUMS"
 
 
-def save_model(folder: Path, model: GPT, tokenizer: Tokenizer, *, native: bool = False, card: str = "") -> None:
-    """Write the files of a model into an existing folder.
+def save_model(
+    folder: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    native: bool = False,
+    card: str = "",
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Write the files of a model into an existing folder; with ``state``, those weights instead of the model's own.
 
     Raises:
         ConfigError: if no published family can express the model and ``native`` is not set.
     """
-    config, state = model.config, model.state_dict()
+    config, state = model.config, state or model.state_dict()
     if native:
         entries, published = mapping.native_config(config), {k: v.contiguous() for k, v in state.items()}
         if config.tie_embeddings:
@@ -48,7 +56,7 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer, *, native: bool =
     entries |= special | {"dtype": "float32", "torch_dtype": "float32", "glassgpt_version": __version__}
     write_json(folder / "config.json", entries)
     write_json(folder / "generation_config.json", special)
-    published = {name: tensor.detach().cpu() for name, tensor in published.items()}
+    published = {name: tensor.detach().float().cpu() for name, tensor in published.items()}
     save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
     save_tokenizer(tokenizer, folder, config.block_size)
     (folder / "README.md").write_text(card or _card(config), encoding="utf-8", newline="\n")

@@ -1,0 +1,110 @@
+"""Several processes, started by torchrun as a user would, against one process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassgpt.errors import ConfigError
+from glassgpt.processes import Processes
+from glassgpt.training.checkpoint import Run
+
+SETTINGS = (
+    "preset=tiny-modern n_layer=2 n_head=2 n_embd=32 block_size=16 batch_size=7 micro_batch_size=2 sample_tokens=0"
+)
+SETTINGS += " steps=6 eval_interval=2 save_interval=3 log_interval=1 eval_tokens=400 keep=0 dtype=float32 compile=false"
+
+
+def torchrun(count: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    plain = [sys.executable]
+    command = [*(launcher if count > 1 else plain), "-m", "glassgpt", "train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False, env=environment, timeout=240
+    )
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not k.startswith(("perf/", "time/"))} for row in run.metrics]
+
+
+def assert_same_curve(found: Run, expected: Run) -> None:
+    assert len(rows(found)) == len(rows(expected))
+    for mine, theirs in zip(rows(found), rows(expected), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
+    """A folder with a text and a run by a single process."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "prose.txt").write_text(prose, encoding="utf-8")
+    done = torchrun(1, folder, "prose.txt", *SETTINGS.split(), "--name", "one")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_processes_train_as_one(one: Path) -> None:
+    """Seven rows on two processes, two at a time: 3 and 4 rows, so passes are ragged too."""
+    done = torchrun(2, one, "prose.txt", *SETTINGS.split(), "--name", "two")
+    assert done.returncode == 0, done.stderr
+    runs = one / "runs"
+    assert sorted(path.name for path in runs.iterdir()) == ["one", "two"], "one process writes"
+    assert_same_curve(Run(runs / "two"), Run(runs / "one"))
+    assert done.stdout.count("validation loss ") == 1, "one process speaks"
+    assert "processes 2" in done.stdout
+
+
+def test_a_run_goes_on_with_another_number_of_processes(one: Path) -> None:
+    """Two processes begin, one goes on, two finish; the sequence is that of the run by one."""
+    whole = torchrun(1, one, "prose.txt", *SETTINGS.split(), "steps=9", "warmup_steps=1", "--name", "whole")
+    assert whole.returncode == 0, whole.stderr
+    begun = torchrun(2, one, "prose.txt", *SETTINGS.split(), "steps=9", "warmup_steps=1", "keep=9", "--name", "mixed")
+    assert begun.returncode == 0, begun.stderr
+    run = Run(one / "runs" / "mixed")
+    cut_back(run, 3)
+    done = torchrun(1, one, "--resume", "mixed")
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(run, Run(one / "runs" / "whole"))
+    cut_back(run, 6)
+    done = torchrun(2, one, "--resume", "mixed")
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(run, Run(one / "runs" / "whole"))
+
+
+def cut_back(run: Run, step: int) -> None:
+    """Make it a run that was killed after a step: as if the numbered checkpoint were the last."""
+    shutil.rmtree(run.last)
+    shutil.copytree(run.path / f"step-{step:06d}", run.last)
+    for later in run.numbered():
+        if int(later.name.removeprefix("step-")) > step:
+            shutil.rmtree(later)
+    metrics = run.path / "metrics.jsonl"
+    kept = [line for line in metrics.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+    metrics.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+def test_a_mistake_stops_every_process_with_one_message(one: Path) -> None:
+    done = torchrun(2, one, "prose.txt", "preset=tiny", "batch_size=1", "steps=2")
+    assert done.returncode != 0
+    assert done.stderr.count("error: train.batch_size: 1 sequences cannot be shared by 2 processes") == 1
+    assert "glassgpt/api.py" not in done.stderr, "no traceback of ours; torchrun prints its own"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("batch", [7, 8, 64])
+def test_shares_are_even_and_cover_the_batch(count: int, batch: int) -> None:
+    shares = [list(range(batch))[Processes(rank, count).share(batch)] for rank in range(count)]
+    assert [row for share in shares for row in share] == list(range(batch))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_more_processes_than_rows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="3 sequences cannot be shared by 4 processes"):
+        Processes(0, 4).share(3)
