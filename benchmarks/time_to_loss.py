@@ -85,10 +85,10 @@ def peer_logits(module_file: Path, checkpoint: dict[str, Any]) -> Callable[[torc
     return logits_of
 
 
-def run_ours(text: Path, settings: list[str]) -> dict[str, Any]:
+def run_ours(text: Path, settings: list[str], seed: int) -> dict[str, Any]:
     """Train glassgpt by its command line."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "glassgpt", "train", str(text), *settings, "--runs-dir", folder, "--json"]
+        command = [sys.executable, "-m", "glassgpt", "train", str(text), *settings, f"seed={seed}", "--runs-dir", folder, "--json"]
         seconds, output = timed(command, Path(folder))
         ending = json.loads(output)
         rows = api.find_run(ending["run"]).metrics
@@ -119,7 +119,7 @@ def validation_loss(logits_of: Callable[[torch.Tensor], torch.Tensor], text: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, required=True, metavar="CHECKOUT", help="a checkout of nanoGPT")
-    parser.add_argument("--rounds", type=int, default=1, help="times to run the three in turn; medians are reported")
+    parser.add_argument("--rounds", type=int, default=1, help="times to run the three in turn, each with another seed of ours; medians are reported")
     parser.add_argument("--iterations", type=int, default=2000, help="of the peer, and steps of the same model")
     parser.add_argument("--json", type=Path, help="file to write every figure to")
     options = parser.parse_args()
@@ -130,8 +130,8 @@ def main() -> None:
     for number in range(options.rounds):
         for name, run in (
             ("peer", lambda: run_peer(options.nanogpt, text, options.iterations)),
-            ("same", lambda: run_ours(text, [*SAME, f"steps={options.iterations}"])),
-            ("recipe", lambda: run_ours(text, RECIPE)),
+            ("same", lambda seed=number + 1: run_ours(text, [*SAME, f"steps={options.iterations}"], seed)),
+            ("recipe", lambda seed=number + 1: run_ours(text, RECIPE, seed)),
         ):
             figures = run()
             rounds[name].append(figures)

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,14 @@ def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Pat
                 assert code == 0, f"{line}: {err}"
                 assert out
                 ran += 1
+            elif line.startswith("torchrun "):
+                command = shlex.split(line, comments=True)[1:]
+                launcher = [sys.executable, "-m", "torch.distributed.run", *command, *SHORT[1:]]
+                done = subprocess.run(launcher, cwd=tmp_path, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, f"{line}: {done.stderr}"
+                ran += 1
+            else:
+                assert not line.strip() or line.startswith("make "), f"not run: {line}"
     assert ran >= 8
 
 
