@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,19 @@ def thread_count(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def quick_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan from three measured steps, which is enough where the speed does not matter."""
+    from glassgpt.training import budget
+
+    measure = budget.measure
+
+    def quick(config: Any, vocab_size: int, runtime: Any, seconds: float = 0.0, *, processes: int = 1) -> Any:
+        return measure(config, vocab_size, runtime, 0.0, processes=processes)
+
+    monkeypatch.setattr(budget, "measure", quick)
 
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -123,6 +123,9 @@ def test_tables_and_values_in_each_others_place_are_problems(text: str, tmp_path
         ("model", "mlp", "swigle", "swiglu"),
         ("optim", "optimizer", "adam", "adamw"),
         ("runtime", "dtype", "bfloat", "bfloat16"),
+        ("runtime", "dtype", "flaot16", "float16"),
+        ("runtime", "compile", "ture", "true"),
+        ("optim", "schedule", "trapez", "trapezoid"),
     ],
 )
 def test_wrong_choices_suggest(section: str, name: str, wrong: str, meant: str) -> None:
@@ -141,7 +144,7 @@ def test_unreadable_toml_is_one_problem(content: bytes | None, tmp_path: Path) -
 
 
 def test_every_bad_override_is_reported() -> None:
-    arguments = ["steps", "stepz=1", "n_layer=two", "compile=maybe", "learning_rate=fast", "n_head=2", "n_embd=1.5"]
+    arguments = ["steps", "stepz=1", "n_layer=two", "qk_norm=maybe", "learning_rate=fast", "n_head=2", "n_embd=1.5"]
     problems = problems_of(c.parse_overrides, arguments)
     assert len(problems) == 6
     for part in ("'steps'", "'stepz'", "'two'", "'maybe'", "'fast'", "'1.5'"):
@@ -157,7 +160,7 @@ def test_types_and_bounds_of_every_field(section: str, field: dataclasses.Field[
     kind = typing.get_type_hints(part)[field.name]
     wrong: list[Any] = [None, [], {}]
     if typing.get_args(kind):
-        wrong += [True, 1, "no such choice", ""]
+        wrong += [1, "no such choice", ""] + [True] * (field.name != "compile")  # TOML's own true is a choice there
     elif kind is bool:
         wrong += [0, 1, "true", 1.0]
     elif kind is int:
@@ -203,10 +206,18 @@ def test_large_whole_numbers_are_exact_or_a_problem(value: int, tmp_path: Path) 
         ("train.steps=7", 7),
         ("learning_rate=3e-4", 3e-4),
         ("weight_decay=0", 0.0),
-        ("compile=yes", True),
-        ("compile=FALSE", False),
-        ("compile=0", False),
+        ("qkv_bias=yes", True),
+        ("activation_checkpointing=TRUE", True),
+        ("tensorboard=FALSE", False),
+        ("norm_bias=0", False),
         ("qk_norm=1", True),
+        ("compile=auto", "auto"),
+        ("compile=false", "false"),
+        ("dtype=float16", "float16"),
+        ("steps=auto", 0),
+        ("micro_batch_size=auto", 0),
+        ("train.eval_interval=auto", 0),
+        ("head_dim=auto", 0),
         ("source=a=b.txt", "a=b.txt"),
         ("source=", ""),
         ("time=1h30m", "1h30m"),
@@ -219,7 +230,43 @@ def test_override_values(argument: str, value: Any) -> None:
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("argument", ["steps=nan", "steps=inf", "steps=1.5", "steps=", "compile=", "learning_rate="])
+def test_auto_is_said_of_every_number_that_is_derived_and_of_no_other() -> None:
+    for section, field in FIELDS:
+        kind = typing.get_type_hints(c.SECTIONS[section])[field.name]
+        try:
+            c.build("", [c.parse_overrides([f"{field.name}=auto"])])
+            accepted = True
+        except ConfigError as error:
+            accepted = False
+            assert f"{section}.{field.name}: " in str(error)
+        choice = "auto" in typing.get_args(kind) or field.name in ("device", "source")  # "auto" may be a file's name
+        assert accepted == (choice or (kind is int and field.default == 0)), field.name
+
+
+def test_batch_auto_leaves_the_micro_batch_to_the_machine() -> None:
+    assert c.parse_overrides(["batch=auto"]) == {"train": {"micro_batch_size": 0}}
+    assert c.build("", [c.parse_overrides(["micro_batch_size=4", "batch=auto"])]).train == TrainConfig()
+    for no_key in ("batch=8", "train.batch=auto"):
+        assert "train.batch_size" in problems_of(c.parse_overrides, [no_key])[0]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "steps=nan",
+        "steps=inf",
+        "steps=1.5",
+        "steps=",
+        "steps=automatic",
+        "batch_size=auto",
+        "n_layer=auto",
+        "seed=auto",
+        "qk_norm=",
+        "tensorboard=auto",
+        "learning_rate=",
+        "learning_rate=auto",
+    ],
+)
 def test_override_values_of_another_type(argument: str) -> None:
     (problem,) = problems_of(c.parse_overrides, [argument])
     assert "expected" in problem
@@ -384,12 +431,25 @@ def test_no_durations(text: str) -> None:
     assert "train.time" in problems_of(TrainConfig, time=text)[0]
 
 
+@pytest.mark.parametrize(("given", "kept"), [(True, "true"), (False, "false"), ("true", "true"), ("auto", "auto")])
+def test_compile_is_a_choice_that_booleans_can_make(given: Any, kept: str, tmp_path: Path) -> None:
+    """Python's and TOML's own true and false will do; what is kept and written down is the choice."""
+    assert RuntimeConfig(compile=given) == RuntimeConfig(compile=kept)  # type: ignore[arg-type]
+    text = f"[runtime]\ncompile = {repr(given).lower() if isinstance(given, bool) else repr(given)}\n"
+    config = from_toml(tmp_path, text)[1]
+    assert config.runtime.compile == kept
+    assert config.replace("runtime", threads=2).runtime.compile == kept
+    c.write_toml(tmp_path / "out.toml", config, {})
+    assert tomllib.loads((tmp_path / "out.toml").read_text(encoding="utf-8"))["runtime"]["compile"] == kept
+
+
 def test_every_field_is_described() -> None:
     described = {option.key: option for option in c.describe_options()}
     assert list(described) == [f"{section}.{field.name}" for section, field in FIELDS]
     assert all(option.help.strip() and option.type for option in described.values())
     assert described["model.norm"].type == "layernorm | rmsnorm"
-    assert (described["runtime.compile"].type, described["runtime.compile"].default) == ("bool", "false")
+    assert (described["train.tensorboard"].type, described["train.tensorboard"].default) == ("bool", "false")
+    assert (described["runtime.compile"].type, described["runtime.compile"].default) == ("auto | true | false", "auto")
     for section, field in FIELDS:  # the default shown can be typed back
         default = described[f"{section}.{field.name}"].default
         assert c.parse_overrides([f"{field.name}={default}"])[section][field.name] == field.default

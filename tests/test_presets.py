@@ -14,6 +14,7 @@ GPT2_COUNTS = {
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
+    "gpt2-124m": 124_439_808,
 }
 #: layers, heads, width, context, vocabulary
 SHAPES = {
@@ -24,9 +25,11 @@ SHAPES = {
     "gpt2-medium": (24, 16, 1024, 1024, 50257),
     "gpt2-large": (36, 20, 1280, 1024, 50257),
     "gpt2-xl": (48, 25, 1600, 1024, 50257),
+    "gpt2-124m": (12, 12, 768, 1024, 50257),
     "gpt3": (96, 96, 12288, 2048, 50257),
 }
 MODERN = ("tiny-modern", "small-modern", "medium-modern")
+RECIPES = ("shakespeare-char-fast", "shakespeare-char-best")
 
 
 def parameters(config: ModelConfig) -> int:
@@ -71,8 +74,25 @@ def test_modern_shapes_and_counts(name: str) -> None:
     assert family_of(model).model_type == "qwen3"
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_for_characters_are_modern_and_small_enough_for_a_laptop(name: str) -> None:
+    """What a recipe's numbers are is measured, not given; that they are those of a published shape is."""
+    model = presets.get(name).model
+    assert {field: getattr(model, field) for field in presets.MODERN} == presets.MODERN
+    assert parameters(model) == modern_formula(model.n_layer, model.n_embd, model.n_embd // model.n_head, 65)
+    assert parameters(model) < parameters(presets.get("medium-modern").model)
+    assert family_of(model).model_type == "qwen3"
+
+
+def test_the_recipe_for_gpt2_is_gpt2() -> None:
+    recipe = build("gpt2-124m", [presets.get("gpt2-124m").layer])
+    assert recipe.model == presets.get("gpt2").model
+    tokens = recipe.train.steps * recipe.train.batch_size * recipe.model.block_size
+    assert round(tokens / 1e9) == 10
+
+
 def test_every_preset_is_covered_described_and_builds_a_run() -> None:
-    assert sorted(presets.names()) == sorted([*SHAPES, *MODERN])
+    assert sorted(presets.names()) == sorted([*SHAPES, *MODERN, *RECIPES])
     for name in presets.names():
         preset = presets.get(name)
         assert preset.name == name and preset.description

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.utils
 from torch import Tensor
 
 from glassgpt import presets
@@ -62,7 +63,9 @@ def test_recomputing_keeps_names_and_inference() -> None:
 
 def test_compiled_and_recomputed_equals_plain() -> None:
     config = ModelConfig(**SHAPE, **presets.MODERN)  # compiled dropout draws other numbers
+    torch._dynamo.utils.counters.clear()
     plain, compiled = passed(config, recompute=False), passed(config, recompute=True, compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "the blocks share one compiled graph"
     torch.testing.assert_close(compiled[0], plain[0], rtol=1e-4, atol=1e-6)
     for name, gradient in plain[1].items():
         torch.testing.assert_close(compiled[1][name], gradient, rtol=1e-3, atol=1e-7, msg=name)

@@ -19,7 +19,7 @@ from glassgpt.runtime import Runtime, resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import setup
-from glassgpt.training.checkpoint import Run
+from glassgpt.training.checkpoint import Run, require_name
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights.folder import load_model, save_model, whole, write_folder
@@ -185,9 +185,9 @@ def train_new(
     began = time.monotonic()
 
     def begin(processes: Processes) -> Trainer:
+        if name is not None:
+            require_name(name)
         plan = setup.plan(preset, layers, reporter, processes)
-        for note in plan.notes:
-            (reporter or Reporter()).note(note)
         # What comes after the last step (the whole validation split, a sample) has to fit into the time, too.
         seconds = 0.97 * parse_duration(plan.config.train.time) - plan.final_seconds
         deadline = began + seconds if plan.timed else None

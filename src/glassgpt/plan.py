@@ -118,7 +118,7 @@ class Memory:
     Attributes:
         weights: in the type that is computed in.
         masters: float32 copies of them, where that type is shorter.
-        gradients: float32, all of them: what accumulates over micro-batches.
+        gradients: float32, all of them: what accumulates over micro-batches; in a shorter type, the newest's besides.
         optimizer: its state: one momentum per weight for Muon, two moments for AdamW.
         activations: of one micro-batch, at their peak.
         update: temporaries of the optimiser's step, when there are no activations.
@@ -171,7 +171,7 @@ def memory(
     return Memory(
         weights=bytes_per_weight * parameters,
         masters=4 * parameters if bytes_per_weight < 4 else 0,
-        gradients=4 * parameters,
+        gradients=(4 + (bytes_per_weight if bytes_per_weight < 4 else 0)) * parameters,
         optimizer=4 * momentum_only + 8 * (parameters - momentum_only),
         activations=held.peak,
         update=_muon_temporaries(config, bytes_per_weight) if optimizer == "muon" else 0,

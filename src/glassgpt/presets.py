@@ -7,6 +7,7 @@ A recipe is a preset that says everything about a run, and comes with the curve 
 (``curves/NAME.json``), so that a run of it can be held against that.
 """
 
+import dataclasses
 import difflib
 import functools
 import json
@@ -76,7 +77,8 @@ class Curve:
         if step not in self.losses:
             return None
         mean = statistics.fmean(self.losses[step])
-        width = max(3 * statistics.stdev(self.losses[step]), 0.01 * mean)
+        spread = statistics.stdev(self.losses[step]) if len(self.losses[step]) > 1 else 0.0
+        width = max(3 * spread, 0.01 * mean)
         return mean - width, mean + width
 
 
@@ -108,9 +110,10 @@ _LARGE_RUN: dict[str, dict[str, Any]] = {
 #: Both recipes are the modern shape and Muon; what differs is how much of them there is time for.
 _CHAR_FAST: dict[str, Any] = {
     "model": MODERN | {"block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
-    "train": {"steps": 280, "batch_size": 16, "eval_interval": 70, "eval_tokens": 10_000, "save_interval": 280}
-    | {"sample_interval": 140, "keep": 0},
-    "optim": {"learning_rate": 8e-3, "muon_learning_rate": 0.02, "warmup_steps": 10, "min_lr_ratio": 0.02},
+    "train": {"steps": 320, "batch_size": 16, "eval_interval": 80, "eval_tokens": 10_000, "save_interval": 320}
+    | {"sample_interval": 160, "keep": 0},
+    "optim": {"learning_rate": 1e-2, "muon_learning_rate": 0.02, "warmup_steps": 10, "min_lr_ratio": 0.02}
+    | {"schedule": "trapezoid", "decay_fraction": 0.8},
 }
 _CHAR_BEST: dict[str, Any] = {
     "model": MODERN | {"block_size": 256, "n_layer": 6, "n_head": 3, "n_embd": 192, "dropout": 0.05},
@@ -199,7 +202,9 @@ def expected_curve(config: RunConfig, text_sha256: str) -> Curve | None:
     recipe = build(config.preset, [PRESETS[config.preset].layer, {"model": {"vocab_size": config.model.vocab_size}}])
     deciding = ("steps", "batch_size", "grad_clip", "eval_tokens")
     same_length = all(getattr(config.train, name) == getattr(recipe.train, name) for name in deciding)
-    return curve if same_length and config.model == recipe.model and config.optim == recipe.optim else None
+    same_text = dataclasses.replace(config.data, source=recipe.data.source) == recipe.data
+    same = same_text and config.model == recipe.model and config.optim == recipe.optim
+    return curve if same and same_length else None
 
 
 def names() -> list[str]:

@@ -3,6 +3,7 @@
 Every process knows the whole plan and computes its share of each batch. The first alone writes and speaks.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the other processes, if torchrun started this one; leave them at the end.
+    """Join the other processes, if torchrun started this one; they part when they end.
 
     Raises:
         ConfigError: if torchrun started several and they cannot reach each other.
@@ -89,11 +90,10 @@ def joined() -> Iterator[Processes]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    try:
-        dist.init_process_group(backend, timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{count} processes were asked for, and they cannot reach each other: {error}") from None
-    try:
-        yield Processes(int(os.environ["RANK"]), count, local_rank)
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():  # a second training goes on with the group of the first
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"{count} processes were asked for, and they cannot reach each other: {error}") from None
+        atexit.register(dist.destroy_process_group)
+    yield Processes(int(os.environ["RANK"]), count, local_rank)

@@ -1,5 +1,6 @@
 """What fits into a time, on a machine of known speed: larger with more time, and never against the user's word."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,16 @@ import pytest
 import torch
 
 from conftest import thread_count
-from glassgpt.config import RunConfig, RuntimeConfig, build, parse_duration
+from glassgpt.config import RunConfig, RuntimeConfig, build, parse_duration, parse_overrides
 from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
+from glassgpt.plan import SHARE_OF_FREE, memory
+from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.training import budget
 from glassgpt.training.budget import SIZES, Speed, choose_size, measure
-from glassgpt.training.setup import plan
+from glassgpt.training.metrics import Reporter
+from glassgpt.training.setup import Plan, plan
 from glassgpt.weights.mapping import family_of
 
 V = 65
@@ -38,7 +42,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """A machine of 50 GFLOP/s; returns what was measured on it."""
     measured: list[RunConfig] = []
 
-    def fake(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float = 1.5) -> Speed:
+    def fake(
+        config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float = 1.5, *, processes: int = 1
+    ) -> Speed:
         assert vocab_size == config.model.vocab_size
         measured.append(config)
         forward = 2 * parameters(config) / 50e9
@@ -145,7 +151,9 @@ def test_training_asks_for_a_size_that_goes_with_the_users_word(
     asked: dict[str, Any], text_file: Path, machine: list[RunConfig]
 ) -> None:
     """From the text file on: there is a size with six heads, and what is chosen can be saved."""
-    layers = [{"model": asked, "data": {"source": str(text_file)}, "train": {"time": "10m"}}]
+    layers = [
+        {"model": asked, "data": {"source": str(text_file)}, "train": {"time": "10m"}, "runtime": {"dtype": "float32"}}
+    ]
     try:
         config = plan("auto", layers).config
     except ConfigError as error:  # a family that has not what was asked for may be refused: then by that name
@@ -167,11 +175,9 @@ def small(time: str = "5m", **train: Any) -> RunConfig:
     return build("small", [{"model": {"vocab_size": V}, "train": {"time": time, **train}}])
 
 
-def steps(
-    monkeypatch: pytest.MonkeyPatch, runtime: Runtime, speed: Speed, time: str, tokens: int = 10**6, **train: Any
-) -> int:
-    monkeypatch.setattr(budget, "measure", lambda *_, **__: speed)
-    values, _, why = budget.fit_steps(small(time, **train), text(tokens), runtime, parse_duration(time))
+def steps(speed: Speed, time: str, tokens: int = 10**6, **train: Any) -> int:
+    values, final, why = budget.fit_steps(small(time, **train), text(tokens), speed, parse_duration(time))
+    assert final == pytest.approx(text(tokens).info.tokens["val"] * speed.validation_token)
     assert f"{values['steps']:,} steps of 4,096 tokens" in why and time in why
     assert f"{16 * 256 / speed.step:,.0f} tokens/s" in why
     return values["steps"]
@@ -181,34 +187,200 @@ def steps(
 @pytest.mark.parametrize("step", [0.01, 0.3])
 @pytest.mark.parametrize("validation_token", [1e-7, 1e-5])
 @pytest.mark.parametrize("eval_tokens", [1000, 100_000])
-def test_a_run_fits_its_time_and_uses_it(
-    time: str, step: float, validation_token: float, eval_tokens: int, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_fits_its_time_and_uses_it(time: str, step: float, validation_token: float, eval_tokens: int) -> None:
     seconds = parse_duration(time)
-    found = steps(monkeypatch, runtime, Speed(step, validation_token), time, eval_tokens=eval_tokens)
+    found = steps(Speed(step, validation_token), time, eval_tokens=eval_tokens)
     validating = (11 * min(eval_tokens, 100_000) + 100_000) * validation_token  # ten of them, one before, one of it all
     assert found * step + validating < 0.9 * seconds  # some is left for a machine that slows down
     assert found * step + validating > 0.6 * seconds
 
 
-def test_steps_follow_the_speed(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = steps(monkeypatch, runtime, Speed(0.1, 1e-6), "10m")
-    assert steps(monkeypatch, runtime, Speed(0.05, 1e-6), "10m") in (2 * base, 2 * base + 1)
-    assert 2 * base <= steps(monkeypatch, runtime, Speed(0.1, 1e-6), "20m") <= 2.2 * base
-    assert steps(monkeypatch, runtime, Speed(0.1, 1e-4), "10m") < base  # slow validation
-    assert steps(monkeypatch, runtime, Speed(0.1, 1e-6), "10m", sample_tokens=0) > base  # no samples
-    assert steps(monkeypatch, runtime, Speed(0.1, 1e-5), "10m", tokens=10**7) < base  # a long validation text
+def test_steps_follow_the_speed() -> None:
+    base = steps(Speed(0.1, 1e-6), "10m")
+    assert steps(Speed(0.05, 1e-6), "10m") in (2 * base, 2 * base + 1)
+    assert 2 * base <= steps(Speed(0.1, 1e-6), "20m") <= 2.2 * base
+    assert steps(Speed(0.1, 1e-4), "10m") < base  # slow validation
+    assert steps(Speed(0.1, 1e-6), "10m", sample_tokens=0) > base  # no samples
+    assert steps(Speed(0.1, 1e-5), "10m", tokens=10**7) < base  # a long validation text
 
 
 @pytest.mark.parametrize(("time", "step"), [("1s", 0.001), ("30s", 5.0), ("5m", 60.0)])
-def test_too_short_a_time_is_a_clear_error(
-    time: str, step: float, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_short_a_time_is_a_clear_error(time: str, step: float) -> None:
     with pytest.raises(ConfigError) as caught:
-        steps(monkeypatch, runtime, Speed(step, 1e-6), time)
+        steps(Speed(step, 1e-6), time)
     message = str(caught.value)
     assert f"train.time: {time} is too short" in message and f"{step:.2f} s" in message
     assert "more time" in message and "smaller model" in message
+
+
+# --- compiling -------------------------------------------------------------------------------------------------------
+
+
+class Told(Reporter):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def compiling(
+    monkeypatch: pytest.MonkeyPatch, runtime: Runtime, asked: str, *, step: float = 1.0, compiled: Any = 0.5,
+    seconds: float = 3600.0, steps: int = 0, found: bool = True,
+) -> tuple[Runtime, Speed, str, int, list[str]]:  # fmt: skip
+    """What is chosen where a step takes ``step`` seconds, and ``compiled`` if compiled; and how often it was tried."""
+    eager, measured, told = Speed(step, 1e-6), [0], Told()
+
+    def fake(config: RunConfig, vocab_size: int, place: Runtime, *_: Any, processes: int = 1) -> Speed:
+        assert place == dataclasses.replace(runtime, compile=True)
+        assert (vocab_size, processes) == (V, 3)
+        measured[0] += 1
+        if isinstance(compiled, Exception):
+            raise compiled
+        return Speed(compiled, 2e-6)
+
+    monkeypatch.setattr(budget, "measure", fake)
+    monkeypatch.setattr(budget, "compiler_found", lambda device: found)
+    config = small(steps=steps).replace("runtime", compile=asked)
+    place, speed, why = budget.choose_compile(config, eager, seconds, runtime, told, 3)
+    assert speed == (Speed(compiled, 2e-6) if place.compile else eager), "the speed is that of what was chosen"
+    return place, speed, why, measured[0], told.notes
+
+
+@pytest.mark.parametrize("steps", [0, 10_000])
+def test_compiling_is_measured_where_the_run_is_long(
+    steps: int, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _, why, measured, notes = compiling(monkeypatch, runtime, "auto", steps=steps)
+    assert (place.compile, measured, len(notes)) == (True, 1, 1)
+    assert "2.00x as fast" in why
+    for as_slow in (1.0, 2.0):
+        place, _, why, measured, _ = compiling(monkeypatch, runtime, "auto", steps=steps, compiled=as_slow)
+        assert (place.compile, measured) == (False, 1)
+        assert f"{1 / as_slow:.2f}x" in why
+        assert "not worth it" in why
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(10.0, 0), (3600.0, 10), (10.0, 10)])
+def test_a_short_run_does_not_try_to_compile_unless_asked(
+    seconds: float, steps: int, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps decide, where they are given: an hour allowed for ten steps of a second is no long run."""
+    place, _, why, measured, notes = compiling(monkeypatch, runtime, "auto", seconds=seconds, steps=steps)
+    assert (place.compile, why, measured, notes) == (False, "", 0, [])
+    place, _, why, measured, _ = compiling(monkeypatch, runtime, "true", seconds=seconds, steps=steps, compiled=2.0)
+    assert (place.compile, measured) == (True, 1), "asked for is asked for, even if it is slower"
+    assert "0.50x" in why
+
+
+def test_no_compiling_where_it_is_not_wanted_or_not_possible(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, _, why, measured, _ = compiling(monkeypatch, runtime, "false")
+    assert (place.compile, why, measured) == (False, "", 0)
+    for asked in ("true", "auto"):
+        place, _, why, measured, _ = compiling(monkeypatch, runtime, asked, found=False)
+        assert (place.compile, measured) == (False, 0)
+        assert "not compiled: torch.compile needs a C++ compiler" in why
+
+
+@pytest.mark.parametrize("asked", ["true", "auto"])
+def test_a_compiler_that_does_not_work_is_found_out_before_training(
+    asked: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.exc import InductorError
+
+    broken = InductorError(ValueError("gcc said\nno"), None)
+    place, _, why, measured, _ = compiling(monkeypatch, runtime, asked, compiled=broken)
+    assert (place.compile, measured) == (False, 1)
+    assert why.startswith("not compiled: torch.compile does not work here (") and "gcc said" in why
+    assert "\n" not in why
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        compiling(monkeypatch, runtime, asked, compiled=RuntimeError("shapes cannot be multiplied"))
+
+
+def test_a_long_run_is_shorter_on_a_gpu() -> None:
+    """The same seconds are worth compiling for on a GPU before they are on a CPU."""
+    config = small(steps=1)
+
+    def first(kind: str) -> int:
+        device = torch.device(kind)
+        return next(n for n in range(1, 2000) if budget.earns_compiling_back(config, Speed(n, 0), 0.0, device))
+
+    assert 30 < first("cuda") < first("cpu") < 900
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def planned(text_file: Path, *settings: str, processes: Processes | None = None) -> Plan:
+    layer = parse_overrides([f"source={text_file}", "dtype=float32", "compile=false", *settings])
+    return plan("tiny", [layer], processes=processes)
+
+
+@pytest.mark.parametrize("length", ["steps=20", "time=1m"])
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_the_plan_predicts_the_speed_that_it_measured(
+    length: str, batch_size: int, text_file: Path, machine: list[RunConfig]
+) -> None:
+    made = planned(text_file, length, f"batch_size={batch_size}")
+    (config,) = machine
+    step = 6 * parameters(config) / 50e9 * batch_size * 64
+    assert made.tokens_per_second == pytest.approx(batch_size * 64 / step)
+    assert any(f"predicted: {made.tokens_per_second:,.0f} tokens/s" in note for note in made.notes)
+    assert made.timed == (length == "time=1m")
+    assert any(f"{made.config.train.steps:,} steps of" in note for note in made.notes)
+    if not made.timed:
+        assert made.config.train.steps == 20
+    else:
+        assert 0.3 * 60 < made.config.train.steps * step < 60
+
+
+@pytest.mark.parametrize("rows_that_fit", [1, 2, 3, 5, 7, 15, 31, 32, 1000])
+@pytest.mark.parametrize("settings", [[], ["optimizer=adamw"], ["activation_checkpointing=true"]])
+def test_the_micro_batch_is_what_fits_in_as_few_passes_as_can_be(
+    rows_that_fit: int, settings: list[str], text_file: Path, machine: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needed(config: RunConfig, rows: int) -> int:
+        recompute = config.train.activation_checkpointing
+        return memory(config.model, rows, optimizer=config.optim.optimizer, recompute=recompute).total
+
+    whole = planned(text_file, "steps=2", "micro_batch_size=32", *settings).config
+    free = int(needed(whole, rows_that_fit) / SHARE_OF_FREE) + 1
+    most = max(rows for rows in range(1, 33) if needed(whole, rows) <= SHARE_OF_FREE * free)  # one by one
+    assert most >= min(rows_that_fit, 32)
+    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+    made = planned(text_file, "steps=2", *settings)
+    rows, batch_size = made.config.train.micro_batch_size, made.config.train.batch_size
+    assert batch_size == 32, "the step stays what it is"
+    assert 1 <= rows <= most
+    assert -(-32 // rows) == -(-32 // most), "as few passes as can be"
+    assert rows == 1 or -(-32 // (rows - 1)) > -(-32 // rows), "and no pass larger than need be"
+    notes = [note for note in made.notes if "sequences at a time" in note]
+    assert len(notes) == (rows < 32)
+    assert all(note.startswith(f"{rows} sequences") and note.endswith("a step is still 32") for note in notes)
+    assert machine[-1].train.micro_batch_size == rows, "what is measured is what will run"
+
+
+def test_a_micro_batch_that_was_asked_for_stays(
+    text_file: Path, machine: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "free_memory", lambda device: 1)
+    assert planned(text_file, "steps=2", "micro_batch_size=20").config.train.micro_batch_size == 20
+    assert planned(text_file, "steps=2", "micro_batch_size=20", "batch=auto").config.train.micro_batch_size == 1
+
+
+def test_processes_share_the_memory_and_the_time_of_a_batch(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def fake(*_: Any, processes: int = 1) -> Speed:
+        counts.append(processes)
+        return Speed(0.01, 1e-6)
+
+    monkeypatch.setattr(budget, "measure", fake)
+    made = planned(text_file, "steps=2", processes=Processes(0, 5))
+    assert counts == [5]
+    assert made.config.train.micro_batch_size == 7, "32 rows on five processes: 6 or 7 each"
 
 
 def test_measure_times_the_real_model(runtime: Runtime) -> None:
@@ -217,3 +389,7 @@ def test_measure_times_the_real_model(runtime: Runtime) -> None:
     assert found.step > 0 and found.validation_token > 0
     huge = measure(config.replace("train", batch_size=1 << 20), 7, runtime, seconds=0.0)  # timed on a part, and scaled
     assert huge.step > 50 * found.step
+    shared = measure(config.replace("train", batch_size=1 << 20), 7, runtime, seconds=0.0, processes=64)
+    assert shared.step < huge.step / 8
+    recomputed = measure(config.replace("train", activation_checkpointing=True), 7, runtime, seconds=0.0)
+    assert recomputed.step > 0

@@ -1,34 +1,45 @@
 """The loop: accumulation, what is best, when it stops, and what it survives."""
 
 import math
+import re
+import statistics
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from glassgpt import api
 from glassgpt.config import parse_overrides
 from glassgpt.data import IGNORE_INDEX
 from glassgpt.errors import TrainingStopped
 from glassgpt.loss import evaluate
+from glassgpt.model import GPT
 from glassgpt.training import setup
 from glassgpt.training.loop import Trainer
 from glassgpt.training.metrics import EvaluationEvent, Reporter
 from glassgpt.training.objective import Batch, Objective, next_token_loss
 
+pytestmark = pytest.mark.usefixtures("quick_measuring")
+
 TINY = "n_layer=2 n_head=2 n_embd=32 block_size=16 batch_size=8 sample_tokens=0 eval_tokens=400 log_interval=1"
+TINY += " dtype=float32 compile=false"
 
 
 class Listener(Reporter):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self.warnings: list[str] = []
         self.evaluations: list[EvaluationEvent] = []
         self.samples: list[str] = []
         self.ended = 0
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -68,7 +79,16 @@ def test_accumulation_equals_the_full_batch_on_ragged_masked_data(tmp_path: Path
     for row in range(len(targets)):  # rows count between 0 and 14 targets
         targets[row, row * 2 :] = IGNORE_INDEX
     batch = Batch(whole.idx, targets)
+    logits = made.model.double()(batch.idx)  # the mean over what counts in the whole batch, in float64
+    mean = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
+    mean.backward()
+    exact = {name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None}
+    made.model.float()
     expected = gradients(made, batch, 8)
+    assert made._accumulate() == pytest.approx(mean.item(), rel=1e-6)
+    assert expected.keys() == exact.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradient.double(), exact[name], rtol=1e-4, atol=1e-6, msg=name)
     for micro_batch_size in (1, 3, 4):
         found = gradients(made, batch, micro_batch_size)
         assert found.keys() == expected.keys()
@@ -108,13 +128,13 @@ def poison(steps: set[int]) -> Objective:
     """An objective whose gradient is NaN in one tensor at some steps."""
     calls = [0]
 
-    def objective(model: nn.Module, batch: Batch) -> Tensor:
-        losses = next_token_loss(model, batch)
+    def objective(model: GPT, batch: Batch) -> Tensor:
+        loss = next_token_loss(model, batch)
         if model.training:
             calls[0] += 1
             if calls[0] in steps:
-                losses = losses + model.get_parameter("blocks.1.mlp.down.weight").sum() * math.nan
-        return losses
+                loss = loss + model.get_parameter("blocks.1.mlp.down.weight").sum() * math.nan
+        return loss
 
     return objective
 
@@ -145,7 +165,7 @@ def test_nonfinite_gradients_in_a_row_stop_with_the_last_good_checkpoint(tmp_pat
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(
     tmp_path: Path, text_file: Path, message: str
 ) -> None:
-    def short_of_memory(model: nn.Module, batch: Batch) -> Tensor:
+    def short_of_memory(model: GPT, batch: Batch) -> Tensor:
         if len(batch.idx) > 3:
             raise torch.OutOfMemoryError(message) if message == "gpu" else RuntimeError(message)
         return next_token_loss(model, batch)
@@ -163,7 +183,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(
 
 
 def test_other_errors_pass(tmp_path: Path, text_file: Path) -> None:
-    def broken(model: nn.Module, batch: Batch) -> Tensor:
+    def broken(model: GPT, batch: Batch) -> Tensor:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
@@ -182,6 +202,61 @@ def test_a_bad_start_is_warned_of(tmp_path: Path, text_file: Path) -> None:
     assert quiet.warnings == []
 
 
+def test_the_objective_is_a_sum_and_training_divides_it_by_what_counts(tmp_path: Path, text_file: Path) -> None:
+    """However the batch is cut, each target pulls as hard as any other: the loss logged is their mean."""
+
+    def ones(model: GPT, batch: Batch) -> Tensor:
+        return next_token_loss(model, batch) * 0 + 3.0 * batch.counted()
+
+    for micro_batch_size in (1, 3, 8):
+        made = trainer(tmp_path, text_file, "steps=1", f"micro_batch_size={micro_batch_size}", objective=ones)
+        (row,) = [row for row in made.train().run.metrics if "train/loss" in row]
+        assert row["train/loss"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "trapezoid"])
+def test_the_learning_rate_is_that_of_the_schedule(tmp_path: Path, text_file: Path, schedule: str) -> None:
+    settings = ["steps=12", "warmup_steps=3", f"schedule={schedule}", "decay_fraction=0.5", "min_lr_ratio=0"]
+    made = trainer(tmp_path, text_file, *settings, "learning_rate=0.01")
+    rates = [row["opt/lr"] / 0.01 for row in made.train().run.metrics if "opt/lr" in row]
+    if schedule == "trapezoid":
+        expected = [1 / 3, 2 / 3, *[1.0] * 5, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    else:
+        expected = [1 / 3, 2 / 3, 1.0, *[0.5 + 0.5 * math.cos(math.pi * k / 9) for k in range(9)]]
+    assert rates == pytest.approx(expected)
+
+
+def test_recomputing_activations_changes_nothing(tmp_path: Path, text_file: Path) -> None:
+    settings = ["steps=4", "dropout=0.2", "micro_batch_size=3"]
+    runs = [
+        trainer(tmp_path, text_file, *settings, f"activation_checkpointing={asked}").train().run
+        for asked in ("true", "false")
+    ]
+    one, other = ((run.last / "model.safetensors").read_bytes() for run in runs)
+    assert one == other
+
+
+def test_after_twenty_steps_the_prediction_is_held_against_what_was_measured(tmp_path: Path, text_file: Path) -> None:
+    def said(made: Trainer) -> list[str]:
+        assert isinstance(made.reporter, Listener)
+        made.train()
+        return [note for note in made.reporter.notes if "predicted" in note]
+
+    seldom = ["keep=0", "eval_interval=100", "save_interval=100"]
+    assert said(trainer(tmp_path, text_file, *seldom, "steps=19", listener=Listener())) == []
+    made = trainer(tmp_path, text_file, *seldom, "steps=45", listener=Listener())
+    assert made.predicted is not None
+    (note,) = said(made)
+    measured, predicted, difference = re.findall(r"[+-]?[\d,]+", note.removeprefix("measured over 20 steps: "))
+    assert predicted == f"{made.predicted:,.0f}"
+    speeds = [row["perf/tok_per_s"] for row in made.run.metrics if "perf/tok_per_s" in row][:20]
+    speed = int(measured.replace(",", ""))
+    assert speed == pytest.approx(statistics.median(speeds), abs=1)
+    assert int(difference.replace(",", "")) == pytest.approx(100 * (speed / made.predicted - 1), abs=1)
+    again = setup.resume(made.run.path, {"train": {"steps": 70}}, reporter=Listener())
+    assert said(again) == [], "a run that goes on was predicted before"
+
+
 def test_it_learns_and_shows_samples(tmp_path: Path, text_file: Path) -> None:
     listener = Listener()
     settings = ["steps=60", "eval_interval=20", "sample_tokens=20", "sample_interval=30", "block_size=32"]
@@ -189,6 +264,7 @@ def test_it_learns_and_shows_samples(tmp_path: Path, text_file: Path) -> None:
     losses = [event.evaluation.loss for event in listener.evaluations]
     floor = next(row for row in result.run.metrics if "floor/unigram" in row)
     assert losses[-1] < floor["floor/unigram"] < losses[0]
+    assert {event.expected for event in listener.evaluations} == {None}, "it follows no recipe"
     assert [len(text) for text in listener.samples] == [20, 20]
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -30,11 +30,11 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def newton_schulz_by_svd(matrix: np.ndarray) -> np.ndarray:
-    """An odd matrix polynomial acts on the singular values alone: five quintics, one number at a time."""
+def newton_schulz_by_svd(matrix: np.ndarray, iterations: int = 4) -> np.ndarray:
+    """An odd matrix polynomial acts on the singular values alone: so many quintics, one number at a time."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     s = s / (np.sqrt((s**2).sum()) + 1e-7)
-    for _ in range(5):
+    for _ in range(iterations):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
     return u @ np.diag(s) @ vt
 
@@ -87,17 +87,19 @@ def test_muon_equals_one_matrix_at_a_time(dtype: torch.dtype, tolerance: float, 
             assert np.abs(weight.detach().double().numpy() - expected).max() < tolerance, (name, step)
 
 
-def test_muon_is_close_to_torch() -> None:
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_muon_is_close_to_torch(dtype: torch.dtype | None) -> None:
     """torch.optim.Muon iterates in bfloat16, so the updates agree in direction and size, not in digits."""
     for shape in ((32, 32), (16, 48), (48, 16)):
         start = random(*shape, seed=1).float()
         ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-        muon = Muon([(ours, (shape[0],))], 0.05, 0.9, 0.3)
-        torch_muon = torch.optim.Muon([theirs], lr=0.05, momentum=0.9, weight_decay=0.3)
+        muon = Muon([(ours, (shape[0],))], 0.05, 0.9, 0.3, dtype)
+        torch_muon = torch.optim.Muon([theirs], lr=0.05, momentum=0.9, weight_decay=0.3, ns_steps=4)
         for step in range(5):
             ours.grad = theirs.grad = random(*shape, seed=10 + step).float()
             muon.step()
             torch_muon.step()
+        assert ours.dtype == muon.state[ours]["momentum"].dtype == torch.float32
         one, other = (ours - start).flatten(), (theirs - start).flatten()
         assert torch.cosine_similarity(one, other, dim=0) > 0.999
         assert float((one.norm() / other.norm()).detach()) == pytest.approx(1, abs=0.01)
@@ -129,6 +131,22 @@ def test_orthogonalise_pushes_singular_values_to_one(shape: tuple[int, int]) -> 
     assert torch.allclose(orthogonalise(matrices.mT), found.mT, atol=1e-5)
     alone = torch.cat([orthogonalise(matrix[None]) for matrix in matrices])
     assert torch.allclose(alone, found, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (6, 40), (40, 6)])
+def test_each_iteration_is_a_quintic_of_the_singular_values(shape: tuple[int, int]) -> None:
+    matrices = random(3, *shape, seed=5)
+    for iterations in range(7):
+        expected = np.stack([newton_schulz_by_svd(matrix.numpy(), iterations) for matrix in matrices])
+        assert np.abs(orthogonalise(matrices, iterations).numpy() - expected).max() < 1e-9, iterations
+    assert torch.equal(orthogonalise(matrices), orthogonalise(matrices, 4))
+
+
+def test_orthogonalise_changes_nothing_that_it_is_given() -> None:
+    matrices = random(2, 5, 5, seed=6)
+    kept = matrices.clone()
+    orthogonalise(matrices)
+    assert torch.equal(matrices, kept)
 
 
 def test_orthogonalise_leaves_zero_at_zero() -> None:
@@ -229,13 +247,13 @@ def test_adamw_part_equals_arithmetic() -> None:
 @pytest.mark.parametrize("config", [CLASSIC, GROUPED], ids=["classic", "grouped"])
 def test_state_round_trip_goes_on_bit_for_bit(config: ModelConfig, optimizer: str) -> None:
     idx = torch.randint(config.vocab_size, (3, config.block_size + 1), generator=torch.Generator().manual_seed(0))
-    settings = OptimConfig(optimizer=optimizer)  # type: ignore[arg-type]
+    settings = OptimConfig(optimizer=optimizer, warmup_steps=2)  # type: ignore[arg-type]
 
     def train(model: GPT, optimizers: Optimizers, steps: range) -> None:
         for step in steps:
             logits = model(idx[:, :-1])
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten()).backward()
-            optimizers.step(learning_rate_scale(step, 8, 2, 0.1))
+            optimizers.step(learning_rate_scale(step, 8, settings))
             optimizers.zero_grad()
 
     straight = GPT(config)
@@ -284,13 +302,58 @@ def test_state_round_trip_goes_on_bit_for_bit(config: ModelConfig, optimizer: st
     ],
 )
 def test_learning_rate_table(step: int, steps: int, warmup: int, ratio: float, expected: float) -> None:
-    assert learning_rate_scale(step, steps, warmup, ratio) == pytest.approx(expected)
+    config = OptimConfig(warmup_steps=warmup, min_lr_ratio=ratio)
+    assert learning_rate_scale(step, steps, config) == pytest.approx(expected)
+    ignored = OptimConfig(warmup_steps=warmup, min_lr_ratio=ratio, schedule="cosine", decay_fraction=0.9)
+    assert learning_rate_scale(step, steps, ignored) == learning_rate_scale(step, steps, config)
 
 
+@pytest.mark.parametrize(
+    ("step", "steps", "warmup", "ratio", "fraction", "expected"),
+    [
+        (0, 100, 10, 0.1, 0.5, 0.1),
+        (9, 100, 10, 0.1, 0.5, 1.0),
+        (10, 100, 10, 0.1, 0.5, 1.0),
+        (50, 100, 10, 0.1, 0.5, 1.0),
+        (51, 100, 10, 0.1, 0.5, 0.1 + 0.9 * 49 / 50),
+        (75, 100, 10, 0.1, 0.5, 0.55),
+        (99, 100, 10, 0.1, 0.5, 0.1 + 0.9 / 50),
+        (100, 100, 10, 0.1, 0.5, 0.1),
+        (1000, 100, 10, 0.1, 0.5, 0.1),
+        (80, 100, 10, 0.0, 0.2, 1.0),
+        (90, 100, 10, 0.0, 0.2, 0.5),
+        (10, 100, 10, 0.0, 1.0, 1.0),  # all of the run, but what the warmup takes
+        (55, 100, 10, 0.0, 1.0, 0.5),
+        (99, 100, 0, 0.0, 0.0, 1.0),  # none of it
+        (100, 100, 0, 0.0, 0.0, 0.0),
+        (70, 100, 10, 1.0, 0.5, 1.0),
+        (0, 1, 1, 0.1, 0.5, 1.0),
+        (3, 5, 10, 0.1, 0.5, 0.4),
+    ],
+)
+def test_trapezoid_table(step: int, steps: int, warmup: int, ratio: float, fraction: float, expected: float) -> None:
+    config = OptimConfig(schedule="trapezoid", warmup_steps=warmup, min_lr_ratio=ratio, decay_fraction=fraction)
+    assert learning_rate_scale(step, steps, config) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize(("steps", "warmup", "ratio"), [(100, 10, 0.1), (1000, 1, 0.0), (7, 3, 0.5), (30, 0, 0.2)])
+def test_a_trapezoid_is_level_and_then_straight(steps: int, warmup: int, ratio: float, fraction: float) -> None:
+    config = OptimConfig(schedule="trapezoid", warmup_steps=warmup, min_lr_ratio=ratio, decay_fraction=fraction)
+    rates = np.array([learning_rate_scale(step, steps, config) for step in range(steps + 1)])
+    down = rates[rates < 1.0 - 1e-9][warmup - 1 if warmup else 0 :]  # the warmup ends at 1, at step warmup - 1
+    assert len(down) == pytest.approx(max(1.0, min(fraction * steps, steps - warmup)), abs=1)
+    assert np.all(rates[warmup : len(rates) - len(down)] == 1.0)
+    falls = -np.diff(rates[len(rates) - len(down) - 1 :])
+    assert falls[1:] == pytest.approx(falls[-1])
+    assert 0 < falls[0] <= falls[-1] + 1e-12  # the first may be a part of a step
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "trapezoid"])
 @pytest.mark.parametrize(("steps", "warmup", "ratio"), [(100, 10, 0.1), (1000, 1, 0.0), (7, 3, 0.5), (50, 50, 0.1)])
-def test_the_learning_rate_rises_once_and_falls_once(steps: int, warmup: int, ratio: float) -> None:
-    scale: Callable[[int], float] = lambda step: learning_rate_scale(step, steps, warmup, ratio)  # noqa: E731
-    rates = [scale(step) for step in range(steps + 1)]
+def test_the_learning_rate_rises_once_and_falls_once(steps: int, warmup: int, ratio: float, schedule: str) -> None:
+    config = OptimConfig(warmup_steps=warmup, min_lr_ratio=ratio, schedule=schedule)  # type: ignore[arg-type]
+    rates = [learning_rate_scale(step, steps, config) for step in range(steps + 1)]
     assert rates[:warmup] == sorted(rates[:warmup]) and rates[warmup:] == sorted(rates[warmup:], reverse=True)
     assert max(rates) == pytest.approx(1.0) and min(rates[warmup:]) >= ratio - 1e-12 and rates[0] > 0
     if steps > warmup:

@@ -50,11 +50,14 @@ def test_gradients_add_up_in_float32_and_the_model_follows_its_masters(config: M
         one = batch(4).rows(part, part + 1, CPU)
         next_token_loss(model, one).backward()
         next_token_loss(exact, one).backward()
-    for (name, p), (_, reference) in zip(model.named_parameters(), exact.named_parameters(), strict=True):
-        assert p.grad is not None
+        weights.collect()
+        if part == 2:  # as before an exchange with other processes
+            weights.hand_back()
+    for (name, master), (_, reference) in zip(weights.named.items(), exact.named_parameters(), strict=True):
+        assert master.grad is not None
         assert reference.grad is not None
-        assert p.grad.dtype == torch.float32
-        error = (p.grad - reference.grad).norm() / reference.grad.norm()
+        assert master.grad.dtype == torch.float32
+        error = (master.grad - reference.grad).norm() / reference.grad.norm()
         assert error < 0.05, name
     before = {name: weight.clone() for name, weight in weights.named.items()}
     optimizers.step(1.0)
@@ -75,6 +78,7 @@ def test_updates_too_small_for_the_compute_type_are_not_lost() -> None:
     norm = model.final_norm.weight
     for _ in range(30):
         next_token_loss(model, batch(4)).backward()
+        weights.collect()
         optimizers.step(1.0)
         optimizers.zero_grad()
     moved = (weights.named["final_norm.weight"] - start["final_norm.weight"]).abs().max()
@@ -93,9 +97,14 @@ def test_the_loss_scale() -> None:
         still = LossScale.for_dtype(dtype)
         still.update(False)
         assert (still.value, still.active) == (1.0, False)
-    for _ in range(99):
+    while scale.mends:
         scale.update(False)
-    assert (scale.value, scale.active) == (1.0, False)
+    assert (scale.value, scale.active) == (1.0, True), "from here on a bad gradient counts"
+    for _ in range(3):
+        scale.update(True)
+    assert scale.value == 2.0, "and it can rise again"
+    assert LossScale.for_dtype(torch.float16, 8.0, 2) == LossScale(8.0, 2, active=True)
+    assert LossScale.for_dtype(torch.bfloat16, 8.0, 2) == LossScale()
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)

@@ -61,6 +61,18 @@ def test_two_processes_train_as_one(one: Path) -> None:
     assert "processes 2" in done.stdout
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_two_processes_in_fewer_bits(one: Path, dtype: str) -> None:
+    """Gradients are exchanged in that type, so the curves agree to its rounding."""
+    settings = [*SETTINGS.split(), f"dtype={dtype}", "batch_size=8"]
+    for count, name in ((1, f"one-{dtype}"), (2, f"two-{dtype}")):
+        done = torchrun(count, one, "prose.txt", *settings, "--name", name)
+        assert done.returncode == 0, done.stderr
+    single, double = (Run(one / "runs" / f"{name}-{dtype}") for name in ("one", "two"))
+    expected = [row["val/loss"] for row in rows(single) if "val/loss" in row]
+    assert [row["val/loss"] for row in rows(double) if "val/loss" in row] == pytest.approx(expected, rel=0.005)
+
+
 def test_a_run_goes_on_with_another_number_of_processes(one: Path) -> None:
     """Two processes begin, one goes on, two finish; the sequence is that of the run by one."""
     whole = torchrun(1, one, "prose.txt", *SETTINGS.split(), "steps=9", "warmup_steps=1", "--name", "whole")

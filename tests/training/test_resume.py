@@ -5,21 +5,25 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+import torch
 
 from glassgpt import api
 from glassgpt.config import parse_overrides
 from glassgpt.errors import CheckpointError
-from glassgpt.training import setup
+from glassgpt.training import budget, setup
 from glassgpt.training.checkpoint import Run
+
+pytestmark = pytest.mark.usefixtures("quick_measuring")
 
 # 1,700 training tokens in windows of 16, four at a time: an epoch is 26.25 steps, so its edge lies inside batch 26.
 SETTINGS = (
     "n_layer=2 n_head=2 n_embd=32 block_size=16 batch_size=4 dropout=0.1 steps=60 eval_interval=6 save_interval=5"
 )
 SETTINGS += " log_interval=1 sample_tokens=8 sample_interval=7 eval_tokens=100"
+SETTINGS += " dtype=float32 compile=false"
 
 WORKER = """
 import os, signal, sys
@@ -132,14 +136,32 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, text_file: Path) ->
     assert setup.resume(run.path, parse_overrides(["steps=8"])).state.step == 4
 
 
-def test_measured_choices_are_reused(tmp_path: Path, text_file: Path) -> None:
-    run = start(tmp_path, text_file, "threads=1")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_measured_choices_are_reused(
+    tmp_path: Path, text_file: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured_again(*arguments: object, **named: object) -> NoReturn:
+        pytest.fail("a run that goes on measures nothing")
+
+    monkeypatch.setattr(setup, "choose_dtype", lambda *_: (dtype, "as if it had been measured"))
+    run = start(tmp_path, text_file, "threads=1", "dtype=auto", "compile=auto", "batch=auto")
     config = run.config()
     assert config.runtime.device == "cpu"
-    assert config.runtime.dtype == "float32"
+    assert config.runtime.dtype == str(dtype).removeprefix("torch.")
+    assert config.runtime.compile == "false", "too short a run to compile"
     assert config.runtime.threads == 1
     assert config.train.steps == 6
+    assert config.train.micro_batch_size == 4, "all of so small a batch fits"
+    assert "as if it had been measured" in run.provenance()["notes"]
+    for name in ("choose_dtype", "largest_micro_batch"):
+        monkeypatch.setattr(setup, name, measured_again)
+    monkeypatch.setattr(budget, "measure", measured_again)
+    again = setup.resume(run.path, parse_overrides(["steps=8"]))
+    assert (again.model.dtype, again.state.micro_batch_size) == (dtype, 4)
+    assert again.train().step == 8
+    assert run.config().runtime == config.runtime
     assert "provenance" in (run.path / "run.toml").read_text(encoding="utf-8")
+    assert "auto" not in [value for part in ("train", "runtime") for value in vars(getattr(config, part)).values()]
     assert text_file.samefile(config.data.source)
 
 

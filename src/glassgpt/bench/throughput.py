@@ -7,7 +7,7 @@ saving are not in it.
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -127,6 +127,7 @@ class TrainingStep:
             loss = self.network(self.batch.rows(start, start + rows, self.runtime.device))
             watch.mark()
             (loss * weight).backward()
+            self.optimizers.weights.collect()
             total += loss.detach()
             watch.mark()
             start += rows
@@ -137,15 +138,15 @@ class TrainingStep:
         return sum(laps[::2]), sum(laps[1::2]), update
 
     def _update(self) -> None:
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        weights = self.optimizers.weights
+        gradients = weights.gradients()
         if self.loss_scale != 1.0:
             for gradient in gradients:
                 gradient.mul_(1 / self.loss_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
         float(norm)  # as the loop does, which looks whether it is finite
         if self.train.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.train.grad_clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(weights.named.values(), self.train.grad_clip, norm)
         self.optimizers.step(UPDATE_SCALE)
         self.optimizers.zero_grad()
 

@@ -128,14 +128,15 @@ def _close(result: "Result", json: bool) -> None:
     from glassgpt import api
 
     path = result.run.path
+    if not result.speaks:
+        raise typer.Exit(128 + result.interrupted_by if result.interrupted_by else 0)
     if result.interrupted_by is not None:
         print(
             f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.", file=sys.stderr
         )
         print(f"Go on with:  glassgpt train --resume {path}", file=sys.stderr)
         raise typer.Exit(128 + result.interrupted_by)
-    if result.final is None:
-        return  # one of several processes; the first one speaks
+    assert result.final is not None
     model, tokenizer = api.load(result.run.best, device=result.run.config().runtime.device)
     text = api.generate(model, tokenizer, max_new_tokens=400)
     if json:

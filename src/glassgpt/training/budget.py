@@ -16,6 +16,7 @@ from glassgpt.data import TokenStream
 from glassgpt.errors import ConfigError
 from glassgpt.loss import subset
 from glassgpt.model import GPT
+from glassgpt.plan import count_parameters
 from glassgpt.presets import MODERN
 from glassgpt.runtime import Runtime, compiler_found, synchronise
 from glassgpt.training import guard
@@ -67,7 +68,9 @@ def measure(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float
     """
     model_config, train = replace(config.model, vocab_size=vocab_size), config.train
     share = math.ceil(train.batch_size / processes)
-    rows = min(train.micro_batch_size or share, share, max(1, 8192 // model_config.block_size))
+    rows = min(train.micro_batch_size or share, share)
+    if not runtime.compile:  # else what is compiled here should serve the run, too
+        rows = min(rows, max(1, 8192 // model_config.block_size))
     model = GPT(model_config)
     model.init_weights(0)
     model = model.to(runtime.device).train()
@@ -79,9 +82,10 @@ def measure(config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float
 
     def forward_backward() -> None:
         (next_token_loss(model, batch) / ids[:, 1:].numel()).backward()
+        optimizers.weights.collect()
 
     def update() -> None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(optimizers.weights.named.values(), 1.0)
         optimizers.step(0.0)
         optimizers.zero_grad()
 
@@ -205,7 +209,7 @@ def smallest_size(layers: Sequence[Layer]) -> Layer:
 
 
 def choose_size(
-    config: RunConfig, asked: set[str], stream: TokenStream, runtime: Runtime, seconds: float
+    config: RunConfig, asked: set[str], stream: TokenStream, runtime: Runtime, seconds: float, processes: int = 1
 ) -> tuple[dict[str, Mapping[str, Any]], str]:
     """Model and batch for a text, a machine and a time: the largest size that can be trained well.
 
@@ -215,6 +219,7 @@ def choose_size(
         stream: the text.
         runtime: the machine.
         seconds: the time.
+        processes: how many share a batch.
 
     Returns:
         Layers for ``model`` and ``train``, and a sentence that says what was chosen and why.
@@ -239,7 +244,7 @@ def choose_size(
         if chosen and parameters > PARAMETERS_PER_TEXT_TOKEN * text_tokens:
             reason = f"a larger model would learn a text of {text_tokens:,} tokens by heart"
             break
-        speed = measure(candidate, vocab_size, runtime, seconds=0.5)
+        speed = measure(candidate, vocab_size, runtime, seconds=0.5, processes=processes)
         left = seconds * PLANNED - _overhead(candidate, stream, speed, seconds)
         trained = left / speed.step * batch_size * candidate.model.block_size
         if chosen and trained < TOKENS_PER_PARAMETER * parameters:
@@ -304,8 +309,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _parameters(config: ModelConfig) -> int:
-    with torch.device("meta"):
-        return GPT(config).num_parameters()
+    return sum(count_parameters(config).values())
 
 
 def _overhead(config: RunConfig, stream: TokenStream, speed: Speed, seconds: float) -> float:

@@ -131,14 +131,23 @@ class Run:
         return None
 
 
+def require_name(name: str) -> None:
+    """Refuse what cannot be the name of a run's folder.
+
+    Raises:
+        ConfigError: if so.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ConfigError(f"--name: {name!r} cannot be the name of a folder")
+
+
 def create_run(parent: Path, name: str, config: RunConfig, provenance: dict[str, Any]) -> Run:
     """Make a new run folder; where the name is taken, the next free of NAME-2, NAME-3, ...
 
     Raises:
         ConfigError: if the name is none for a folder, or the folder cannot be made.
     """
-    if name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise ConfigError(f"--name: {name!r} cannot be the name of a folder")
+    require_name(name)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):

@@ -19,9 +19,8 @@ CHUNK_ELEMENTS = LOGITS_AT_A_TIME
 
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, wanted: bool) -> Tensor:
         total = torch.zeros((), device=features.device)
-        wanted = any(ctx.needs_input_grad)
         d_features = torch.empty_like(features) if wanted else None  # [N, C]
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None  # [V, C]
         rows = max(1, CHUNK_ELEMENTS // weight.size(0))
@@ -47,10 +46,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss have been used: it can be propagated back only once")
         d_features, d_weight = ctx.gradients
         ctx.gradients = None
-        return d_features.mul_(grad), d_weight.mul_(grad), None, None
+        return d_features.mul_(grad), d_weight.mul_(grad), None, None, None
 
 
 def summed_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
@@ -62,4 +63,4 @@ def summed_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, igno
         targets: ``[N]``, int64.
         ignore_index: targets of this value do not count.
     """
-    return _SummedCrossEntropy.apply(features, weight, targets, ignore_index)
+    return _SummedCrossEntropy.apply(features, weight, targets, ignore_index, torch.is_grad_enabled())

@@ -2,10 +2,11 @@
 
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType, TracebackType
 
 import torch
-from torch import nn
+from torch import Tensor
 
 
 class Interrupts:
@@ -34,9 +35,9 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def first_nonfinite(model: nn.Module) -> str | None:
+def first_nonfinite(named: Mapping[str, Tensor]) -> str | None:
     """The first parameter, in the model's order, whose gradient has an inf or a NaN."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in named.items():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return name
     return None

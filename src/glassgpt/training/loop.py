@@ -25,6 +25,7 @@ from glassgpt.errors import TrainingStopped
 from glassgpt.inference.decode import complete
 from glassgpt.loss import Evaluation, evaluate, floors, subset
 from glassgpt.model import GPT
+from glassgpt.plan import LOGITS_AT_A_TIME
 from glassgpt.presets import Curve
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, derive_seed
@@ -54,6 +55,7 @@ class Result:
     final: Evaluation | None = None
     bits_per_byte: float | None = None
     interrupted_by: Signals | None = None
+    speaks: bool = True  # not so for all but the first of several processes
 
 
 class Trainer:
@@ -113,9 +115,7 @@ class Trainer:
         self.loop_began, self.steps_timed = self.began, 0
         self.kept_loss = run.best_loss()
         state.micro_batch_size = state.micro_batch_size or train.micro_batch_size or train.batch_size
-        self.loss_scale = LossScale.for_dtype(runtime.dtype)
-        if state.loss_scale:
-            self.loss_scale = LossScale(state.loss_scale, state.good_steps)
+        self.loss_scale = LossScale.for_dtype(runtime.dtype, state.loss_scale, state.good_steps)
         self.speeds: list[float] = []  # of the first steps, in tokens/s
 
     def train(self) -> Result:
@@ -151,7 +151,8 @@ class Trainer:
             if reason != "finished":
                 self._save()
             if reason == "interrupted":
-                return Result(self.run, reason, state.step, interrupted_by=interrupts.received)
+                speaks = self.processes.first
+                return Result(self.run, reason, state.step, interrupted_by=interrupts.received, speaks=speaks)
         return self._finish(reason)  # everything is saved: here Ctrl-C interrupts at once
 
     def _reason_to_end(self, interrupts: guard.Interrupts) -> str:
@@ -177,7 +178,7 @@ class Trainer:
         prepare_blocks(self.model, recompute=recompute, compile=self.runtime.compile)
         if self.processes.count > 1:
             devices = [self.runtime.device] if self.runtime.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.network, device_ids=devices, broadcast_buffers=False)
+            self.network = DistributedDataParallel(self.network, device_ids=devices)
         header = {"device": str(self.runtime.device), "dtype": self.runtime.resolved()["dtype"]}
         if self.processes.count > 1:
             header["processes"] = str(self.processes.count)
@@ -205,7 +206,8 @@ class Trainer:
         else:
             self._skip_nonfinite()
         self.loss_scale.update(math.isfinite(grad_norm))
-        state.loss_scale, state.good_steps = self.loss_scale.value, self.loss_scale.good_steps
+        if self.loss_scale.active:
+            state.loss_scale, state.good_steps = self.loss_scale.value, self.loss_scale.good_steps
         self.optimizers.zero_grad()
         state.step += 1
         if self.profile and (report := self.profile.step()):
@@ -264,15 +266,15 @@ class Trainer:
                 raise
             self._stop_compiling(error)
             loss = self._within_memory(self._accumulate)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        weights = self.optimizers.weights
+        gradients = weights.gradients()
         if self.loss_scale.active:
             for gradient in gradients:
                 gradient.mul_(1 / self.loss_scale.value)
         norm = torch.nn.utils.get_total_norm(gradients)
         size = float(norm)
         if self.config.train.grad_clip and math.isfinite(size):  # else leave the evidence as it is
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(weights.named.values(), self.config.train.grad_clip, norm)
         return loss, size
 
     def _accumulate(self) -> float:
@@ -291,14 +293,18 @@ class Trainer:
             with self._exchange(start == starts[-1]):
                 loss = self.network(micro)
                 (loss * weight).backward()
+            self.optimizers.weights.collect()
             total += loss.detach()
         return float(processes.sum(total)) / counted
 
     def _exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
         """Exchange gradients with the other processes in this backward pass, or only add them up."""
-        if now or not isinstance(self.network, DistributedDataParallel):
+        if not isinstance(self.network, DistributedDataParallel):
             return contextlib.nullcontext()
-        return self.network.no_sync()
+        if not now:
+            return self.network.no_sync()
+        self.optimizers.weights.hand_back()
+        return contextlib.nullcontext()
 
     def _batch(self, k: int) -> Batch:
         """This process's rows of batch k."""
@@ -324,10 +330,12 @@ class Trainer:
 
     def _skip_nonfinite(self) -> None:
         """Leave the weights alone after a bad gradient; give up after too many in a row."""
-        if self.loss_scale.active:
+        if self.loss_scale.mends:
             return  # float16 overflowed; the scale comes down
         state, limit = self.state, self.config.train.max_nonfinite
-        name = guard.first_nonfinite(self.model) or "none: finite by themselves, their norm overflows"
+        name = (
+            guard.first_nonfinite(self.optimizers.weights.named) or "none: finite by themselves, their norm overflows"
+        )
         state.nonfinite_in_a_row += 1
         message = f"step {state.step + 1}: the gradient is not finite (first bad tensor: {name}); step skipped"
         self.reporter.warn(message)
@@ -372,7 +380,7 @@ class Trainer:
         A pass is about 8,192 tokens, but no more rows than fit if memory has run out before.
         """
         train, block_size = self.config.train, self.batches.block_size
-        rows = max(1, 8192 // block_size)
+        rows = max(1, min(8192 // block_size, LOGITS_AT_A_TIME // (block_size * self.model.config.vocab_size)))
         if self.state.micro_batch_size < (train.micro_batch_size or train.batch_size):
             rows = min(rows, self.state.micro_batch_size)
         with self._eager():
@@ -397,8 +405,10 @@ class Trainer:
     def _finish(self, reason: str) -> Result:
         """Evaluate the best weights on the whole validation split."""
         if not self.processes.first:
-            return Result(self.run, reason, self.state.step)
+            return Result(self.run, reason, self.state.step, speaks=False)
         self.reporter.note("validating the best weights on the whole validation split")
+        if self.optimizers.weights.separate:  # what is published is float32
+            self.model = GPT(self.model.config).to(self.runtime.device)
         load_weights(self.run.best, self.model)
         final = self._evaluate(None)
         bits = final.bits_per_byte(self.tokens_per_byte)

@@ -33,7 +33,7 @@ class MetricsLog:
         self.path = path
         self.events: Any = None
         if path is not None and events is not None:
-            self.events = require_tensorboard()(str(events), purge_step=step + 1 if step else None)
+            self.events = require_tensorboard()(str(events), purge_step=step + 1 if step else 0)
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         """Write one row. JSON has no inf and no NaN; they become null."""

@@ -143,7 +143,6 @@ class Optimizers:
 
     def step(self, scale: float) -> None:
         """Update the weights, at this share of the peak learning rates."""
-        self.weights.take_gradients()
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * scale
@@ -152,9 +151,7 @@ class Optimizers:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        self.weights.model.zero_grad(set_to_none=True)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.weights.zero_grad()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All state, flat: ``{"blocks.0.mlp.up.weight/momentum": tensor, ...}``."""

@@ -32,10 +32,13 @@ class Profile:
 
     def close(self) -> str | None:
         """Stop recording and write the trace; the report, if there is one that has not been given."""
-        if self.closed or self.steps <= SKIPPED:
+        if self.closed:
             return None
         self.closed = True
-        self.profiler.stop()
+        if self.steps >= SKIPPED:
+            self.profiler.stop()
+        if self.steps <= SKIPPED:
+            return f"no profile: it needs more than {SKIPPED} steps, and there were {self.steps}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.profiler.export_chrome_trace(str(self.path))
         return self._report()

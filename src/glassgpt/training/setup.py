@@ -1,4 +1,8 @@
-"""From a request to a :class:`Trainer`: text, tokenizer, model, run folder, or all of that from an earlier run."""
+"""From a request to a :class:`Trainer`: text, tokenizer, model, run folder, or all of that from an earlier run.
+
+What is left to the machine (size, steps, compute type, compiling, micro-batch) is measured here, once, and becomes part
+of the run's configuration.
+"""
 
 import math
 import time
@@ -8,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from glassgpt import data, presets
 from glassgpt.config import Layer, RunConfig, build, differences, parse_duration
 from glassgpt.data import TokenStream
@@ -16,7 +22,7 @@ from glassgpt.model import GPT
 from glassgpt.plan import SHARE_OF_FREE, largest_micro_batch
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, derive_seed, resolve, versions
-from glassgpt.training import budget, checkpoint
+from glassgpt.training import budget, checkpoint, guard
 from glassgpt.training.checkpoint import Run, TrainState
 from glassgpt.training.loop import Trainer
 from glassgpt.training.metrics import MetricsLog, Reporter, require_tensorboard
@@ -62,7 +68,7 @@ def plan(
     processes.share(config.train.batch_size)
     if config.train.tensorboard:
         require_tensorboard()
-    runtime = resolve(config.runtime, processes.local_rank)
+    runtime = replace(resolve(config.runtime, processes.local_rank), compile=False)  # chosen when the rest is known
     text = data.read(config.data.source)
     stream = data.prepare(text, *_split(config))
     _require_enough(stream)
@@ -76,35 +82,62 @@ def plan(
         raise ConfigError(f"model.vocab_size: {config.model.vocab_size} is less than the {vocab_size} of the tokenizer")
     if "vocab_size" not in asked:
         base = _merged(base, "model", vocab_size=vocab_size)
-    notes: list[str] = []
+    notes = _Notes(reporter)
     seconds = parse_duration(config.train.time)
+    if preset != AUTO:
+        budget.require_memory(config.model)
     if config.runtime.dtype == "auto":
         runtime, why = measured_dtype(build(preset, [base, *layers]), runtime)
-        notes.append(why)
+        notes.add(why)
     if preset == AUTO:
-        chosen, why = budget.choose_size(build(preset, [base, *layers]), asked, stream, runtime, seconds)
+        chosen, why = budget.choose_size(
+            build(preset, [base, *layers]), asked, stream, runtime, seconds, processes.count
+        )
         base = _merged(_merged(base, "model", **chosen["model"]), "train", **chosen["train"])
-        notes.append(why)
-    base, note = _fit_context(base, asked, layers, stream)
-    notes += note
+        notes.add(why)
+    base, why = _fit_context(base, asked, layers, stream)
+    notes.add(why)
     config = build(preset, [base, *layers])
     budget.require_memory(config.model)
-    config, note = fit_memory(config, runtime, processes)
+    config, why = fit_memory(config, runtime, processes)
+    notes.add(why)
     config = config.replace("data", source=text.source)
-    draft = Plan(config, text.name, stream, runtime, 0.0, config.train.steps == 0, 0.0, (*notes, *note))
-    return _timed(draft, began + seconds, reporter, processes)
+    draft = Plan(config, text.name, stream, runtime, 0.0, config.train.steps == 0, 0.0, ())
+    return _timed(draft, began + seconds, notes, processes)
 
 
-def _timed(draft: Plan, ends: float, reporter: Reporter, processes: Processes) -> Plan:
+class _Notes:
+    """Says what was decided and why as it is decided, and keeps it."""
+
+    def __init__(self, reporter: Reporter):
+        self.reporter = reporter
+        self.kept: list[str] = []
+
+    def add(self, note: str) -> None:
+        """Say and keep a note, unless it is empty."""
+        if note:
+            self.reporter.note(note)
+            self.kept.append(note)
+
+
+def _timed(draft: Plan, ends: float, notes: _Notes, processes: Processes) -> Plan:
     """Measure the steps, choose whether to compile them, and how many there will be."""
-    config, notes = draft.config, list(draft.notes)
-    reporter.note("measuring the speed of this machine")
-    eager = replace(draft.runtime, compile=False)
+    config = draft.config
+    notes.reporter.note("measuring the speed of this machine")
+    eager = draft.runtime
     budgeted = min(1.5, 0.05 * parse_duration(config.train.time)) if draft.timed else 0.5
-    speed = budget.measure(config, config.model.vocab_size, eager, budgeted, processes=processes.count)
+    try:
+        speed = budget.measure(config, config.model.vocab_size, eager, budgeted, processes=processes.count)
+    except RuntimeError as error:
+        if not guard.is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"train.micro_batch_size: {config.train.micro_batch_size} sequences at a time do not fit into memory; "
+            "use a smaller micro_batch_size (the batch stays the same), or activation_checkpointing=true"
+        ) from None
     left = ends - time.monotonic()
-    runtime, speed, why = budget.choose_compile(config, speed, left, eager, reporter, processes.count)
-    notes += [why] if why else []
+    runtime, speed, why = budget.choose_compile(config, speed, left, eager, notes.reporter, processes.count)
+    notes.add(why)
     final_seconds = 0.0
     if draft.timed:
         values, final_seconds, why = budget.fit_steps(config, draft.stream, speed, ends - time.monotonic())
@@ -112,33 +145,36 @@ def _timed(draft: Plan, ends: float, reporter: Reporter, processes: Processes) -
     else:
         why = f"{config.train.steps:,} steps of {speed.step:.3g} s: about {config.train.steps * speed.step:,.0f} s"
     rate = config.train.batch_size * config.model.block_size / speed.step
-    notes += [why, f"predicted: {rate:,.0f} tokens/s"]
+    notes.add(f"{why}; predicted: {rate:,.0f} tokens/s")
     config = _with_intervals(config).replace("runtime", **runtime.resolved())
     return replace(
-        draft, config=config, runtime=runtime, tokens_per_second=rate, final_seconds=final_seconds, notes=tuple(notes)
-    )
+        draft, config=config, runtime=runtime, tokens_per_second=rate, final_seconds=final_seconds,
+        notes=tuple(notes.kept),
+    )  # fmt: skip
 
 
 def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
     """The compute type that this device's self-check chooses, on at most 2,048 tokens."""
     rows = max(1, min(config.train.batch_size, 2048 // config.model.block_size))
     dtype, why = choose_dtype(config.model, rows, runtime.device)
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()  # so that what is free can be told
     return replace(runtime, dtype=dtype, reason=why), why
 
 
-def fit_memory(config: RunConfig, runtime: Runtime, processes: Processes | None = None) -> tuple[RunConfig, list[str]]:
-    """Choose the micro-batch where that is left to the machine; the batch stays what it is."""
-    train = config.train
+def fit_memory(config: RunConfig, runtime: Runtime, processes: Processes | None = None) -> tuple[RunConfig, str]:
+    """Choose the micro-batch where that is left to the machine, and say so; the batch stays what it is."""
+    train, count = config.train, processes.count if processes else 1
     if train.micro_batch_size:
-        return config, []
-    share = math.ceil(train.batch_size / (processes.count if processes else 1))
-    free = budget.free_memory(runtime.device)
+        return config, ""
+    share = math.ceil(train.batch_size / count)
+    free = budget.free_memory(runtime.device) // (count if runtime.device.type == "cpu" else 1)
     rows = largest_micro_batch(
-        config.model, share, int(SHARE_OF_FREE * free), bytes_per_weight=runtime.dtype.itemsize, optimizer=config.optim.optimizer,
-        recompute=train.activation_checkpointing, device=runtime.device.type,
+        config.model, share, int(SHARE_OF_FREE * free), bytes_per_weight=runtime.dtype.itemsize,
+        optimizer=config.optim.optimizer, recompute=train.activation_checkpointing, device=runtime.device.type,
     )  # fmt: skip
     note = f"{rows} sequences at a time fit into the {free / 2**30:.1f} GiB of free memory; a step is still {share}"
-    return config.replace("train", micro_batch_size=rows), [note] if rows < share else []
+    return config.replace("train", micro_batch_size=rows), note if rows < share else ""
 
 
 def start(
@@ -169,12 +205,17 @@ class Begun:
     micro_batch_size: int
 
 
-def follow(begun: Begun, processes: Processes) -> Trainer:
+def follow(begun: Begun, processes: Processes, objective: Objective = next_token_loss) -> Trainer:
     """The trainer of a run that the first process has just begun, or gone on with, in any other process."""
     run = Run(begun.path)
     config = run.config()
     trainer = _trainer(
-        run, config, _stream_of(run, config), resolve(config.runtime, processes.local_rank), processes=processes
+        run,
+        config,
+        _stream_of(run, config),
+        resolve(config.runtime, processes.local_rank),
+        processes=processes,
+        objective=objective,
     )
     trainer.state.micro_batch_size = begun.micro_batch_size
     return trainer
@@ -197,7 +238,7 @@ def resume(
     """
     run = Run(path)
     saved = run.config()
-    config = build(saved.preset, [saved.to_dict(), changes or {}])
+    config = build(saved.preset, [saved.to_dict(), _without_auto(changes or {})])
     refused = differences(saved.model, config.model) + differences(saved.data, config.data)
     fixed = {name: getattr(saved.train, name) for name in ("seed", "batch_size", "format", "eval_tokens")}
     refused += differences(replace(config.train, **fixed), config.train)
@@ -211,7 +252,6 @@ def resume(
         raise CheckpointError(f"{path} has finished its {done} steps; to train it longer, add steps={2 * done}")
     stream = _stream_of(run, config)
     config = _with_intervals(config)
-    checkpoint.write_run_toml(run.path, config, run.provenance())
     asked = (changes or {}).get("train", {})
     deadline = time.monotonic() + parse_duration(config.train.time) if "time" in asked else None
     processes = processes or Processes()
@@ -220,9 +260,27 @@ def resume(
         run, config, stream, runtime, reporter=reporter, objective=objective, deadline=deadline, processes=processes,
         profile=_profile(run, runtime, profile),
     )  # fmt: skip
+    checkpoint.write_run_toml(run.path, config, run.provenance())  # only now is it known to go on
+    if config.runtime.compile == "true" and not runtime.compile:
+        trainer.reporter.warn(
+            "the run was compiled, and no compiler is found here: it goes on without, and to rounding"
+        )
     if "micro_batch_size" in asked:
         trainer.state.micro_batch_size = config.train.micro_batch_size or config.train.batch_size
     return trainer
+
+
+def _without_auto(changes: Layer) -> Layer:
+    """Changes without those to "auto": what that means was measured when the run began, and is the run's."""
+    derived = {"runtime": "auto", "train": 0}
+    return {
+        section: {
+            name: value
+            for name, value in values.items()
+            if not (name in ("dtype", "compile", "device", "micro_batch_size") and value == derived.get(section))
+        }
+        for section, values in changes.items()
+    }
 
 
 def _trainer(
@@ -279,14 +337,14 @@ def _require_enough(stream: TokenStream) -> None:
         )
 
 
-def _fit_context(base: Layer, asked: set[str], layers: Sequence[Layer], stream: TokenStream) -> tuple[Layer, list[str]]:
+def _fit_context(base: Layer, asked: set[str], layers: Sequence[Layer], stream: TokenStream) -> tuple[Layer, str]:
     """Shorten a context that was not asked for by the user to what the text can fill."""
     block_size = build("", [base, *layers]).model.block_size
     longest = stream.info.tokens["train"] - 1
     if "block_size" in asked or block_size <= longest:
-        return base, []
+        return base, ""
     note = f"the text has only {longest + 1} training tokens: the context is {longest} instead of {block_size}"
-    return _merged(base, "model", block_size=longest), [note]
+    return _merged(base, "model", block_size=longest), note
 
 
 def _with_intervals(config: RunConfig) -> RunConfig:
