@@ -63,6 +63,7 @@ def main() -> None:
         "seconds": [one["seconds"] for one in found],
     }
     target = Path(__file__).parents[1] / "src" / "glassgpt" / "curves" / f"{options.recipe}.json"
+    target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     median, seconds = statistics.median(content["final"]), statistics.median(content["seconds"])
     print(f"median {median:.4f} nats over the whole split, {seconds:.0f} s; written to {target}")

@@ -110,8 +110,8 @@ _LARGE_RUN: dict[str, dict[str, Any]] = {
 #: Both recipes are the modern shape and Muon; what differs is how much of them there is time for.
 _CHAR_FAST: dict[str, Any] = {
     "model": MODERN | {"block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
-    "train": {"steps": 320, "batch_size": 16, "eval_interval": 80, "eval_tokens": 10_000, "save_interval": 320}
-    | {"sample_interval": 160, "keep": 0},
+    "train": {"steps": 280, "batch_size": 16, "eval_interval": 70, "eval_tokens": 10_000, "save_interval": 280}
+    | {"sample_interval": 140, "keep": 0},
     "optim": {"learning_rate": 1e-2, "muon_learning_rate": 0.02, "warmup_steps": 10, "min_lr_ratio": 0.02}
     | {"schedule": "trapezoid", "decay_fraction": 0.8},
 }

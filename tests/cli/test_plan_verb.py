@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from glassgpt import presets
 from glassgpt.cli import plan
 from glassgpt.config import RunConfig
 from glassgpt.model import GPT
 from glassgpt.plan import flops_per_token, memory
-from glassgpt.training import budget
+from glassgpt.training import budget, calibration
 from glassgpt.training.budget import Speed
 
 QUICK = ["preset=tiny", "n_layer=1", "batch_size=4", "dtype=float32", "compile=false", "device=cpu"]
@@ -140,7 +139,7 @@ SLOW = ["preset=small", "dtype=float32", "device=cpu", "n_layer=20", "batch_size
 
 
 def test_a_deep_model_is_extrapolated(cli: Any, linear: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_matrix_flops_per_second", lambda runtime: 1e6)
+    monkeypatch.setattr(calibration, "matrix_flops_per_second", lambda dtype, device: 1e6)
     found = json.loads(cli("plan", *SLOW, "steps=7")[1])
     assert found["measured"]["seconds_per_step"] == pytest.approx(50)
     assert found["measured"]["training_seconds"] == pytest.approx(350)
@@ -155,7 +154,7 @@ def test_a_deep_model_is_extrapolated(cli: Any, linear: list[RunConfig], monkeyp
 
 
 def test_a_quick_model_is_measured_whole(cli: Any, linear: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_matrix_flops_per_second", lambda runtime: 1e15)
+    monkeypatch.setattr(calibration, "matrix_flops_per_second", lambda dtype, device: 1e15)
     found = json.loads(cli("plan", *SLOW, "compile=false", "steps=7")[1])
     assert [config.model.n_layer for config in linear] == [20]
     assert found["measured"]["seconds_per_step"] == pytest.approx(50)
@@ -208,12 +207,3 @@ def test_help_needs_no_torch() -> None:
 )
 def test_bytes_are_readable(value: int, shown: str) -> None:
     assert plan._bytes(value) == shown
-
-
-def test_a_matrix_product_is_timed() -> None:
-    from glassgpt.config import RuntimeConfig
-    from glassgpt.runtime import resolve
-
-    runtime = resolve(RuntimeConfig(device="cpu", dtype="float32"))
-    assert plan._matrix_flops_per_second(runtime, size=64) > 0
-    assert runtime.dtype == torch.float32

@@ -109,7 +109,7 @@ def test_the_loss_scale() -> None:
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_the_self_check_measures_agreement(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_product_seconds", lambda kind, device: 1.0 if kind == torch.float32 else 0.1)
+    monkeypatch.setattr(precision, "matrix_flops_per_second", lambda kind, device: 1.0 if kind == torch.float32 else 9.0)
     found = check(dtype, CONFIG, 4, CPU)
     assert found.speedup > 0
     assert 0 < found.logits_error < precision.LOGITS_ERROR
@@ -128,7 +128,7 @@ def test_the_self_check_refuses_what_is_slow_wrong_or_missing(monkeypatch: pytes
     def missing(dtype: torch.dtype, device: torch.device) -> float:
         raise RuntimeError("not implemented for 'BFloat16'")
 
-    monkeypatch.setattr(precision, "_product_seconds", missing)
+    monkeypatch.setattr(precision, "matrix_flops_per_second", missing)
     dtype, why = choose_dtype(CONFIG, 4, CPU)
     assert dtype == torch.float32
     assert "bfloat16" in why

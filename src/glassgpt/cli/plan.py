@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 #: What has to be said of a model without a preset, if there is no text to choose it for.
 SIZE = {"n_layer", "n_head", "n_embd"}
-#: A calibration whose passes are estimated to take longer, in seconds, is done on fewer rows, then on fewer layers.
-LONGEST_PASS = 5.0
-#: Tokens in a pass that are enough to time it, and the depths from which deeper models are extrapolated.
-FEWEST_TOKENS = 2048
-DEPTHS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ def plan(
         if lack:
             notes.append(lack)
         elif not no_measure:
-            measured = _measure(preset, layers, config, has_text, json)
+            measured = _measure_with_text(preset, layers, json) if has_text else _measure_without_text(config, json)
     if measured is not None:
         config, notes = measured.config, [*measured.notes]
         place = replace(_place(config, measure=True), bytes_per_weight=measured.runtime.dtype.itemsize)
@@ -159,107 +154,39 @@ def _how(config: RunConfig, place: _Place) -> dict[str, Any]:
     }
 
 
-def _measure(preset: str, layers: Sequence[Layer], config: RunConfig, has_text: bool, quiet: bool) -> _Measured:
-    """Measure what was described: as training would, unless there is no text, or that would take too long."""
-    from glassgpt.runtime import resolve
-
-    runtime = resolve(config.runtime)
-    sample = _calibration(config, runtime)
-    if has_text and sample.model.n_layer == config.model.n_layer:
-        return _measure_with_text(preset, layers, quiet)
-    return _measure_on_random_tokens(config, sample, runtime, quiet)
-
-
 def _measure_with_text(preset: str, layers: Sequence[Layer], quiet: bool) -> _Measured:
     """What training on this text would do, resolved by the same function."""
     from glassgpt.training import setup
-    from glassgpt.training.budget import Speed
 
     _say_measuring(quiet)
     plan = setup.plan(preset, layers)
-    train = plan.config.train
-    token = 1 / plan.tokens_per_second
-    speed = Speed(train.batch_size * plan.config.model.block_size * token, token / 3)  # a third: no backward pass
-    return _Measured(plan.config, plan.runtime, speed, plan.timed, plan.stream.info.tokens["val"], plan.notes)
+    return _Measured(plan.config, plan.runtime, plan.speed, plan.timed, plan.stream.info.tokens["val"], plan.notes)
 
 
-def _measure_on_random_tokens(config: RunConfig, sample: RunConfig, runtime: "Runtime", quiet: bool) -> _Measured:
-    """The speed of ``sample``, which may be a shallower model, and from it the steps that fit into the time."""
-    from glassgpt.training import budget
-    from glassgpt.training.metrics import Reporter
-    from glassgpt.training.precision import choose_dtype
+def _measure_without_text(config: RunConfig, quiet: bool) -> _Measured:
+    """The speed on random tokens, and from it the steps that fit into the time."""
+    from glassgpt.runtime import resolve
+    from glassgpt.training import budget, setup
+    from glassgpt.training.calibration import calibrate
 
     _say_measuring(quiet)
-    notes = []
+    notes, runtime = [], replace(resolve(config.runtime), compile=False)
     if config.runtime.dtype == "auto":
-        rows = max(1, min(sample.train.micro_batch_size, FEWEST_TOKENS // config.model.block_size))
-        dtype, why = choose_dtype(sample.model, rows, runtime.device)
-        runtime = replace(runtime, dtype=dtype)
+        runtime, why = setup.measured_dtype(config, runtime)
         notes.append(why)
-    vocab_size, depth = config.model.vocab_size, sample.model.n_layer
+    config, why = setup.fit_memory(config, runtime)
+    notes += [why] if why else []
     seconds = parse_duration(config.train.time)
-    for_long = min(1.5, 0.05 * seconds)
-    speed = budget.measure(sample, vocab_size, runtime, for_long)
-    if depth < config.model.n_layer:
-        shallow = budget.measure(sample.replace("model", n_layer=DEPTHS[0]), vocab_size, runtime, for_long)
-        further = (config.model.n_layer - depth) / (depth - DEPTHS[0])
-        speed = budget.Speed(
-            speed.step + further * (speed.step - shallow.step),
-            speed.validation_token + further * (speed.validation_token - shallow.validation_token),
-        )
-        notes.append(f"extrapolated from {DEPTHS[0]} and {depth} layers: whole steps would have taken too long")
-    else:
-        runtime, speed, why = budget.choose_compile(sample, speed, seconds, runtime, Reporter())
-        notes += [why] if why else []
+    found = calibrate(config, runtime, min(1.5, 0.05 * seconds), left=seconds)
     timed = config.train.steps == 0
     if timed:
-        config = config.replace("train", steps=int(seconds * budget.PLANNED / speed.step))
-    return _Measured(config, runtime, speed, timed, 0, tuple(notes))
+        config = config.replace("train", steps=int(seconds * budget.PLANNED / found.speed.step))
+    return _Measured(config, found.runtime, found.speed, timed, 0, (*notes, *found.notes))
 
 
 def _say_measuring(quiet: bool) -> None:
     if not quiet:
         say("measuring the speed of this machine ...")
-
-
-def _calibration(config: RunConfig, runtime: "Runtime") -> RunConfig:
-    """What to time instead of a run's own passes, so that it does not take too long: fewer rows, then fewer layers."""
-    from glassgpt.plan import flops_per_token, optimizer_flops
-    from glassgpt.training.optim import ITERATIONS
-
-    model, train = config.model, config.train
-    flops_per_second = _matrix_flops_per_second(runtime)
-
-    def seconds(rows: int) -> float:
-        passes = rows * model.block_size * 4 * flops_per_token(model).forward  # with validation's
-        return (passes + optimizer_flops(model, config.optim.optimizer, ITERATIONS)) / flops_per_second
-
-    rows = min(train.micro_batch_size or train.batch_size, max(1, 8192 // model.block_size))
-    if seconds(rows) > LONGEST_PASS:
-        rows = min(rows, max(1, FEWEST_TOKENS // model.block_size))
-    config = config.replace("train", micro_batch_size=rows)
-    if seconds(rows) > LONGEST_PASS and model.n_layer > DEPTHS[1]:
-        config = config.replace("model", n_layer=DEPTHS[1])
-    return config
-
-
-def _matrix_flops_per_second(runtime: "Runtime", size: int = 768) -> float:
-    """How fast a square product of matrices is here, roughly."""
-    import time
-
-    import torch
-
-    from glassgpt.runtime import synchronise
-
-    a = torch.ones(size, size, device=runtime.device, dtype=runtime.dtype)
-    taken = []
-    for _ in range(4):  # the first one warms up
-        synchronise(runtime.device)
-        began = time.perf_counter()
-        a @ a
-        synchronise(runtime.device)
-        taken.append(time.perf_counter() - began)
-    return 2 * size**3 / min(taken[1:])
 
 
 def _report(config: RunConfig, place: _Place, measured: _Measured | None, notes: Sequence[str]) -> dict[str, Any]:

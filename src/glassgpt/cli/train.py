@@ -142,6 +142,8 @@ def _close(result: "Result", json: bool) -> None:
     if json:
         values = {"loss": result.final.loss, "stderr": result.final.stderr, "bits_per_byte": result.bits_per_byte}
         ending = {"run": str(path), "reason": result.reason, "step": result.step, "validation": values, "sample": text}
+        if (trace := path / "profile" / "trace.json").exists():
+            ending["profile"] = str(trace)
         print_json(ending)
         return
     reasons = {

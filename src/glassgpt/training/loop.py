@@ -117,6 +117,7 @@ class Trainer:
         state.micro_batch_size = state.micro_batch_size or train.micro_batch_size or train.batch_size
         self.loss_scale = LossScale.for_dtype(runtime.dtype, state.loss_scale, state.good_steps)
         self.speeds: list[float] = []  # of the first steps, in tokens/s
+        self.next_batch: tuple[int, Batch | None] = (0, None)
 
     def train(self) -> Result:
         """Train to the end, or until told to stop.
@@ -295,6 +296,7 @@ class Trainer:
                 (loss * weight).backward()
             self.optimizers.weights.collect()
             total += loss.detach()
+        self.next_batch = self.state.step + 1, self._read(self.state.step + 1)  # while a GPU still computes
         return float(processes.sum(total)) / counted
 
     def _exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
@@ -307,9 +309,14 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _batch(self, k: int) -> Batch:
-        """This process's rows of batch k."""
+        """This process's rows of batch k, which may have been read ahead."""
+        number, batch = self.next_batch
+        return batch if batch is not None and number == k else self._read(k)
+
+    def _read(self, k: int) -> Batch:
         inputs, targets = self.batches.get(k, self.rows)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+        batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+        return batch.pinned() if self.runtime.device.type == "cuda" else batch
 
     def _stop_compiling(self, error: RuntimeError) -> None:
         """Go on in eager mode: slower, and the same."""

@@ -24,11 +24,13 @@ class Batch:
     targets: Tensor
 
     def rows(self, start: int, stop: int, device: torch.device) -> "Batch":
-        """Some rows of it, on a device; to a GPU they are copied while it computes."""
+        """Some rows of it, on a device; to a GPU, pinned ones are copied while it computes."""
         parts = self.idx[start:stop], self.targets[start:stop]
-        if device.type == "cuda":
-            parts = parts[0].pin_memory(), parts[1].pin_memory()
         return Batch(*(part.to(device, non_blocking=True) for part in parts))
+
+    def pinned(self) -> "Batch":
+        """The same in memory that a GPU can fetch from by itself."""
+        return Batch(self.idx.pin_memory(), self.targets.pin_memory())
 
     def counted(self) -> int:
         """How many targets count in the loss. The loss is their mean, however the batch is cut for accumulation."""

@@ -23,6 +23,7 @@ from glassgpt.plan import SHARE_OF_FREE, largest_micro_batch
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, derive_seed, resolve, versions
 from glassgpt.training import budget, checkpoint, guard
+from glassgpt.training.calibration import calibrate
 from glassgpt.training.checkpoint import Run, TrainState
 from glassgpt.training.loop import Trainer
 from glassgpt.training.metrics import MetricsLog, Reporter, require_tensorboard
@@ -45,10 +46,15 @@ class Plan:
     name: str
     stream: TokenStream
     runtime: Runtime
-    tokens_per_second: float  # predicted
+    speed: budget.Speed  # predicted
     timed: bool  # whether the number of steps came from `time`
     final_seconds: float  # what validating the whole split at the end is expected to take
     notes: tuple[str, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """What is predicted for the steps."""
+        return self.config.train.batch_size * self.config.model.block_size / self.speed.step
 
 
 def plan(
@@ -102,7 +108,7 @@ def plan(
     config, why = fit_memory(config, runtime, processes)
     notes.add(why)
     config = config.replace("data", source=text.source)
-    draft = Plan(config, text.name, stream, runtime, 0.0, config.train.steps == 0, 0.0, ())
+    draft = Plan(config, text.name, stream, runtime, budget.Speed(0.0, 0.0), config.train.steps == 0, 0.0, ())
     return _timed(draft, began + seconds, notes, processes)
 
 
@@ -124,10 +130,12 @@ def _timed(draft: Plan, ends: float, notes: _Notes, processes: Processes) -> Pla
     """Measure the steps, choose whether to compile them, and how many there will be."""
     config = draft.config
     notes.reporter.note("measuring the speed of this machine")
-    eager = draft.runtime
     budgeted = min(1.5, 0.05 * parse_duration(config.train.time)) if draft.timed else 0.5
     try:
-        speed = budget.measure(config, config.model.vocab_size, eager, budgeted, processes=processes.count)
+        found = calibrate(
+            config, draft.runtime, budgeted, left=ends - time.monotonic(), reporter=notes.reporter,
+            processes=processes.count,
+        )  # fmt: skip
     except RuntimeError as error:
         if not guard.is_out_of_memory(error):
             raise
@@ -135,22 +143,18 @@ def _timed(draft: Plan, ends: float, notes: _Notes, processes: Processes) -> Pla
             f"train.micro_batch_size: {config.train.micro_batch_size} sequences at a time do not fit into memory; "
             "use a smaller micro_batch_size (the batch stays the same), or activation_checkpointing=true"
         ) from None
-    left = ends - time.monotonic()
-    runtime, speed, why = budget.choose_compile(config, speed, left, eager, notes.reporter, processes.count)
-    notes.add(why)
-    final_seconds = 0.0
+    runtime, speed, final_seconds = found.runtime, found.speed, 0.0
+    for note in found.notes:
+        notes.add(note)
     if draft.timed:
         values, final_seconds, why = budget.fit_steps(config, draft.stream, speed, ends - time.monotonic())
         config = config.replace("train", **values)
     else:
         why = f"{config.train.steps:,} steps of {speed.step:.3g} s: about {config.train.steps * speed.step:,.0f} s"
-    rate = config.train.batch_size * config.model.block_size / speed.step
-    notes.add(f"{why}; predicted: {rate:,.0f} tokens/s")
+    plan = replace(draft, config=config, runtime=runtime, speed=found.speed, final_seconds=final_seconds)
+    notes.add(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s")
     config = _with_intervals(config).replace("runtime", **runtime.resolved())
-    return replace(
-        draft, config=config, runtime=runtime, tokens_per_second=rate, final_seconds=final_seconds,
-        notes=tuple(notes.kept),
-    )  # fmt: skip
+    return replace(plan, config=config, notes=tuple(notes.kept))
 
 
 def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
