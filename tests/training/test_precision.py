@@ -109,7 +109,9 @@ def test_the_loss_scale() -> None:
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_the_self_check_measures_agreement(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "matrix_flops_per_second", lambda kind, device: 1.0 if kind == torch.float32 else 9.0)
+    monkeypatch.setattr(
+        precision, "matrix_flops_per_second", lambda kind, device: 1.0 if kind == torch.float32 else 9.0
+    )
     found = check(dtype, CONFIG, 4, CPU)
     assert found.speedup > 0
     assert 0 < found.logits_error < precision.LOGITS_ERROR
