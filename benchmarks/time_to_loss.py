@@ -13,7 +13,6 @@ recipe   glassgpt's own recipe for a loss of 1.88 or less
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -34,6 +33,7 @@ from glassgpt import api, assets, data
 from glassgpt.config import RuntimeConfig
 from glassgpt.loss import evaluate
 from glassgpt.runtime import resolve
+from throughput import load_module
 
 TARGET = 1.88
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
@@ -69,12 +69,7 @@ def run_peer(checkout: Path, text: Path, iterations: int) -> dict[str, Any]:
 
 def peer_logits(module_file: Path, checkpoint: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
     """nanoGPT's model with the weights of a checkpoint, as a function of tokens."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", module_file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module
-    spec.loader.exec_module(module)
+    module = load_module(module_file)
     model = module.GPT(module.GPTConfig(**checkpoint["model_args"]))
     model.load_state_dict(checkpoint["model"])
     model.eval()

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.bench.attention import AttentionBench
-from glassgpt.errors import ConfigError, MissingExtraError
+from glassgpt.errors import ConfigError
+from glassgpt.glass.curves import require_matplotlib
 
 _NAMES = {"fused": "fused", "explicit": "explicit (scores written out)"}
 _STYLES: dict[str, dict[str, Any]] = {
@@ -23,10 +24,7 @@ def require_plotting(target: Path) -> None:
         MissingExtraError: if matplotlib is not installed.
         ConfigError: if the file has another type than PNG, or its folder is not there.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot", "drawing") from None
+    require_matplotlib()
     if target.suffix.lower() != ".png":
         raise ConfigError(f"--plot: {target} should end in .png; that is the format that is written")
     if target.is_dir() or not target.parent.is_dir():

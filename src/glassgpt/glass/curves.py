@@ -10,6 +10,18 @@ from glassgpt.training.checkpoint import Run
 _FLOOR_NAMES = {"uniform": "ln V", "unigram": "unigram entropy", "bigram": "bigram entropy"}
 
 
+def require_matplotlib() -> None:
+    """Refuse to draw where there is nothing to draw with.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("matplotlib", "plot", "drawing") from None
+
+
 def draw_curves(runs: Sequence[Run], target: Path) -> None:
     """Draw the curves of runs on one figure and write it as PNG. Floors are those of the first run's text.
 
@@ -17,10 +29,9 @@ def draw_curves(runs: Sequence[Run], target: Path) -> None:
         MissingExtraError: if matplotlib is not installed.
         CheckpointError: if a run has nothing to draw yet, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot", "drawing") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for number, run in enumerate(runs):
