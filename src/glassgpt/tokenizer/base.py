@@ -1,21 +1,30 @@
-"""What every tokenizer can do, and how one is read back from a model folder."""
+"""What every tokenizer can do, and how one is kept in a model folder and read back."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from glassgpt.errors import TokenizerError
+import numpy as np
+
+#: The files of a model folder that hold a tokenizer; the first that is there counts.
+FILES = ("tokenizer.json", "tokenizer.model")
 
 
 class Tokenizer(Protocol):
     """Text to token ids and back.
 
-    ``eos_id`` is the id that ends a document, None for a tokenizer that has none.
+    Attributes:
+        kind: "char", "word", "bpe", or what another library calls it.
+        vocab_size: ids are below it.
+        eos_id: the id that ends a document, None for a tokenizer that has none.
+        bos_id: the id that generation from nothing starts with, None if models were not trained with one.
     """
 
     kind: str
     vocab_size: int
     eos_id: int | None
+    bos_id: int | None
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of the text. Special tokens written in the text stay text unless allowed.
@@ -25,17 +34,38 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of these ids."""
+    def encode_array(self, text: str) -> np.ndarray:
+        """As :meth:`encode`, to an int64 array ``[tokens]``: the quick way for long texts."""
         ...
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``tokenizer.json``, as the `tokenizers` library reads it."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; special tokens are written by their names.
+
+        Raises:
+            TokenizerError: for an id that is not in the vocabulary.
+        """
+        ...
+
+    def token_bytes(self, i: int) -> bytes:
+        """The UTF-8 bytes that a token stands for in the middle of a text: those of a text are its tokens', joined."""
         ...
 
     def special_tokens(self) -> dict[str, str]:
         """Named special tokens, for example ``{"eos_token": "<|endoftext|>"}``; empty where there are none."""
         ...
+
+    def special_ids(self) -> dict[str, int]:
+        """Every special token and its id."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """What a model folder holds of it, beside ``tokenizer_config.json``: by name, as published tools read it."""
+        ...
+
+
+def json_file(content: Mapping[str, Any]) -> dict[str, bytes]:
+    """The file ``tokenizer.json`` with this content."""
+    return {"tokenizer.json": (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")}
 
 
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
@@ -46,9 +76,15 @@ def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
         "clean_up_tokenization_spaces": False,
         **tokenizer.special_tokens(),
     }
-    for name, content in (("tokenizer.json", tokenizer.to_json()), ("tokenizer_config.json", config)):
-        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    files = tokenizer.files()
+    if "tokenizer.json" not in files:
+        config["tokenizer_class"] = "LlamaTokenizer"  # which reads a SentencePiece tokenizer.model
+    for name, content in {**files, **_config_file(config)}.items():
+        (folder / name).write_bytes(content)
+
+
+def _config_file(config: Mapping[str, Any]) -> dict[str, bytes]:
+    return {"tokenizer_config.json": (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode("utf-8")}
 
 
 def load(folder: Path) -> Tokenizer:
@@ -56,14 +92,8 @@ def load(folder: Path) -> Tokenizer:
 
     Raises:
         TokenizerError: if there is none, it is damaged, or of a kind this version cannot read.
+        MissingExtraError: if it takes a library that is not installed.
     """
-    from glassgpt.tokenizer.char import CharTokenizer
+    from glassgpt.tokenizer import pretrained
 
-    path = folder / "tokenizer.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TokenizerError(f"{folder} has no tokenizer.json; a model folder carries its tokenizer") from None
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}") from None
-    return CharTokenizer.from_json(content, path)
+    return pretrained.read(folder)

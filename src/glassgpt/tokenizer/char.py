@@ -1,11 +1,13 @@
 """The character tokenizer: one id per Unicode code point, in sorted order."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from glassgpt.errors import TokenizerError
+from glassgpt.tokenizer.base import json_file
 
 #: Split pattern of tokenizer.json: every character by itself, line ends included.
 _EVERY_CHARACTER = r"[\s\S]"
@@ -20,6 +22,7 @@ class CharTokenizer:
 
     kind = "char"
     eos_id: int | None = None
+    bos_id: int | None = None
 
     def __init__(self, alphabet: list[str]):
         assert alphabet and len(set(alphabet)) == len(alphabet), "an alphabet has distinct characters"
@@ -52,15 +55,27 @@ class CharTokenizer:
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The characters of these ids, joined.
 
         Raises:
             TokenizerError: for an id beyond the vocabulary.
         """
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+        if len(ids) and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise TokenizerError(f"ids are from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}")
         return "".join(self.alphabet[i] for i in ids)
+
+    def token_bytes(self, i: int) -> bytes:
+        """The UTF-8 bytes of a character.
+
+        Raises:
+            TokenizerError: for an id beyond the vocabulary.
+        """
+        return self.decode([i]).encode("utf-8", errors="surrogatepass")
+
+    def files(self) -> dict[str, bytes]:
+        """What a model folder holds of it, beside tokenizer_config.json."""
+        return json_file(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """A word-level model that splits at every character; raises on unknown ones just as we do."""
@@ -86,32 +101,25 @@ class CharTokenizer:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], path: Path) -> "CharTokenizer":
-        """Read what :meth:`to_json` wrote.
+    def from_json(cls, content: Mapping[str, Any], path: Path) -> "CharTokenizer | None":
+        """Read what :meth:`to_json` wrote; None if the file describes something else.
 
         Raises:
-            TokenizerError: if the file describes another kind of tokenizer, or a damaged one.
+            TokenizerError: if the file is damaged.
         """
-        model = content.get("model") if isinstance(content, dict) else None
-        kind = model.get("type", "BPE") if isinstance(model, dict) else "none"
-        if not isinstance(model, dict) or kind != "WordLevel":
-            raise TokenizerError(f"{path} holds a {kind} tokenizer; this version reads character tokenizers")
-        vocab = model.get("vocab")
-        vocab = vocab if isinstance(vocab, dict) else {}
-        ids = list(vocab.values())
-        if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
-            raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
-        alphabet = sorted(vocab, key=lambda token: vocab[token])
-        if any(len(character) != 1 for character in alphabet):
-            raise TokenizerError(f"{path} holds whole words; this version reads character tokenizers")
-        tokenizer = cls(alphabet)
+        vocab = vocabulary(content, path)
+        if any(len(character) != 1 for character in vocab):
+            return None
+        tokenizer = cls(vocab)
         ours = tokenizer.to_json()
-        for key in ("added_tokens", "normalizer", "pre_tokenizer", "decoder"):  # they change the ids or the text
-            if content.get(key) != ours[key]:
-                raise TokenizerError(f"{path} is no plain character tokenizer: its {key} is {content.get(key)!r}")
-        return tokenizer
+        changing = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")  # they change the ids or the text
+        return tokenizer if all(content.get(key) == ours[key] for key in changing) else None
 
     def special_tokens(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def special_ids(self) -> dict[str, int]:
         """None."""
         return {}
 
@@ -124,3 +132,17 @@ class CharTokenizer:
             f"{self.vocab_size} characters this tokenizer was made from: {shown!r}. "
             "Leave it out, or train on a text that has it."
         )
+
+
+def vocabulary(content: Mapping[str, Any], path: Path) -> list[str]:
+    """The tokens of a word-level ``tokenizer.json`` in the order of their ids.
+
+    Raises:
+        TokenizerError: if the ids are not 0, 1, 2, ...
+    """
+    vocab = content["model"].get("vocab")
+    vocab = vocab if isinstance(vocab, dict) else {}
+    ids = list(vocab.values())
+    if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
+        raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
+    return sorted(vocab, key=lambda token: vocab[token])
