@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from glassgpt import api, assets, data
-from glassgpt.config import RuntimeConfig
+from glassgpt.config import DataConfig, RuntimeConfig
 from glassgpt.loss import evaluate
 from glassgpt.runtime import resolve
 from throughput import load_module
@@ -117,7 +117,7 @@ def timed(command: list[Any], folder: Path) -> tuple[float, str]:
 
 def validation_loss(logits_of: Callable[[torch.Tensor], torch.Tensor], text: Path) -> float:
     """Loss over the whole validation split: the last 10 %, in windows of 64 tokens."""
-    stream = data.prepare(data.read(str(text)), 0.1, 1_000_000)
+    stream = data.prepare(data.read(str(text)), DataConfig())
     expected = round(0.1 * text.stat().st_size)
     assert abs(len(stream.val) - expected) <= 1, "both programs split at 90 %"
     return evaluate(logits_of, np.asarray(stream.val), SHAPE["block_size"], resolve(RuntimeConfig(device="cpu"))).loss

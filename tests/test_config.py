@@ -239,7 +239,11 @@ def test_auto_is_said_of_every_number_that_is_derived_and_of_no_other() -> None:
         except ConfigError as error:
             accepted = False
             assert f"{section}.{field.name}: " in str(error)
-        choice = "auto" in typing.get_args(kind) or field.name in ("device", "source")  # "auto" may be a file's name
+        choice = "auto" in typing.get_args(kind) or field.name in (
+            "device",
+            "source",
+            "tokenizer",
+        )  # may be a file's name
         assert accepted == (choice or (kind is int and field.default == 0)), field.name
 
 
@@ -317,6 +321,8 @@ def _values(section: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[An
         return st.sampled_from(["auto", "cpu", "cuda:3"])
     if field.name == "time":
         return st.sampled_from(["90s", "1h30m", "0.5m"])
+    if field.name == "tokenizer":
+        return st.sampled_from(["char", "word", "word:8000", "bpe:512", "gpt2", "my/tokenizer.json"])
     if kind is int:
         return st.integers(least, most if most is not None else 2**40)
     if kind is float:

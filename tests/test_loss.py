@@ -167,54 +167,61 @@ def test_subset_evaluates_to_the_whole_when_all_fits(runtime: Runtime) -> None:
 # --- floors and units ------------------------------------------------------------------------------------------------
 
 
-def entropies_by_counting(ids: list[int]) -> tuple[float, float]:
-    unigram = sum(n / len(ids) * math.log(len(ids) / n) for n in Counter(ids).values())
-    after: dict[int, Counter[int]] = defaultdict(Counter)
-    for one, two in itertools.pairwise(ids):
+def losses_by_counting(train: list[int], val: list[int], vocab_size: int) -> tuple[float, float]:
+    singles, after = Counter(train), defaultdict[int, Counter[int]](Counter)
+    for one, two in itertools.pairwise(train):
         after[one][two] += 1
-    bigram = sum(
-        n / (len(ids) - 1) * math.log(sum(counts.values()) / n) for counts in after.values() for n in counts.values()
+
+    def unigram(token: int) -> float:
+        return (singles[token] + 1) / (len(train) + vocab_size)
+
+    def bigram(one: int, two: int) -> float:
+        total = sum(after[one].values())
+        if not total:
+            return unigram(two)
+        return max(after[one][two] - 0.75, 0) / total + 0.75 * len(after[one]) / total * unigram(two)
+
+    pairs = list(itertools.pairwise(val))
+    return (
+        -sum(math.log(unigram(token)) for token in val) / len(val),
+        -sum(math.log(bigram(*pair)) for pair in pairs) / len(pairs),
     )
-    return unigram, bigram
 
 
-@pytest.mark.parametrize(("vocab_size", "n"), [(2, 50), (5, 3000), (65, 2000), (65_536, 500), (100_000, 500)])
-def test_floors_equal_counting(vocab_size: int, n: int) -> None:
-    rng = random.Random(vocab_size)
+def structured(vocab_size: int, n: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
     ids = [min(int(rng.expovariate(8) * vocab_size), vocab_size - 1) for _ in range(n)]
     for _ in range(n // 3):  # some structure to find
         i = rng.randrange(n - 1)
         ids[i + 1] = (ids[i] * 7 + 1) % vocab_size
+    return ids
+
+
+@pytest.mark.parametrize(("vocab_size", "n"), [(2, 50), (5, 3000), (65, 2000), (65_536, 500), (100_000, 500)])
+def test_floors_equal_counting(vocab_size: int, n: int) -> None:
+    train, val = structured(vocab_size, n, 1), structured(vocab_size, n // 2, 2)
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32  # products of ids must not overflow it
-    found = floors(np.array(ids, dtype=dtype), vocab_size)
-    unigram, bigram = entropies_by_counting(ids)
+    found = floors(np.array(train, dtype=dtype), np.array(val, dtype=dtype), vocab_size)
+    assert (found.unigram, found.bigram) == pytest.approx(losses_by_counting(train, val, vocab_size), rel=1e-9)
     assert found.uniform == math.log(vocab_size)
-    assert found.unigram == pytest.approx(unigram, rel=1e-9)
-    assert found.bigram == pytest.approx(bigram, rel=1e-9, abs=1e-12)
-    assert found.unigram <= found.uniform
 
 
-@pytest.mark.parametrize("period", [1, 2, 3, 7, 10])
-def test_floors_of_a_cycle_are_not_negative(period: int) -> None:
-    for n in range(2, 60):
-        found = floors(np.arange(n, dtype=np.uint16) % period, period)
-        assert 0 <= found.bigram < 1e-9 and found.unigram >= 0
+def test_the_counting_models_are_distributions() -> None:
+    train = np.array(structured(V, 60, 3), dtype=np.uint16)
+    for before in range(V):  # also one that was never seen
+        losses = [floors(train, np.array([before, after]), V).bigram for after in range(V)]
+        assert sum(math.exp(-loss) for loss in losses) == pytest.approx(1)
+
+
+def test_a_cycle_costs_a_bigram_model_almost_nothing() -> None:
+    found = floors(np.arange(50_000) % 7, np.arange(500) % 7, 7)
+    assert found.bigram < 1e-3 and found.unigram == pytest.approx(math.log(7), rel=1e-3)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_floors_of_almost_nothing_are_finite(n: int) -> None:
-    found = floors(np.zeros(n, dtype=np.uint16), 65)
-    assert (found.uniform, found.unigram, found.bigram) == (math.log(65), 0, 0)
-
-
-def test_the_bigram_floor_is_what_the_best_bigram_model_loses(runtime: Runtime) -> None:
-    tokens = stream(400, seed=3)
-    counts = np.zeros((V, V))
-    np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
-    logits = torch.from_numpy(np.log(np.maximum(counts, 1e-30))).float()
-    assert evaluate(lambda idx: logits[idx], tokens, T, runtime).loss == pytest.approx(
-        floors(tokens, V).bigram, rel=1e-5
-    )
+    found = floors(np.zeros(n, dtype=np.uint16), np.zeros(1, dtype=np.uint16), 65)
+    assert found.uniform == math.log(65) and 0 < found.unigram <= math.log(65) and found.bigram == 0
 
 
 def test_bits_per_byte_compares_tokenizers() -> None:

@@ -9,9 +9,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from glassgpt import presets
-    from glassgpt.api import generate, load, save, train
+    from glassgpt.api import generate, load, load_tokenizer, save, train
 
-__all__ = ["__version__", "generate", "load", "presets", "save", "train"]
+__all__ = ["__version__", "generate", "load", "load_tokenizer", "presets", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:

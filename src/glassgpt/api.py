@@ -17,7 +17,7 @@ from glassgpt.model import GPT
 from glassgpt.processes import Processes, joined
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.sampling import SamplingConfig
-from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer import Tokenizer, specs
 from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run, require_name
 from glassgpt.training.loop import Result, Trainer
@@ -40,6 +40,20 @@ def load(source: str | Path, *, device: str = "auto", runs: Path = RUNS) -> tupl
         CheckpointError: if there is no such thing, or it is damaged.
     """
     return load_model(find_checkpoint(source, runs), resolve(RuntimeConfig(device=device)).device)
+
+
+def load_tokenizer(source: str | Path, *, runs: Path = RUNS) -> Tokenizer:
+    """Load a tokenizer by itself: ``gpt2``, a run, a model folder, or a file.
+
+    Args:
+        source: "gpt2"; a run (by name or folder); a folder with a tokenizer.json; a tokenizer.json, .tiktoken, .gguf
+            or tokenizer.model file.
+        runs: where to look for runs by name.
+
+    Raises:
+        TokenizerError: if there is no such thing, or it is damaged.
+    """
+    return specs.open_tokenizer(str(source), runs=runs)
 
 
 def find_run(source: str | Path, runs: Path = RUNS) -> Run:

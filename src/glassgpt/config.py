@@ -145,6 +145,13 @@ class ModelConfig(Section):
         return 64 * math.ceil(8 * self.n_embd / 3 / 64)  # as many parameters as a 4x MLP of two matrices
 
 
+def _check_tokenizer(text: str) -> None:
+    _check_unicode(text)
+    named = text.partition(":")[0] in ("char", "word", "bpe", "gpt2", "")
+    if named and not re.fullmatch(r"char|gpt2|word(:\d{1,7})?|bpe:\d{1,7}", text):
+        raise ValueError(f"{text!r} is no tokenizer; write for example char, word, word:8000, bpe:4096 or gpt2")
+
+
 @dataclass(frozen=True)
 class DataConfig(Section):
     """Which text, and how it becomes tokens."""
@@ -154,7 +161,9 @@ class DataConfig(Section):
     source: str = option(
         "shakespeare", "a text file, or the name of a corpus (`glassgpt data list`)", check=_check_unicode
     )
-    tokenizer: Literal["char"] = option("char", "tokenizer")
+    tokenizer: str = option(
+        "char", "char, word, word:N, bpe:N (N tokens), gpt2, or a tokenizer file or folder", check=_check_tokenizer
+    )
     val_fraction: float = option(0.1, "share of the text, at its end, kept for validation", least=0.001, most=0.5)
     max_val_tokens: int = option(1_000_000, "validation tokens at most; the rest of a long text trains", least=2)
 

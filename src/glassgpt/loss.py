@@ -15,6 +15,9 @@ from torch import Tensor
 
 from glassgpt.runtime import Runtime
 
+#: Taken off the count of every pair, in the bigram model.
+DISCOUNT = 0.75
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -30,9 +33,9 @@ class Evaluation:
     stderr: float
     tokens: int
 
-    def bits_per_byte(self, tokens_per_byte: float) -> float:
-        """Bits per byte of the text, the unit that compares tokenizers."""
-        return self.loss * tokens_per_byte / math.log(2)
+    def bits_per_byte(self, tokens_per_byte: float | None) -> float | None:
+        """Bits per byte of the text, the unit that compares tokenizers; None where the tokens do not hold the text."""
+        return None if tokens_per_byte is None else self.loss * tokens_per_byte / math.log(2)
 
 
 def subset(tokens: np.ndarray, block_size: int, at_most: int) -> np.ndarray:
@@ -83,12 +86,13 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Floors:
-    """What can be had without a Transformer: losses, in nats per token, to hold a model's against.
+    """What can be had without a Transformer: losses on the validation tokens, in nats, to hold a model's against.
 
     Attributes:
         uniform: every token equally likely, ln V.
-        unigram: the entropy of the text's own token frequencies.
-        bigram: the entropy of a token given the one before, by the text's own counts.
+        unigram: of a model that knows how often each token occurs in the training tokens (add-one smoothing).
+        bigram: of one that also knows which token came before (counts of pairs, with absolute discounting, falling back
+            on the unigram model; Ney, Essen and Kneser 1994).
     """
 
     uniform: float
@@ -96,18 +100,23 @@ class Floors:
     bigram: float
 
 
-def floors(tokens: np.ndarray, vocab_size: int) -> Floors:
-    """The floors of a validation stream (its first ten million tokens)."""
-    ids = np.asarray(tokens[:10_000_000], dtype=np.int64)
-    singles = np.unique(ids, return_counts=True)[1]
-    firsts = np.unique(ids[:-1], return_counts=True)[1]
-    pairs = np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True)[1]
-    return Floors(math.log(vocab_size), _entropy(singles), _entropy(pairs) - _entropy(firsts))
+def floors(train: np.ndarray, val: np.ndarray, vocab_size: int) -> Floors:
+    """The losses of counting models, fitted to the training tokens (the first ten million) and read off validation."""
+    train, val = (np.asarray(tokens[:10_000_000], dtype=np.int64) for tokens in (train, val))
+    unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # [V]
+    pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
+    before = pairs // vocab_size
+    followed = np.bincount(train[:-1], minlength=vocab_size)  # how often a token has a successor, [V]
+    successors = np.bincount(before, minlength=vocab_size)  # how many different ones, [V]
+    wanted = val[:-1] * vocab_size + val[1:]
+    place = np.minimum(np.searchsorted(pairs, wanted), max(len(pairs) - 1, 0))
+    seen = counts[place] * (pairs[place] == wanted) if len(pairs) else np.zeros(len(wanted))
+    context = np.maximum(followed[val[:-1]], 1)
+    left_over = np.where(followed[val[:-1]] > 0, DISCOUNT * successors[val[:-1]] / context, 1.0)
+    bigram = np.maximum(seen - DISCOUNT, 0) / context + left_over * unigram[val[1:]]
+    return Floors(math.log(vocab_size), _surprise(unigram[val]), _surprise(bigram))
 
 
-def _entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of a distribution given by counts; 0 for none."""
-    if counts.sum() == 0:
-        return 0.0
-    share = counts / counts.sum()
-    return float(abs(-(share * np.log(share)).sum()))
+def _surprise(probabilities: np.ndarray) -> float:
+    """The mean of -ln p; 0 for none."""
+    return float(-np.log(probabilities).mean()) if len(probabilities) else 0.0

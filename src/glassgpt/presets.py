@@ -124,6 +124,7 @@ _CHAR_BEST: dict[str, Any] = {
 #: GPT-2 small on some 10 billion tokens: about half a million tokens a step, as in GPT-3's table 2.1.
 _GPT2_124M: dict[str, Any] = {
     "model": _gpt2(12, 12, 768),
+    "data": {"tokenizer": "gpt2"},
     "train": {"steps": 19_073, "batch_size": 512, "eval_interval": 250, "save_interval": 1000, "sample_interval": 1000},
     "optim": {"optimizer": "adamw", "learning_rate": 6e-4, "beta2": 0.95, "warmup_steps": 715},
 }

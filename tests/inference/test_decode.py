@@ -221,7 +221,7 @@ class Letters(CharTokenizer):
 
     def __init__(self, eos_id: int | None = None):
         super().__init__(list("\nabcdefghijklmnopqr"))
-        self.eos_id = eos_id
+        self.eos_id = self.bos_id = eos_id
 
 
 @both_choices
@@ -243,10 +243,8 @@ def test_complete_gives_the_text_before_the_end(choice: SamplingConfig) -> None:
 class Bytes:
     """A byte is a token."""
 
-    kind, vocab_size, eos_id = "bytes", 256, None
-
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        return list(text.encode("utf-8"))
+    def token_bytes(self, i: int) -> bytes:
+        return bytes([i])
 
     def decode(self, ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
@@ -279,11 +277,11 @@ def test_tokens_of_several_characters_and_parts_of_them() -> None:
     class Pieces(Bytes):
         pieces = (b"Gr", "ü".encode()[:1], "ü".encode()[1:] + b"ns", "pa\N{EURO SIGN}".encode()[:-1], b"\xac!")
 
-        def decode(self, ids: list[int]) -> str:
-            return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
+        def token_bytes(self, i: int) -> bytes:
+            return self.pieces[i]
 
     stream = TextStream(Pieces())
-    assert [stream.push(i) for i in (0, 1, 2, 3, 4, 0)] == ["Gr", "", "üns", "", "pa€!", "Gr"]
+    assert [stream.push(i) for i in (0, 1, 2, 3, 4, 0)] == ["Gr", "", "üns", "pa", "€!", "Gr"]
 
 
 # --- where to start
@@ -295,6 +293,9 @@ def test_start_ids() -> None:
     assert start_ids(CharTokenizer(["x", "\n"]), "") == [1]
     assert start_ids(CharTokenizer(["x", "y"]), "") == [0], "no line end: the first token there is"
     assert start_ids(Letters(eos_id=18), "") == [18]
+    ending = Letters(eos_id=18)
+    ending.bos_id = None
+    assert start_ids(ending, "") == [0], "models were not trained to go on from the end"
     assert start_ids(Letters(eos_id=18), "ab") == [1, 2], "a prompt is read as it is"
     with pytest.raises(TokenizerError, match="'Z'"):
         start_ids(Letters(), "aZ")

@@ -1,6 +1,7 @@
 """What training looks like: a live panel in a terminal, plain lines elsewhere."""
 
 import sys
+import time
 
 from rich.console import Console
 from rich.live import Live
@@ -26,6 +27,7 @@ class PlainReporter(Reporter):
 
     def __init__(self) -> None:
         self._floors: Floors | None = None
+        self._preparing = ("", 0.0, 0.0)  # what, since when, when it was last told
 
     def started(self, header: dict[str, str], shapes: list[Shape], floors: Floors, steps: int, step: int) -> None:
         """Print the machine, the shapes of the first batch, and the floors."""
@@ -46,6 +48,17 @@ class PlainReporter(Reporter):
         """Print it."""
         self._print(message)
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Print it every two seconds, with the time left."""
+        now = time.monotonic()
+        if self._preparing[0] != what:
+            self._preparing = (what, now, now)
+        _, began, told = self._preparing
+        if now - told >= 2 and done:
+            left = duration((now - began) * (total - done) / done)
+            self._print(f"tokenizer: {what}, {done:,} of {total:,}, {left} left")
+            self._preparing = (what, began, now)
+
     def warn(self, message: str) -> None:
         """Print it as a warning, on standard error."""
         print(f"warning: {message}", file=sys.stderr, flush=True)
@@ -64,7 +77,8 @@ class PlainReporter(Reporter):
         standing = f"  {standing_of(event.evaluation.loss, self._floors)}" if self._floors else ""
         loss, bits = event.evaluation.loss, event.bits_per_byte
         recipe = f"  {against_band(loss, event.expected)}" if event.expected else ""
-        self._print(f"step {event.step:,}  validation {loss:.4f}  {bits:.3f} bits/byte{best}{recipe}{standing}")
+        unit = f"  {bits:.3f} bits/byte" if bits is not None else ""
+        self._print(f"step {event.step:,}  validation {loss:.4f}{unit}{best}{recipe}{standing}")
 
     def sampled(self, step: int, text: str) -> None:
         """Print it, indented."""

@@ -155,7 +155,12 @@ def _close(result: "Result", json: bool) -> None:
     error = f" ± {result.final.stderr:.4f}" if math.isfinite(result.final.stderr) else ""
     print(
         f"validation loss {result.final.loss:.4f}{error} nats per token over the whole split "
-        f"({result.final.tokens:,} tokens), {result.bits_per_byte:.4f} bits per byte"
+        f"({result.final.tokens:,} tokens), "
+        + (
+            f"{result.bits_per_byte:.4f} bits per byte"
+            if result.bits_per_byte is not None
+            else "no bits per byte: the tokens do not hold the whole text"
+        )
     )
     print(f"\n--- what {path / 'best'} writes ---\n{text.strip()}\n---\n")
     print("Next:")

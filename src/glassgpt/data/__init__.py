@@ -2,7 +2,7 @@
 
 from glassgpt.data.batches import IGNORE_INDEX, Batches
 from glassgpt.data.readers import Text, read
-from glassgpt.data.shards import TokenStream, find_prepared, open_stream, prepare
+from glassgpt.data.shards import TokenStream, find_prepared, open_stream, prepare, prepare_again
 
 __all__ = [
     "IGNORE_INDEX",
@@ -12,5 +12,6 @@ __all__ = [
     "find_prepared",
     "open_stream",
     "prepare",
+    "prepare_again",
     "read",
 ]

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from glassgpt import assets
+from glassgpt.config import DataConfig
 from glassgpt.data.readers import Text
 from glassgpt.errors import DataError
-from glassgpt.tokenizer import CharTokenizer, Tokenizer, load, save
+from glassgpt.tokenizer import Tokenizer, load, save, specs
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,12 @@ class StreamInfo:
 
     format_version: int
     text_sha256: str
-    tokenizer: str
+    tokenizer: str  # its identity
     vocab_size: int
     dtype: str
     tokens: dict[str, int]  # per split
     bytes: dict[str, int]  # UTF-8 bytes of text, per split
+    lossless: bool  # whether the validation ids decode to the text: with <|unk|> among them they do not
     sha256: dict[str, str]  # of every other file of the folder
 
 
@@ -54,6 +57,11 @@ class TokenStream:
         """Validation ids, ``[tokens]``, read-only: the end of the text, none of it in ``train``."""
         return self._open("val")
 
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """Validation tokens per byte of their text; None where they do not hold that text."""
+        return self.info.tokens["val"] / self.info.bytes["val"] if self.info.lossless else None
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
@@ -65,20 +73,43 @@ class TokenStream:
         return np.memmap(self.folder / f"{split}.bin", dtype=self.info.dtype, mode="r")
 
 
-def prepare(text: Text, val_fraction: float, max_val_tokens: int) -> TokenStream:
+def prepare(text: Text, config: DataConfig, progress: specs.Progress | None = None) -> TokenStream:
     """Tokenise a text once and keep the result in the cache; later calls with the same text only open it.
 
-    The split is by position: the first part trains, the last ``val_fraction`` (but at most ``max_val_tokens``)
-    validates.
+    The split is by position, in characters, so it is the same for every tokenizer: the first part trains, the last
+    ``val_fraction`` (but at most ``max_val_tokens`` characters) validates.
+
+    Args:
+        text: what was read.
+        config: the tokenizer, and how to split.
+        progress: told while a tokenizer is trained.
+
+    Raises:
+        DataError: if the cache cannot be written.
+        TokenizerError: if there is no such tokenizer, or it does not know the text.
     """
+    spec = specs.parse(config.tokenizer)
+
+    def make(train: str, val: str) -> Tokenizer:
+        return specs.make(spec, train, val, progress=progress)
+
+    return _prepared(text, config, specs.identity(spec), make)
+
+
+def prepare_again(text: Text, config: DataConfig, identity: str, tokenizer: Tokenizer) -> TokenStream:
+    """As :func:`prepare`, with a tokenizer that is at hand and was known by ``identity`` then."""
+    return _prepared(text, config, identity, lambda train, val: tokenizer)
+
+
+def _prepared(text: Text, config: DataConfig, identity: str, make: Callable[[str, str], Tokenizer]) -> TokenStream:
     digest = hashlib.sha256(text.content.encode("utf-8")).hexdigest()
-    folder = _folder(digest, val_fraction, max_val_tokens)
+    folder = _folder(digest, identity, config)
     for _ in range(10):  # another process may be preparing the same text, or mending the same damage
-        found = find_prepared(digest, val_fraction, max_val_tokens)
+        found = find_prepared(digest, identity, config)
         if found is not None:
             return found
         shutil.rmtree(folder, ignore_errors=True)
-        temporary = _write_stream(text.content, digest, val_fraction, max_val_tokens, folder)
+        temporary = _write_stream(text.content, digest, config, identity, make, folder)
         try:
             os.replace(temporary, folder)
         except OSError:
@@ -86,12 +117,14 @@ def prepare(text: Text, val_fraction: float, max_val_tokens: int) -> TokenStream
     raise DataError(f"the token stream in {folder} cannot be written; is something else changing that folder?")
 
 
-def _write_stream(content: str, digest: str, val_fraction: float, max_val_tokens: int, folder: Path) -> Path:
+def _write_stream(
+    content: str, digest: str, config: DataConfig, identity: str, make: Callable[[str, str], Tokenizer], folder: Path
+) -> Path:
     """Write a stream into a temporary folder beside its place."""
-    tokenizer = CharTokenizer.train(content)
-    cut = len(content) - min(round(len(content) * val_fraction), max_val_tokens)
-    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+    cut = len(content) - min(round(len(content) * config.val_fraction), config.max_val_tokens)
     parts = {"train": content[:cut], "val": content[cut:]}
+    tokenizer = make(parts["train"], parts["val"])
+    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".tmp", dir=folder.parent))
@@ -99,34 +132,49 @@ def _write_stream(content: str, digest: str, val_fraction: float, max_val_tokens
         raise DataError(
             f"the cache {folder.parent} cannot be written: {error.strerror}; set GLASSGPT_CACHE to a folder that can"
         ) from None
-    for split, part in parts.items():
-        (temporary / f"{split}.bin").write_bytes(tokenizer.encode_array(part).astype(dtype).tobytes())
+    try:
+        tokens, lossless = {}, True
+        for split, part in parts.items():
+            ids = tokenizer.encode_array(part)
+            tokens[split] = len(ids)
+            lossless = split == "train" or tokenizer.decode(ids.tolist()) == part
+            (temporary / f"{split}.bin").write_bytes(ids.astype(dtype).tobytes())
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     save(tokenizer, temporary, block_size=2**31 - 1)
     info = StreamInfo(
         format_version=FORMAT_VERSION,
         text_sha256=digest,
-        tokenizer=tokenizer.kind,
+        tokenizer=identity,
         vocab_size=tokenizer.vocab_size,
         dtype=dtype,
-        tokens={split: len(part) for split, part in parts.items()},
+        tokens=tokens,
         bytes={split: len(part.encode("utf-8")) for split, part in parts.items()},
+        lossless=lossless,
         sha256={file.name: assets.sha256_of(file) for file in sorted(temporary.iterdir())},
     )
     (temporary / "stream.json").write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
     return temporary
 
 
-def find_prepared(text_sha256: str, val_fraction: float, max_val_tokens: int) -> TokenStream | None:
-    """The stream in the cache for a text of that SHA-256, or None if there is none or it is damaged."""
+def find_prepared(text_sha256: str, identity: str, config: DataConfig) -> TokenStream | None:
+    """The stream in the cache for a text of that SHA-256 and a tokenizer, or None if there is none or it is damaged.
+
+    Args:
+        text_sha256: of the text, in UTF-8.
+        identity: of the tokenizer, see :func:`glassgpt.tokenizer.specs.identity`.
+        config: how the text was split.
+    """
     try:
-        stream = open_stream(_folder(text_sha256, val_fraction, max_val_tokens))
+        stream = open_stream(_folder(text_sha256, identity, config))
     except DataError:
         return None
-    return stream if stream.info.text_sha256 == text_sha256 else None
+    return stream if (stream.info.text_sha256, stream.info.tokenizer) == (text_sha256, identity) else None
 
 
-def _folder(text_sha256: str, val_fraction: float, max_val_tokens: int) -> Path:
-    description = f"{FORMAT_VERSION} char {val_fraction!r} {max_val_tokens} {text_sha256}"
+def _folder(text_sha256: str, identity: str, config: DataConfig) -> Path:
+    description = f"{FORMAT_VERSION} {identity} {config.val_fraction!r} {config.max_val_tokens} {text_sha256}"
     return assets.cache_dir() / "streams" / hashlib.sha256(description.encode()).hexdigest()[:16]
 
 
@@ -172,7 +220,8 @@ def _check_description(info: StreamInfo) -> None:
     """Refuse a stream.json that was written by hand or damaged (a ValueError that says where)."""
     if info.dtype not in ("<u2", "<u4"):
         raise ValueError(f"dtype {info.dtype!r}")
-    if set(info.sha256) != {"train.bin", "val.bin", "tokenizer.json", "tokenizer_config.json"}:
+    carried = set(info.sha256) - {"train.bin", "val.bin", "tokenizer_config.json"}
+    if len(info.sha256) != 4 or len(carried) != 1 or not carried <= {"tokenizer.json", "tokenizer.model"}:
         raise ValueError("sha256 does not list the files of a stream")
     for name, counts in (
         ("tokens", info.tokens),

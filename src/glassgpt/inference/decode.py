@@ -5,6 +5,7 @@ it is kept and prefilled again, so generation can go on for ever and always equa
 kept. What a row generates depends on its own prompt and seed, never on the other rows of the batch.
 """
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -102,35 +103,29 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self._pending: list[int] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
-        self._pending.append(token)
-        text = self.tokenizer.decode(self._pending)
-        if text.endswith("\ufffd"):
-            return ""
-        self._pending.clear()
-        return text
+        return self._decoder.decode(self.tokenizer.token_bytes(token))
 
     def finish(self) -> str:
         """What is still held back when no more tokens come, as it is."""
-        text = self.tokenizer.decode(self._pending)
-        self._pending.clear()
-        return text
+        return self._decoder.decode(b"", final=True)
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids to generate from: the prompt's, or for an empty prompt a line end (else the first token there is).
+    """Ids to generate from. For an empty prompt: the token that begins a text where models were trained with one, else
+    a line end, else the first token there is.
 
     Raises:
         TokenizerError: if the prompt has characters that the tokenizer does not know.
     """
     if prompt:
         return tokenizer.encode(prompt)
-    if tokenizer.eos_id is not None:
-        return [tokenizer.eos_id]
-    return [next((i for i in range(tokenizer.vocab_size) if tokenizer.decode([i]) == "\n"), 0)]
+    if tokenizer.bos_id is not None:
+        return [tokenizer.bos_id]
+    return [next((i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\n"), 0)]
 
 
 def complete(
@@ -155,4 +150,4 @@ def complete(
         for row, token, active in zip(made, step.tokens, step.active, strict=True):
             if active and token != tokenizer.eos_id:
                 row.append(token)
-    return [tokenizer.decode(row) for row in made]
+    return [b"".join(map(tokenizer.token_bytes, row)).decode("utf-8", errors="replace") for row in made]

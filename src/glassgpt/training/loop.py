@@ -110,7 +110,7 @@ class Trainer:
         events = run.path / "tensorboard" if train.tensorboard else None
         self.metrics = MetricsLog(run.path / "metrics.jsonl" if self.processes.first else None, events, state.step)
         self.native = train.format == "native"
-        self.tokens_per_byte = stream.info.tokens["val"] / stream.info.bytes["val"]
+        self.tokens_per_byte = stream.tokens_per_byte
         self.began = time.monotonic()
         self.loop_began, self.steps_timed = self.began, 0
         self.kept_loss = run.best_loss()
@@ -172,7 +172,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """Show what is about to happen; at step 0, the first validation too."""
-        bounds = floors(self.stream.val, self.model.config.vocab_size)
+        bounds = floors(self.stream.train, self.stream.val, self.model.config.vocab_size)
         with self._eager():
             shapes = self._within_memory(self._trace)
         recompute = self.config.train.activation_checkpointing

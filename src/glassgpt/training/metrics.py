@@ -111,7 +111,7 @@ class EvaluationEvent:
 
     step: int
     evaluation: Evaluation
-    bits_per_byte: float
+    bits_per_byte: float | None  # None where the tokens do not hold the text
     is_best: bool
     expected: tuple[float, float] | None = None  # the band of the recipe that the run follows
 
@@ -124,6 +124,9 @@ class Reporter:
 
     def note(self, message: str) -> None:
         """Something worth knowing."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """The text is being prepared, for example a tokenizer trained: what is done, and of how much."""
 
     def warn(self, message: str) -> None:
         """Something that is probably wrong."""

@@ -22,6 +22,8 @@ from glassgpt.model import GPT
 from glassgpt.plan import SHARE_OF_FREE, largest_micro_batch
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, derive_seed, resolve, versions
+from glassgpt.tokenizer import load as load_tokenizer
+from glassgpt.tokenizer import specs
 from glassgpt.training import budget, checkpoint, guard
 from glassgpt.training.calibration import calibrate
 from glassgpt.training.checkpoint import Run, TrainState
@@ -76,7 +78,7 @@ def plan(
         require_tensorboard()
     runtime = replace(resolve(config.runtime, processes.local_rank), compile=False)  # chosen when the rest is known
     text = data.read(config.data.source)
-    stream = data.prepare(text, *_split(config))
+    stream = data.prepare(text, config.data, (reporter or Reporter()).preparing)
     _require_enough(stream)
     asked = {key for layer in layers for section in ("model", "train") for key in layer.get(section, {})}
     if "block_size" in asked:
@@ -107,7 +109,8 @@ def plan(
     budget.require_memory(config.model)
     config, why = fit_memory(config, runtime, processes)
     notes.add(why)
-    config = config.replace("data", source=text.source)
+    tokenizer = specs.absolute(config.data.tokenizer)
+    config = config.replace("data", source=text.source, tokenizer=tokenizer)
     draft = Plan(config, text.name, stream, runtime, budget.Speed(0.0, 0.0), config.train.steps == 0, 0.0, ())
     return _timed(draft, began + seconds, notes, processes)
 
@@ -189,6 +192,7 @@ def start(
     provenance = {
         "created": datetime.now().astimezone().isoformat(),
         "text_sha256": plan.stream.info.text_sha256,
+        "tokenizer": plan.stream.info.tokenizer,
         "train_tokens": plan.stream.info.tokens["train"],
         "val_tokens": plan.stream.info.tokens["val"],
         "notes": list(plan.notes),
@@ -315,21 +319,27 @@ def _profile(run: Run, runtime: Runtime, wanted: bool) -> Profile | None:
 
 def _stream_of(run: Run, config: RunConfig) -> TokenStream:
     """The very tokens that the run began with."""
-    expected = run.provenance().get("text_sha256", "")
-    cached = data.find_prepared(expected, *_split(config))
+    provenance = run.provenance()
+    expected, tokenizer = provenance.get("text_sha256", ""), provenance.get("tokenizer", "char")
+    cached = data.find_prepared(expected, tokenizer, config.data)
     if cached is not None:
         return cached
-    stream = data.prepare(data.read(config.data.source), *_split(config))
+    text, folder = data.read(config.data.source), run.newest_whole()
+    if folder:  # the run carries its tokenizer: the file that it came from may be gone
+        stream = data.prepare_again(text, config.data, tokenizer, load_tokenizer(folder))
+    else:
+        stream = data.prepare(text, config.data)
     if stream.info.text_sha256 != expected:
         raise CheckpointError(
             f"the text {config.data.source} has changed since {run.path} began (SHA-256 {expected[:12]}... then, "
             f"{stream.info.text_sha256[:12]}... now); put the old text back, or start a new run"
         )
+    if stream.info.tokenizer != tokenizer:
+        raise CheckpointError(
+            f"the tokenizer {config.data.tokenizer} has changed since {run.path} began, and there is no checkpoint yet "
+            "that carries the old one; put the old file back, or start a new run"
+        )
     return stream
-
-
-def _split(config: RunConfig) -> tuple[float, int]:
-    return config.data.val_fraction, config.data.max_val_tokens
 
 
 def _require_enough(stream: TokenStream) -> None:

@@ -51,8 +51,7 @@ def save_model(
     else:
         family = mapping.family_of(config)
         entries, published = mapping.to_hf_config(config, family), mapping.to_published(state, config, family)
-    eos = tokenizer.eos_id
-    special = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": None}
     entries |= special | {"dtype": "float32", "torch_dtype": "float32", "glassgpt_version": __version__}
     write_json(folder / "config.json", entries)
     write_json(folder / "generation_config.json", special)

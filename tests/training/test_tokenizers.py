@@ -1,0 +1,205 @@
+"""Any recipe takes any tokenizer; the run carries it, and needs nothing else to go on or to be used elsewhere."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassgpt import api, data
+from glassgpt.config import DataConfig, parse_overrides
+from glassgpt.data import Text
+from glassgpt.errors import CheckpointError, TokenizerError
+from glassgpt.tokenizer import BPETokenizer, CharTokenizer, WordTokenizer, save, specs
+from glassgpt.training import setup
+from glassgpt.training.checkpoint import Run
+from glassgpt.training.metrics import Reporter, StepEvent
+
+pytestmark = pytest.mark.usefixtures("quick_measuring")
+
+SHAPE = ["n_layer=1", "n_head=2", "n_embd=16", "block_size=8", "batch_size=4"]
+OFTEN = ["eval_interval=4", "save_interval=4", "log_interval=1", "sample_tokens=4", "eval_tokens=100"]
+SETTINGS = [*SHAPE, *OFTEN, "dtype=float32", "compile=false", "device=cpu"]
+#: Written as in a recipe -> the class that it gives, and the size of its vocabulary on the text of the tests.
+SPECS = {
+    "char": (CharTokenizer, None),
+    "word": (WordTokenizer, None),
+    "word:90": (WordTokenizer, 90),
+    "bpe:300": (BPETokenizer, 300),
+    "gpt2": (BPETokenizer, 50257),
+    "FILE": (BPETokenizer, 280),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def file(tmp_path: Path, prose: str) -> Path:
+    """A tokenizer in a folder."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    save(BPETokenizer.train(prose, 280), folder, block_size=8)
+    return folder
+
+
+class Interrupter(Reporter):
+    """Presses Ctrl-C in a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def stepped(self, event: StepEvent) -> None:
+        if event.step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def train(folder: Path, text: Path, *settings: str, stop_at: int = 0) -> Run:
+    plan = setup.plan("tiny", [parse_overrides([*SETTINGS, f"source={text}", *settings])])
+    return setup.start(plan, "run", folder, reporter=Interrupter(stop_at)).train().run
+
+
+def timeless(run: Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not k.startswith(("perf/", "time/"))} for row in run.metrics]
+
+
+@pytest.mark.parametrize("written", SPECS)
+def test_a_stream_holds_the_same_text_in_any_tokens(written: str, prose: str, file: Path) -> None:
+    text, config = Text("s", "n", prose), DataConfig(tokenizer=str(file) if written == "FILE" else written)
+    kind, vocab_size = SPECS[written]
+    stream = data.prepare(text, config)
+    tokenizer, cut = stream.tokenizer, len(prose) - round(0.1 * len(prose))
+    assert isinstance(tokenizer, kind)
+    assert stream.info.vocab_size == tokenizer.vocab_size == (vocab_size or tokenizer.vocab_size)
+    assert stream.info.bytes == {"train": len(prose[:cut].encode()), "val": len(prose[cut:].encode())}
+    assert stream.train.dtype == "<u2" and len(stream.train) == stream.info.tokens["train"]
+    assert stream.info.lossless == (written != "word:90")
+    if stream.info.lossless:
+        assert tokenizer.decode(stream.train.tolist()) == prose[:cut]
+        assert tokenizer.decode(stream.val.tolist()) == prose[cut:]
+        assert stream.tokens_per_byte == stream.info.tokens["val"] / stream.info.bytes["val"]
+    else:
+        assert "<|unk|>" in tokenizer.decode(stream.val.tolist()) and stream.tokens_per_byte is None
+    assert data.prepare(text, config).folder == stream.folder, "prepared once"
+
+
+def test_bpe_learns_from_the_training_part_alone(prose: str) -> None:
+    ending = "zqzqzq " * 400  # all of it in the validation part
+    config = DataConfig(tokenizer="bpe:300", val_fraction=len(ending) / len(prose + ending))
+    learned = data.prepare(Text("s", "n", prose + ending), config).tokenizer
+    assert isinstance(learned, BPETokenizer)
+    assert learned.model.merges == BPETokenizer.train(prose, 300).model.merges
+    assert b"zq" not in learned.model.vocab
+
+
+def test_a_changed_tokenizer_file_is_another_stream(prose: str, file: Path) -> None:
+    text, config = Text("s", "n", prose), DataConfig(tokenizer=str(file))
+    first = data.prepare(text, config)
+    save(BPETokenizer.train(prose, 270), file, block_size=8)
+    second = data.prepare(text, config)
+    assert (first.info.vocab_size, second.info.vocab_size) == (280, 270)
+    assert first.folder != second.folder
+
+
+@pytest.mark.parametrize("written", ["word", "bpe:300", "FILE"])
+def test_a_run_carries_its_tokenizer(written: str, tmp_path: Path, text_file: Path, file: Path, prose: str) -> None:
+    from transformers import AutoTokenizer
+
+    run = train(tmp_path, text_file, "steps=4", f"tokenizer={file if written == 'FILE' else written}")
+    shutil.rmtree(file)
+    shutil.rmtree(tmp_path / "cache")
+    model, tokenizer = api.load(run.path)
+    assert model.config.vocab_size == tokenizer.vocab_size
+    theirs = AutoTokenizer.from_pretrained(run.best)
+    text = "\n".join(prose.splitlines()[:20])
+    ids = tokenizer.encode(text)
+    assert theirs(text)["input_ids"] == ids == api.load_tokenizer(run.path).encode(text)
+    assert theirs.decode(ids) == tokenizer.decode(ids) == text
+    assert api.generate(model, tokenizer, text, max_new_tokens=5, seed=1)
+    config = json.loads((run.best / "config.json").read_text(encoding="utf-8"))
+    assert config["eos_token_id"] == tokenizer.eos_id and config["bos_token_id"] is None
+    assert tokenizer.eos_id is None or theirs.eos_token_id == tokenizer.eos_id
+
+
+@pytest.mark.parametrize("written", ["bpe:300", "FILE"])
+def test_resuming_needs_neither_the_cache_nor_the_file(
+    written: str, tmp_path: Path, text_file: Path, file: Path
+) -> None:
+    setting = f"tokenizer={file if written == 'FILE' else written}"
+    whole = train(tmp_path / "whole", text_file, "steps=8", setting)
+    run = train(tmp_path / "broken", text_file, "steps=8", setting, stop_at=5)
+    shutil.rmtree(file)
+    shutil.rmtree(tmp_path / "cache")
+    setup.resume(run.path).train()
+    assert (run.last / "model.safetensors").read_bytes() == (whole.last / "model.safetensors").read_bytes()
+    assert timeless(run) == timeless(whole)
+
+
+def test_a_run_without_a_checkpoint_does_not_go_on_with_another_tokenizer(
+    tmp_path: Path, text_file: Path, file: Path, prose: str
+) -> None:
+    plan = setup.plan("tiny", [parse_overrides([*SETTINGS, f"source={text_file}", "steps=4", f"tokenizer={file}"])])
+    run = setup.start(plan, "run", tmp_path).run
+    shutil.rmtree(tmp_path / "cache")
+    save(BPETokenizer.train(prose, 270), file, block_size=8)
+    with pytest.raises(CheckpointError, match="has changed since"):
+        setup.resume(run.path)
+
+
+def test_a_run_keeps_the_whole_path_of_a_tokenizer(
+    tmp_path: Path, text_file: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    run = train(tmp_path, text_file, "steps=2", "tokenizer=mine")
+    assert run.config().data.tokenizer == str(file)
+    assert run.provenance()["tokenizer"] == specs.identity(specs.parse(str(file)))
+
+
+def test_what_became_unk_is_not_measured_in_bits_per_byte(tmp_path: Path, text_file: Path, cli: Any) -> None:
+    run = train(tmp_path, text_file, "steps=4", "tokenizer=word:90")
+    assert [row["val/bpb"] for row in run.metrics if "val/bpb" in row] == [None, None]
+    assert run.metrics[-1]["final/val_bpb"] is None and run.metrics[-1]["final/val_loss"] > 0
+    code, out, _ = cli("runs", "show", run.path)
+    assert code == 0 and "bits per byte    -" in out
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("bpe", "write for example"),
+        ("bpe:", "write for example"),
+        ("bpe:many", "write for example"),
+        ("bpe:-5", "write for example"),
+        ("char:100", "write for example"),
+        ("", "write for example"),
+        ("bpe:100", "at least 257 tokens"),
+        ("word:2", "at least 3 tokens"),
+        ("wrod", "did you mean 'word'?"),
+        ("nothere/tokenizer.json", "there is no tokenizer"),
+        ("x" * 5000, "there is no tokenizer"),
+        (".", "has no tokenizer.json"),
+        ("text.txt", "known format"),
+    ],
+)
+def test_a_wrong_tokenizer_is_one_message(written: str, said: str, cli: Any, text_file: Path) -> None:
+    Path("text.txt").write_text("no tokenizer", encoding="utf-8")
+    code, _, err = cli("train", text_file, "preset=tiny", "steps=2", f"tokenizer={written}")
+    assert code == 2 and said in err and "Traceback" not in err and err.count("error:") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_word_that_was_not_in_the_text_is_named(tmp_path: Path, text_file: Path, cli: Any) -> None:
+    run = train(tmp_path, text_file, "steps=2", "tokenizer=word")
+    code, _, err = cli("sample", run.path, "--prompt", "xylophone")
+    assert code == 2 and "'xylophone'" in err and "bpe:N" in err
+
+
+def test_made_from_a_text_means_there_is_nothing_to_open() -> None:
+    for written in ("char", "word", "word:100", "bpe:300"):
+        with pytest.raises(TokenizerError, match="train it first"):
+            api.load_tokenizer(written)
