@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
+import re
+import stat
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from glassgpt.errors import ConfigError
 
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
 RUNS_OPTION = typer.Option(Path("runs"), "--runs-dir", help="Folder that holds the runs.")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, list[Layer]]:
@@ -82,12 +87,68 @@ def _finite(value: Any) -> Any:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
     """Print aligned columns; those numbered in ``right`` are right-aligned."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
-        cells = [
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+    taken = [[_width(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(column) for column in zip(*taken, strict=True)]
+    for row, filled in zip((header, *rows), taken, strict=True):
+        gaps = [" " * (width - cells) for width, cells in zip(widths, filled, strict=True)]
+        padded = [gap + cell if i in right else cell + gap for i, (cell, gap) in enumerate(zip(row, gaps, strict=True))]
+        print("  ".join(padded).rstrip())
+
+
+def _width(cell: str) -> int:
+    """Columns that a terminal takes for it: two for wide characters, none for colours."""
+    if cell.isascii() and cell.isprintable():
+        return len(cell)
+    from rich.cells import cell_len
+
+    return cell_len(_COLOUR.sub("", cell))
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 token``, ``2,000 tokens``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def something_piped_in() -> bool:
+    """Whether standard input is a pipe or a file; a terminal, or nothing at all, is not."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+class ProgressLine:
+    """Tells on one line of the terminal how far something is; silent where standard error is no terminal.
+
+    Args:
+        units: what is counted, by what is being done.
+    """
+
+    def __init__(self, units: Mapping[str, str]):
+        self.units = units
+        self._doing, self._began, self._shown = "", 0.0, 0.0
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """Show it, ten times a second at most, with the rate and the time left."""
+        now = time.monotonic()
+        if doing != self._doing:
+            self._doing, self._began, self._shown = doing, now, now
+        if not sys.stderr.isatty() or now - self._shown < 0.1 or not done:
+            return
+        self._shown = now
+        rate = done / (now - self._began)
+        line = f"{doing}: {done / total:.0%}, {rate:,.0f} {self.units.get(doing, 'steps')}/s, "
+        self.line(line + f"{(total - done) / rate:.0f} s left")
+
+    def line(self, text: str) -> None:
+        """Show any text instead."""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Leave the line empty."""
+        self.line("")
 
 
 def say(message: str) -> None:

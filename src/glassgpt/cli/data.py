@@ -3,6 +3,7 @@
 import typer
 
 from glassgpt.cli.common import JSON_OPTION, print_json, print_table, split_arguments
+from glassgpt.cli.tokens import quoted
 from glassgpt.errors import ConfigError
 
 app = typer.Typer(name="data", help="Corpora, and what a batch really is.", no_args_is_help=True, rich_markup_mode=None)
@@ -57,11 +58,11 @@ def show(
     base: Layer = presets.get(preset).layer if preset else {"model": {"block_size": 32}, "train": {"batch_size": 4}}
     config = build("", [base, *layers])
     text = data.read(config.data.source)
-    stream = data.prepare(text, config.data.val_fraction, config.data.max_val_tokens)
+    stream = data.prepare(text, config.data)
     batches = data.Batches(stream.train, config.model.block_size, config.train.batch_size, config.train.seed)
     inputs, targets = batches.get(batch)
     starts = batches.starts(batch)
-    decode = stream.tokenizer.decode
+    decode, token_bytes = stream.tokenizer.decode, stream.tokenizer.token_bytes
     if json:
         shown = [
             {"start": int(s), "inputs": x.tolist(), "targets": y.tolist()}
@@ -79,7 +80,7 @@ def show(
         print(f"  targets  {decode(targets[i].tolist())!r}")
     print("\nrow 0, token by token: what the model reads at each position, and what it should say next")
     table = [
-        [str(t), f"{int(x)}", repr(decode([int(x)])), "->", f"{int(y)}", repr(decode([int(y)]))]
+        [str(t), f"{int(x)}", quoted(token_bytes(int(x))), "->", f"{int(y)}", quoted(token_bytes(int(y)))]
         for t, (x, y) in enumerate(zip(inputs[0][:8], targets[0][:8], strict=True))
     ]
     print_table(["position", "input", "", "", "target", ""], table, right=(0, 1, 4))

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from glassgpt import __version__
-from glassgpt.cli import bench, data, inspect, plan, sample, train
+from glassgpt.cli import bench, data, inspect, plan, sample, tokenizer, train
 from glassgpt.errors import GlassError, TrainingStopped
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(inspect.presets)
 app.command()(plan.plan)
 app.add_typer(inspect.runs)
 app.add_typer(data.app)
+app.add_typer(tokenizer.app)
 app.add_typer(bench.app)
 
 

@@ -1,14 +1,13 @@
 """``glassgpt sample``."""
 
-import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, print_json
+from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, print_json, something_piped_in
+from glassgpt.cli.tokens import quoted
 from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class Printer:
             print(f"    {'token':<10} {'logit':>9} {'temperature':>12} {'top-k':>8} {'top-p':>8}")
             for c in shown:
                 mark = ">" if c.token == chosen else " "
-                name = repr(self.tokenizer.decode([c.token]))
+                name = quoted(self.tokenizer.token_bytes(c.token))
                 numbers = f"{c.after_temperature:>12.4f} {c.after_top_k:>8.4f} {c.after_top_p:>8.4f}"
                 print(f"  {mark} {name:<10} {c.logit:>9.3f} {numbers}")
         candidates = [{"text": self.tokenizer.decode([c.token]), **vars(c)} for c in shown]
@@ -134,15 +133,6 @@ def _read_prompt(prompt: str, prompt_file: Path | None) -> str:
             return prompt_file.read_text(encoding="utf-8").removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompt-file {prompt_file} cannot be read: {error}") from None
-    if prompt == "-" or (not prompt and _something_piped_in()):
+    if prompt == "-" or (not prompt and something_piped_in()):
         return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
     return prompt
-
-
-def _something_piped_in() -> bool:
-    """Whether standard input is a pipe or a file; a terminal, or nothing at all, is not."""
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError, AttributeError):
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
