@@ -35,6 +35,11 @@ MISTAKES = {
     "a folder that is not there": (["bench", "attention", "--plot", "nowhere/a.png"], "there is no folder nowhere"),
     "a plot of another type": (["bench", "attention", "--plot", "a.pdf"], "should end in .png"),
     "a folder as plot": (["bench", "attention", "--plot", "folder.png"], "is a folder"),
+    "no such text": (["bench", "tokenizer", "nothing.txt"], "no file 'nothing.txt'"),
+    "a folder as text": (["bench", "tokenizer", "folder.png"], "is a folder"),
+    "a tiny vocabulary": (["bench", "tokenizer", "--vocab-size", "256"], "--vocab-size"),
+    "no rounds": (["bench", "tokenizer", "--repeat", "0"], "--repeat"),
+    "nothing left": (["bench", "tokenizer", "--only-train", "--only-encode"], "give one of them"),
 }
 
 
@@ -152,6 +157,111 @@ def test_what_was_skipped_is_a_dash_with_its_reason(cli: Any, monkeypatch: pytes
     assert re.search(r"^ +32 .* - .* -$", out, re.MULTILINE)
     assert "- explicit at 32 tokens: needs 0.0 GiB" in out
     assert (tmp_path / "cost.png").exists()
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Tokenizers are not measured but made up: a second each, and ten times the memory. Returns what was asked for."""
+    import numpy as np
+
+    from glassgpt.bench import tokenizer
+    from glassgpt.bench.tokenizer_ways import TRAINING, WAYS
+
+    asked: list[Any] = []
+
+    def measure(job: Any) -> tokenizer.Figures:
+        asked.append(job)
+        way = WAYS[job.way]
+        ids = np.array([1, 2, 3, 9 if job.way == "tokenizers" else 4])
+        result = np.array(["t h", "th e"]) if way.work == TRAINING else ids
+        seconds = 0.5 if job.way == "train" else 0.25
+        build = None if way.work == TRAINING else 0.125
+        return tokenizer.Figures([seconds] * len(way.how), build, 10 << 20, [result] * len(way.how))
+
+    monkeypatch.setattr(tokenizer, "measure", measure)
+    return asked
+
+
+def test_tokenizer_prints_two_tables_and_what_differs(cli: Any, text_file: Path, measured: list[Any]) -> None:
+    text_file.write_bytes(b"x" * 1_000_000)
+    code, out, err = cli("bench", "tokenizer", text_file, "--repeat", 2, "--vocab-size", 300)
+    assert (code, err) == (0, "")
+    for pattern in (
+        r"^prose: 1\.00 MB of UTF-8, split as gpt2; vocabulary of 259, 2 merges; 4 tokens, 250000\.00 bytes each$",
+        r"^\d+ CPUs, each library takes as many as it does by itself; medians of 2, tokenizers [\d.]+, tiktoken [\d.]+",
+        r"^training +seconds +MB/s +built in \(s\) +peak memory +merges$",
+        r"^glassgpt +BPETokenizer\.train +0\.50 +2\.00 +10\.0 MiB$",
+        r"^tokenizers +BpeTrainer +0\.25 +4\.00 +10\.0 MiB +the same$",
+        r"^encoding +seconds +MB/s +built in \(s\) +peak memory +ids$",
+        r"^glassgpt +encode in Python, cache empty +0\.25 +4\.00 +0\.125 +10\.0 MiB$",
+        r"^glassgpt +encode_array, tiktoken's engine +0\.25 +4\.00 +0\.125 +10\.0 MiB +the same$",
+        r"^tokenizers +encode +0\.25 +4\.00 +0\.125 +10\.0 MiB +DIFFERENT$",
+        r"^training takes 2\.00 times as long as by tokenizers$",
+        r"^differs: tokenizers encode: token 3 is 9, not 4$",
+    ):
+        assert re.search(pattern, out, re.MULTILINE), pattern
+    assert out.count("DIFFERENT") == out.count("differs: ") == 1
+    assert {(job.vocab_size, job.pattern, job.processes) for job in measured} == {(300, "gpt2", None)}
+
+
+def test_tokenizer_as_json(cli: Any, text_file: Path, measured: list[Any]) -> None:
+    options = ["--processes", 3, "--pattern", "qwen2", "--only-encode", "--repeat", 1]
+    code, out, err = cli("bench", "tokenizer", text_file, *options, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["text"], found["pattern"], found["processes"], found["repeat"]) == (
+        str(text_file), "qwen2", 3, 1,
+    )  # fmt: skip
+    assert set(found["versions"]) == {"tokenizers", "tiktoken"}
+    assert (found["bytes"], found["merges"], found["vocab_size"], found["tokens"]) == (
+        text_file.stat().st_size, 2, 259, 4,
+    )  # fmt: skip
+    assert {row["work"] for row in found["rows"]} == {"encoding"}
+    assert found["rows"][0] == {
+        "work": "encoding", "library": "glassgpt", "how": "encode in Python, cache empty", "seconds": 0.25,
+        "bytes_per_second": found["bytes"] / 0.25, "build_seconds": 0.125, "peak_memory": 10 << 20, "difference": None,
+        "skipped": "",
+    }  # fmt: skip
+    assert {(job.vocab_size, job.pattern, job.processes) for job in measured} == {(8192, "qwen2", 3)}
+
+
+def test_libraries_that_are_not_installed_are_rows(
+    cli: Any, text_file: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glassgpt.bench import tokenizer
+
+    monkeypatch.setattr(tokenizer, "installed", lambda library: False)
+    code, out, err = cli("bench", "tokenizer", text_file, "--processes", 1)
+    assert (code, err) == (0, "")
+    assert re.search(r"^\d+ CPUs, processes or threads: 1; medians of 3$", out, re.MULTILINE)
+    assert re.search(r"^tokenizers +BpeTrainer +- +- +- +- +tokenizers is not installed$", out, re.MULTILINE)
+    assert re.search(r"^glassgpt +encode_array, .* - +- +- +- +tiktoken is not installed$", out, re.MULTILINE)
+    assert out.count("is not installed") == 7
+    assert "times as long" not in out
+    assert {job.way for job in measured} == {"train", "python"}
+
+
+def test_tokenizer_refuses_a_pattern_that_there_is_not(cli: Any, text_file: Path) -> None:
+    code, out, err = cli("bench", "tokenizer", text_file, "--pattern", "gpt5")
+    assert (code, out) == (2, "")
+    assert err == "error: there is no split pattern 'gpt5'; there are gpt2, llama3, qwen2\n"
+
+
+def test_tokenizer_needs_no_torch(text_file: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['glassgpt', 'bench', 'tokenizer', *sys.argv[1:]]\n"
+        "from glassgpt.cli.main import main\n"
+        "main()\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    options = ["--vocab-size", "300", "--only-train", "--repeat", "1", "--processes", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(text_file), *options], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["merges"] == 43
+    assert [row["difference"] for row in found["rows"]] == [None, ""]
 
 
 def test_a_missing_compiler_is_said(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

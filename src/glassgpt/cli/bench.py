@@ -1,6 +1,7 @@
-"""``glassgpt bench train | attention``: how fast, and how close to what this machine can do."""
+"""``glassgpt bench train | attention | tokenizer``: how fast, and how close to what this machine can do."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, print_json, say, split_arguments
+from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, split_arguments
 from glassgpt.config import build, parse_overrides
 from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from glassgpt.bench.attention import AttentionBench
     from glassgpt.bench.throughput import TrainBench
+    from glassgpt.bench.tokenizer import Measured, TokenizerBench
     from glassgpt.config import RunConfig
     from glassgpt.runtime import Runtime
 
@@ -104,6 +106,47 @@ def attention(
     _print_attention(rows, runtime)
     if plot:
         print(f"\n{plot}")
+
+
+@app.command()
+def tokenizer(
+    text: str = typer.Argument("shakespeare", metavar="[TEXT]", help="A text file, or a corpus by name."),
+    vocab_size: int = typer.Option(8192, "--vocab-size", min=257, help="Tokens to train, a special one among them."),
+    pattern: str = typer.Option("gpt2", "--pattern", help="How to split the text: gpt2, llama3 or qwen2."),
+    processes: int = typer.Option(
+        0, "--processes", min=0,
+        help="Processes that glassgpt counts in, and threads of the others; 0: as many as each takes by itself.",
+    ),
+    repeat: int = typer.Option(3, "--repeat", min=1, help="Rounds; medians are reported."),
+    only_train: bool = typer.Option(False, "--only-train", help="Leave out encoding."),
+    only_encode: bool = typer.Option(False, "--only-encode", help="Train once to encode with it, and do not measure."),
+    json: bool = JSON_OPTION,
+) -> None:  # fmt: skip
+    """Measure byte-level BPE: training and encoding, beside `tokenizers` and tiktoken.
+
+    Every measurement is a process of its own, on the same text. Whether all find the same merges and the same ids is
+    checked. Libraries that are not installed are left out.
+    """
+    if only_train and only_encode:
+        raise ConfigError("--only-train leaves out encoding and --only-encode leaves out training: give one of them")
+    from glassgpt.bench.tokenizer import bench_tokenizer, versions
+    from glassgpt.data.readers import read
+
+    source = read(text)
+    only = "training" if only_train else "encoding" if only_encode else ""
+    result = bench_tokenizer(
+        source.content, vocab_size, pattern=pattern, processes=processes or None, repeat=repeat, only=only,
+        progress=None if json else _show,
+    )  # fmt: skip
+    _clear_line()
+    settings = {
+        "text": source.source, "pattern": pattern, "processes": processes or None, "repeat": repeat,
+        "cpus": os.cpu_count(), "versions": versions(),
+    }  # fmt: skip
+    if json:
+        print_json(settings | dataclasses.asdict(result))
+    else:
+        _print_tokenizer(source.name, settings, result)
 
 
 def _resolve(arguments: Sequence[str]) -> tuple["RunConfig", "Runtime", int]:
@@ -221,6 +264,46 @@ def _print_attention(rows: Sequence["AttentionBench"], runtime: "Runtime") -> No
     for row in rows:
         if row.skipped:
             print(f"- {row.kind} at {row.context:,} tokens: {row.skipped}")
+
+
+def _print_tokenizer(name: str, settings: dict[str, Any], result: "TokenizerBench") -> None:
+    tokens = f"; {result.tokens:,} tokens, {result.bytes / result.tokens:.2f} bytes each" if result.tokens else ""
+    limit = settings["processes"]
+    used = f"processes or threads: {limit}" if limit else "each library takes as many as it does by itself"
+    versions = "".join(f", {library} {version}" for library, version in settings["versions"].items())
+    print(
+        f"{name}: {result.bytes / 1e6:,.2f} MB of UTF-8, split as {settings['pattern']}; vocabulary of "
+        f"{result.vocab_size:,}, {result.merges:,} merges{tokens}\n"
+        f"{settings['cpus']} CPUs, {used}; medians of {settings['repeat']}{versions}"
+    )
+    for work in ("training", "encoding"):
+        rows = [row for row in result.rows if row.work == work]
+        if rows:
+            same = "merges" if work == "training" else "ids"
+            print()
+            print_table(
+                [work, "", "seconds", "MB/s", "built in (s)", "peak memory", same],
+                [[row.library, row.how, *_tokenizer_cells(row)] for row in rows],
+                right=(2, 3, 4, 5),
+            )
+    print("\nMB: 10^6 bytes; peak memory: of the whole process and those it starts, the text included")
+    took = {row.library: row.seconds for row in result.rows if row.work == "training" and row.seconds}
+    if len(took) == 2:
+        print(f"training takes {took['glassgpt'] / took['tokenizers']:.2f} times as long as by tokenizers")
+    for row in result.rows:
+        if row.difference:
+            print(f"differs: {row.library} {row.how}: {row.difference}")
+
+
+def _tokenizer_cells(row: "Measured") -> list[str]:
+    """What a row says besides its name."""
+    if row.skipped:
+        return ["-", "-", "-", "-", row.skipped]
+    assert row.seconds and row.bytes_per_second
+    built = "" if row.build_seconds is None else f"{row.build_seconds:.3f}"
+    found = {None: "", "": "the same"}.get(row.difference, "DIFFERENT")
+    memory = " ".join(_memory(row.peak_memory))
+    return [f"{row.seconds:,.2f}", f"{row.bytes_per_second / 1e6:,.2f}", built, memory.strip(), found]
 
 
 def _print_cells(context: str, *cells: str) -> None:
