@@ -112,8 +112,7 @@ class CharTokenizer:
             return None
         tokenizer = cls(vocab)
         ours = tokenizer.to_json()
-        changing = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")  # they change the ids or the text
-        return tokenizer if all(content.get(key) == ours[key] for key in changing) else None
+        return tokenizer if means_the_same(content, ours) else None
 
     def special_tokens(self) -> dict[str, str]:
         """None."""
@@ -146,3 +145,10 @@ def vocabulary(content: Mapping[str, Any], path: Path) -> list[str]:
     if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
         raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
     return sorted(vocab, key=lambda token: vocab[token])
+
+
+def means_the_same(content: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether a word-level ``tokenizer.json`` gives the ids and texts of ours, which has the same vocabulary."""
+    changing = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
+    unknown = content["model"].get("unk_token") == ours["model"]["unk_token"]
+    return unknown and all(content.get(key) == ours[key] for key in changing)

@@ -150,18 +150,23 @@ class SentencePieceTokenizer:
         self.bos_id = self._library.bos_id() if self._library.bos_id() >= 0 else None
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Ids of a text, without anything put before or after it."""
-        if not allow_special or self._named is None:
-            ids: list[int] = self._library.encode(text)
-            return ids
-        ids = []
-        for part in filter(None, self._named.split(text)):
-            ids += [self._special[part]] if part in self._special else self._library.encode(part)
+        """Ids of a text, without anything put before or after it.
+
+        Raises:
+            TokenizerError: if the library cannot encode it.
+        """
+        named = self._named if allow_special else None
+        ids: list[int] = []
+        try:
+            for part in filter(None, named.split(text) if named else [text]):
+                ids += [self._special[part]] if named and part in self._special else self._library.encode(part)
+        except RuntimeError as error:  # half of a character
+            raise TokenizerError(f"this text cannot be encoded: {error}") from None
         return ids
 
     def encode_array(self, text: str) -> np.ndarray:
         """As :meth:`encode`, to an int64 array ``[tokens]``."""
-        return np.array(self._library.encode(text), dtype=np.int64)
+        return np.array(self.encode(text), dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids; control tokens are written by their names.

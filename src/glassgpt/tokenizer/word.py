@@ -15,7 +15,7 @@ import regex
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import json_file
-from glassgpt.tokenizer.char import vocabulary
+from glassgpt.tokenizer.char import means_the_same, vocabulary
 from glassgpt.tokenizer.pieces import Splitter, count_pieces
 
 #: A word (letters, marks, digits, and apostrophes inside) or a punctuation mark, each with the space before it if there
@@ -153,8 +153,7 @@ class WordTokenizer:
             return None
         tokenizer = cls(words, open_vocabulary)
         ours = tokenizer.to_json()
-        changing = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")  # they change the ids or the text
-        return tokenizer if all(content.get(key) == ours[key] for key in changing) else None
+        return tokenizer if means_the_same(content, ours) else None
 
     def files(self) -> dict[str, bytes]:
         """What a model folder holds of it, beside tokenizer_config.json."""
@@ -176,7 +175,7 @@ class WordTokenizer:
         other = word[1:] if word.startswith(" ") else f" {word}"
         hint = f" (it is there as {other!r})" if other in self._ids else ""
         return (
-            f"the word {word!r} (at position {position}) is not among the {self.vocab_size:,} words of this closed "
+            f"the word {word if len(word) <= 60 else word[:57] + '...'!r} (at position {position}) is not among the {self.vocab_size:,} words of this closed "
             f"vocabulary{hint}. Leave it out, train on a text that has it, or take a tokenizer that knows every text: "
             "tokenizer=word:N puts <|unk|> in its place, tokenizer=bpe:N spells it"
         )
