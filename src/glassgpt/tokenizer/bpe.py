@@ -72,10 +72,11 @@ def learn_merges(
     most_frequent = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(most_frequent)
     learned: list[str] = []
+    min_frequency = max(min_frequency, 1)  # pairs that are gone are not made anew
     while most_frequent and len(learned) < merges:
         negative, pair = heapq.heappop(most_frequent)
         count = pair_counts[pair]
-        if count < max(min_frequency, 1):
+        if count < min_frequency:
             continue
         if count != -negative:  # other merges took some of its occurrences since it was queued
             heapq.heappush(most_frequent, (-count, pair))
@@ -169,8 +170,8 @@ class BPETokenizer:
         self._named = _alternatives(named)
         self._cache: dict[str, list[int]] = {}
         self._engines = Engines(model, self._merge)
-        self.eos_id = model.special[model.eos] if model.eos else None
-        self.bos_id = model.special[model.bos] if model.bos else None
+        self.eos_id = named[model.eos] if model.eos else None
+        self.bos_id = named[model.bos] if model.bos else None
 
     @classmethod
     def train(

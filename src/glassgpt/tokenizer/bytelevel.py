@@ -36,8 +36,8 @@ class BPEModel:
         patterns: that split text into pieces, one after another.
         special: tokens that are not made of bytes -> their ids. Written in a text they stay text, unless allowed.
         added: tokens that are found whole in any text before it is split (`added_tokens` that are not special).
-        eos: the special token that ends a document.
-        bos: the special token that begins one, where models were trained with it.
+        eos: the special or added token that ends a document.
+        bos: the one that begins a document, where models were trained with it.
         whole_pieces: a piece that is a token is that token, even where the merges do not lead to it (`ignore_merges`).
         normal_form: Unicode normal form that text is brought into first; encoding is then not lossless.
     """
@@ -206,8 +206,9 @@ def from_json(content: Mapping[str, Any], eos: str | None = None, bos: str | Non
     if None in vocab:
         return None
     merges = [pair(merge) for merge in model["merges"]]
-    if any(written(part) in named for left, right in merges for part in (left, right, left + right)):
-        return None  # an added token that is also made by merges
+    made = {part for left, right in merges for part in (left, right, left + right)}
+    if any(written(part) in named for part in made.union(BYTES)):
+        return None  # an added token that is also a byte, or made by merges
     found = BPEModel(
         vocab={token: i for token, i in vocab.items() if token is not None},
         merges=merges,
@@ -220,7 +221,7 @@ def from_json(content: Mapping[str, Any], eos: str | None = None, bos: str | Non
         normal_form=form["type"],
     )
     found.check()
-    return found
+    return None if found.missing() and model.get("unk_token") else found
 
 
 def _plain(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int], normalized: bool) -> bool:
@@ -229,12 +230,13 @@ def _plain(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int], normali
     `tokenizers` numbers those that are not in the vocabulary by itself, and looks for those that are to be normalized
     after the others.
     """
-    following = len(vocab)
+    following, names = len(vocab), set[str]()
     for token in added:
         name, i = token["content"], token["id"]
-        if not name or i != vocab.get(name, following) or any(token.get(flag) for flag in _FLAGS):
+        if not name or name in names or i != vocab.get(name, following) or any(token.get(flag) for flag in _FLAGS):
             return False
         following = max(following, i + 1)
+        names.add(name)
     last = [token["content"] for token in added if token.get("normalized")]
     first = [token["content"] for token in added if not token.get("normalized")]
     return not (normalized and last) and not any(a[0] in b or b[0] in a for a in first for b in last)

@@ -81,7 +81,7 @@ class Splitter:
             except regex.error as error:
                 raise TokenizerError(f"the split pattern {pattern!r} cannot be read: {error}") from None
         #: Whether a long text may be cut at safe places without changing its pieces.
-        self.divisible = all(pattern in PATTERNS.values() for pattern in patterns)
+        self.divisible = bool(patterns) and all(pattern in PATTERNS.values() for pattern in patterns)
 
     def split(self, text: str) -> list[str]:
         """The pieces of a text."""

@@ -174,8 +174,9 @@ class WordTokenizer:
     def _unknown_message(self, word: str, position: int) -> str:
         other = word[1:] if word.startswith(" ") else f" {word}"
         hint = f" (it is there as {other!r})" if other in self._ids else ""
+        shown = word if len(word) <= 60 else f"{word[:57]}..."
         return (
-            f"the word {word if len(word) <= 60 else word[:57] + '...'!r} (at position {position}) is not among the {self.vocab_size:,} words of this closed "
+            f"the word {shown!r} (at position {position}) is not among the {self.vocab_size:,} words of this closed "
             f"vocabulary{hint}. Leave it out, train on a text that has it, or take a tokenizer that knows every text: "
             "tokenizer=word:N puts <|unk|> in its place, tokenizer=bpe:N spells it"
         )

@@ -1,0 +1,388 @@
+"""Files that others write, tokenizer.json and .tiktoken: the ids of the libraries that wrote them."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from texts import ANY_TEXT, MIXED, MIXED_TEXT, plays
+from tiktoken.load import load_tiktoken_bpe
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from glassgpt.errors import TokenizerError
+from glassgpt.tokenizer import BPETokenizer, Tokenizer, load, pretrained, save
+from glassgpt.tokenizer.bytelevel import BPEModel
+from glassgpt.tokenizer.library import LibraryTokenizer
+from glassgpt.tokenizer.pieces import PATTERNS
+
+SOME = {"max_examples": 40, "deadline": None, "derandomize": True}
+
+
+# --- tokenizer.json --------------------------------------------------------------------------------------------------
+
+DEEPSEEK = [
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+]
+GPT_4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+
+
+def byte_level(
+    *steps: Any, special: tuple[str, ...] = ("<|endoftext|>",), complete: bool = True, **options: Any
+) -> tokenizers.Tokenizer:
+    """A small byte-level BPE tokenizer, trained by `tokenizers`. What splits comes before the bytes."""
+    library = tokenizers.Tokenizer(models.BPE(**options))
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not steps or steps[-1] is None)
+    splits = [
+        pre_tokenizers.Split(Regex(step), "isolated") if isinstance(step, str) else step for step in steps if step
+    ]
+    library.pre_tokenizer = pre_tokenizers.Sequence([*splits, last]) if splits else last
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if complete else [],
+        show_progress=False,
+    )
+    library.train_from_iterator([plays()[:30_000], MIXED_TEXT if complete else ""], trainer)
+    return library
+
+
+def llama3() -> tokenizers.Tokenizer:
+    library = byte_level(PATTERNS["llama3"], special=(), ignore_merges=True)
+    library.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    begin = ("<|begin_of_text|>", library.token_to_id("<|begin_of_text|>"))
+    library.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin]),
+        ]
+    )
+    return library
+
+
+def llama3_converted() -> tokenizers.Tokenizer:
+    """As converters write what was a ranks file: every way to split a token is a merge."""
+    content = json.loads(llama3().to_str())
+    ids = content["model"]["vocab"]
+    splits = [(token[:cut], token[cut:]) for token in ids for cut in range(1, len(token))]
+    splits = [(left, right) for left, right in splits if left in ids and right in ids]
+    content["model"]["merges"] = sorted(splits, key=lambda pair: (ids["".join(pair)], ids[pair[0]], ids[pair[1]]))
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def qwen2() -> tokenizers.Tokenizer:
+    library = byte_level(PATTERNS["qwen2"], special=())
+    library.normalizer = normalizers.NFC()
+    library.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    library.add_tokens([AddedToken("<x>", normalized=False), AddedToken("[UNK]", normalized=False)])
+    return library
+
+
+def with_tokens(*tokens: Any, **options: Any) -> tokenizers.Tokenizer:
+    library = byte_level(**options)
+    library.add_tokens(list(tokens))
+    return library
+
+
+def word_piece() -> tokenizers.Tokenizer:
+    library = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    library.normalizer = normalizers.BertNormalizer()
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    library.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False)
+    library.train_from_iterator([plays()[:30_000]], trainer)
+    return library
+
+
+def unigram() -> tokenizers.Tokenizer:
+    library = tokenizers.Tokenizer(models.Unigram())
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    library.train_from_iterator(plays()[:30_000].split("\n"), trainer)
+    return library
+
+
+def llama2() -> tokenizers.Tokenizer:
+    library = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
+    library.train_from_iterator(plays()[:5_000].split("\n"), trainer)
+    content = json.loads(library.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]  # bytes are in the vocabulary and not special
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+END = AddedToken("<|endoftext|>", normalized=False, special=False)
+ODD_TOKENS = [AddedToken("<x>", normalized=False), AddedToken("\n\n", normalized=False), "  ", "@@", "日本"]
+#: How Hugging Face's files are made, and which of our classes reads them.
+SHAPES: dict[str, tuple[Callable[[], tokenizers.Tokenizer], type]] = {
+    "GPT-2": (byte_level, BPETokenizer),
+    "Llama 3": (llama3, BPETokenizer),
+    "Llama 3, converted": (llama3_converted, BPETokenizer),
+    "Qwen 2": (qwen2, BPETokenizer),
+    "SmolLM 2": (lambda: byte_level(pre_tokenizers.Digits(individual_digits=True), None), BPETokenizer),
+    "numbers": (lambda: byte_level(pre_tokenizers.Digits(), None), BPETokenizer),
+    "DeepSeek": (lambda: byte_level(*DEEPSEEK), BPETokenizer),
+    "plain added tokens": (lambda: with_tokens(*ODD_TOKENS), BPETokenizer),
+    "not all bytes": (lambda: byte_level(complete=False), BPETokenizer),
+    "a literal split": (lambda: byte_level(pre_tokenizers.Split("e", "isolated"), None), BPETokenizer),
+    "an end that is not special": (lambda: with_tokens(END, special=()), BPETokenizer),
+    "cut short": (lambda: shortened(byte_level()), BPETokenizer),
+    "Bloom": (lambda: byte_level(BLOOM), LibraryTokenizer),
+    "GPT-4o": (lambda: byte_level(GPT_4O), LibraryTokenizer),
+    "word characters": (lambda: byte_level(r"\w+"), LibraryTokenizer),
+    "a space before": (lambda: byte_level_with_prefix(), LibraryTokenizer),
+    "stripping tokens": (lambda: with_tokens(AddedToken("<x>", lstrip=True, rstrip=True)), LibraryTokenizer),
+    "single words": (lambda: with_tokens(AddedToken("the", single_word=True)), LibraryTokenizer),
+    "not all bytes, and a token for them": (
+        lambda: byte_level(complete=False, unk_token="<|endoftext|>"),
+        LibraryTokenizer,
+    ),
+    "an added byte": (lambda: with_tokens("e", "é"), LibraryTokenizer),
+    "an added word": (lambda: with_tokens("the", " the"), LibraryTokenizer),
+    "two passes": (lambda: with_tokens("<x>", AddedToken("x>y", normalized=False), "<|x"), LibraryTokenizer),
+    "Metaspace with bytes": (llama2, LibraryTokenizer),
+    "WordPiece": (word_piece, LibraryTokenizer),
+    "WordPiece, cut short": (lambda: shortened(word_piece()), LibraryTokenizer),
+    "Unigram": (unigram, LibraryTokenizer),
+}
+
+
+def shortened(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    library.enable_truncation(5)
+    library.enable_padding(length=9, pad_id=1)
+    return library
+
+
+def byte_level_with_prefix() -> tokenizers.Tokenizer:
+    library = byte_level()
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return library
+
+
+@cache
+def shape(name: str) -> tuple[str, Tokenizer, tokenizers.Tokenizer]:
+    """The file, what we read from it, and what `tokenizers` does."""
+    import tempfile
+
+    build, kind = SHAPES[name]
+    text = build().to_str()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
+        ours = load(Path(folder))
+    assert type(ours) is kind
+    theirs = tokenizers.Tokenizer.from_str(text)
+    theirs.no_truncation()
+    theirs.no_padding()
+    return text, ours, theirs
+
+
+def their_ids(name: str, text: str, allowed: bool = True) -> list[int]:
+    theirs = shape(name)[2]
+    theirs.encode_special_tokens = not allowed
+    ids: list[int] = theirs.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+@settings(**SOME)
+@given(text=ANY_TEXT, allowed=st.booleans())
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_tokenizer_json_gives_the_ids_of_tokenizers(name: str, text: str, allowed: bool) -> None:
+    _, ours, theirs = shape(name)
+    ids = their_ids(name, text, allowed)
+    assert ours.encode(text, allow_special=allowed) == ids
+    if not allowed:
+        assert ours.encode_array(text).tolist() == ids
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+
+
+@settings(**SOME)
+@given(ids=st.lists(st.integers(0, 300), max_size=20))
+@pytest.mark.parametrize("name", [name for name, (_, kind) in SHAPES.items() if kind is BPETokenizer])
+def test_any_ids_are_decoded_as_by_tokenizers(name: str, ids: list[int]) -> None:
+    _, ours, theirs = shape(name)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_saved_tokenizer_is_read_by_all_with_the_same_ids(name: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text, ours, _ = shape(name)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, tokenizer in ((first, ours), (second, None)):
+        folder.mkdir()
+        save(tokenizer or load(first), folder, block_size=64)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    assert json.loads((first / "tokenizer.json").read_bytes()) == json.loads(text)
+    again, auto = load(second), AutoTokenizer.from_pretrained(second)
+    library = tokenizers.Tokenizer.from_file(str(second / "tokenizer.json"))
+    library.no_truncation()
+    library.no_padding()
+    for mixed in MIXED.values():
+        ids = their_ids(name, mixed)
+        assert library.encode(mixed, add_special_tokens=False).ids == ids
+        assert again.encode(mixed, allow_special=True) == auto.encode(mixed, add_special_tokens=False) == ids
+    assert (again.vocab_size, again.special_ids(), type(again)) == (ours.vocab_size, ours.special_ids(), type(ours))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_merges_written_as_strings_are_the_same_merges(name: str, tmp_path: Path) -> None:
+    text, ours, _ = shape(name)
+    content = json.loads(text)
+    if "merges" not in content["model"]:
+        return
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    old = load(tmp_path)
+    assert type(old) is type(ours) and old.encode(MIXED_TEXT) == ours.encode(MIXED_TEXT)
+
+
+@settings(**SOME)
+@given(text=ANY_TEXT)
+@pytest.mark.parametrize(
+    "name", ["GPT-2", "Llama 3", "SmolLM 2", "plain added tokens", "Bloom", "Metaspace with bytes"]
+)
+def test_the_bytes_of_tokens_joined_are_those_of_the_text(name: str, text: str) -> None:
+    _, ours, _ = shape(name)
+    joined = b"".join(ours.token_bytes(i) for i in ours.encode(text))
+    if name == "Metaspace with bytes":
+        text = text and f" {text}".replace("▁", " ")
+    assert joined == text.encode("utf-8")
+
+
+def test_word_pieces_and_unigrams_have_the_bytes_of_what_they_know() -> None:
+    for name, text in (("WordPiece", "the king is dead , long live the king"), ("Unigram", "the king is dead")):
+        _, ours, _ = shape(name)
+        assert b"".join(map(ours.token_bytes, ours.encode(text))) == f" {text}".encode()
+
+
+def test_added_tokens_have_the_ids_that_tokenizers_gives_them(tmp_path: Path) -> None:
+    """The library numbers on from the vocabulary, whatever the file says."""
+    content = json.loads(byte_level(special=()).to_str())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [{"id": 5000, "content": "<x>", "special": True, **flags}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
+    ours = load(tmp_path)
+    assert ours.encode("a<x>b", allow_special=True) == theirs.encode("a<x>b").ids
+    assert ours.special_ids() == {"<x>": 600}
+
+
+def test_merges_from_ranks_are_applied_in_another_order_and_by_the_engine_too() -> None:
+    _, ours, _ = shape("Llama 3, converted")
+    assert isinstance(ours, BPETokenizer) and not ours.model.in_order() and ours.ranks_are_ids()
+    text = plays()[-50_000:] + MIXED_TEXT
+    ids = ours.encode(text, engine="tiktoken")
+    assert ours.encode(text, engine="python") == ids == their_ids("Llama 3, converted", text)
+
+
+def test_the_end_need_not_be_special() -> None:
+    _, ours, theirs = shape("an end that is not special")
+    assert ours.eos_id == theirs.token_to_id("<|endoftext|>") == ours.encode("<|endoftext|>")[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "eos", "bos"),
+    [
+        (None, "<|endoftext|>", None),
+        ({}, None, None),
+        ({"eos_token": "<|im_end|>", "bos_token": None}, "<|im_end|>", None),
+        ({"eos_token": {"content": "<|im_end|>"}, "bos_token": "<|im_start|>"}, "<|im_end|>", "<|im_start|>"),
+        ({"eos_token": "<nowhere>", "pad_token": "<|im_end|>"}, None, None),
+    ],
+)
+def test_what_ends_and_begins_a_text_is_found_beside_the_file(
+    config: dict[str, Any] | None, eos: str | None, bos: str | None, tmp_path: Path
+) -> None:
+    library = byte_level(special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    library.save(str(tmp_path / "tokenizer.json"))
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    ours = load(tmp_path)
+    assert ours.eos_id == (library.token_to_id(eos) if eos else None)
+    assert ours.bos_id == (library.token_to_id(bos) if bos else None)
+
+
+# --- .tiktoken -------------------------------------------------------------------------------------------------------
+
+
+def ranks_of(path: Path) -> dict[bytes, int]:
+    """As tiktoken reads the file, without its cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")
+        return load_tiktoken_bpe(str(path))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_ranks_file_gives_the_same_ids_to_all(pattern: str, tmp_path: Path) -> None:
+    ours = BPETokenizer.train(plays()[:60_000] + MIXED_TEXT * 3, 900, pattern=pattern)
+    path = tmp_path / "mine.tiktoken"
+    path.write_bytes(pretrained.ranks_file(ours))
+    again = pretrained.read(path, pattern)
+    assert isinstance(again, BPETokenizer) and again.model.merges == ours.model.merges
+    assert again.special_ids() == {"<|endoftext|>": 899} and again.eos_id == ours.eos_id
+    assert pretrained.ranks_file(again) == path.read_bytes()
+    theirs = tiktoken.Encoding(
+        "mine", pat_str=PATTERNS[pattern], mergeable_ranks=ranks_of(path), special_tokens=ours.special_ids()
+    )
+    for text in (MIXED_TEXT, plays()[-20_000:]):
+        ids = theirs.encode(text, allowed_special="all")
+        assert ours.encode(text, allow_special=True) == again.encode(text, allow_special=True) == ids
+
+
+@settings(**SOME | {"max_examples": 120})
+@given(
+    tokens=st.lists(st.text("ab", min_size=2, max_size=8), unique=True, max_size=12),
+    texts=st.lists(st.text("ab", max_size=60), min_size=1, max_size=5),
+)
+def test_ranks_that_nobody_learned_give_the_ids_of_tiktoken(tokens: list[str], texts: list[str]) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {token.encode(): 256 + i for i, token in enumerate(tokens)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda self: b"".join(b64encode(t) + b" %d\n" % i for t, i in ranks.items()))
+        ours = pretrained.read(Path("any.tiktoken"))
+    theirs = tiktoken.Encoding("any", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    library = tokenizers.Tokenizer.from_str(ours.files()["tokenizer.json"].decode("utf-8"))
+    for text in texts:
+        assert ours.encode(text) == theirs.encode_ordinary(text) == library.encode(text).ids
+
+
+def test_ids_with_gaps_are_kept_when_saved(tmp_path: Path) -> None:
+    """As in cl100k_base, where one id below that of <|endoftext|> is left out."""
+    ranks = pretrained.ranks_file(BPETokenizer.train(plays()[:20_000], 400, special=()))
+    (tmp_path / "cl100k_base.tiktoken").write_bytes(ranks)
+    ours = pretrained.read(tmp_path / "cl100k_base.tiktoken")
+    save(ours, tmp_path, 64)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for tokenizer in (ours, load(tmp_path)):
+        assert tokenizer.vocab_size == 100258 and tokenizer.eos_id == 100257
+        assert tokenizer.encode("a<|endoftext|>1234", allow_special=True) == library.encode("a<|endoftext|>1234").ids
+
+
+def test_what_ranks_cannot_express_is_not_written() -> None:
+    model = BPETokenizer.train(plays()[:20_000], 400).model
+    merges = [*model.merges[:-2], model.merges[-1], model.merges[-2]]
+    with pytest.raises(TokenizerError, match="merges in another order"):
+        pretrained.ranks_file(BPETokenizer(BPEModel(model.vocab, merges)))
