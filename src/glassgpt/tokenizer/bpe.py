@@ -204,7 +204,7 @@ class BPETokenizer:
         if pattern not in PATTERNS:
             raise TokenizerError(f"there is no split pattern {pattern!r}; there are {', '.join(PATTERNS)}")
         splitter = Splitter([PATTERNS[pattern]])
-        _check_special(special, splitter)
+        bytelevel.check_special(special, splitter)
         least = 256 + len(special)
         if vocab_size < least:
             raise TokenizerError(
@@ -272,8 +272,8 @@ class BPETokenizer:
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of any bytes, the same as tiktoken's. Decoding gives the bytes back.
 
-        Up to the first byte that is not UTF-8 they are split as text. The last piece before it (with all white space
-        there), that byte and whatever follows are merged as one piece.
+        Up to the first byte that is not UTF-8 they are split as text. The last piece before it, that byte and whatever
+        follows are merged as one piece.
         """
         try:
             valid, rest = data.decode("utf-8"), b""
@@ -284,11 +284,7 @@ class BPETokenizer:
         for piece in self._splitter.split(valid):
             ids += last
             last = self._merge(piece.encode("utf-8"))
-        if not rest:
-            return ids + last
-        while last and ids and not self._bytes[last[0]].strip(b" \n\t") and not self._bytes[ids[-1]].strip(b" \n\t"):
-            last.insert(0, ids.pop())
-        return ids + self._merge(self.decode_bytes(last) + rest)
+        return ids + (self._merge(self.decode_bytes(last) + rest) if rest else last)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids. Bytes that do not make a character become U+FFFD; special tokens their names.
@@ -434,19 +430,6 @@ class BPETokenizer:
                     if neighbours in self._ranks:
                         heapq.heappush(waiting, (self._ranks[neighbours], first, neighbours))
         return [ord(token) for token in tokens if token is not None]
-
-
-def _check_special(names: Sequence[str], splitter: Splitter) -> None:
-    """Refuse special tokens that are no text, or that a saved vocabulary could not tell from other tokens."""
-    for name in names:
-        if not name or names.count(name) > 1 or any(0xD800 <= ord(character) <= 0xDFFF for character in name):
-            raise TokenizerError(f"special tokens have names that are text and all different, got {list(names)}")
-        token = bytelevel.read(name)
-        if token is not None and len(splitter.split(token.decode("utf-8", errors="surrogateescape"))) == 1:
-            raise TokenizerError(
-                f"the special token {name!r} could be learned as a plain token, too; take a name that is split, such "
-                f"as <|{name}|>"
-            )
 
 
 def _alternatives(names: Iterable[str]) -> "regex.Pattern[str] | None":

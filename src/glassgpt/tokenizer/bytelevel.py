@@ -13,7 +13,7 @@ import regex
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.normal import NormalForm
-from glassgpt.tokenizer.pieces import PATTERNS
+from glassgpt.tokenizer.pieces import PATTERNS, Splitter
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -122,6 +122,23 @@ def pair(merge: str | Sequence[str]) -> tuple[bytes, bytes]:
     if len(parts) != 2:
         raise TokenizerError(f"the merge {merge!r} does not join two tokens")
     return must_read(parts[0]), must_read(parts[1])
+
+
+def check_special(names: Sequence[str], splitter: Splitter) -> None:
+    """Refuse special tokens that are no text, or that a saved vocabulary could not tell from other tokens.
+
+    Raises:
+        TokenizerError: naming one.
+    """
+    for name in names:
+        if not name or names.count(name) > 1 or any(0xD800 <= ord(character) <= 0xDFFF for character in name):
+            raise TokenizerError(f"special tokens have names that are text and all different, got {list(names)}")
+        token = read(name)
+        if token is not None and len(splitter.split(token.decode("utf-8", errors="surrogateescape"))) == 1:
+            raise TokenizerError(
+                f"the special token {name!r} could be learned as a plain token, too; take a name that is split, such "
+                f"as <|{name}|>"
+            )
 
 
 # --- tokenizer.json --------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def read_json(path: Path) -> Tokenizer:
         if isinstance(error, MissingExtraError) or str(path) in str(error):
             raise
         raise TokenizerError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TokenizerError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
