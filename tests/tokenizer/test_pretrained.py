@@ -393,3 +393,13 @@ def test_what_ranks_cannot_express_is_not_written() -> None:
     merges = [*model.merges[:-2], model.merges[-1], model.merges[-2]]
     with pytest.raises(TokenizerError, match="merges in another order"):
         pretrained.ranks_file(BPETokenizer(BPEModel(model.vocab, merges)))
+
+
+def test_dropout_in_a_file_does_not_make_ids_random(tmp_path: Path) -> None:
+    content = BPETokenizer.train("the quick brown fox " * 50, 300).to_json()
+    content["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    loaded = load(tmp_path)
+    plain = BPETokenizer.train("the quick brown fox " * 50, 300)
+    assert [loaded.encode("the quick brown fox")] * 20 == [plain.encode("the quick brown fox") for _ in range(20)]
+    assert json.loads(loaded.files()["tokenizer.json"]) == content

@@ -40,7 +40,7 @@ class LibraryTokenizer:
             raise MissingExtraError("tokenizers", "hf", f"a tokenizer.json with a {kind} model") from None
         self.content = content
         try:
-            self._library = tokenizers.Tokenizer.from_str(json.dumps(content))
+            self._library = tokenizers.Tokenizer.from_str(json.dumps(_without_dropout(content)))
         except BaseException as error:
             _refuse("the `tokenizers` library cannot read it", error)
         self._library.no_truncation()  # the file may ask for either, for batches of one length
@@ -222,6 +222,14 @@ def _check_ids(ids: Sequence[int], known: Any, vocab_size: int) -> None:
     for i in ids:
         if i not in known:
             raise TokenizerError(f"ids are from 0 to {vocab_size - 1}, got {i}")
+
+
+def _without_dropout(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same file without BPE dropout, which would give a text other ids every time."""
+    model = content.get("model")
+    if not isinstance(model, dict) or not model.get("dropout"):
+        return content
+    return {**content, "model": {**model, "dropout": None}}
 
 
 def _types(part: Any) -> set[str]:
