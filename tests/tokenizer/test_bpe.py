@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from texts import ANY_TEXT, MIXED_TEXT, gpt2, plays, trained
 from tokenizers import models, pre_tokenizers, trainers
@@ -240,6 +240,8 @@ def test_any_bytes_come_back(data: bytes) -> None:
 
 @settings(**SOME)
 @given(text=ANY_TEXT, blank=st.text(" \n\t\r\u3000", max_size=4), rest=st.binary(max_size=6))
+@example(text="  ", blank="", rest=b"\x00\x80")
+@example(text="a", blank=" \n \n", rest=b" \x00\xff b")
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_any_bytes_have_the_ids_of_tiktoken(pattern: str, text: str, blank: str, rest: bytes) -> None:
     data = (text + blank).encode("utf-8") + rest

@@ -272,8 +272,8 @@ class BPETokenizer:
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of any bytes, the same as tiktoken's. Decoding gives the bytes back.
 
-        Up to the first byte that is not UTF-8 they are split as text. The last piece before it, that byte and whatever
-        follows are merged as one piece.
+        Up to the first byte that is not UTF-8 they are split as text. The last piece before it (with all white space
+        there), that byte and whatever follows are merged as one piece.
         """
         try:
             valid, rest = data.decode("utf-8"), b""
@@ -284,7 +284,11 @@ class BPETokenizer:
         for piece in self._splitter.split(valid):
             ids += last
             last = self._merge(piece.encode("utf-8"))
-        return ids + (self._merge(self.decode_bytes(last) + rest) if rest else last)
+        if not rest:
+            return ids + last
+        while last and ids and not self._bytes[last[0]].strip(b" \n\t") and not self._bytes[ids[-1]].strip(b" \n\t"):
+            last.insert(0, ids.pop())
+        return ids + self._merge(self.decode_bytes(last) + rest)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids. Bytes that do not make a character become U+FFFD; special tokens their names.
