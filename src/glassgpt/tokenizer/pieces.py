@@ -4,8 +4,8 @@ A piece is, roughly, a word with the space before it. No token ever crosses the 
 known to BPE by its distinct pieces and how often each occurs.
 """
 
+import json
 import os
-import pickle
 import queue
 import struct
 import subprocess
@@ -245,13 +245,13 @@ def _feed(
     chunk: str | None = ""
     try:
         with worker, worker.stdin as to:
-            to.write(_packed(pickle.dumps(tuple(patterns))))
+            to.write(_packed(json.dumps(patterns).encode()))
             while (chunk := waiting.get()) is not None:
                 to.write(_packed(chunk.encode("utf-8", errors="surrogatepass")))
                 told.add(len(chunk))
             to.close()
-            results.append(pickle.loads(worker.stdout.read()))  # noqa: S301 (of our own child process)
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
+            results.append(Counter(json.loads(worker.stdout.read())))
+    except (OSError, ValueError) as error:
         results.append(TokenizerError(f"a process that counts words has ended early ({error}); is memory short?"))
         while chunk is not None:  # let the others finish
             chunk = waiting.get()
@@ -264,10 +264,10 @@ def _packed(content: bytes) -> bytes:
 def work() -> None:
     """The part of a child process: read chunks until the end of standard input, then write the counts."""
     source, counts = sys.stdin.buffer, Counter[str]()
-    splitter = Splitter(pickle.loads(_unpacked(source) or b""))  # noqa: S301 (of our own parent process)
+    splitter = Splitter(json.loads(_unpacked(source) or b"[]"))
     while (chunk := _unpacked(source)) is not None:
         counts.update(splitter.split(chunk.decode("utf-8", errors="surrogatepass")))
-    sys.stdout.buffer.write(pickle.dumps(counts))
+    sys.stdout.buffer.write(json.dumps(counts).encode())
 
 
 def _unpacked(source: BinaryIO) -> bytes | None:
