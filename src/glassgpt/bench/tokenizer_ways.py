@@ -18,7 +18,8 @@ import numpy as np
 from glassgpt.bench.memory import peak_resident
 from glassgpt.errors import GlassError
 from glassgpt.tokenizer import pretrained
-from glassgpt.tokenizer.bpe import END_OF_TEXT, BPETokenizer
+from glassgpt.tokenizer.base import END_OF_TEXT
+from glassgpt.tokenizer.bpe import BPETokenizer
 from glassgpt.tokenizer.pieces import PATTERNS, Splitter, usable_cpus
 
 TRAINING, ENCODING = "training", "encoding"

@@ -2,14 +2,13 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, split_arguments
+from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, show_line, split_arguments
 from glassgpt.config import build, parse_overrides
 from glassgpt.errors import ConfigError
 
@@ -57,7 +56,7 @@ def train(
         say("warning: not compiled: torch.compile needs a C++ compiler, and none was found")
     config, runtime = settle(config, runtime)
     result = bench_train(config, runtime, steps or asked, progress=None if json else _show_steps)
-    _clear_line()
+    show_line("")
     if json:
         print_json({"config": config.to_dict(), **_where(runtime), **dataclasses.asdict(result)})
     else:
@@ -90,9 +89,9 @@ def attention(
     from glassgpt.runtime import resolve
 
     _, runtime = settle(config, resolve(config.runtime))
-    show = None if json else lambda context, kind: _show(f"context {context:,}, {kind}")
+    show = None if json else lambda context, kind: show_line(f"context {context:,}, {kind}")
     rows = bench_attention(lengths, heads, head_dim, runtime, batch=batch, progress=show)
-    _clear_line()
+    show_line("")
     title = f"causal attention of one layer: {heads} heads of {head_dim}, batch {batch}, {_place(runtime)}"
     if plot:
         from glassgpt.bench.plots import draw_attention
@@ -136,9 +135,9 @@ def tokenizer(
     only = "training" if only_train else "encoding" if only_encode else ""
     result = bench_tokenizer(
         source.content, vocab_size, pattern=pattern, processes=processes or None, repeat=repeat, only=only,
-        progress=None if json else _show,
+        progress=None if json else show_line,
     )  # fmt: skip
-    _clear_line()
+    show_line("")
     settings = {
         "text": source.source, "pattern": pattern, "processes": processes or None, "repeat": repeat,
         "cpus": os.cpu_count(), "versions": versions(),
@@ -342,15 +341,4 @@ def _where(runtime: "Runtime") -> dict[str, Any]:
 
 
 def _show_steps(done: int, steps: int, seconds_left: float) -> None:
-    _show(f"step {done} of {steps}, {seconds_left:.0f} s left")
-
-
-def _show(message: str) -> None:
-    """One line on a terminal that the next one overwrites."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
-
-
-def _clear_line() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    show_line(f"step {done} of {steps}, {seconds_left:.0f} s left")

@@ -39,7 +39,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
                 preset = argument.removeprefix("preset=")
                 if preset != "auto":
                     presets.get(preset)
-            elif "=" in argument and not _is_file(argument):
+            elif "=" in argument and not exists(argument):
                 for section, values in parse_overrides([argument]).items():
                     last.setdefault(section, {}).update(values)
             elif argument.endswith(".toml"):
@@ -65,7 +65,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
     return preset, sources[0] if sources else None, layers
 
 
-def _is_file(name: str) -> bool:
+def exists(name: str | Path) -> bool:
+    """Whether there is a file or folder of that name; what cannot be a name is none."""
     try:
         return Path(name).exists()
     except (OSError, ValueError):  # too long for a name, for example
@@ -143,12 +144,17 @@ class ProgressLine:
 
     def line(self, text: str) -> None:
         """Show any text instead."""
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        show_line(text)
 
     def clear(self) -> None:
         """Leave the line empty."""
-        self.line("")
+        show_line("")
+
+
+def show_line(text: str) -> None:
+    """Put a text on the one line of a terminal that the next one overwrites; silent where there is none."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def say(message: str) -> None:

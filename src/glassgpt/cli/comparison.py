@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glassgpt.cli.common import counted, print_table
@@ -113,13 +113,11 @@ def measure(name: str, tokenizer: "Tokenizer", text: str, before: str = "") -> R
         ids = tokenizer.encode_array(text)
         seconds = time.perf_counter() - began
     except TokenizerError as error:
-        return Row(**asdict(row) | {"error": str(error)})
+        return replace(row, error=str(error))
     size, words, unknown = len(text.encode("utf-8")), len(text.split()), unknown_id(tokenizer)
     count = len(ids)
-    return Row(
-        name,
-        tokenizer.kind,
-        tokenizer.vocab_size,
+    return replace(
+        row,
         tokens=count,
         bytes_per_token=size / count if count else None,
         tokens_per_word=count / words if words else None,

@@ -15,6 +15,7 @@ from glassgpt.cli.common import (
     RUNS_OPTION,
     ProgressLine,
     counted,
+    exists,
     print_json,
     say,
     something_piped_in,
@@ -97,7 +98,7 @@ def train(
 def _trained(asked: "Spec", content: str, settings: dict[str, Any]) -> "Tokenizer":
     """The tokenizer asked for, with progress on the terminal."""
     from glassgpt.tokenizer import BPETokenizer, specs
-    from glassgpt.tokenizer.bpe import END_OF_TEXT
+    from glassgpt.tokenizer.base import END_OF_TEXT
 
     if asked.kind != "bpe" or asked.vocab_size is None:
         return specs.make(asked, content)
@@ -174,16 +175,9 @@ def find_tokenizer(name: str, runs: Path, pattern: str | None = None) -> "Tokeni
     spec = specs.parse(name)
     if pattern and not name.endswith(".tiktoken"):
         raise ConfigError(f"--pattern is for .tiktoken files; {name} has its own")
-    if spec.kind == "file" and not _exists(spec.path) and not _exists(runs / name):
+    if spec.kind == "file" and not exists(spec.path) and not exists(runs / name):
         raise TokenizerError(_unknown(name, runs))
     return specs.open_tokenizer(name, pattern, runs)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # too long for a name, for example
-        return False
 
 
 def _unknown(name: str, runs: Path) -> str:
@@ -203,7 +197,7 @@ def _text(argument: str | None) -> bytes | None:
         return None
     else:
         content = argument.encode("utf-8", errors="surrogateescape")
-        if argument and _exists(Path(argument)):
+        if argument and exists(argument):
             say(f"note: {argument!r} is taken as the text itself; to show the file: < {shlex.quote(argument)}")
     if not content:
         raise ConfigError("the text is empty; there is nothing to show")

@@ -7,8 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from glassgpt.errors import TokenizerError
+
 #: The files of a model folder that hold a tokenizer; the first that is there counts.
 FILES = ("tokenizer.json", "tokenizer.model")
+#: The token that ends a document.
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
@@ -63,9 +67,15 @@ class Tokenizer(Protocol):
         ...
 
 
-def json_file(content: Mapping[str, Any]) -> dict[str, bytes]:
-    """The file ``tokenizer.json`` with this content."""
-    return {"tokenizer.json": (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")}
+def json_file(content: Mapping[str, Any], name: str = "tokenizer.json") -> dict[str, bytes]:
+    """The file of that name with this content."""
+    return {name: (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")}
+
+
+def added_token(i: int, name: str, special: bool) -> dict[str, Any]:
+    """An entry of `added_tokens` in ``tokenizer.json``: found as it is written, wherever it stands."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": i, "content": name, **flags, "special": special}
 
 
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
@@ -79,12 +89,20 @@ def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     files = tokenizer.files()
     if "tokenizer.json" not in files:
         config["tokenizer_class"] = "LlamaTokenizer"  # which reads a SentencePiece tokenizer.model
-    for name, content in {**files, **_config_file(config)}.items():
+    for name, content in {**files, **json_file(config, "tokenizer_config.json")}.items():
         (folder / name).write_bytes(content)
 
 
-def _config_file(config: Mapping[str, Any]) -> dict[str, bytes]:
-    return {"tokenizer_config.json": (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode("utf-8")}
+def file_in(folder: Path) -> Path:
+    """The file of a folder that holds its tokenizer.
+
+    Raises:
+        TokenizerError: if there is none.
+    """
+    for name in FILES:
+        if (folder / name).exists():
+            return folder / name
+    raise TokenizerError(f"{folder} has no tokenizer.json; a model folder carries its tokenizer")
 
 
 def load(folder: Path) -> Tokenizer:

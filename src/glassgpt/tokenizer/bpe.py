@@ -22,14 +22,12 @@ import regex
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer import bytelevel
-from glassgpt.tokenizer.base import json_file
+from glassgpt.tokenizer.base import END_OF_TEXT, json_file
 from glassgpt.tokenizer.bytelevel import BPEModel
 from glassgpt.tokenizer.engine import Engine, Engines, agrees, engine_fails
 from glassgpt.tokenizer.normal import normalize
 from glassgpt.tokenizer.pieces import PATTERNS, Splitter, as_unicode_16, count_pieces, usable_cpus
 
-#: The token that ends a document.
-END_OF_TEXT = "<|endoftext|>"
 #: Distinct pieces whose ids are remembered; most pieces of a text have occurred before.
 CACHE = 1 << 18
 #: Bytes of a piece from which merging one pair after another by a queue is faster than looking at all pairs each time.

@@ -12,6 +12,7 @@ from typing import Any
 import regex
 
 from glassgpt.errors import TokenizerError
+from glassgpt.tokenizer.base import added_token
 from glassgpt.tokenizer.normal import NormalForm
 from glassgpt.tokenizer.pieces import PATTERNS, Splitter
 
@@ -159,7 +160,6 @@ _READ_ALIKE = regex.compile(
 
 def to_json(model: BPEModel) -> dict[str, Any]:
     """The content of ``tokenizer.json``."""
-    flags = dict.fromkeys((*_FLAGS, "normalized"), False)
     named = [(i, name, True) for name, i in model.special.items()]
     named += [(i, name, False) for name, i in model.added.items()]
     # added tokens are in the vocabulary, too: `tokenizers` would number them on from its size otherwise
@@ -173,7 +173,7 @@ def to_json(model: BPEModel) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": name, **flags, "special": special} for i, name, special in sorted(named)],
+        "added_tokens": [added_token(i, name, special) for i, name, special in sorted(named)],
         "normalizer": {"type": model.normal_form} if model.normal_form else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "post_processor": None,

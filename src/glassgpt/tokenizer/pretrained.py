@@ -19,8 +19,8 @@ from typing import Any
 from glassgpt import assets
 from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
 from glassgpt.tokenizer import bytelevel
-from glassgpt.tokenizer.base import FILES, Tokenizer
-from glassgpt.tokenizer.bpe import END_OF_TEXT, BPETokenizer
+from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, added_token, file_in
+from glassgpt.tokenizer.bpe import BPETokenizer
 from glassgpt.tokenizer.bytelevel import BPEModel
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.library import SPACE, LibraryTokenizer, SentencePieceTokenizer
@@ -74,10 +74,7 @@ def read(path: Path, pattern: str | None = None) -> Tokenizer:
         MissingExtraError: if it takes a library that is not installed.
     """
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).exists()]
-        if not found:
-            raise TokenizerError(f"{path} has no tokenizer.json; a model folder carries its tokenizer")
-        path = found[0]
+        path = file_in(path)
     readers = {".json": read_json, ".gguf": read_gguf, ".model": read_sentencepiece}
     if path.suffix == ".tiktoken":
         return read_ranks(path, pattern)
@@ -313,7 +310,6 @@ def _gguf_sentencepiece(values: Mapping[str, Any]) -> LibraryTokenizer:
         if token[:cut] in ids and token[cut:] in ids
     ]
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == 2), None)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     prefix = values.get("tokenizer.ggml.add_space_prefix", True)
     back = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}]
@@ -323,7 +319,7 @@ def _gguf_sentencepiece(values: Mapping[str, Any]) -> LibraryTokenizer:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, **flags, "special": types[i] != _USER_DEFINED}
+            added_token(i, token, special=types[i] != _USER_DEFINED)
             for i, token in enumerate(tokens)
             if types[i] in (2, _CONTROL, _USER_DEFINED)
         ],

@@ -19,7 +19,7 @@ from pathlib import Path
 from glassgpt import assets
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer import pretrained
-from glassgpt.tokenizer.base import FILES, Tokenizer
+from glassgpt.tokenizer.base import FILES, Tokenizer, file_in
 from glassgpt.tokenizer.bpe import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.word import WordTokenizer
@@ -166,10 +166,7 @@ def _existing(spec: Spec) -> Path:
     path = spec.path
     try:
         if path.is_dir():
-            folder = _folder_of(path)
-            if folder is None:
-                raise TokenizerError(f"{path} has no tokenizer.json; a model folder carries its tokenizer")
-            return next(folder / name for name in FILES if (folder / name).exists())
+            return file_in(_folder_of(path) or path)
         if path.exists():
             return path
     except OSError:  # too long for a name, for example

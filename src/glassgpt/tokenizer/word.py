@@ -14,7 +14,7 @@ import numpy as np
 import regex
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer.base import json_file
+from glassgpt.tokenizer.base import END_OF_TEXT, added_token, json_file
 from glassgpt.tokenizer.char import means_the_same, vocabulary
 from glassgpt.tokenizer.pieces import Splitter, count_pieces
 
@@ -22,7 +22,6 @@ from glassgpt.tokenizer.pieces import Splitter, count_pieces
 #: is one; or a single white space. Every text is a sequence of these, so joining the tokens gives it back.
 PATTERN = r" ?[\p{L}\p{M}\p{N}_]+(?:['’]\p{L}+)*| ?[^\s\p{L}\p{M}\p{N}_]|\s"
 UNKNOWN = "<|unk|>"
-END_OF_TEXT = "<|endoftext|>"
 SPECIAL = (UNKNOWN, END_OF_TEXT)
 
 
@@ -120,12 +119,11 @@ class WordTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``tokenizer.json``: a word-level model, which is what `tokenizers` calls this."""
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": i, "content": name, **flags, "special": True} for name, i in self._special.items()],
+            "added_tokens": [added_token(i, name, special=True) for name, i in self._special.items()],
             "normalizer": None,
             "pre_tokenizer": {
                 "type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False,
