@@ -1,0 +1,287 @@
+"""Corpora: files that are recorded, zipped, divided, many; what is done by hand; and the verbs list and fetch."""
+
+import hashlib
+import io
+import json
+import random
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassgpt import assets
+from glassgpt.assets import Asset, AssetFile, download
+from glassgpt.assets.articles import SEPARATOR, divided
+from glassgpt.assets.table import HUB
+from glassgpt.errors import AssetError
+
+TEXT = b"one<|endoftext|>two"
+ARTICLES = b" \n = Rome = \n \n Built in a day , x \n = 1 = \n y . \n \n = = History = = \n \n Long . \n \n"
+ARTICLES += b" = Oslo = \n \n Cold . \n"
+DIVIDED = ARTICLES.replace(b" = Oslo = \n", b"<|endoftext|>\n = Oslo = \n")
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def zipped(**members: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(f"wiki/{name}.raw"), content)
+    return out.getvalue()
+
+
+ZIP = zipped(train=ARTICLES, valid=ARTICLES[2:])
+PARTS = [random.Random(i).randbytes(5_000) for i in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def table(offer: Any) -> None:
+    archive = AssetFile("wiki.zip", sha(ZIP), len(ZIP), urls=(f"{HUB}/wiki.zip",))
+
+    def articles(part: str) -> AssetFile:
+        return AssetFile(f"wiki-{part}.txt", None, None, f"wiki/{part}.raw", archive=archive, convert=divided)
+
+    many = tuple(
+        AssetFile(f"part-{i}.parquet", sha(part), len(part), urls=(f"{HUB}/{i}.parquet",))
+        for i, part in enumerate(PARTS)
+    )
+    text = AssetFile("text.txt", None, None, urls=(f"{HUB}/text.txt",))
+    mark = "<|endoftext|>"
+    offer(
+        Asset("text", "corpus", "MIT", "not pinned", (text,), separator=mark),
+        Asset("wiki", "corpus", "CC", "zipped", (articles("train"),), separator=mark, held_out=("wiki-valid",)),
+        Asset("wiki-valid", "corpus", "CC", "zipped", (articles("valid"),), separator=mark),
+        Asset("many", "corpus", "ODC", "several", many, text_field="body", at_first=1),
+        Asset("words", "vocabulary", "MIT", "no corpus", (text,)),
+    )
+
+
+@pytest.fixture
+def filled(site: Any) -> Any:
+    site.files = {"/wiki.zip": ZIP, "/text.txt": TEXT} | {f"/{i}.parquet": part for i, part in enumerate(PARTS)}
+    return site
+
+
+# --- recorded on first use -------------------------------------------------------------------------------
+
+
+def test_what_is_not_pinned_is_recorded_as_sha256sum_does(filled: Any, cache: Path) -> None:
+    corpus = assets.corpus("text")
+    assert corpus == assets.Corpus("text", [cache / "text.txt"], "<|endoftext|>", "text")
+    assert (cache / "text.txt.sha256").read_text() == f"{sha(TEXT)}  text.txt\n"
+    assert assets.available("text") == "cache"
+    assert assets.path("text") == cache / "text.txt" and len(filled.asked) == 1
+
+
+def test_a_file_that_changed_here_is_named_with_both_sums(filled: Any, cache: Path) -> None:
+    assets.path("text")
+    (cache / "text.txt").write_bytes(TEXT[::-1])
+    with pytest.raises(AssetError) as caught:
+        assets.path("text")
+    for said in (cache / "text.txt", sha(TEXT), cache / "text.txt.sha256", sha(TEXT[::-1]), "Delete both files"):
+        assert str(said) in str(caught.value)
+    (cache / "text.txt.sha256").unlink()
+    assert assets.path("text").read_bytes() == TEXT[::-1]  # with the user's consent
+    assert (cache / "text.txt.sha256").read_text().startswith(sha(TEXT[::-1]))
+
+
+def test_a_file_that_changed_at_its_source_is_not_taken_silently(filled: Any, cache: Path) -> None:
+    assets.path("text").unlink()
+    filled.files["/text.txt"] = b"another"
+    with pytest.raises(
+        AssetError, match=f"expected SHA-256 {sha(TEXT)}, found 7 bytes with .*to take what is there now"
+    ):
+        assets.path("text")
+    assert [path.name for path in cache.iterdir()] == ["text.txt.sha256"]
+    (cache / "text.txt.sha256").unlink()
+    assert assets.path("text").read_bytes() == b"another"
+
+
+def test_a_file_put_by_hand_is_recorded_too(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
+    monkeypatch.setenv("GLASSGPT_ASSETS", str(tmp_path))
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    assert assets.path("text") == tmp_path / "text.txt"
+    (tmp_path / "text.txt").write_bytes(b"edited")
+    with pytest.raises(AssetError, match="has changed since it was first fetched"):
+        assets.path("text")
+
+
+def test_a_record_that_is_none_is_named(filled: Any, cache: Path) -> None:
+    assets.path("text")
+    (cache / "text.txt.sha256").write_text("what?\n")
+    with pytest.raises(AssetError, match=r"text\.txt\.sha256 should begin with a SHA-256 and begins with 'what"):
+        assets.path("text")
+
+
+# --- zipped, and divided into articles -------------------------------------------------------------------
+
+
+def test_members_of_a_zip_are_written_with_their_articles_divided(filled: Any, cache: Path) -> None:
+    assert assets.available("wiki") is None
+    assert assets.corpus("wiki").files == [cache / "wiki-train.txt"]
+    assert (cache / "wiki-train.txt").read_bytes() == DIVIDED
+    assert assets.path("wiki-valid").read_bytes() == DIVIDED[2:]
+    assert [path for path, _ in filled.asked] == ["/wiki.zip"]
+    (cache / "wiki-train.txt").unlink()
+    assert assets.available("wiki") == "cache" and assets.path("wiki").read_bytes() == DIVIDED
+    assert len(filled.asked) == 1
+
+
+def test_a_zip_put_by_hand_is_enough(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
+    with pytest.raises(AssetError) as caught:
+        assets.path("wiki")
+    assert str(caught.value) == (
+        "the asset 'wiki' was not found: wiki.zip. Tried, in order:\n"
+        f"  - the cache {cache} (GLASSGPT_CACHE): wiki.zip is not in {cache}\n"
+        "  - the folder named by GLASSGPT_ASSETS: GLASSGPT_ASSETS is not set\n"
+        f"  - the public URL: {HUB}/wiki.zip: not asked, because GLASSGPT_OFFLINE=1\n"
+        "What to do, one of:\n"
+        f"  - fetch {HUB}/wiki.zip in another way, and save it as wiki.zip in {cache}, "
+        "or in a folder that GLASSGPT_ASSETS names"
+    )
+    monkeypatch.setenv("GLASSGPT_ASSETS", str(tmp_path))
+    (tmp_path / "wiki.zip").write_bytes(ZIP)
+    assert assets.path("wiki").read_bytes() == DIVIDED
+
+
+def test_titles_stand_between_blank_lines_and_have_one_pair_of_signs() -> None:
+    chance = random.Random(5)
+    pieces = [b" \n", b" = A title = \n", b" \n", b" = = A section = = \n", b" text = x = \n", b" = 2 = \n", b" = \n"]
+    for _ in range(300):
+        lines = [chance.choice(pieces) for _ in range(chance.randrange(40))]
+        out = list(divided(lines))
+        marks = [i for i, line in enumerate(out) if line.startswith(SEPARATOR)]
+        assert [line for line in out if not line.startswith(SEPARATOR)] == lines
+        blank = [not line.strip() for line in lines]
+        titles = [
+            i
+            for i, line in enumerate(lines[:-1])
+            if line in (pieces[1], pieces[5]) and (i == 0 or blank[i - 1]) and blank[i + 1]
+        ]
+        starts = [i - marks.index(i) for i in marks]  # where the lines after the marks were
+        assert starts == [i for i in titles if not all(blank[:i])]
+
+
+# --- several files ---------------------------------------------------------------------------------------
+
+
+def test_of_many_files_come_the_first_those_asked_for_and_then_those_here(filled: Any, cache: Path) -> None:
+    corpus = assets.corpus("many")
+    assert (corpus.files, corpus.text_field) == ([cache / "part-0.parquet"], "body")
+    assert assets.available("many") == "cache (1 of 3 files)"
+    assert [path.read_bytes() for path in assets.corpus("many", files=2).files] == PARTS[:2]
+    assert len(assets.corpus("many").files) == 2  # once fetched, they are of it
+    assert len(assets.corpus("many", files=1).files) == 1
+    assert len(assets.paths("many", files=3)) == 3 and len(filled.asked) == 3
+    for wrong in (0, 4):
+        with pytest.raises(AssetError, match=f"'many' has 3 files, asked for {wrong}"):
+            assets.corpus("many", files=wrong)
+    with pytest.raises(AssetError, match="'text' has 1 file, asked for 2"):
+        assets.paths("text", files=2)
+
+
+def test_the_url_comes_last_and_is_checked(filled: Any, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    filled.files["/0.parquet"] = PARTS[1]
+    with pytest.raises(
+        AssetError, match=rf"/0\.parquet: expected 5,000 bytes .*{sha(PARTS[0])}, found .*{sha(PARTS[1])}"
+    ):
+        assets.corpus("many")
+    filled.files["/0.parquet"] = PARTS[0]
+    assert assets.corpus("many").files == [cache / "part-0.parquet"]
+    (cache / "part-0.parquet").rename(tmp_path / "part-0.parquet")
+    monkeypatch.setenv("GLASSGPT_ASSETS", str(tmp_path))
+    assert assets.corpus("many").files == [tmp_path / "part-0.parquet"]
+    monkeypatch.delenv("GLASSGPT_ASSETS")
+    (cache / "part-0.parquet").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"part-0\.parquet is damaged .* and will be replaced"):
+        assert assets.corpus("many").files[0].read_bytes() == PARTS[0]
+
+
+def test_the_first_file_that_fails_ends_it_and_what_came_stays(filled: Any, cache: Path) -> None:
+    del filled.files["/1.parquet"]
+    with pytest.raises(
+        AssetError, match=r"not found: part-1\.parquet and part-2\.parquet.*\n.*\n.*\n.*1\.parquet: .*404"
+    ):
+        assets.corpus("many", files=3)
+    assert [path for path, _ in filled.asked] == ["/0.parquet", "/1.parquet"]
+    assert assets.available("many") == "cache (1 of 3 files)"
+
+
+def test_only_a_corpus_is_one() -> None:
+    with pytest.raises(AssetError, match="'words' is no corpus but vocabulary; the corpora are text, wiki, wiki-valid"):
+        assets.corpus("words")
+
+
+# --- the verbs -------------------------------------------------------------------------------------------
+
+
+def test_list_says_where_each_is_its_size_and_its_documents(filled: Any, cli: Callable[..., Any]) -> None:
+    assets.path("text")
+    rows = {row["name"]: row for row in json.loads(cli("data", "list", "--json")[1])}
+    assert list(rows) == ["text", "wiki", "wiki-valid", "many"]
+    assert (rows["text"]["here"], rows["wiki"]["here"]) == ("cache", None)
+    assert rows["wiki"]["held_out"] == ["wiki-valid"] and rows["wiki"]["download_size"] == len(ZIP)
+    assert rows["many"]["documents"] == "rows of parquet, field body"
+    code, out, _ = cli("data", "list")
+    assert code == 0
+    assert re.search(r"^many +not here +5\.0 kB +rows of parquet, field body +ODC +several$", out, re.MULTILINE)
+    assert re.search(r"^text +cache +divided by <\|endoftext\|> ", out, re.MULTILINE)
+
+
+def test_fetch_prints_paths(filled: Any, cache: Path, cli: Callable[..., Any]) -> None:
+    code, out, _ = cli("data", "fetch", "many", "--files", 2)
+    assert (code, out.splitlines()) == (0, [str(cache / "part-0.parquet"), str(cache / "part-1.parquet")])
+    code, out, err = cli("data", "fetch", "wiki")
+    assert (code, out) == (0, f"{cache / 'wiki-train.txt'}\n") and "glassgpt data fetch wiki-valid" in err
+    answer = json.loads(cli("data", "fetch", "many", "--json")[1])
+    expected = {"name": "many", "files": [str(cache / f"part-{i}.parquet") for i in (0, 1)], "bytes": 10_000}
+    assert answer == {**expected, "separator": "", "text_field": "body"}
+    code, _, err = cli("data", "fetch", "many", "--files", 9)
+    assert (code, err) == (2, "error: 'many' has 3 files, asked for 9\n")
+
+
+def test_fetch_offline_says_what_it_tried_and_where_to_put_the_file(
+    cache: Path, cli: Callable[..., Any], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
+    code, out, err = cli("data", "fetch", "text")
+    assert (code, out) == (2, "")
+    assert f"{HUB}/text.txt: not asked, because GLASSGPT_OFFLINE=1" in err
+    assert f"save it as text.txt in {cache}, or in a folder that GLASSGPT_ASSETS names" in err
+
+
+def test_an_interrupted_fetch_says_how_to_go_on(filled: Any, cli: Callable[..., Any], monkeypatch: Any) -> None:
+    def interrupt(file: Path, progress: Any = None) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "digest_of", interrupt)
+        code, out, err = cli("data", "fetch", "text")
+    assert (code, out) == (130, "")
+    assert err == "stopped; what came of it is kept, and `glassgpt data fetch text` goes on from there\n"
+    assert cli("data", "fetch", "text")[0] == 0
+    assert len(filled.asked) == 1
+
+
+def test_progress_in_a_terminal_has_the_rate_and_the_time_left(monkeypatch: Any) -> None:
+    from glassgpt.cli import data
+
+    shown: list[str] = []
+    clock = iter([0.0, 1.0, 2.0])
+    monkeypatch.setattr(data, "show_line", shown.append)
+    monkeypatch.setattr(data.time, "monotonic", lambda: next(clock))
+    line = data._BytesLine()
+    for done in (4_000_000, 5_000_000, 6_000_000):  # 4 MB were there before: they are no part of the rate
+        line("text.txt", done, 10_000_000)
+    assert shown[1:] == [
+        "text.txt: 5.0 MB of 10.0 MB, 50%, 1.0 MB/s, 5 s left",
+        "text.txt: 6.0 MB of 10.0 MB, 60%, 1.0 MB/s, 4 s left",
+    ]
