@@ -1,5 +1,6 @@
 """Every command and every Python block of the README and the guide is run, in order, by a short training."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -22,6 +23,8 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def shortened(command: list[str]) -> list[str]:
     if command[0] in ("train", "quickstart") and not {"--help", "--resume", "--dry-run"} & set(command):
         return [*command, *(setting for setting in SHORT if setting.split("=")[0] not in " ".join(command))]
+    if command[:2] == ["data", "prepare"]:
+        return [*command, SHORT[-1]]
     return command
 
 
@@ -29,6 +32,11 @@ def shortened(command: list[str]) -> list[str]:
 def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Path) -> None:
     prose = text_file.read_text(encoding="utf-8")
     (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" + prose, encoding="utf-8")
+    lines = [line for line in prose.splitlines() if line.strip()]
+    (tmp_path / "texts").mkdir()
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in lines[::2])
+    (tmp_path / "texts" / "rows.jsonl").write_text(rows, encoding="utf-8")
+    (tmp_path / "texts" / "page.md").write_text("\n".join(lines[1::2]), encoding="utf-8")
     ran = 0
     for language, block in blocks(page):
         if language == "python":

@@ -154,18 +154,40 @@ def _check_tokenizer(text: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """Which text, and how it becomes tokens."""
+    """Which text or documents, and how they become tokens and batches."""
 
     section = "data"
 
     source: str = option(
-        "shakespeare", "a text file, or the name of a corpus (`glassgpt data list`)", check=_check_unicode
+        "shakespeare",
+        "a file, a folder, a pattern, a corpus (`glassgpt data list`), or what `data prepare` wrote",
+        check=_check_unicode,
     )
     tokenizer: str = option(
         "char", "char, word, word:N, bpe:N (N tokens), gpt2, or a tokenizer file or folder", check=_check_tokenizer
     )
-    val_fraction: float = option(0.1, "share of the text, at its end, kept for validation", least=0.001, most=0.5)
-    max_val_tokens: int = option(1_000_000, "validation tokens at most; the rest of a long text trains", least=2)
+    val_fraction: float = option(
+        0.1,
+        "share kept for validation: the end of a text, or documents chosen by their content",
+        least=0.0001,
+        most=0.5,
+    )
+    max_val_tokens: int = option(
+        1_000_000,
+        "validation text at most, in characters (of documents: bytes); the rest of a long text trains",
+        least=2,
+    )
+    separator: str = option(
+        "", "what stands between documents in plain files, for example <|endoftext|>", check=_check_unicode
+    )
+    text_field: str = option(
+        "", "where in a row its text is; empty: text, content, or the only text there is", check=_check_unicode
+    )
+    duplicates: Literal["keep", "drop"] = option("keep", "drop: leave out documents that repeat an earlier one")
+    order: Literal["auto", "random", "sequential"] = option(
+        "auto", "random windows; or shard after shard, shuffled nearby (auto: from a gigabyte of tokens on)"
+    )
+    mask_documents: bool = option(False, "attention and positions begin anew with each document")
 
 
 @dataclass(frozen=True)
@@ -235,6 +257,7 @@ class RuntimeConfig(Section):
         "auto", "torch.compile the blocks; auto: where the run is long enough to earn the compile time back"
     )
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", least=0)
+    workers: int = option(0, "processes that read batches ahead; 0: they are read between steps", least=0, most=256)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compile", str(self.compile).lower())  # TOML's own true and false will do, too

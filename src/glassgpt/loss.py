@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glassgpt.data.batches import documents
+from glassgpt.data.shards import Ids
 from glassgpt.runtime import Runtime
 
 #: Taken off the count of every pair, in the bigram model.
@@ -38,7 +40,7 @@ class Evaluation:
         return None if tokens_per_byte is None else self.loss * tokens_per_byte / math.log(2)
 
 
-def subset(tokens: np.ndarray, block_size: int, at_most: int) -> np.ndarray:
+def subset(tokens: Ids, block_size: int, at_most: int) -> np.ndarray:
     """Window starts for a fixed subset of at most so many predicted tokens, spread evenly over the stream."""
     starts = np.arange(0, max(len(tokens) - 1, 0), block_size)
     count = max(1, min(len(starts), at_most // block_size))
@@ -47,13 +49,14 @@ def subset(tokens: np.ndarray, block_size: int, at_most: int) -> np.ndarray:
 
 @torch.no_grad()
 def evaluate(
-    logits_of: Callable[[Tensor], Tensor],
-    tokens: np.ndarray,
+    logits_of: Callable[..., Tensor],
+    tokens: Ids,
     block_size: int,
     runtime: Runtime,
     *,
     starts: np.ndarray | None = None,
     batch_size: int = 32,
+    mask_documents: bool = False,
 ) -> Evaluation:
     """Evaluate a function ``idx [B, T] -> logits [B, T, V]`` on a stream of at least two tokens.
 
@@ -64,6 +67,8 @@ def evaluate(
         runtime: where to compute.
         starts: windows to use, from :func:`subset`; all of them by default.
         batch_size: windows per forward pass.
+        mask_documents: whether the function is to be told which document each token belongs to, and its position
+            there, as ``document_ids`` and ``positions``, both ``[B, T]``.
     """
     starts = np.arange(0, len(tokens) - 1, block_size) if starts is None else starts
     assert len(starts), "an empty stream has no loss"
@@ -75,7 +80,14 @@ def evaluate(
             rows = starts[chosen][lengths[chosen] == length]
             window = torch.from_numpy(tokens[rows[:, None] + np.arange(length + 1)].astype(np.int64))
             window = window.to(runtime.device)  # [B, T + 1]
-            logits = logits_of(window[:, :-1])  # [B, T, V]
+            known = {}
+            if mask_documents:
+                ids, positions = documents(tokens, rows, int(length))
+                known = {
+                    "document_ids": torch.from_numpy(ids).to(runtime.device),
+                    "positions": torch.from_numpy(positions).to(runtime.device),
+                }
+            logits = logits_of(window[:, :-1], **known)  # [B, T, V]
             losses = F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten(), reduction="none")
             sums += losses.view(len(rows), -1).cpu().double().sum(dim=1).tolist()  # not every device has float64
     total = int(lengths.sum())
@@ -100,9 +112,9 @@ class Floors:
     bigram: float
 
 
-def floors(train: np.ndarray, val: np.ndarray, vocab_size: int) -> Floors:
+def floors(train_ids: Ids, val_ids: Ids, vocab_size: int) -> Floors:
     """The losses of counting models, fitted to the training tokens (the first ten million) and read off validation."""
-    train, val = (np.asarray(tokens[:10_000_000], dtype=np.int64) for tokens in (train, val))
+    train, val = (np.asarray(tokens[:10_000_000], dtype=np.int64) for tokens in (train_ids, val_ids))
     unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # [V]
     pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
     before = pairs // vocab_size

@@ -1,17 +1,26 @@
 """Texts are read as they are: every byte of UTF-8, on every platform, or a message that says where it breaks."""
 
+import gzip
+import hashlib
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from glassgpt import assets
-from glassgpt.data import read
+from glassgpt.config import DataConfig
+from glassgpt.data import find, prepare, read, readers
 from glassgpt.errors import DataError
+from glassgpt.tokenizer.pieces import PATTERNS, Splitter
+from glassgpt.tokenizer.word import PATTERN as WORDS
 
-AWKWARD = "ä\r\nb\rc\n\u2028\x00\x85 🦊e\u0301\t\x1a end\n"
+AWKWARD = "ä\r\nb\rc\n\u2028\x85 🦊e\u0301\t\x1a end\n"
+MARK = b"\xef\xbb\xbf"
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +44,7 @@ def test_content_is_kept_to_the_byte(folder: Path) -> None:
         text = read(source)
         assert text.content == AWKWARD and text.content.encode("utf-8") == path.read_bytes()
         assert (text.source, text.name) == (str(path), "my text.v2")
+        assert find(DataConfig(source=source)).single
 
 
 def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +63,6 @@ def test_one_byte_order_mark_is_dropped(folder: Path) -> None:
     ("content", "byte", "offset", "line"),
     [
         (b"caf\xe9", 0xE9, 3, 1),
-        (b"\xff\xfea\0b\0", 0xFF, 0, 1),  # UTF-16
         (b"one\ntwo\r\nthree \x80\n", 0x80, 15, 3),
         (b"a\n\xf0\x9f\xa6", 0xF0, 2, 2),  # cut in the middle of a character
         (b"\n\n\xed\xa0\x80", 0xED, 2, 3),  # a surrogate
@@ -68,27 +77,49 @@ def test_other_encodings_are_refused_with_the_place(
     message = message_of("a.txt")
     assert f"byte 0x{byte:02x} at offset {offset} (line {line})" in message
     assert "a.txt is not UTF-8" in message and "iconv" in message
+    with pytest.raises(DataError) as caught:
+        prepare(find(DataConfig(source="a.txt")), DataConfig())
+    assert str(caught.value) == message
+
+
+def test_utf16_is_refused_with_the_remedy(folder: Path) -> None:
+    (folder / "a.txt").write_bytes("ab".encode("utf-16"))
+    assert "UTF-16" in message_of("a.txt") and "iconv" in message_of("a.txt")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"  \n\t\r\n "])
 def test_an_empty_file_is_refused(content: bytes, folder: Path) -> None:
     (folder / "a.txt").write_bytes(content)
     assert "a.txt is empty" in message_of("a.txt")
+    with pytest.raises(DataError, match=r"a\.txt is empty"):
+        prepare(find(DataConfig(source="a.txt")), DataConfig())
 
 
-def test_a_folder_is_refused_with_the_remedy(folder: Path) -> None:
+def test_a_folder_is_its_documents(folder: Path) -> None:
     (folder / "texts").mkdir()
-    message = message_of("texts")
-    assert "texts is a folder" in message and "cat texts/*.txt" in message
+    assert "texts holds no file that can be read" in message_of("texts")
+    (folder / "texts" / "b.txt").write_bytes(b"second")
+    (folder / "texts" / "a.jsonl").write_text('{"text": "first"}\n{"text": " "}\n', encoding="utf-8")
+    assert read("texts").content == "first\n\nsecond" and read("texts").name == "texts"
+    found = find(DataConfig(source="texts"))
+    assert not found.single and [file.name for file in found.files] == ["a.jsonl", "b.txt"]
+    assert read("texts/*.txt").content == "second"
+
+
+def test_one_plain_file_is_one_text_unless_a_separator_divides_it(folder: Path) -> None:
+    (folder / "a.txt").write_bytes(b"one--two\n--\n")
+    assert find(DataConfig(source="a.txt")).single
+    divided = find(DataConfig(source="a.txt", separator="--"))
+    assert not divided.single and [document.text for document in divided.documents()] == ["one", "two"]
 
 
 def test_an_unreadable_file_is_one_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "a.txt").write_bytes(b"abc")
 
-    def refuse(path: Path) -> bytes:  # root may read everything, so a chmod would not do
+    def refuse(path: Path, *arguments: object, **named: object) -> None:  # root may read everything: no chmod would do
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert "a.txt cannot be read: Permission denied" in message_of("a.txt")
 
 
@@ -112,12 +143,93 @@ def test_what_cannot_be_a_path_is_one_message_too(source: str) -> None:
 def test_a_file_wins_over_a_corpus_of_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = folder.parent / "corpus.txt"
     corpus.write_bytes(b"\xef\xbb\xbfthe corpus\r\n")
-    monkeypatch.setattr(assets, "path", {"shakespeare": corpus}.__getitem__)
+    monkeypatch.setattr(assets, "corpus", lambda name: assets.Corpus(name, [corpus], "", ""))
     text = read("shakespeare")
     assert (text.source, text.name, text.content) == ("shakespeare", "shakespeare", "the corpus\r\n")
     (folder / "shakespeare").write_bytes(b"a file")
     assert read("shakespeare").content == "a file"
     assert read("shakespeare").source == str(folder / "shakespeare")
+
+
+def test_a_corpus_says_how_its_documents_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "stories.txt").write_bytes(b"once\n<|endoftext|>\ntwice")
+    stories = assets.Corpus("tinystories", [folder / "stories.txt"], "<|endoftext|>", "")
+    monkeypatch.setattr(assets, "corpus", lambda name: stories)
+    found = find(DataConfig(source="tinystories"))
+    assert (found.source, found.single) == ("tinystories", False)
+    assert [document.text for document in found.documents()] == ["once", "twice"]
+    own = find(DataConfig(source="tinystories", separator="\n"))
+    assert [document.text for document in own.documents()] == ["once", "<|endoftext|>", "twice"]
+
+
+def test_a_prepared_corpus_is_no_text(folder: Path) -> None:
+    (folder / "a.txt").write_bytes(b"abc" * 100)
+    prepare(find(DataConfig(source="a.txt")), DataConfig(), folder=folder / "ready")
+    found = find(DataConfig(source="ready"))
+    assert (found.prepared, found.files, found.name) == (folder / "ready", (), "ready")
+    assert "ready is a prepared corpus" in message_of("ready")
+
+
+# --- the first look at a text ----------------------------------------------------------------------------------------
+
+PIECES = ["a b", "é", "🦊", " ", "\n", "word", "中文", "\u0301", "...", "1 2", "\ufeff", "ſ ſ"]
+LONG_TEXT = st.lists(st.sampled_from(PIECES), min_size=1, max_size=60).map("".join).filter(lambda text: text.strip())
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(LONG_TEXT, st.booleans(), st.booleans(), st.integers(1, 12), st.sampled_from([8, 70, 1 << 16]), st.data())
+def test_a_survey_counts_and_divides(
+    tmp_path_factory: pytest.TempPathFactory,
+    content: str, mark: bool, packed: bool, size: int, window: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    """Characters are found by number, and a text is cut where its parts, encoded one by one, are the whole."""
+    here = tmp_path_factory.mktemp("survey")
+    raw = (MARK if mark else b"") + content.encode("utf-8")
+    content = content if mark else content.removeprefix("\ufeff")  # a mark that was drawn is a mark
+    file = here / ("a.txt.gz" if packed else "a.txt")
+    file.write_bytes(gzip.compress(raw) if packed else raw)
+    if not content.strip():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_WINDOW", window)
+        survey = find(DataConfig(source=str(file))).survey(here)
+        assert survey.sha256 == hashlib.sha256(content.encode("utf-8")).hexdigest()
+        assert (survey.bytes, survey.characters) == (len(content.encode("utf-8")), len(content))
+        plain = survey.plain.read_bytes()
+        assert plain[survey.begin : survey.end].decode("utf-8") == content
+        places = [survey.byte_of(i) for i in range(len(content) + 1)]
+        assert places == [survey.begin + len(content[:i].encode("utf-8")) for i in range(len(content) + 1)]
+        begin = data.draw(st.sampled_from(places))
+        ranges = survey.divide(begin, survey.end, size)
+    assert ranges[0][0] == begin and ranges[-1][1] == survey.end
+    assert all(first[1] == second[0] for first, second in itertools.pairwise(ranges))
+    parts = [plain[first:last].decode("utf-8") for first, last in ranges]
+    for pattern in (*PATTERNS.values(), WORDS):
+        splitter = Splitter([pattern])
+        assert [piece for part in parts for piece in splitter.split(part)] == splitter.split("".join(parts))
+    assert all(last - first >= size for first, last in ranges[:-1]), "parts are not smaller than asked"
+
+
+def test_a_text_is_divided_wherever_it_may_be(tmp_path: Path) -> None:
+    """Parts of about the size asked for, also where places to cut are far apart and windows border on them."""
+    content = ("x" * 997 + " y") * 300
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+    survey = find(DataConfig(source=str(tmp_path / "a.txt"))).survey(tmp_path)
+    ranges = survey.divide(0, survey.end, 10_000)
+    assert all(10_000 <= last - first < 11_000 for first, last in ranges[:-1]) and len(ranges) > 25
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_WINDOW", 100)
+        assert survey.divide(0, survey.end, 10_000) == ranges
+
+
+def test_of_several_files_each_counts(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "ab"), ("b.txt", "c")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    first = find(DataConfig(source=str(tmp_path / "*.txt"))).survey(tmp_path)
+    assert first.bytes == 3
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("bc", encoding="utf-8")
+    assert find(DataConfig(source=str(tmp_path / "*.txt"))).survey(tmp_path).sha256 != first.sha256
 
 
 def test_works_in_the_c_locale_without_utf8_mode(folder: Path) -> None:
@@ -128,11 +240,12 @@ def test_works_in_the_c_locale_without_utf8_mode(folder: Path) -> None:
         "from pathlib import Path\n"
         "from glassgpt import config\n"
         "from glassgpt.config import DataConfig\n"
-        "from glassgpt.data import open_stream, prepare, read\n"
+        "from glassgpt.data import find, open_stream, prepare, read\n"
         "assert locale.getpreferredencoding(False).upper() in ('ANSI_X3.4-1968', 'US-ASCII', 'ASCII', '646'), locale\n"
         "text = read('a.txt')\n"
         f"assert text.content == {AWKWARD!a} * 20\n"
-        "stream = open_stream(prepare(text, DataConfig(max_val_tokens=100)).folder)\n"
+        "data = DataConfig(source='a.txt', max_val_tokens=100)\n"
+        "stream = open_stream(prepare(find(data), data, folder=Path('ready')).folder)\n"
         "ids = [*stream.train.tolist(), *stream.val.tolist()]\n"
         "assert stream.tokenizer.decode(ids) == text.content\n"
         f"run = config.build('', [{{'data': {{'source': {AWKWARD!a}}}}}])\n"

@@ -1,6 +1,7 @@
 """GPT-2's own tokenizer: equal to tiktoken and transformers id for id, whatever the text or the bytes."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 
 from glassgpt import assets
 from glassgpt.tokenizer import BPETokenizer, pretrained, save
+from glassgpt.tokenizer.engine import PROVEN, agrees, fingerprint
 from glassgpt.tokenizer.pieces import PATTERNS
 
 SOME = {"max_examples": 60, "deadline": None, "derandomize": True}
@@ -109,3 +111,16 @@ def test_the_ranks_of_gpt2_are_its_merges(tmp_path: Path) -> None:
     again = pretrained.read(path)
     assert isinstance(again, BPETokenizer)
     assert again.model.merges == gpt2().model.merges and again.special_ids() == {"<|endoftext|>": 50256}
+
+
+def test_the_vocabularies_said_to_be_proven_are() -> None:
+    tokenizer = gpt2()
+    assert {fingerprint(tokenizer.model)} == PROVEN and agrees(tokenizer.model, tokenizer._merge)
+    model = tokenizer.model
+    others = [
+        replace(model, merges=[model.merges[1], model.merges[0], *model.merges[2:]]),
+        replace(model, merges=model.merges[:-1]),
+        replace(model, whole_pieces=True),
+        replace(model, vocab={**model.vocab, b"a": model.vocab[b"b"], b"b": model.vocab[b"a"]}),
+    ]
+    assert not PROVEN & {fingerprint(other) for other in others}

@@ -14,7 +14,7 @@ from texts import ANY_TEXT, AWKWARD, MIXED_TEXT, plays
 from tokenizers import Regex, pre_tokenizers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import word
+from glassgpt.tokenizer import BPETokenizer, word
 from glassgpt.tokenizer.bytelevel import BYTES
 from glassgpt.tokenizer.pieces import PATTERNS, Splitter, as_unicode_16, count_pieces
 
@@ -122,6 +122,7 @@ def test_counts_are_those_of_all_pieces_with_any_number_of_processes(
     processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("glassgpt.tokenizer.pieces.Splitter.chunks", in_chunks_of_5000)
+    monkeypatch.setattr("glassgpt.tokenizer.pieces.CHUNK", 5000)
     told: list[tuple[int, int]] = []
     text = plays() + MIXED_TEXT + "\ud800"
     whole = splitter(PATTERNS["gpt2"])
@@ -140,6 +141,7 @@ def in_chunks_of_5000(self: Splitter, text: str) -> "list[str]":
 def test_a_process_that_dies_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     monkeypatch.setattr("glassgpt.tokenizer.pieces.Splitter.chunks", in_chunks_of_5000)
+    monkeypatch.setattr("glassgpt.tokenizer.pieces.CHUNK", 5000)
     with pytest.raises(TokenizerError, match="a process that counts words has ended early"):
         count_pieces(plays(), splitter(PATTERNS["gpt2"]), processes=2)
 
@@ -149,3 +151,12 @@ def test_a_pattern_that_is_none_is_refused(pattern: str) -> None:
     with pytest.raises(TokenizerError) as caught:
         Splitter([pattern])
     assert repr(pattern) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pieces_do_not_reach_from_one_text_into_the_next() -> None:
+    texts = ["the king", "s of", " ", " France", "", "s"] * 5
+    whole = splitter(PATTERNS["gpt2"])
+    expected = Counter(piece for text in texts for piece in whole.split(text))
+    assert count_pieces(iter(texts), whole, 1) == count_pieces(iter(texts), whole, 2) == expected
+    together, apart = (BPETokenizer.train(text, 300).model.merges for text in ("ab ab ab", iter(["ab ab", "ab"])))
+    assert len(together) == 2 and apart == together[:1]  # " ab" occurs twice, and once

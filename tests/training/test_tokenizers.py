@@ -10,7 +10,8 @@ import pytest
 
 from glassgpt import api, data
 from glassgpt.config import DataConfig, parse_overrides
-from glassgpt.data import Text
+from glassgpt.data import TokenStream
+from glassgpt.data.encoding import in_validation
 from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, WordTokenizer, save, specs
 from glassgpt.training import setup
@@ -59,6 +60,11 @@ class Interrupter(Reporter):
             signal.raise_signal(signal.SIGINT)
 
 
+def prepared(text: Path, tokenizer: str, val_fraction: float = 0.1) -> TokenStream:
+    config = DataConfig(source=str(text), tokenizer=tokenizer, val_fraction=val_fraction)
+    return data.prepare(data.find(config), config)
+
+
 def train(folder: Path, text: Path, *settings: str, stop_at: int = 0) -> Run:
     plan = setup.plan("tiny", [parse_overrides([*SETTINGS, f"source={text}", *settings])])
     return setup.start(plan, "run", folder, reporter=Interrupter(stop_at)).train().run
@@ -69,10 +75,10 @@ def timeless(run: Run) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("written", SPECS)
-def test_a_stream_holds_the_same_text_in_any_tokens(written: str, prose: str, file: Path) -> None:
-    text, config = Text("s", "n", prose), DataConfig(tokenizer=str(file) if written == "FILE" else written)
+def test_a_stream_holds_the_same_text_in_any_tokens(written: str, prose: str, text_file: Path, file: Path) -> None:
+    spec = str(file) if written == "FILE" else written
     kind, vocab_size = SPECS[written]
-    stream = data.prepare(text, config)
+    stream = prepared(text_file, spec)
     tokenizer, cut = stream.tokenizer, len(prose) - round(0.1 * len(prose))
     assert isinstance(tokenizer, kind)
     assert stream.info.vocab_size == tokenizer.vocab_size == (vocab_size or tokenizer.vocab_size)
@@ -85,25 +91,41 @@ def test_a_stream_holds_the_same_text_in_any_tokens(written: str, prose: str, fi
         assert stream.tokens_per_byte == stream.info.tokens["val"] / stream.info.bytes["val"]
     else:
         assert "<|unk|>" in tokenizer.decode(stream.val.tolist()) and stream.tokens_per_byte is None
-    assert data.prepare(text, config).folder == stream.folder, "prepared once"
+    assert prepared(text_file, spec).folder == stream.folder, "prepared once"
 
 
-def test_bpe_learns_from_the_training_part_alone(prose: str) -> None:
+def test_bpe_learns_from_the_training_part_alone(prose: str, tmp_path: Path) -> None:
     ending = "zqzqzq " * 400  # all of it in the validation part
-    config = DataConfig(tokenizer="bpe:300", val_fraction=len(ending) / len(prose + ending))
-    learned = data.prepare(Text("s", "n", prose + ending), config).tokenizer
+    (tmp_path / "a.txt").write_text(prose + ending, encoding="utf-8")
+    learned = prepared(tmp_path / "a.txt", "bpe:300", len(ending) / len(prose + ending)).tokenizer
     assert isinstance(learned, BPETokenizer)
     assert learned.model.merges == BPETokenizer.train(prose, 300).model.merges
     assert b"zq" not in learned.model.vocab
 
 
-def test_a_changed_tokenizer_file_is_another_stream(prose: str, file: Path) -> None:
-    text, config = Text("s", "n", prose), DataConfig(tokenizer=str(file))
-    first = data.prepare(text, config)
+def test_a_changed_tokenizer_file_is_another_stream(prose: str, text_file: Path, file: Path) -> None:
+    first = prepared(text_file, str(file))
     save(BPETokenizer.train(prose, 270), file, block_size=8)
-    second = data.prepare(text, config)
+    second = prepared(text_file, str(file))
     assert (first.info.vocab_size, second.info.vocab_size) == (280, 270)
     assert first.folder != second.folder
+
+
+@pytest.mark.parametrize("written", ["word:90", "bpe:300"])
+def test_words_and_bpe_learn_from_training_documents_alone(written: str, prose: str, tmp_path: Path) -> None:
+    """The held-out documents change nothing that is learned, and generation may begin where documents do."""
+    rows = [json.dumps({"text": f"{i} {line}"}) for i, line in enumerate(prose.splitlines())]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    stream = prepared(tmp_path / "a.jsonl", written, 0.3)
+    kept = [json.loads(row)["text"] for row in rows]
+    kept = [text for text in kept if not in_validation([text], 0.3)]
+    assert 300 < len(kept) < len(rows)
+    expected = specs.make(specs.parse(written), kept)
+    ours = stream.tokenizer
+    assert [ours.token_bytes(i) for i in range(ours.vocab_size)] == list(
+        map(expected.token_bytes, range(ours.vocab_size))
+    )
+    assert ours.vocab_size == expected.vocab_size and ours.bos_id == ours.eos_id == expected.eos_id
 
 
 @pytest.mark.parametrize("written", ["word", "bpe:300", "FILE"])

@@ -1,86 +1,100 @@
-"""``glassgpt data list | fetch | show``."""
+"""``glassgpt data list | fetch``; see :mod:`glassgpt.cli.dataset` for ``prepare`` and ``show``."""
+
+import time
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, print_json, print_table, split_arguments
-from glassgpt.cli.tokens import quoted
+from glassgpt.cli import dataset
+from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, show_line
 from glassgpt.errors import ConfigError
 
-app = typer.Typer(name="data", help="Corpora, and what a batch really is.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    name="data", help="Corpora, shards, and what a batch really is.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("list")
 def list_corpora(json: bool = JSON_OPTION) -> None:
-    """List the corpora known by name, and where each would come from."""
+    """List the corpora known by name: where each is or would come from, its size, and what a document of it is."""
     from glassgpt import assets
+    from glassgpt.assets.table import readable
 
-    rows = [
-        {
-            "name": name,
-            "here": assets.available(name) or "not here; `data fetch` looks for it",
-            "licence": assets.ASSETS[name].licence,
-            "description": assets.ASSETS[name].description,
-        }
-        for name in assets.names("corpus")
-    ]
+    corpora = [assets.ASSETS[name] for name in assets.names("corpus")]
+    where = {corpus.name: assets.available(corpus.name) for corpus in corpora}
     if json:
-        print_json(rows)
-    else:
-        print_table(list(rows[0]), [list(row.values()) for row in rows])
+        keys = ("name", "download_size", "documents", "licence", "description", "held_out")
+        described = [{key: getattr(corpus, key) for key in keys} for corpus in corpora]
+        print_json([{**row, "here": where[row["name"]]} for row in described])
+        return
+    table = []
+    for corpus in corpora:
+        size = readable(corpus.download_size) if corpus.download_size else ""
+        place = where[corpus.name] or "not here"
+        table.append([corpus.name, place, size, corpus.documents, corpus.licence, corpus.description])
+    print_table(["name", "where", "size", "documents", "licence", "description"], table, right=(2,))
+    print("\nWhat is not here, `glassgpt data fetch NAME` brings. Held-out texts have names of their own.")
 
 
 @app.command()
-def fetch(name: str = typer.Argument(..., help="A name from `glassgpt data list`."), json: bool = JSON_OPTION) -> None:
-    """Bring a corpus to this machine, check it, and print where it is."""
+def fetch(
+    name: str = typer.Argument(..., help="A name from `glassgpt data list`."),
+    files: int = typer.Option(
+        0, "--files", min=0, max=10_000, help="How many of several files; 0: those that are here, or else one."
+    ),
+    json: bool = JSON_OPTION,
+) -> None:
+    """Bring a corpus to this machine, check it, and print where it is. A download that was stopped goes on."""
     from glassgpt import assets
 
     if name not in assets.names("corpus"):
         raise ConfigError(f"there is no corpus {name!r}; there are {', '.join(assets.names('corpus'))}")
-    path = assets.path(name)
+    progress = _BytesLine()
+    try:
+        corpus = assets.corpus(name, files or None, progress)
+    except KeyboardInterrupt:
+        progress.clear()
+        kept = f"what came of it is kept, and `glassgpt data fetch {name}` goes on from there"
+        say(f"stopped; {kept}" if progress.seen else "stopped")
+        raise typer.Exit(130) from None
+    finally:
+        progress.clear()
     if json:
-        print_json({"name": name, "path": str(path), "bytes": path.stat().st_size})
+        size = sum(path.stat().st_size for path in corpus.files)
+        documents = {"separator": corpus.separator, "text_field": corpus.text_field}
+        print_json({"name": name, "files": [str(path) for path in corpus.files], "bytes": size, **documents})
     else:
-        print(path)
+        print("\n".join(map(str, corpus.files)))
+        for other in assets.ASSETS[name].held_out:
+            say(f"note: its publishers hold out {other}: glassgpt data fetch {other}")
 
 
-@app.command()
-def show(
-    arguments: list[str] = typer.Argument(None, metavar="TEXT | key=value", help="As for train."),
-    batch: int = typer.Option(0, "--batch", min=0, max=2**40, help="Which batch."),
-    rows: int = typer.Option(2, "--rows", min=1, help="Rows of it to show."),
-    json: bool = JSON_OPTION,
-) -> None:
-    """Show one training batch decoded, inputs beside targets, so that the shift by one is visible."""
-    from glassgpt import data, presets
-    from glassgpt.config import Layer, build
+class _BytesLine:
+    """Tells on one line of a terminal how far a download or a check is, with its rate and the time left."""
 
-    preset, _, layers = split_arguments(arguments or [])
-    base: Layer = presets.get(preset).layer if preset else {"model": {"block_size": 32}, "train": {"batch_size": 4}}
-    config = build("", [base, *layers])
-    text = data.read(config.data.source)
-    stream = data.prepare(text, config.data)
-    batches = data.Batches(stream.train, config.model.block_size, config.train.batch_size, config.train.seed)
-    inputs, targets = batches.get(batch)
-    starts = batches.starts(batch)
-    decode, token_bytes = stream.tokenizer.decode, stream.tokenizer.token_bytes
-    if json:
-        shown = [
-            {"start": int(s), "inputs": x.tolist(), "targets": y.tolist()}
-            for s, x, y in zip(starts, inputs, targets, strict=True)
-        ]
-        print_json({"batch": batch, "tokens": stream.info.tokens, "vocab_size": stream.info.vocab_size, "rows": shown})
-        return
-    tokens = stream.info.tokens
-    print(f"{text.name}: {tokens['train']:,} tokens to train on, then {tokens['val']:,} to validate with")
-    print(f"vocabulary of {stream.info.vocab_size}; {batches.windows:,} windows of {batches.block_size} in an epoch")
-    print(f"batch {batch}: inputs and targets are both [{inputs.shape[0]}, {inputs.shape[1]}]")
-    for i in range(min(rows, len(starts))):
-        print(f"\nrow {i}, from token {starts[i]:,}")
-        print(f"  inputs   {decode(inputs[i].tolist())!r}")
-        print(f"  targets  {decode(targets[i].tolist())!r}")
-    print("\nrow 0, token by token: what the model reads at each position, and what it should say next")
-    table = [
-        [str(t), f"{int(x)}", quoted(token_bytes(int(x))), "->", f"{int(y)}", quoted(token_bytes(int(y)))]
-        for t, (x, y) in enumerate(zip(inputs[0][:8], targets[0][:8], strict=True))
-    ]
-    print_table(["position", "input", "", "", "target", ""], table, right=(0, 1, 4))
+    def __init__(self) -> None:
+        self.seen = False
+        self._doing, self._from, self._began, self._shown = "", 0, 0.0, 0.0
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """Show it, ten times a second at most. What was there already counts for the share, not for the rate."""
+        from glassgpt.assets.table import readable
+
+        now = time.monotonic()
+        if doing != self._doing:
+            self._doing, self._from, self._began, self._shown = doing, done, now, now - 1.0
+        self.seen = True
+        if now - self._shown < 0.1:
+            return
+        self._shown = now
+        line = f"{doing}: {readable(done)}" + (f" of {readable(total)}, {done / total:.0%}" if total else "")
+        if (rate := (done - self._from) / max(now - self._began, 1e-3)) and now - self._began >= 0.5:
+            line += f", {readable(rate)}/s" + (f", {(total - done) / rate:,.0f} s left" if total else "")
+        show_line(line)
+
+    def clear(self) -> None:
+        """Leave the line empty."""
+        show_line("")
+
+
+app.command()(dataset.prepare)
+app.command()(dataset.show)

@@ -97,7 +97,7 @@ def _describe(preset: str, layers: Sequence[Layer], has_text: bool) -> RunConfig
     if not has_text:
         return config
     asked = {key for layer in layers for key in layer.get("model", {})}
-    stream = data.prepare(data.read(config.data.source), config.data)
+    stream = data.prepare(data.find(config.data), config.data)
     found = {
         "vocab_size": stream.info.vocab_size,
         "block_size": max(1, min(config.model.block_size, stream.info.tokens["train"] - 1)),

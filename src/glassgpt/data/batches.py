@@ -1,19 +1,33 @@
 """Which tokens make batch k: a pure function of (seed, k, global batch size), and of nothing else.
 
-The stream is cut into windows of block_size tokens. Every epoch visits each window once, in an order of its own,
-with the cuts moved by an offset of its own. The order is a permutation that is computed, not stored (a small
-Feistel network), so neither memory nor start-up grows with the corpus, and any batch can be had at once: resuming
-is asking for the next k. Ranks and micro-batches take rows of the same global batch.
+The stream is cut into windows of block_size tokens. Every epoch visits each window once, in an order of its own, with
+the cuts moved by an offset of its own. The order is a permutation that is computed, not stored (a small Feistel
+network), so neither memory nor start-up grows with the corpus, and any batch can be had at once: resuming is asking for
+the next k. Ranks, workers and micro-batches take rows of the same global batch.
+
+The order is one of two. *Random*: any window after any other. *Sequential*, for corpora that are larger than memory:
+shard after shard, the shards shuffled every epoch, and within a shard windows shuffled among their :data:`NEARBY`
+neighbours, so that a disk reads on instead of jumping.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
+from glassgpt.data.shards import Ids, Tokens
 from glassgpt.errors import DataError
 
 #: Target value of positions that do not count in the loss.
 IGNORE_INDEX = -100
+#: Windows among which one is shuffled in the sequential order.
+NEARBY = 1024
+#: Samples whose places are computed together: one by one takes a hundred times as long.
+TOGETHER = 4096
+#: Bytes of ids from which "auto" means the sequential order.
+LARGE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -21,19 +35,21 @@ class Batches:
     """Batches of inputs and targets from a token stream.
 
     Args:
-        tokens: the ids, ``[N]``.
+        tokens: the ids, ``[N]``: an array, or those of a prepared corpus.
         block_size: tokens in a row, T.
         batch_size: rows in the global batch.
         seed: of the order.
+        order: "random", "sequential", or "auto": sequential for more than a gigabyte of ids.
 
     Raises:
         DataError: if the stream is shorter than one row and its targets.
     """
 
-    tokens: np.ndarray
+    tokens: Ids
     block_size: int
     batch_size: int
     seed: int
+    order: Literal["auto", "random", "sequential"] = "random"
 
     def __post_init__(self) -> None:
         if len(self.tokens) < self.block_size + 1:
@@ -41,36 +57,124 @@ class Batches:
                 f"the training text has {len(self.tokens)} tokens; a context of {self.block_size} needs at least "
                 f"{self.block_size + 1}. Use a longer text, or block_size={max(1, len(self.tokens) - 1)} or less"
             )
+        if self.windows == 0:  # many small shards, sequentially
+            raise DataError(
+                f"no shard has {self.block_size + 1} tokens in a row; use order=random or a shorter context"
+            )
 
-    @property
+    @cached_property
+    def sequential(self) -> bool:
+        """Whether shards are taken one after another."""
+        large = self.order == "auto" and len(self.tokens) * self.tokens.dtype.itemsize > LARGE
+        return isinstance(self.tokens, Tokens) and (large or self.order == "sequential")
+
+    @cached_property
+    def _pieces(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What windows do not cross, shards or the whole: first token, windows, offsets, each ``[pieces]``."""
+        first, lengths = np.array([0]), np.array([len(self.tokens)])
+        if self.sequential:
+            assert isinstance(self.tokens, Tokens)
+            first, lengths = self.tokens.begins, self.tokens.ends - self.tokens.begins
+        whole = np.maximum(lengths - 1, 0) // self.block_size
+        spare = np.maximum(lengths - 1, 0) % self.block_size
+        # A moving offset needs room for block_size - 1 tokens; with a single window only what is spare can move.
+        windows = np.where((whole <= 1) | (spare == self.block_size - 1), whole, whole - 1)
+        return first, windows, np.minimum(self.block_size, lengths - windows * self.block_size)
+
+    @cached_property
     def windows(self) -> int:
         """Rows in an epoch, the same in every epoch."""
-        spare = (len(self.tokens) - 1) % self.block_size
-        whole = (len(self.tokens) - 1) // self.block_size
-        # A moving offset needs room for block_size - 1 tokens; with a single window only what is spare can move.
-        return whole if whole == 1 or spare == self.block_size - 1 else whole - 1
+        return int(self._pieces[1].sum())
 
     @property
     def offsets(self) -> int:
-        """How many places the first cut of an epoch may have."""
-        return min(self.block_size, len(self.tokens) - self.windows * self.block_size)
+        """How many places the first cut of an epoch may have (in the sequential order: of the first shard)."""
+        return int(self._pieces[2][0])
 
     def starts(self, k: int, rows: slice = slice(None)) -> np.ndarray:
         """Where each row of batch k begins in the stream: int64 ``[rows]``."""
-        sample = k * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
-        epoch, place = np.divmod(sample, self.windows)
-        starts = np.empty_like(sample)
-        for e in np.unique(epoch):
-            here = epoch == e
-            offset = int(_mix(np.array([self.seed, 0x0FF5E7]), int(e))[0] % np.uint64(self.offsets))
-            starts[here] = _permute(place[here], self.windows, self.seed, int(e)) * self.block_size + offset
+        samples = k * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
+        starts = np.empty_like(samples)
+        block = samples // TOGETHER
+        for b in np.unique(block):
+            here = block == b
+            starts[here] = self._block(int(b))[samples[here] % TOGETHER]
         return starts
+
+    def _block(self, b: int) -> np.ndarray:
+        """Where samples ``b * TOGETHER`` and on begin; kept, as the next batches want the same."""
+        if b not in self._blocks:
+            while len(self._blocks) > 1:
+                self._blocks.pop(next(iter(self._blocks)))
+            samples = b * TOGETHER + np.arange(TOGETHER, dtype=np.int64)
+            epoch, place = np.divmod(samples, self.windows)
+            starts = np.empty_like(samples)
+            for e in np.unique(epoch):
+                here = epoch == e
+                starts[here] = self._in_epoch(place[here], int(e))
+            self._blocks[b] = starts
+        return self._blocks[b]
+
+    @cached_property
+    def _blocks(self) -> dict[int, np.ndarray]:
+        """The last two that were asked for."""
+        return {}
+
+    def _in_epoch(self, place: np.ndarray, epoch: int) -> np.ndarray:
+        """Where the windows that come at some places of an epoch begin."""
+        if not self.sequential:
+            return _permute(place, self.windows, self.seed, epoch) * self.block_size + self._offset(0, epoch)
+        firsts, windows, _ = self._pieces
+        order = _permute(np.arange(len(windows)), len(windows), self.seed + 1, epoch)  # of the shards
+        ends = np.cumsum(windows[order])
+        turn = np.searchsorted(ends, place, side="right")
+        starts = np.empty_like(place)
+        for t in np.unique(turn):
+            here, shard = turn == t, int(order[t])
+            count = int(windows[shard])
+            inside = place[here] - (ends[t] - count)
+            for block in np.unique(inside // NEARBY):
+                among = inside // NEARBY == block
+                size = min(NEARBY, count - int(block) * NEARBY)
+                key = int(_mix(np.array([self.seed, shard]), int(block))[1] >> np.uint64(1))
+                moved = _permute(inside[among] - block * NEARBY, size, key, epoch)
+                inside[among] = block * NEARBY + moved
+            starts[here] = firsts[shard] + inside * self.block_size + self._offset(shard, epoch)
+        return starts
+
+    def _offset(self, piece: int, epoch: int) -> int:
+        """By how much the cuts of a piece are moved in an epoch."""
+        room = np.uint64(self._pieces[2][piece])
+        return int(_mix(np.array([self.seed + piece, 0x0FF5E7]), epoch)[0] % room)
 
     def get(self, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """Batch k: inputs and targets, int64 ``[rows, block_size]`` each; targets are one token further on."""
         index = self.starts(k, rows)[:, None] + np.arange(self.block_size + 1)  # [rows, T + 1]
         window = self.tokens[index].astype(np.int64)
         return window[:, :-1], window[:, 1:]
+
+    def documents(self, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """For batch k: which document each input belongs to, and its position, both int64 ``[rows, block_size]``."""
+        return documents(self.tokens, self.starts(k, rows), self.block_size)
+
+
+def documents(tokens: Ids, starts: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of windows of a stream: the document of each token, and its position, both int64 ``[windows, length]``.
+
+    Positions count from the beginning of the document, or of the window where the document began before it.
+
+    Args:
+        tokens: the stream; an array without documents is one document.
+        starts: where the windows begin, ``[windows]``.
+        length: tokens in a window.
+    """
+    index = np.asarray(starts)[:, None] + np.arange(length)  # [windows, T]
+    if not isinstance(tokens, Tokens):
+        return np.zeros(index.shape, dtype=np.int64), np.broadcast_to(np.arange(length), index.shape).copy()
+    ids = tokens.document_of(index)
+    begins = np.zeros(index.shape, dtype=np.int64)
+    begins[:, 1:] = np.where(ids[:, 1:] != ids[:, :-1], np.arange(1, length), 0)
+    return ids, np.arange(length) - np.maximum.accumulate(begins, axis=1)
 
 
 def _mix(values: np.ndarray, key: int) -> np.ndarray:

@@ -1,232 +1,290 @@
-"""The token stream on disk: two flat files of ids, and a description that is checked before use.
+"""Token shards: files that hold ids and where documents begin, mapped into memory rather than read.
 
-``train.bin`` and ``val.bin`` hold little-endian uint16 (uint32 for vocabularies above 65,536) and nothing else;
-``stream.json`` names their dtype, lengths and SHA-256, the tokenizer and the text they came from.
+A shard is a safetensors file (https://github.com/huggingface/safetensors) of three arrays: ``tokens`` (little-endian
+uint16, or uint32 for vocabularies above 65,536), ``starts`` (the place of the first token of each document that begins
+in this shard) and ``bytes`` (UTF-8 bytes of each document's text). Its header tells the format version, the split, the
+tokenizer's hash, the number of tokens and the SHA-256 of the arrays, so a shard can be checked by itself.
 """
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from glassgpt import assets
-from glassgpt.config import DataConfig
-from glassgpt.data.readers import Text
 from glassgpt.errors import DataError
-from glassgpt.tokenizer import Tokenizer, load, save, specs
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+SPLITS = ("train", "val")
+_ARRAYS = ("tokens", "starts", "bytes")
+#: safetensors' names of the dtypes that a shard may have.
+_DTYPES = {"U16": "<u2", "U32": "<u4", "I64": "<i8"}
+_MOST_HEADER = 1 << 20
 
-
-@dataclass(frozen=True)
-class StreamInfo:
-    """What ``stream.json`` says."""
-
-    format_version: int
-    text_sha256: str
-    tokenizer: str  # its identity
-    vocab_size: int
-    dtype: str
-    tokens: dict[str, int]  # per split
-    bytes: dict[str, int]  # UTF-8 bytes of text, per split
-    lossless: bool  # whether the validation ids decode to the text: with <|unk|> among them they do not
-    sha256: dict[str, str]  # of every other file of the folder
+#: What takes the place of ``[N]`` ids: they may lie in many files.
+Ids: TypeAlias = "np.ndarray | Tokens"
 
 
 @dataclass(frozen=True)
-class TokenStream:
-    """A prepared text. ``train`` and ``val`` are memory-mapped, so their size costs no memory."""
+class Shard:
+    """A shard's file and what its header says; the arrays are mapped when they are first used.
 
-    folder: Path
-    info: StreamInfo
+    Attributes:
+        path: the file.
+        split: "train" or "val".
+        tokenizer: SHA-256 of the tokenizer's file.
+        sha256: of the three arrays, one after another.
+        layout: of each array, its dtype, length, and first byte in the file.
+    """
 
-    @cached_property
-    def train(self) -> np.ndarray:
-        """Training ids, ``[tokens]``, read-only."""
-        return self._open("train")
+    path: Path
+    split: str
+    tokenizer: str
+    sha256: str
+    layout: dict[str, tuple[str, int, int]]
 
-    @cached_property
-    def val(self) -> np.ndarray:
-        """Validation ids, ``[tokens]``, read-only: the end of the text, none of it in ``train``."""
-        return self._open("val")
+    def __len__(self) -> int:
+        """How many tokens it has."""
+        return self.layout["tokens"][1]
 
     @property
-    def tokens_per_byte(self) -> float | None:
-        """Validation tokens per byte of their text; None where they do not hold that text."""
-        return self.info.tokens["val"] / self.info.bytes["val"] if self.info.lossless else None
+    def dtype(self) -> str:
+        """Of the ids: ``<u2`` or ``<u4``."""
+        return self.layout["tokens"][0]
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids."""
-        return load(self.folder)
+    def tokens(self) -> np.ndarray:
+        """The ids, ``[tokens]``, read-only."""
+        return self._array("tokens")
 
-    def _open(self, split: str) -> np.ndarray:
-        if (self.folder / f"{split}.bin").stat().st_size == 0:
-            return np.zeros(0, dtype=self.info.dtype)  # an empty file cannot be mapped
-        return np.memmap(self.folder / f"{split}.bin", dtype=self.info.dtype, mode="r")
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where documents begin, int64 ``[documents]``, ascending."""
+        return self._array("starts")
+
+    @cached_property
+    def bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each document that begins here, int64 ``[documents]``; of a text in parts, of its parts."""
+        return self._array("bytes")
+
+    def _array(self, name: str) -> np.ndarray:
+        dtype, length, offset = self.layout[name]
+        if length == 0:
+            return np.zeros(0, dtype=dtype)  # nothing cannot be mapped
+        return np.memmap(self.path, dtype=dtype, mode="r", offset=offset, shape=(length,))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped arrays: another process maps them again, instead of being sent them."""
+        return {name: value for name, value in self.__dict__.items() if name not in _ARRAYS}
+
+    def check(self, vocab_size: int) -> None:
+        """Read the whole shard and compare it with its header.
+
+        Raises:
+            DataError: if it was changed, or has an id beyond the vocabulary.
+        """
+        arrays = [self._array(name) for name in _ARRAYS]  # let go at the end, or all shards would count as resident
+        found = _digest(arrays)
+        if found != self.sha256:
+            raise DataError(
+                f"{self.path} was changed after it was written: SHA-256 {self.sha256[:16]}... in its header, "
+                f"{found[:16]}... found. Prepare the data again"
+            )
+        check_ids(arrays[0], vocab_size, str(self.path), self.layout["tokens"][2])
 
 
-def prepare(text: Text, config: DataConfig, progress: specs.Progress | None = None) -> TokenStream:
-    """Tokenise a text once and keep the result in the cache; later calls with the same text only open it.
-
-    The split is by position, in characters, so it is the same for every tokenizer: the first part trains, the last
-    ``val_fraction`` (but at most ``max_val_tokens`` characters) validates.
-
-    Args:
-        text: what was read.
-        config: the tokenizer, and how to split.
-        progress: told while a tokenizer is trained.
+def check_ids(tokens: np.ndarray, vocab_size: int, where: str, offset: int = 0) -> None:
+    """See that all ids are below ``vocab_size``, 16 million at a time.
 
     Raises:
-        DataError: if the cache cannot be written.
-        TokenizerError: if there is no such tokenizer, or it does not know the text.
+        DataError: naming the first that is not, its place, and its byte in the file.
     """
-    spec = specs.parse(config.tokenizer)
-
-    def make(train: str, val: str) -> Tokenizer:
-        return specs.make(spec, train, val, progress=progress)
-
-    return _prepared(text, config, specs.identity(spec), make)
-
-
-def prepare_again(text: Text, config: DataConfig, identity: str, tokenizer: Tokenizer) -> TokenStream:
-    """As :func:`prepare`, with a tokenizer that is at hand and was known by ``identity`` then."""
-    return _prepared(text, config, identity, lambda train, val: tokenizer)
+    for begin in range(0, len(tokens), 1 << 24):
+        part = tokens[begin : begin + (1 << 24)]
+        if int(part.max()) >= vocab_size:
+            place = begin + int(np.argmax(part >= vocab_size))
+            raise DataError(
+                f"{where}: id {int(tokens[place])} at token {place} (byte {offset + place * tokens.itemsize}) is "
+                f"beyond the vocabulary of {vocab_size}"
+            )
 
 
-def _prepared(text: Text, config: DataConfig, identity: str, make: Callable[[str, str], Tokenizer]) -> TokenStream:
-    digest = hashlib.sha256(text.content.encode("utf-8")).hexdigest()
-    folder = _folder(digest, identity, config)
-    for _ in range(10):  # another process may be preparing the same text, or mending the same damage
-        found = find_prepared(digest, identity, config)
-        if found is not None:
-            return found
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary = _write_stream(text.content, digest, config, identity, make, folder)
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-    raise DataError(f"the token stream in {folder} cannot be written; is something else changing that folder?")
-
-
-def _write_stream(
-    content: str, digest: str, config: DataConfig, identity: str, make: Callable[[str, str], Tokenizer], folder: Path
-) -> Path:
-    """Write a stream into a temporary folder beside its place."""
-    cut = len(content) - min(round(len(content) * config.val_fraction), config.max_val_tokens)
-    parts = {"train": content[:cut], "val": content[cut:]}
-    tokenizer = make(parts["train"], parts["val"])
-    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".tmp", dir=folder.parent))
-    except OSError as error:
-        raise DataError(
-            f"the cache {folder.parent} cannot be written: {error.strerror}; set GLASSGPT_CACHE to a folder that can"
-        ) from None
-    try:
-        tokens, lossless = {}, True
-        for split, part in parts.items():
-            ids = tokenizer.encode_array(part)
-            tokens[split] = len(ids)
-            lossless = split == "train" or tokenizer.decode(ids.tolist()) == part
-            (temporary / f"{split}.bin").write_bytes(ids.astype(dtype).tobytes())
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    save(tokenizer, temporary, block_size=2**31 - 1)
-    info = StreamInfo(
-        format_version=FORMAT_VERSION,
-        text_sha256=digest,
-        tokenizer=identity,
-        vocab_size=tokenizer.vocab_size,
-        dtype=dtype,
-        tokens=tokens,
-        bytes={split: len(part.encode("utf-8")) for split, part in parts.items()},
-        lossless=lossless,
-        sha256={file.name: assets.sha256_of(file) for file in sorted(temporary.iterdir())},
-    )
-    (temporary / "stream.json").write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
-    return temporary
-
-
-def find_prepared(text_sha256: str, identity: str, config: DataConfig) -> TokenStream | None:
-    """The stream in the cache for a text of that SHA-256 and a tokenizer, or None if there is none or it is damaged.
+def write_shard(path: Path, split: str, tokenizer: str, arrays: Sequence[np.ndarray]) -> str:
+    """Write a shard, whole or not at all, and return the SHA-256 of its file.
 
     Args:
-        text_sha256: of the text, in UTF-8.
-        identity: of the tokenizer, see :func:`glassgpt.tokenizer.specs.identity`.
-        config: how the text was split.
+        path: where.
+        split: "train" or "val".
+        tokenizer: SHA-256 of the tokenizer's file.
+        arrays: tokens (``<u2`` or ``<u4``), starts and bytes (``<i8``).
     """
+    named = dict(zip(_ARRAYS, arrays, strict=True))
+    metadata = {
+        "format": "glassgpt tokens",
+        "format_version": str(FORMAT_VERSION),
+        "split": split,
+        "tokenizer": tokenizer,
+        "tokens": str(len(named["tokens"])),
+        "documents": str(len(named["starts"])),
+        "sha256": _digest(arrays),
+    }
+    # Written here because safetensors' library puts the metadata in another order each time.
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in reversed(_ARRAYS):  # the widest first, so that each is aligned
+        array, begin = named[name], end
+        end += array.nbytes
+        dtype = next(word for word, numpy in _DTYPES.items() if numpy == array.dtype.newbyteorder("<").str)
+        header[name] = {"dtype": dtype, "shape": [len(array)], "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    digest = hashlib.sha256()
     try:
-        stream = open_stream(_folder(text_sha256, identity, config))
-    except DataError:
-        return None
-    return stream if (stream.info.text_sha256, stream.info.tokenizer) == (text_sha256, identity) else None
+        with temporary.open("xb") as file:
+            contents: list[Any] = [np.ascontiguousarray(named[name]).data for name in reversed(_ARRAYS)]
+            for content in [struct.pack("<Q", len(encoded)), encoded, *contents]:
+                file.write(content)
+                digest.update(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
 
 
-def _folder(text_sha256: str, identity: str, config: DataConfig) -> Path:
-    description = f"{FORMAT_VERSION} {identity} {config.val_fraction!r} {config.max_val_tokens} {text_sha256}"
-    return assets.cache_dir() / "streams" / hashlib.sha256(description.encode()).hexdigest()[:16]
-
-
-def open_stream(folder: Path) -> TokenStream:
-    """Open a prepared stream, checking that its files are what its description says.
+def open_shard(path: Path) -> Shard:
+    """Read a shard's header and see that the file is as long as it says.
 
     Raises:
-        DataError: if it is not there, was cut short or changed, or holds an id beyond its vocabulary.
+        DataError: if there is no such file, it is no shard, of another version, or was cut short.
     """
-    path = folder / "stream.json"
     try:
-        info = StreamInfo(**json.loads(path.read_text(encoding="utf-8")))
-        if info.format_version != FORMAT_VERSION:
-            raise DataError(f"{path} has format version {info.format_version}; this version reads {FORMAT_VERSION}")
-        _check_description(info)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise DataError(f"{folder} holds no token stream that can be read: {error}") from None
-    for name, expected in info.sha256.items():
-        file = folder / name
-        found = assets.sha256_of(file) if file.exists() else "no file"
-        if found != expected:
-            raise DataError(f"{file} is not what stream.json describes: SHA-256 {expected} expected, found {found}")
-    for split, tokens in info.tokens.items():
-        size, expected_size = (folder / f"{split}.bin").stat().st_size, tokens * np.dtype(info.dtype).itemsize
-        if size != expected_size:
-            raise DataError(
-                f"{folder / split}.bin has {size} bytes; {tokens} tokens of {info.dtype} are {expected_size}"
-            )
-    stream = TokenStream(folder, info)
-    for split, ids in (("train", stream.train), ("val", stream.val)):
-        if ids.size and int(ids.max()) >= info.vocab_size:
-            place = int(np.argmax(ids >= info.vocab_size))
-            raise DataError(
-                f"{folder / split}.bin: id {int(ids[place])} at token {place} is beyond the vocabulary of "
-                f"{info.vocab_size}"
-            )
-    if stream.tokenizer.vocab_size != info.vocab_size:
-        raise DataError(f"{path}: vocab_size {info.vocab_size}, and {stream.tokenizer.vocab_size} in tokenizer.json")
-    return stream
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MOST_HEADER:
+                raise ValueError("it has no header")
+            content = json.loads(file.read(length))
+        header, layout = content.pop("__metadata__"), {}
+        if header.get("format") != "glassgpt tokens":
+            raise ValueError("its header does not speak of tokens")
+        if header["format_version"] != str(FORMAT_VERSION):
+            raise ValueError(f"format version {header['format_version']}, and this version reads {FORMAT_VERSION}")
+        for name in _ARRAYS:
+            entry = content[name]
+            begin, end = entry["data_offsets"]
+            layout[name] = (_DTYPES[entry["dtype"]], int(entry["shape"][0]), 8 + length + int(begin))
+            if 8 + length + end > size:
+                raise ValueError(f"it was cut short: {size:,} bytes, and its header speaks of {8 + length + end:,}")
+            if begin < 0 or end - begin != layout[name][1] * np.dtype(layout[name][0]).itemsize:
+                raise ValueError(f"its {name} are {end - begin} bytes, which {layout[name][1]} of them are not")
+        if header["split"] not in SPLITS or int(header["tokens"]) != layout["tokens"][1]:
+            raise ValueError("its header contradicts itself")
+        return Shard(path, header["split"], header["tokenizer"], header["sha256"], layout)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+        raise DataError(f"{path} is no token shard that can be read: {error}") from None
 
 
-def _check_description(info: StreamInfo) -> None:
-    """Refuse a stream.json that was written by hand or damaged (a ValueError that says where)."""
-    if info.dtype not in ("<u2", "<u4"):
-        raise ValueError(f"dtype {info.dtype!r}")
-    carried = set(info.sha256) - {"train.bin", "val.bin", "tokenizer_config.json"}
-    if len(info.sha256) != 4 or len(carried) != 1 or not carried <= {"tokenizer.json", "tokenizer.model"}:
-        raise ValueError("sha256 does not list the files of a stream")
-    for name, counts in (
-        ("tokens", info.tokens),
-        ("bytes", info.bytes),
-        ("vocab_size", {"train": info.vocab_size, "val": 1}),
-    ):
-        if set(counts) != {"train", "val"} or any(type(n) is not int or n < 0 for n in counts.values()):
-            raise ValueError(f"{name} is {counts!r}")
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class Tokens:
+    """The ids of many shards as one array ``[N]``, with the documents that they belong to.
+
+    Args:
+        shards: in order; at least one.
+        length: how many of their ids count, from the beginning; all by default.
+    """
+
+    def __init__(self, shards: Sequence[Shard], length: int | None = None):
+        assert shards, "there is no array of nothing"
+        self.shards = list(shards)
+        ends = np.cumsum([len(shard) for shard in shards])
+        self._length = int(ends[-1]) if length is None else length
+        self.ends = np.minimum(ends, self._length)  # [shards]
+        self.begins = np.concatenate([[0], self.ends[:-1]])  # [shards]
+        self.dtype = np.dtype(shards[0].dtype)
+
+    def __len__(self) -> int:
+        """N."""
+        return self._length
+
+    @property
+    def shape(self) -> tuple[int]:
+        """``(N,)``."""
+        return (self._length,)
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        """As of an array: an int gives an id, a slice or an array of integers an array of ids."""
+        if isinstance(index, slice):
+            begin, end, step = index.indices(self._length)
+            if step != 1:
+                return self[np.arange(begin, end, step)]
+            return self._run(begin, end)
+        places = np.asarray(index)
+        if places.size and not (-self._length <= int(places.min()) and int(places.max()) < self._length):
+            raise IndexError(f"a place beyond the {self._length} tokens")
+        places = np.where(places < 0, places + self._length, places)
+        if len(self.shards) == 1:
+            return self.shards[0].tokens[places]
+        found = np.empty(places.shape, dtype=self.dtype)
+        holders = np.searchsorted(self.ends, places, side="right")
+        for holder in np.unique(holders):
+            here = holders == holder
+            found[here] = self.shards[holder].tokens[places[here] - self.begins[holder]]
+        return found if found.shape else found[()]
+
+    def _run(self, begin: int, end: int) -> np.ndarray:
+        """Ids from ``begin`` to ``end``: mapped where they lie in one shard."""
+        parts = [
+            shard.tokens[max(begin - first, 0) : end - first]
+            for shard, first, last in zip(self.shards, self.begins, self.ends, strict=True)
+            if first < end and begin < last
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All ids in memory."""
+        return np.asarray(self._run(0, self._length), dtype=dtype)
+
+    def tolist(self) -> list[int]:
+        """All ids as a list."""
+        ids: list[int] = self._run(0, self._length).tolist()
+        return ids
+
+    @cached_property
+    def _documents_before(self) -> np.ndarray:
+        """How many documents begin before each shard, ``[shards]``."""
+        return np.concatenate([[0], np.cumsum([shard.layout["starts"][1] for shard in self.shards])[:-1]])
+
+    def document_of(self, places: np.ndarray) -> np.ndarray:
+        """Which document the tokens at these places belong to: int64 of the same shape, counted from 0."""
+        holders = np.searchsorted(self.ends, places, side="right")
+        found = np.empty(places.shape, dtype=np.int64)
+        for holder in np.unique(holders):
+            here = holders == holder
+            local = places[here] - self.begins[holder]
+            started = np.searchsorted(self.shards[holder].starts, local, side="right")
+            found[here] = self._documents_before[holder] + started - 1
+        return found

@@ -23,12 +23,15 @@ class Tokenizer(Protocol):
         vocab_size: ids are below it.
         eos_id: the id that ends a document, None for a tokenizer that has none.
         bos_id: the id that generation from nothing starts with, None if models were not trained with one.
+        divisible: whether a text may be cut at :func:`glassgpt.tokenizer.pieces.safe_cut` and its parts be encoded
+            one by one, to the same ids.
     """
 
     kind: str
     vocab_size: int
     eos_id: int | None
     bos_id: int | None
+    divisible: bool
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of the text. Special tokens written in the text stay text unless allowed.

@@ -26,7 +26,7 @@ from glassgpt.tokenizer.base import END_OF_TEXT, json_file
 from glassgpt.tokenizer.bytelevel import BPEModel
 from glassgpt.tokenizer.engine import Engine, Engines, agrees, engine_fails
 from glassgpt.tokenizer.normal import normalize
-from glassgpt.tokenizer.pieces import PATTERNS, Splitter, as_unicode_16, count_pieces, usable_cpus
+from glassgpt.tokenizer.pieces import PATTERNS, Splitter, Texts, as_unicode_16, count_pieces, safe_cut, usable_cpus
 
 #: Distinct pieces whose ids are remembered; most pieces of a text have occurred before.
 CACHE = 1 << 18
@@ -168,13 +168,14 @@ class BPETokenizer:
         self._named = _alternatives(named)
         self._cache: dict[str, list[int]] = {}
         self._engines = Engines(model, self._merge)
+        self.divisible = self._splitter.divisible and not any(safe_cut(name) for name in model.added)
         self.eos_id = named[model.eos] if model.eos else None
         self.bos_id = named[model.bos] if model.bos else None
 
     @classmethod
     def train(
         cls,
-        text: str,
+        text: Texts,
         vocab_size: int,
         *,
         pattern: str = "gpt2",
@@ -182,8 +183,11 @@ class BPETokenizer:
         min_frequency: int = 2,
         processes: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        characters: int | None = None,
     ) -> "BPETokenizer":
-        """Learn a vocabulary of a text. The same text and settings give the same tokenizer, with any processes.
+        """Learn a vocabulary of a text, or of several.
+
+        The same text and settings give the same tokenizer, with any processes.
 
         Args:
             text: to learn from.
@@ -194,6 +198,7 @@ class BPETokenizer:
             min_frequency: that a pair must have to become a token.
             processes: as in :func:`count_pieces`.
             progress: called with "counting words" or "merging", what is done, and of how much.
+            characters: as in :func:`count_pieces`.
 
         Raises:
             TokenizerError: if the vocabulary is smaller than the bytes and the special tokens, a special token has no
@@ -211,7 +216,7 @@ class BPETokenizer:
             )
         counting = (lambda done, total: progress("counting words", done, total)) if progress else None
         merging = (lambda done, total: progress("merging", done, total)) if progress else None
-        pieces = count_pieces(text, splitter, processes, counting)
+        pieces = count_pieces(text, splitter, processes, counting, characters)
         words = {piece.encode("utf-8"): count for piece, count in pieces.items()}
         learned = learn_merges(words, vocab_size - least, min_frequency, merging)
         tokens = list(bytelevel.BYTES)
@@ -266,6 +271,10 @@ class BPETokenizer:
             else:
                 parts += [np.array(self._merge_pieces(chunk), dtype=np.int64) for chunk in chunks]
         return np.concatenate(parts)
+
+    def expect(self, characters: int) -> None:
+        """Told how much text is to come, in many short parts: then tiktoken's engine may be worth building at once."""
+        self._engines.get("auto", characters)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of any bytes, the same as tiktoken's. Decoding gives the bytes back.

@@ -8,6 +8,7 @@ import numpy as np
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import json_file
+from glassgpt.tokenizer.pieces import Texts
 
 #: Split pattern of tokenizer.json: every character by itself, line ends included.
 _EVERY_CHARACTER = r"[\s\S]"
@@ -21,6 +22,7 @@ class CharTokenizer:
     """
 
     kind = "char"
+    divisible = True
     eos_id: int | None = None
     bos_id: int | None = None
 
@@ -33,9 +35,13 @@ class CharTokenizer:
         self._table[codes] = np.arange(len(alphabet))
 
     @classmethod
-    def train(cls, text: str) -> "CharTokenizer":
-        """The alphabet of a text, sorted by code point."""
-        return cls(sorted(set(text)))
+    def train(cls, *texts: Texts) -> "CharTokenizer":
+        """The alphabet of one or more texts, sorted by code point."""
+        alphabet: set[str] = set()
+        for text in texts:
+            for part in [text] if isinstance(text, str) else text:
+                alphabet.update(part)
+        return cls(sorted(alphabet))
 
     def encode_array(self, text: str) -> np.ndarray:
         """As :meth:`encode`, to an int64 array ``[len(text)]``; some 50 times faster than a loop."""

@@ -32,6 +32,8 @@ class LibraryTokenizer:
         TokenizerError: if it cannot read the content.
     """
 
+    divisible = False  # who knows what its parts do
+
     def __init__(self, content: Mapping[str, Any], roles: Mapping[str, str] | None = None):
         try:
             import tokenizers
@@ -128,6 +130,7 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
+    divisible = False  # it puts a space before every text
 
     def __init__(self, proto: bytes):
         try:

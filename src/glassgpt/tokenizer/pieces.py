@@ -12,9 +12,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import regex
@@ -59,6 +59,8 @@ _MOST_PROCESSES = 8
 
 #: Told of characters counted so far, and of all.
 Progress = Callable[[int, int], None]
+#: A text, or several that come one after another.
+Texts: TypeAlias = str | Iterable[str]
 
 
 class Splitter:
@@ -100,13 +102,22 @@ class Splitter:
             size = max(size, len(text))
         begin = 0
         while len(text) - begin > size:
-            cut = _SAFE_CUT.search(text, begin + size - 1)
+            cut = safe_cut(text, begin + size)
             if cut is None:
                 break
-            yield text[begin : cut.end()]
-            begin = cut.end()
+            yield text[begin:cut]
+            begin = cut
         if begin < len(text):
             yield text[begin:]
+
+
+def safe_cut(text: str, begin: int = 0) -> int | None:
+    """The first place from ``begin`` on where any text may be cut in two that are split one by one; None for none.
+
+    It is so for the published patterns, for words, and (trivially) for characters.
+    """
+    cut = _SAFE_CUT.search(text, max(begin - 1, 0))
+    return cut.end() if cut else None
 
 
 def _newer() -> np.ndarray:
@@ -150,27 +161,49 @@ def _split_once(pattern: "regex.Pattern[str]", text: str) -> list[str]:
 
 
 def count_pieces(
-    text: str, splitter: Splitter, processes: int | None = None, progress: Progress | None = None
+    texts: Texts,
+    splitter: Splitter,
+    processes: int | None = None,
+    progress: Progress | None = None,
+    characters: int | None = None,
 ) -> Counter[str]:
-    """How often each piece occurs in a text.
+    """How often each piece occurs in a text, or in several: no piece reaches from one into the next.
 
     Args:
-        text: any length; it is worked on in parts, so memory holds the text and its distinct pieces.
+        texts: any length; worked on in parts, so memory holds a text and the distinct pieces.
         splitter: makes the pieces.
-        processes: that count at the same time; by default one per CPU, 8 at most, for a long text.
+        processes: that count at the same time; by default one per CPU, 8 at most, for long texts.
         progress: called as the work goes on.
+        characters: of all texts together, where it is known: about is enough.
     """
+    if isinstance(texts, str):
+        texts, characters = [texts], len(texts)
+    characters = characters or 0
     if processes is None:
-        processes = min(usable_cpus(), _MOST_PROCESSES) if len(text) >= _WORTH_PROCESSES else 1
-    told = _Told(len(text), progress)
-    chunks = splitter.chunks(text)
+        processes = min(usable_cpus(), _MOST_PROCESSES) if characters >= _WORTH_PROCESSES else 1
+    told = _Told(characters, progress)
+    chunks = (chunk for text in texts for chunk in splitter.chunks(text))
     if processes > 1 and splitter.divisible:
-        return _count_in_processes(chunks, splitter, processes, told)
+        return _count_in_processes(_grouped(chunks), splitter, processes, told)
     counts: Counter[str] = Counter()
     for chunk in chunks:
         counts.update(splitter.split(chunk))
         told.add(len(chunk))
     return counts
+
+
+def _grouped(chunks: Iterable[str]) -> Iterator[list[str]]:
+    """Chunks in groups of about ``CHUNK`` characters."""
+    group: list[str] = []
+    size = 0
+    for chunk in chunks:
+        group.append(chunk)
+        size += len(chunk)
+        if size >= CHUNK:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def usable_cpus() -> int:
@@ -201,9 +234,9 @@ class _Told:
 _HEADER = struct.Struct("<Q")
 
 
-def _count_in_processes(chunks: Iterator[str], splitter: Splitter, processes: int, told: _Told) -> Counter[str]:
+def _count_in_processes(groups: Iterable[list[str]], splitter: Splitter, processes: int, told: _Told) -> Counter[str]:
     command = [sys.executable, "-c", "from glassgpt.tokenizer.pieces import work; work()"]
-    waiting: queue.Queue[str | None] = queue.Queue(maxsize=processes)
+    waiting: queue.Queue[list[str] | None] = queue.Queue(maxsize=processes)
     results: list[Counter[str] | Exception] = []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     workers = [
@@ -218,8 +251,8 @@ def _count_in_processes(chunks: Iterator[str], splitter: Splitter, processes: in
     try:
         for feeder in feeders:
             feeder.start()
-        for chunk in chunks:
-            waiting.put(chunk)
+        for group in groups:
+            waiting.put(group)
     finally:
         for _ in feeders:
             waiting.put(None)
@@ -236,25 +269,25 @@ def _count_in_processes(chunks: Iterator[str], splitter: Splitter, processes: in
 def _feed(
     worker: "subprocess.Popen[bytes]",
     patterns: Sequence[str],
-    waiting: "queue.Queue[str | None]",
+    waiting: "queue.Queue[list[str] | None]",
     results: list[Counter[str] | Exception],
     told: _Told,
 ) -> None:
-    """Hand chunks to one worker until there are no more, and take its counts."""
+    """Hand groups of texts to one worker until there are no more, and take its counts."""
     assert worker.stdin and worker.stdout
-    chunk: str | None = ""
+    group: list[str] | None = []
     try:
         with worker, worker.stdin as to:
             to.write(_packed(json.dumps(patterns).encode()))
-            while (chunk := waiting.get()) is not None:
-                to.write(_packed(chunk.encode("utf-8", errors="surrogatepass")))
-                told.add(len(chunk))
+            while (group := waiting.get()) is not None:
+                to.write(_packed(json.dumps(group).encode()))
+                told.add(sum(map(len, group)))
             to.close()
             results.append(Counter(json.loads(worker.stdout.read())))
     except (OSError, ValueError) as error:
         results.append(TokenizerError(f"a process that counts words has ended early ({error}); is memory short?"))
-        while chunk is not None:  # let the others finish
-            chunk = waiting.get()
+        while group is not None:  # let the others finish
+            group = waiting.get()
 
 
 def _packed(content: bytes) -> bytes:
@@ -262,11 +295,12 @@ def _packed(content: bytes) -> bytes:
 
 
 def work() -> None:
-    """The part of a child process: read chunks until the end of standard input, then write the counts."""
+    """The part of a child process: read groups of texts until standard input ends, then write the counts."""
     source, counts = sys.stdin.buffer, Counter[str]()
     splitter = Splitter(json.loads(_unpacked(source) or b"[]"))
-    while (chunk := _unpacked(source)) is not None:
-        counts.update(splitter.split(chunk.decode("utf-8", errors="surrogatepass")))
+    while (group := _unpacked(source)) is not None:
+        for text in json.loads(group):
+            counts.update(splitter.split(text))
     sys.stdout.buffer.write(json.dumps(counts).encode())
 
 

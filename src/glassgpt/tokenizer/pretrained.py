@@ -111,6 +111,8 @@ def _from_content(content: Mapping[str, Any], roles: Mapping[str, str], path: Pa
     found: Tokenizer | None = None
     if model.get("type") == "WordLevel":
         found = CharTokenizer.from_json(content, path) or WordTokenizer.from_json(content, path)
+        if found and roles.get("bos_token"):
+            found.bos_id = found.special_ids().get(roles["bos_token"])
     else:
         bpe = bytelevel.from_json(content, eos=roles.get("eos_token"), bos=roles.get("bos_token"))
         found = BPETokenizer(bpe, content) if bpe else None

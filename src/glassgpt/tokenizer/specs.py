@@ -13,7 +13,7 @@ a path         a file (tokenizer.json, .tiktoken, .gguf, tokenizer.model), a fol
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glassgpt import assets
@@ -22,6 +22,7 @@ from glassgpt.tokenizer import pretrained
 from glassgpt.tokenizer.base import FILES, Tokenizer, file_in
 from glassgpt.tokenizer.bpe import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
+from glassgpt.tokenizer.pieces import Texts
 from glassgpt.tokenizer.word import WordTokenizer
 
 #: What can be written, for messages.
@@ -103,14 +104,21 @@ def absolute(text: str) -> str:
     return str(spec.path.resolve()) if spec.kind == "file" else text
 
 
-def make(spec: Spec, train_text: str, *other_texts: str, progress: Progress | None = None) -> Tokenizer:
+def make(
+    spec: Spec,
+    train_text: Texts,
+    *other_texts: Texts,
+    progress: Progress | None = None,
+    characters: int | None = None,
+) -> Tokenizer:
     """The tokenizer itself, trained if need be.
 
     Args:
         spec: what was asked for.
-        train_text: what is learned from.
+        train_text: what is learned from: a text, or several.
         other_texts: that closed vocabularies (`char`, `word`) have to know, too: validation text, for example.
         progress: called while BPE is trained.
+        characters: of the texts to learn from, where that is known.
 
     Raises:
         TokenizerError: if it cannot be made, or read.
@@ -118,14 +126,25 @@ def make(spec: Spec, train_text: str, *other_texts: str, progress: Progress | No
         MissingExtraError: if a file takes a library that is not installed.
     """
     if spec.kind == "char":
-        return CharTokenizer.train("".join((train_text, *other_texts)))
+        return CharTokenizer.train(train_text, *other_texts)
     if spec.kind == "word":
         closed = spec.vocab_size is None
         return WordTokenizer.train(train_text, *(other_texts if closed else ()), vocab_size=spec.vocab_size)
     if spec.kind == "bpe":
         assert spec.vocab_size is not None
-        return BPETokenizer.train(train_text, spec.vocab_size, progress=progress)
+        return BPETokenizer.train(train_text, spec.vocab_size, progress=progress, characters=characters)
     return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.read(_existing(spec))
+
+
+def with_bos(tokenizer: Tokenizer) -> Tokenizer:
+    """The same, which says that documents begin with its end token, where it has one and says nothing yet."""
+    if tokenizer.bos_id is not None or tokenizer.eos_id is None:
+        return tokenizer
+    if isinstance(tokenizer, BPETokenizer):
+        return BPETokenizer(replace(tokenizer.model, bos=tokenizer.model.eos), tokenizer.content)
+    if isinstance(tokenizer, WordTokenizer):
+        tokenizer.bos_id = tokenizer.eos_id
+    return tokenizer
 
 
 def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("runs")) -> Tokenizer:

@@ -16,7 +16,7 @@ import regex
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import END_OF_TEXT, added_token, json_file
 from glassgpt.tokenizer.char import means_the_same, vocabulary
-from glassgpt.tokenizer.pieces import Splitter, count_pieces
+from glassgpt.tokenizer.pieces import Splitter, Texts, count_pieces
 
 #: A word (letters, marks, digits, and apostrophes inside) or a punctuation mark, each with the space before it if there
 #: is one; or a single white space. Every text is a sequence of these, so joining the tokens gives it back.
@@ -34,6 +34,7 @@ class WordTokenizer:
     """
 
     kind = "word"
+    divisible = True
     bos_id: int | None = None
 
     def __init__(self, words: Sequence[str], open_vocabulary: bool = False):
@@ -48,7 +49,7 @@ class WordTokenizer:
         self._named = regex.compile("(" + "|".join(map(regex.escape, SPECIAL)) + ")")
 
     @classmethod
-    def train(cls, *texts: str, vocab_size: int | None = None) -> "WordTokenizer":
+    def train(cls, *texts: Texts, vocab_size: int | None = None) -> "WordTokenizer":
         """The words of one or more texts, most frequent first; words of equal frequency by code point.
 
         Args:
@@ -110,8 +111,9 @@ class WordTokenizer:
         return self.decode([i]).encode("utf-8")
 
     def special_tokens(self) -> dict[str, str]:
-        """``unk_token`` and ``eos_token`` of an open vocabulary."""
-        return {"unk_token": UNKNOWN, "eos_token": END_OF_TEXT} if self._special else {}
+        """``unk_token`` and ``eos_token`` of an open vocabulary, and ``bos_token`` where documents begin with it."""
+        begin = {"bos_token": END_OF_TEXT} if self.bos_id is not None else {}
+        return {"unk_token": UNKNOWN, "eos_token": END_OF_TEXT, **begin} if self._special else {}
 
     def special_ids(self) -> dict[str, int]:
         """Every special token and its id."""

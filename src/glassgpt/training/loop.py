@@ -20,7 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from glassgpt.config import RunConfig
-from glassgpt.data import Batches, TokenStream
+from glassgpt.data import Batches, Loader, TokenStream
 from glassgpt.errors import TrainingStopped
 from glassgpt.inference.decode import complete
 from glassgpt.loss import Evaluation, evaluate, floors, subset
@@ -104,8 +104,15 @@ class Trainer:
         self.deadline, self.predicted, self.profile, self.expected = deadline, predicted, profile, expected
         self.tokenizer: Tokenizer = stream.tokenizer
         train, block_size = config.train, model.config.block_size
-        self.batches = Batches(stream.train, block_size, train.batch_size, train.seed)
-        self.rows = self.processes.share(train.batch_size)
+        self.batches = Batches(stream.train, block_size, train.batch_size, train.seed, config.data.order)
+        self.loader = Loader(
+            self.batches,
+            self.processes.share(train.batch_size),
+            mask_documents=config.data.mask_documents,
+            workers=config.runtime.workers,
+            pinned=runtime.device.type == "cuda",
+        )
+        self.seconds_reading = 0.0  # of the step under way
         self.validation_windows = subset(stream.val, block_size, train.eval_tokens)
         events = run.path / "tensorboard" if train.tensorboard else None
         self.metrics = MetricsLog(run.path / "metrics.jsonl" if self.processes.first else None, events, state.step)
@@ -130,6 +137,7 @@ class Trainer:
         finally:
             if self.profile and (report := self.profile.close()):
                 self.reporter.note(report)
+            self.loader.close()
             self.reporter.finished()
             self.metrics.close()
 
@@ -198,7 +206,7 @@ class Trainer:
     def _step(self) -> None:
         """One optimiser step on batch ``state.step``."""
         state, train, optim = self.state, self.config.train, self.config.optim
-        began = time.perf_counter()
+        began, self.seconds_reading = time.perf_counter(), 0.0
         loss, grad_norm = self._gradients()
         scale = learning_rate_scale(state.step, train.steps, optim)
         if math.isfinite(grad_norm):
@@ -222,6 +230,7 @@ class Trainer:
                 "opt/lr": lr,
                 "opt/grad_norm": grad_norm,
                 "perf/tok_per_s": round(speed),
+                "perf/data_share": round(self.seconds_reading / seconds, 5),
             }
             self.metrics.append(state.step, values | self._clock())
         self._compare_with_prediction(speed)
@@ -314,9 +323,10 @@ class Trainer:
         return batch if batch is not None and number == k else self._read(k)
 
     def _read(self, k: int) -> Batch:
-        inputs, targets = self.batches.get(k, self.rows)
-        batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
-        return batch.pinned() if self.runtime.device.type == "cuda" else batch
+        began = time.perf_counter()
+        batch = Batch(*self.loader.get(k))
+        self.seconds_reading += time.perf_counter() - began
+        return batch
 
     def _stop_compiling(self, error: RuntimeError) -> None:
         """Go on in eager mode: slower, and the same."""
@@ -391,7 +401,10 @@ class Trainer:
         if self.state.micro_batch_size < (train.micro_batch_size or train.batch_size):
             rows = min(rows, self.state.micro_batch_size)
         with self._eager():
-            return evaluate(self.model, self.stream.val, block_size, self.runtime, starts=windows, batch_size=rows)
+            return evaluate(
+                self.model, self.stream.val, block_size, self.runtime, starts=windows, batch_size=rows,
+                mask_documents=self.config.data.mask_documents,
+            )  # fmt: skip
 
     def _save(self) -> None:
         if self.processes.first:

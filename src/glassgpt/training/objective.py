@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +19,21 @@ LARGE_VOCABULARY = CHUNKED_LOSS_VOCABULARY
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs ``idx [B, T]`` and ``targets [B, T]``; targets of IGNORE_INDEX do not count."""
+    """Inputs ``idx [B, T]`` and ``targets [B, T]``; targets of IGNORE_INDEX do not count.
+
+    With ``document_ids`` and ``positions``, both ``[B, T]``, tokens see only those of their own document.
+    """
 
     idx: Tensor
     targets: Tensor
+    document_ids: Tensor | None = None
+    positions: Tensor | None = None
 
     def rows(self, start: int, stop: int, device: torch.device) -> "Batch":
         """Some rows of it, on a device; to a GPU, pinned ones are copied while it computes."""
-        parts = self.idx[start:stop], self.targets[start:stop]
-        return Batch(*(part.to(device, non_blocking=True) for part in parts))
-
-    def pinned(self) -> "Batch":
-        """The same in memory that a GPU can fetch from by itself."""
-        return Batch(self.idx.pin_memory(), self.targets.pin_memory())
+        parts: list[Any] = [self.idx, self.targets, self.document_ids, self.positions]
+        parts = [part if part is None else part[start:stop].to(device, non_blocking=True) for part in parts]
+        return Batch(*parts)
 
     def counted(self) -> int:
         """How many targets count in the loss. The loss is their mean, however the batch is cut for accumulation."""
@@ -44,7 +47,8 @@ Objective = Callable[[GPT, Batch], Tensor]
 def next_token_loss(model: GPT, batch: Batch) -> Tensor:
     """Cross-entropy of the next token, summed, in nats."""
     targets = batch.targets.flatten()  # [B T]
-    features = model.features(batch.idx).flatten(0, 1)  # [B T, C]
+    features = model.features(batch.idx, positions=batch.positions, document_ids=batch.document_ids)
+    features = features.flatten(0, 1)  # [B T, C]
     if model.config.vocab_size >= LARGE_VOCABULARY:
         return summed_cross_entropy(features, model.head.weight, targets, IGNORE_INDEX)
     logits = model.head(features).float()  # [B T, V]

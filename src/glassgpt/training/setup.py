@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from glassgpt import data, presets
-from glassgpt.config import Layer, RunConfig, build, differences, parse_duration
-from glassgpt.data import TokenStream
+from glassgpt.config import DataConfig, Layer, RunConfig, build, differences, parse_duration
+from glassgpt.data import Source, TokenStream
 from glassgpt.errors import CheckpointError, ConfigError, DataError
 from glassgpt.model import GPT
 from glassgpt.plan import SHARE_OF_FREE, largest_micro_batch
@@ -77,13 +77,13 @@ def plan(
     if config.train.tensorboard:
         require_tensorboard()
     runtime = replace(resolve(config.runtime, processes.local_rank), compile=False)  # chosen when the rest is known
-    text = data.read(config.data.source)
-    stream = data.prepare(text, config.data, (reporter or Reporter()).preparing)
+    source = data.find(config.data)
+    stream = data.prepare(source, config.data, reporter.preparing)
     _require_enough(stream)
     asked = {key for layer in layers for section in ("model", "train") for key in layer.get(section, {})}
     if "block_size" in asked:
         data.Batches(
-            stream.train, config.model.block_size, config.train.batch_size, config.train.seed
+            stream.train, config.model.block_size, config.train.batch_size, config.train.seed, config.data.order
         )  # or a DataError
     vocab_size = stream.info.vocab_size
     if "vocab_size" in asked and config.model.vocab_size < vocab_size:
@@ -109,9 +109,8 @@ def plan(
     budget.require_memory(config.model)
     config, why = fit_memory(config, runtime, processes)
     notes.add(why)
-    tokenizer = specs.absolute(config.data.tokenizer)
-    config = config.replace("data", source=text.source, tokenizer=tokenizer)
-    draft = Plan(config, text.name, stream, runtime, budget.Speed(0.0, 0.0), config.train.steps == 0, 0.0, ())
+    config = config.replace("data", **_data_as_prepared(source, stream, config.data, layers))
+    draft = Plan(config, source.name, stream, runtime, budget.Speed(0.0, 0.0), config.train.steps == 0, 0.0, ())
     return _timed(draft, began + seconds, notes, processes)
 
 
@@ -192,6 +191,7 @@ def start(
     provenance = {
         "created": datetime.now().astimezone().isoformat(),
         "text_sha256": plan.stream.info.text_sha256,
+        "data_sha256": plan.stream.info.data_sha256,
         "tokenizer": plan.stream.info.tokenizer,
         "train_tokens": plan.stream.info.tokens["train"],
         "val_tokens": plan.stream.info.tokens["val"],
@@ -324,11 +324,11 @@ def _stream_of(run: Run, config: RunConfig) -> TokenStream:
     cached = data.find_prepared(expected, tokenizer, config.data)
     if cached is not None:
         return cached
-    text, folder = data.read(config.data.source), run.newest_whole()
+    source, folder = data.find(config.data), run.newest_whole()
     if folder:  # the run carries its tokenizer: the file that it came from may be gone
-        stream = data.prepare_again(text, config.data, tokenizer, load_tokenizer(folder))
+        stream = data.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
     else:
-        stream = data.prepare(text, config.data)
+        stream = data.prepare(source, config.data)
     if stream.info.text_sha256 != expected:
         raise CheckpointError(
             f"the text {config.data.source} has changed since {run.path} began (SHA-256 {expected[:12]}... then, "
@@ -339,7 +339,36 @@ def _stream_of(run: Run, config: RunConfig) -> TokenStream:
             f"the tokenizer {config.data.tokenizer} has changed since {run.path} began, and there is no checkpoint yet "
             "that carries the old one; put the old file back, or start a new run"
         )
+    if provenance.get("data_sha256", stream.info.data_sha256) != stream.info.data_sha256:
+        raise CheckpointError(
+            f"the prepared corpus {stream.folder} has changed since {run.path} began; prepare it as it was, or start a "
+            "new run"
+        )
     return stream
+
+
+def _data_as_prepared(
+    source: Source, stream: TokenStream, config: DataConfig, layers: Sequence[Layer]
+) -> dict[str, Any]:
+    """What the run keeps of the section `data`: paths from the root, and the settings the corpus was prepared with.
+
+    Raises:
+        ConfigError: if it was prepared with others than those asked for.
+    """
+    if not source.prepared:
+        return {"source": source.source, "tokenizer": specs.absolute(config.tokenizer)}
+    asked = {key for layer in layers for key in layer.get("data", {})}
+    manifest = stream.manifest
+    refused = [
+        f"data.{key}: {value!r} in the prepared corpus, {getattr(config, key)!r} asked for"
+        for key, value in manifest.settings.items()
+        if key in asked and getattr(config, key) != value
+    ]
+    if "tokenizer" in asked and specs.identity(specs.parse(config.tokenizer)) != manifest.tokenizer:
+        refused.append(f"data.tokenizer: {manifest.tokenizer} in the prepared corpus, {config.tokenizer} asked for")
+    if refused:
+        raise ConfigError(refused)
+    return {**manifest.settings, "source": source.source, "tokenizer": str(stream.folder)}
 
 
 def _require_enough(stream: TokenStream) -> None:

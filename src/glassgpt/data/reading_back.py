@@ -1,0 +1,58 @@
+"""A prepared corpus as text again: what the model is going to read, document by document."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from glassgpt.data.encoding import markers
+from glassgpt.data.manifest import TokenStream
+
+#: Ids that are decoded at a time.
+PART = 1 << 18
+
+
+def texts_of(stream: TokenStream, split: str) -> Iterator[Iterator[str]]:
+    """The documents of a split, each in parts, without the tokens that mark where they begin and end.
+
+    A single text is one document. Parts are to be taken before the next document is asked for.
+    """
+    tokens, tokenizer = (stream.train if split == "train" else stream.val), stream.tokenizer
+    before, after = markers(tokenizer) if stream.manifest.split == "documents" else ([], [])
+
+    def parts(begin: int, end: int) -> Iterator[str]:
+        held = b""
+        for place in range(begin, end, PART):
+            ids = tokens[place : min(place + PART, end)].tolist()
+            content = held + b"".join(map(tokenizer.token_bytes, ids))
+            cut = _whole_characters(content)
+            yield content[:cut].decode("utf-8", errors="replace")
+            held = content[cut:]
+        yield held.decode("utf-8", errors="replace")
+
+    for begin, end in _ranges(stream, split):
+        yield parts(begin + len(before), max(end - len(after), begin + len(before)))
+
+
+def _ranges(stream: TokenStream, split: str) -> Iterator[tuple[int, int]]:
+    """Where each document begins and ends, in tokens."""
+    tokens = stream.train if split == "train" else stream.val
+    begin: int | None = None
+    for shard, first in zip(tokens.shards, tokens.begins, strict=True):
+        for start in np.asarray(shard.starts) + first:
+            if start >= len(tokens):
+                break
+            if begin is not None:
+                yield begin, int(start)
+            begin = int(start)
+    if begin is not None:
+        yield begin, len(tokens)
+
+
+def _whole_characters(content: bytes) -> int:
+    """How many bytes there are before a character that is cut off at the end."""
+    for back in range(1, min(4, len(content)) + 1):
+        byte = content[-back]
+        if byte & 0xC0 != 0x80:  # the first byte of a character
+            length = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(content) - back if length > back else len(content)
+    return len(content)
