@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from glassgpt import assets
+from glassgpt import assets, gguf_header
 from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
 from glassgpt.tokenizer import bytelevel
 from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, added_token, file_in
@@ -42,6 +42,7 @@ _GGUF_PATTERNS: dict[str, tuple[tuple[str, ...], bool]] = {
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "jais", "phi-2"), ((PATTERNS["gpt2"],), False)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), ((r"\p{N}", PATTERNS["gpt2"]), False)),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), ((PATTERNS["llama3"],), True)),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), ((PATTERNS["llama3"],), False)),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), ((PATTERNS["qwen2"],), False)),
 }
 _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
@@ -242,19 +243,26 @@ def read_gguf(path: Path) -> Tokenizer:
 
     Raises:
         TokenizerError: if the file is damaged, or its tokenizer of a type or split pattern that is not known here.
-        MissingExtraError: if the `gguf` library is not installed.
     """
     try:
-        import gguf
-    except ImportError:
-        raise MissingExtraError("gguf", "gguf", "reading a .gguf file") from None
-    try:
-        fields = gguf.GGUFReader(path).fields
-        values = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+        values = gguf_header.read(path).values
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # the library raises whatever the damage leads to
+    except ValueError as error:
         raise TokenizerError(f"{path} is no GGUF file that can be read: {error}") from None
+    return gguf_tokenizer(path, values)
+
+
+def gguf_tokenizer(path: Path, values: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describe.
+
+    Args:
+        path: of the file, for messages.
+        values: its metadata.
+
+    Raises:
+        TokenizerError: if it is damaged, or of a type or split pattern that is not known here.
+    """
     kind = values.get("tokenizer.ggml.model")
     try:
         if kind == "gpt2":
