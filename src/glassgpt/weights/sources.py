@@ -85,13 +85,14 @@ class FolderSource:
         self.where = folder
         self.config = read_json(folder / "config.json")
         self.notes: tuple[str, ...] = ()
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.stored: dict[str, str] = {}
         self._file_of: dict[str, Path] = {}
         self._open_shard: tuple[Path, dict[str, Tensor]] | None = None
         self.files = weight_files(folder)
+        found: dict[str, tuple[tuple[int, ...], str]] = {}
         for path in self.files:
-            self._list(path)
+            found |= self._list(path)
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: shape for name, (shape, _) in found.items()}
+        self.stored: Mapping[str, str] = {name: stored for name, (_, stored) in found.items()}
         if any(path.suffix == ".bin" for path in self.files):
             self.notes = (
                 f"{self.files[0].name} is in torch's old format; only its tensors were read. Published again as "
@@ -121,17 +122,18 @@ class FolderSource:
         path = self.where / "generation_config.json"
         return read_json(path) if path.exists() else {}
 
-    def _list(self, path: Path) -> None:
-        """Note what a file holds."""
+    def _list(self, path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+        """What a file holds; remembers that it does."""
         if path.suffix == ".bin":
             tensors = _read_old(path)
             found = {n: (tuple(t.shape), _TYPES.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
         else:
             found = list_safetensors(path)
-        for name, (shape, stored) in found.items():
+        for name in found:
             if name in self._file_of:
                 raise CheckpointError(f"{name} is in both {self._file_of[name].name} and {path.name} of {self.where}")
-            self._file_of[name], self.shapes[name], self.stored[name] = path, shape, stored
+            self._file_of[name] = path
+        return found
 
 
 def weight_files(folder: Path) -> list[Path]:
