@@ -1,11 +1,11 @@
 """Reading .gguf files, llama.cpp's format: tensors under their Hugging Face names, in Hugging Face's layout.
 
 ========================  =============================================================================================
-names                     ``blk.0.attn_q.weight`` is ``model.layers.0.self_attn.q_proj.weight``; a table per architecture
+names                     ``blk.0.attn_q.weight`` is ``model.layers.0.self_attn.q_proj.weight``: a table for each kind
 queries and keys          architecture `llama` (Llama, Mistral, SmolLM2, TinyLlama) turns neighbouring pairs of a head,
                           Hugging Face's turn halves: the rows are put back in that order. Qwen's never left it
 GPT-2's matrices          (out, in) in the file, (in, out) as published
-values                    F32, F16 and BF16 as they are; quantised ones dequantised by the `gguf` library, a part at a time
+values                    F32, F16 and BF16 as they are; quantised ones dequantised by the `gguf` library, in parts
 ``rope_freqs``            a tensor that holds Llama 3's scaling of the rotary frequencies: back to its configuration
 ========================  =============================================================================================
 """
