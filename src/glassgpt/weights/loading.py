@@ -24,6 +24,13 @@ from glassgpt.weights.sources import Source
 PART = 2**24
 #: Stored types that hold no weights by themselves: integers belong to formats with scales beside them.
 _NOT_WEIGHTS = re.compile(r"BOOL|[UI](8|16|32|64)|F[468]_\w+|F4|C64|torch\..*")
+#: The kinds of problems, and how they are counted.
+_KINDS = {
+    "missing": "missing",
+    "unexpected": "unexpected",
+    "shape": "of another shape",
+    "type": "that are no plain numbers",
+}
 #: Of each kind of problem, so many are listed.
 _LISTED = 8
 
@@ -125,7 +132,12 @@ class _Problems:
     """A table of what does not fit, by kind."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[str, str, str]]] = {}
+        self.found: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind in _KINDS}
+
+    @property
+    def rows(self) -> dict[str, list[tuple[str, str, str]]]:
+        """Name, shape and our name of each, by kind."""
+        return {kind: rows for kind, rows in self.found.items() if rows}
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -133,11 +145,10 @@ class _Problems:
     def add(self, kind: str, name: str, shape: tuple[int, ...], ours: str = "", remark: str = "") -> None:
         """Add a line."""
         remark = f"{_brackets(shape)}{', ' + remark if remark else ''}"
-        self.rows.setdefault(kind, []).append((name, remark, f"our {ours}" if ours else ""))
+        self.found[kind].append((name, remark, f"our {ours}" if ours else ""))
 
     def __str__(self) -> str:
-        counted = {"shape": "of another shape", "type": "that are no plain numbers"}
-        summary = ", ".join(f"{len(rows)} {counted.get(kind, kind)}" for kind, rows in self.rows.items())
+        summary = ", ".join(f"{len(rows)} {_KINDS[kind]}" for kind, rows in self.rows.items())
         shown = [(kind, *row) for kind, rows in self.rows.items() for row in rows[:_LISTED]]
         widths = [max(len(row[column]) for row in shown) for column in range(3)]
         lines = []

@@ -3,6 +3,7 @@
 The tables of the families are in :mod:`glassgpt.weights.families`; here they are put to use.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -96,7 +97,8 @@ def placements(config: ModelConfig, family: Family) -> list[Placement]:
     return found
 
 
-def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=4)
+def our_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """The shapes of our weights by name; nothing is allocated."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
@@ -193,7 +195,7 @@ def from_hf_config(content: Mapping[str, Any]) -> tuple[ModelConfig, Family]:
         raise CheckpointError(
             f"this {family.model_type} model uses what this version does not implement: {'; '.join(unsupported)}"
         )
-    values: dict[str, Any] = {**family.fixed, **family.defaults}
+    values: dict[str, Any] = {**family.defaults, **family.fixed}
     for name, key in family.keys.items():
         if content.get(key) is not None:
             values[name] = content[key]
