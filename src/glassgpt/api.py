@@ -22,24 +22,70 @@ from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run, require_name
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
-from glassgpt.weights.folder import load_model, save_model, whole, write_folder
+from glassgpt.weights import resolve as sources
+from glassgpt.weights.folder import DTYPES, open_folder, save_model, whole, write_folder
+from glassgpt.weights.loading import load_source
+from glassgpt.weights.sources import Source
 
 #: Where runs live, unless told otherwise.
 RUNS = Path("runs")
 
 
-def load(source: str | Path, *, device: str = "auto", runs: Path = RUNS) -> tuple[GPT, Tokenizer]:
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    revision: str | None = None,
+    token: str | None = None,
+    runs: Path = RUNS,
+) -> tuple[GPT, Tokenizer]:
     """Load a model and its tokenizer, ready to generate.
 
     Args:
-        source: a run (by name or folder; its best checkpoint is taken), or any model folder.
+        source: a run (by name or folder; its best checkpoint is taken), a model folder, a .gguf file, an asset by its
+            name, or a model on the Hugging Face hub: ``gpt2``, ``ORG/NAME``, ``ORG/NAME@REVISION``.
         device: as in RuntimeConfig.
+        dtype: to hold the weights in: float32, bfloat16 or float16.
+        revision: of a model on the hub.
+        token: for the hub.
         runs: where to look for runs by name.
 
     Raises:
-        CheckpointError: if there is no such thing, or it is damaged.
+        CheckpointError: if there is no such thing (the message says what was tried), or it is damaged.
+        ConfigError: for a type or device that is none.
     """
-    return load_model(find_checkpoint(source, runs), resolve(RuntimeConfig(device=device)).device)
+    held = weights_dtype(dtype)
+    where = resolve(RuntimeConfig(device=device)).device
+    return load_source(open_source(source, revision=revision, token=token, runs=runs), dtype=held, device=where)
+
+
+def open_source(
+    source: str | Path, *, revision: str | None = None, token: str | None = None, runs: Path = RUNS
+) -> Source:
+    """Where :func:`load` would read a model from; its names and shapes are known, no weight is read.
+
+    Raises:
+        CheckpointError: as :func:`load`.
+    """
+    run = _run_of(source, runs)
+    if run is not None:
+        return open_folder(_checkpoint_of(run))
+    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
+    return sources.open_source(
+        source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {known}"]
+    )
+
+
+def weights_dtype(name: str) -> torch.dtype:
+    """The type of that name that weights can be held and saved in.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is none of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def load_tokenizer(source: str | Path, *, runs: Path = RUNS) -> Tokenizer:
@@ -62,11 +108,18 @@ def find_run(source: str | Path, runs: Path = RUNS) -> Run:
     Raises:
         CheckpointError: if there is none; the message names those there are.
     """
+    run = _run_of(source, runs)
+    if run is not None:
+        return run
+    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
+    raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {known}")
+
+
+def _run_of(source: str | Path, runs: Path) -> Run | None:
     for path in (Path(source), runs / source):
         if _may_exist(source) and (path / "run.toml").exists():
             return Run(path)
-    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
-    raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {known}")
+    return None
 
 
 def _may_exist(source: str | Path) -> bool:
@@ -84,16 +137,7 @@ def list_runs(runs: Path = RUNS) -> list[Run]:
     return sorted(found, key=lambda run: (run.created(), run.name))
 
 
-def find_checkpoint(source: str | Path, runs: Path = RUNS) -> Path:
-    """The model folder that a name or path means: itself, or the best checkpoint of a run.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    folder = whole(Path(source)) if _may_exist(source) else None
-    if folder is not None and (folder / "config.json").exists():
-        return folder
-    run = find_run(source, runs)
+def _checkpoint_of(run: Run) -> Path:
     for path in (run.best, run.last):
         folder = whole(path)
         if folder is not None:

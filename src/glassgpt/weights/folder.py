@@ -108,7 +108,7 @@ def load_model(
     Raises:
         CheckpointError: if something is missing, damaged, unexpected or of another shape; all of it is listed.
     """
-    return load_source(_verified(folder), dtype=dtype, device=device)
+    return load_source(open_folder(folder), dtype=dtype, device=device)
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -129,11 +129,15 @@ def load_weights(folder: Path, model: GPT) -> None:
     Raises:
         CheckpointError: listing missing, unexpected and misshapen weights, or a damaged file. The model is as it was.
     """
-    load_into(model, _verified(folder))
+    load_into(model, open_folder(folder))
 
 
-def _verified(folder: Path) -> FolderSource:
-    """A folder whose weights are what its checksums say."""
+def open_folder(folder: Path) -> FolderSource:
+    """A folder whose weights are what its checksums say, as a source.
+
+    Raises:
+        CheckpointError: if they are not, or it is no whole model folder.
+    """
     source = FolderSource(folder)
     verify(folder, [path.name for path in source.files])
     return source

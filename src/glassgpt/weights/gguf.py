@@ -140,11 +140,12 @@ class GGUFSource:
             if theirs != ROPE_FACTORS:
                 ours, entry = _published_name(theirs, self.architecture)
                 self._names[ours] = theirs, entry
-        self.stored = {ours: self.type_of(theirs) for ours, (theirs, _) in self._names.items()}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.stored: Mapping[str, str] = {ours: self.type_of(theirs) for ours, (theirs, _) in self._names.items()}
+        shapes: dict[str, tuple[int, ...]] = {}
         for ours, (theirs, entry) in self._names.items():
             shape = self.header.tensors[theirs].shape
-            self.shapes[ours] = shape[::-1] if self._is_transposed(entry, shape) else shape
+            shapes[ours] = shape[::-1] if self._is_transposed(entry, shape) else shape
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
         try:
             self.config = _config(self)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -186,6 +187,11 @@ class GGUFSource:
     def generation(self) -> dict[str, Any]:
         """The special tokens, which is what a GGUF file has of a generation_config.json."""
         return {key: self.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in self.config}
+
+    def chat_template(self) -> str | None:
+        """The chat template inside the file; None where there is none."""
+        found = self.header.values.get("tokenizer.chat_template")
+        return found if isinstance(found, str) else None
 
     def factors(self) -> np.ndarray | None:
         """What the rotary frequencies are divided by, ``[head_dim / 2]``, where the file scales each by itself."""

@@ -69,7 +69,7 @@ def fetch(name: HubName, token: str | None = None) -> Path:
     """
     try:
         from huggingface_hub import errors
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     except ImportError:
         raise MissingExtraError("huggingface_hub", "hf", "fetching a model from the hub") from None
     if not sys.stderr.isatty():
