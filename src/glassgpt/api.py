@@ -72,9 +72,7 @@ def open_source(
     if run is not None:
         return open_folder(_checkpoint_of(run))
     known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
-    return sources.open_source(
-        source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {known}"]
-    )
+    return sources.open_source(source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {known}"])
 
 
 def weights_dtype(name: str) -> torch.dtype:

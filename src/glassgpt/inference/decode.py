@@ -65,10 +65,10 @@ def generate(
     active = [True] * len(rows)
     streams = UniformStreams(seed, len(rows))
     cache: KVCache | None = None
-    for _ in range(max_new_tokens):
+    for done in range(max_new_tokens):
         if cache is None or cache.longest == cache.capacity:
             rows = [row if len(row) <= context else row[-max(1, context // 2) :] for row in rows]
-            cache, logits = _prefill(model, rows, runtime)
+            cache, logits = _prefill(model, rows, runtime, room=max_new_tokens - done)
         else:
             last = torch.tensor([[row[-1]] for row in rows], device=runtime.device)  # [B, 1]
             logits = model(last, cache=cache)[:, -1]  # [B, V]
@@ -85,12 +85,16 @@ def generate(
             return
 
 
-def _prefill(model: GPT, rows: list[list[int]], runtime: Runtime) -> tuple[KVCache, Tensor]:
-    """Read the rows at once, padded on the right; the cache and the logits ``[B, V]`` after each row's last token."""
+def _prefill(model: GPT, rows: list[list[int]], runtime: Runtime, room: int) -> tuple[KVCache, Tensor]:
+    """Read the rows at once, padded on the right; the cache and the logits ``[B, V]`` after each row's last token.
+
+    The cache has room for as many tokens more as will be needed, up to the context.
+    """
     lengths = [len(row) for row in rows]
     padded = [row + [0] * (max(lengths) - len(row)) for row in rows]
     idx = torch.tensor(padded, device=runtime.device)  # [B, T]
-    cache = KVCache(model.config, len(rows), device=runtime.device, dtype=model.dtype)
+    capacity = min(model.config.block_size, max(lengths) + room)
+    cache = KVCache(model.config, len(rows), capacity=capacity, device=runtime.device, dtype=model.dtype)
     features = model.features(idx, cache=cache)  # [B, T, C]
     ends = torch.tensor(lengths, device=runtime.device) - 1
     logits = model.head(features[torch.arange(len(rows), device=runtime.device), ends])  # [B, V]

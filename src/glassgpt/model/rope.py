@@ -18,6 +18,9 @@ def rotary_tables(config: ModelConfig, device: torch.device | None = None) -> tu
 
     Channel i and channel i + head_dim/2 form a pair that turns by ``position * frequency[i]``.
     """
+    if device is not None and device.type == "meta":  # which has shapes alone, and imports torch's compiler to count
+        table = torch.empty(config.block_size, config.head_dim, device=device)
+        return table, table.clone()
     position = torch.arange(config.block_size, dtype=torch.float32, device=device)  # [T]
     angle = torch.outer(position, rotary_frequencies(config, device))  # [T, D/2]
     angle = torch.cat((angle, angle), dim=-1)  # [T, D]

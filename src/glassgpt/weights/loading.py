@@ -6,20 +6,22 @@ more than one part of one tensor (of a file in torch's old format, one shard).
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.model import GPT
+from glassgpt.model import GPT, allocate, unfilled
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights import mapping
 from glassgpt.weights.families import Family
 from glassgpt.weights.mapping import Placement
 from glassgpt.weights.sources import Source
 
+#: Told of what is being done, the parameters done, and all of them.
+Progress = Callable[[str, int, int], None]
 #: Bytes of a tensor that are read at a time.
 PART = 2**24
 #: Stored types that hold no weights by themselves: integers belong to formats with scales beside them.
@@ -36,7 +38,11 @@ _LISTED = 8
 
 
 def load_source(
-    source: Source, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+    source: Source,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """Build the model and tokenizer of a source.
 
@@ -44,6 +50,7 @@ def load_source(
         source: where the weights come from.
         dtype: to hold the weights in; float32 by default.
         device: to hold them on; the CPU by default.
+        progress: told of it as it goes on.
 
     Returns:
         The model, in eval mode, and its tokenizer.
@@ -55,11 +62,9 @@ def load_source(
     config, family = describe(source)
     places = check(source, config, family)
     tokenizer = source.tokenizer()
-    with torch.device("meta"):
-        model = GPT(config)
-    model = model.to(dtype or torch.float32).to_empty(device=device or torch.device("cpu"))
-    model.finish()
-    _fill(model, source, places)
+    model = unfilled(config)
+    allocate(model, dtype or torch.float32, device or torch.device("cpu"))
+    _fill(model, source, places, progress)
     return model.eval(), tokenizer
 
 
@@ -115,9 +120,10 @@ def check(source: Source, config: ModelConfig, family: Family) -> list[Placement
 
 
 @torch.no_grad()
-def _fill(model: GPT, source: Source, places: list[Placement]) -> None:
+def _fill(model: GPT, source: Source, places: list[Placement], progress: Progress | None = None) -> None:
     """Copy every tensor into its place, part by part."""
     state = model.state_dict()
+    done, total = 0, sum(math.prod(place.published_shape) for place in places)
     for place in places:
         target = place.of(state[place.ours])
         rows = target.size(0)
@@ -126,6 +132,9 @@ def _fill(model: GPT, source: Source, places: list[Placement]) -> None:
         for start in range(0, rows, step):
             stop = min(rows, start + step)
             target[start:stop].copy_(source.read(place.published, start, stop))
+            done += target[start:stop].numel()
+            if progress:
+                progress("loading", done, total)
 
 
 class _Problems:
