@@ -18,7 +18,7 @@ from glassgpt.processes import Processes, joined
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer, specs
-from glassgpt.training import setup
+from glassgpt.training import initial, setup
 from glassgpt.training.checkpoint import Run, require_name
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
@@ -199,7 +199,8 @@ def train(
     Args:
         preset: a name from :mod:`glassgpt.presets`, or "auto" to fit the text, the machine and the time.
         data: a text file, or a corpus by name.
-        overrides: configuration values by bare or dotted key, for example ``{"train.steps": 500}``.
+        overrides: configuration values by bare or dotted key, for example ``{"train.steps": 500}``; with
+            ``{"init": "runs/x"}``, or a model folder, the training of that model goes on.
         name: of the run; the text's by default.
         runs: folder to put it in.
         reporter: told of progress; silent by default.
@@ -212,7 +213,7 @@ def train(
     for key, value in (overrides or {}).items():
         try:
             section, field = locate(key)
-            layer.setdefault(section, {})[field] = value
+            layer.setdefault(section, {})[field] = str(value) if isinstance(value, Path) else value
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -243,7 +244,7 @@ def train_new(
     def begin(processes: Processes) -> Trainer:
         if name is not None:
             require_name(name)
-        plan = setup.plan(preset, layers, reporter, processes)
+        plan = setup.plan(preset, initial.located(layers, runs), reporter, processes)
         # What comes after the last step (the whole validation split, a sample) has to fit into the time, too.
         seconds = 0.97 * parse_duration(plan.config.train.time) - plan.final_seconds
         deadline = began + seconds if plan.timed else None

@@ -222,6 +222,10 @@ class TrainConfig(Section):
 
     section = "train"
 
+    init: str = option(
+        "", "a model to go on from: a run, a folder, a .gguf file, a hub name; empty: from scratch",
+        check=_check_unicode,
+    )  # fmt: skip
     steps: int = option(0, "optimiser steps; 0: as many as fit in `time`", least=0)
     time: str = option("5m", "time budget when steps=0, for example 90s, 5m, 1h30m", check=parse_duration)
     batch_size: int = option(16, "sequences per optimiser step, over all micro-batches", least=1)
