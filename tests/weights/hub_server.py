@@ -108,7 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.state.repos[repo].get(name)
         commit = {"X-Repo-Commit": COMMIT}
         if content is None:
-            return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"} | commit)
+            return self._send(
+                404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"} | commit
+            )
         if name.endswith((".safetensors", ".bin")):
             linked = {"X-Linked-Etag": f'"{_sha(content)}"', "X-Linked-Size": str(len(content))}
             return self._send(302, b"", {"Location": f"{self.state.cdn}/{repo}/{name}"} | linked | commit)

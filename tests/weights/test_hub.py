@@ -147,7 +147,11 @@ def test_a_hub_that_cannot_be_reached(server: Hub, monkeypatch: pytest.MonkeyPat
 def test_what_can_be_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    names = {"gpt2": "gpt2", "HuggingFaceTB/SmolLM2-135M": "HuggingFaceTB/SmolLM2-135M", "a/b@refs/pr/1": "a/b@refs/pr/1"}
+    names = {
+        "gpt2": "gpt2",
+        "HuggingFaceTB/SmolLM2-135M": "HuggingFaceTB/SmolLM2-135M",
+        "a/b@refs/pr/1": "a/b@refs/pr/1",
+    }
     assert {text: str(hub.parse(text)) for text in names} == names
     assert str(hub.parse("a/b@x", revision="y")) == "a/b@y"
     for text in ("my", "runs/my", "runs/my/best", "./a/b", "../a", "a/b.gguf", "a/..", "/a/b", "a b/c", "", "~/x"):

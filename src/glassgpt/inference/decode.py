@@ -16,6 +16,7 @@ from glassgpt.model import GPT, KVCache
 from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig, UniformStreams, next_token
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer.base import puts_bos_first
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,17 @@ class TextStream:
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids to generate from. For an empty prompt: the token that begins a text where models were trained with one, else
-    a line end, else the first token there is.
+    """Ids to generate from, begun as texts were in the model's training.
+
+    For an empty prompt: the token that begins a text where models were trained with one, else a line end, else the
+    first token there is.
 
     Raises:
         TokenizerError: if the prompt has characters that the tokenizer does not know.
     """
     if prompt:
-        return tokenizer.encode(prompt)
+        first = [tokenizer.bos_id] if tokenizer.bos_id is not None and puts_bos_first(tokenizer) else []
+        return first + tokenizer.encode(prompt)
     if tokenizer.bos_id is not None:
         return [tokenizer.bos_id]
     return [next((i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\n"), 0)]

@@ -10,10 +10,10 @@ values                    F32, F16 and BF16 as they are; quantised ones dequanti
 ========================  =============================================================================================
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,90 +27,17 @@ from glassgpt.errors import CheckpointError, MissingExtraError
 from glassgpt.gguf_header import Header, TensorPlace
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.tokenizer.pretrained import gguf_tokenizer
+from glassgpt.weights.gguf_tables import (
+    ARCHITECTURES,
+    HINT,
+    LLAMA_KEYS,
+    ROPE_FACTORS,
+    Architecture,
+    llama3_factors,
+    llama3_scaling,
+    rotated_halves,
+)
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """How llama.cpp names and lays out a family.
-
-    Attributes:
-        name: `general.architecture`, which begins the keys of its numbers, too.
-        model_type: Hugging Face's name.
-        names: of tensors, less `.weight` or `.bias`: theirs -> Hugging Face's.
-        keys: of numbers: theirs, after the name -> those of config.json.
-        permuted: tensors whose rows are in llama.cpp's order of rotated pairs.
-        transposed: matrices that Hugging Face stores as (in, out).
-    """
-
-    name: str
-    model_type: str
-    names: Mapping[str, str]
-    keys: Mapping[str, str]
-    permuted: frozenset[str] = field(default=frozenset())
-    transposed: frozenset[str] = field(default=frozenset())
-
-
-_LLAMA_LAYER = "model.layers.{i}"
-_LLAMA_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "blk.{i}.attn_norm": f"{_LLAMA_LAYER}.input_layernorm",
-    "blk.{i}.attn_q": f"{_LLAMA_LAYER}.self_attn.q_proj",
-    "blk.{i}.attn_k": f"{_LLAMA_LAYER}.self_attn.k_proj",
-    "blk.{i}.attn_v": f"{_LLAMA_LAYER}.self_attn.v_proj",
-    "blk.{i}.attn_output": f"{_LLAMA_LAYER}.self_attn.o_proj",
-    "blk.{i}.ffn_norm": f"{_LLAMA_LAYER}.post_attention_layernorm",
-    "blk.{i}.ffn_gate": f"{_LLAMA_LAYER}.mlp.gate_proj",
-    "blk.{i}.ffn_up": f"{_LLAMA_LAYER}.mlp.up_proj",
-    "blk.{i}.ffn_down": f"{_LLAMA_LAYER}.mlp.down_proj",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_QWEN3_NAMES = _LLAMA_NAMES | {
-    "blk.{i}.attn_q_norm": f"{_LLAMA_LAYER}.self_attn.q_norm",
-    "blk.{i}.attn_k_norm": f"{_LLAMA_LAYER}.self_attn.k_norm",
-}
-_GPT2_LAYER = "transformer.h.{i}"
-_GPT2_NAMES = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "blk.{i}.attn_norm": f"{_GPT2_LAYER}.ln_1",
-    "blk.{i}.attn_qkv": f"{_GPT2_LAYER}.attn.c_attn",
-    "blk.{i}.attn_output": f"{_GPT2_LAYER}.attn.c_proj",
-    "blk.{i}.ffn_norm": f"{_GPT2_LAYER}.ln_2",
-    "blk.{i}.ffn_up": f"{_GPT2_LAYER}.mlp.c_fc",
-    "blk.{i}.ffn_down": f"{_GPT2_LAYER}.mlp.c_proj",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-}
-_LLAMA_KEYS = {
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-}
-_GPT2_KEYS = {
-    "context_length": "n_positions",
-    "embedding_length": "n_embd",
-    "block_count": "n_layer",
-    "feed_forward_length": "n_inner",
-    "attention.head_count": "n_head",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
-}
-_TRANSPOSED = frozenset({"blk.{i}.attn_qkv", "blk.{i}.attn_output", "blk.{i}.ffn_up", "blk.{i}.ffn_down"})
-ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture("gpt2", "gpt2", _GPT2_NAMES, _GPT2_KEYS, transposed=_TRANSPOSED),
-        Architecture("llama", "llama", _LLAMA_NAMES, _LLAMA_KEYS, frozenset({"blk.{i}.attn_q", "blk.{i}.attn_k"})),
-        Architecture("qwen2", "qwen2", _LLAMA_NAMES, _LLAMA_KEYS),
-        Architecture("qwen3", "qwen3", _QWEN3_NAMES, _LLAMA_KEYS),
-    )
-}
-#: The tensor of Llama 3's rotary scaling, which is configuration elsewhere.
-ROPE_FACTORS = "rope_freqs.weight"
 #: Values that are dequantised at a time by each step of the library, which takes 16 rows: few steps, within a cache.
 _STEP = 16384
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
@@ -128,7 +55,7 @@ class GGUFSource:
 
     def __init__(self, path: Path):
         self.where = path
-        self._gguf = _library()
+        self._gguf = library("reading the weights of a .gguf file")
         self.header = read_header(path)
         name = self.header.values.get("general.architecture")
         if name not in ARCHITECTURES:
@@ -271,14 +198,6 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path} is no GGUF file that can be read: {error}") from None
 
 
-def rotated_halves(rows: int, heads: int) -> np.ndarray:
-    """For each row of queries or keys as Hugging Face orders them, its place in a GGUF file, ``[rows]``.
-
-    A head's dimensions i and i + head_dim/2 turn together in Hugging Face's order, 2i and 2i + 1 in llama.cpp's.
-    """
-    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
-
-
 def _published_name(theirs: str, architecture: Architecture) -> tuple[str, str]:
     """Hugging Face's name of a tensor and its entry of the table; its own, where the table has none."""
     match = _NAME.fullmatch(theirs)
@@ -290,13 +209,18 @@ def _published_name(theirs: str, architecture: Architecture) -> tuple[str, str]:
     return theirs, ""
 
 
-def _library() -> ModuleType:
+def library(purpose: str) -> ModuleType:
+    """The `gguf` library.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
     try:
         import gguf
     except ImportError:
-        raise MissingExtraError("gguf", "gguf", "reading the weights of a .gguf file") from None
-    library: ModuleType = gguf
-    return library
+        raise MissingExtraError("gguf", "gguf", purpose) from None
+    found: ModuleType = gguf
+    return found
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
@@ -319,7 +243,19 @@ def _config(source: GGUFSource) -> dict[str, Any]:
             config[f"{role.removesuffix('ding')}_token_id"] = token
     kinds = {source.type_of(name) for name, place in tensors.items() if len(place.shape) == 2}
     config["dtype"] = {"F16": "float16", "BF16": "bfloat16"}.get(kinds.pop() if len(kinds) == 1 else "", "float32")
-    return config | (_gpt2_config(config) if architecture.name == "gpt2" else _llama_config(source, config))
+    config |= _gpt2_config(config) if architecture.name == "gpt2" else _llama_config(source, config)
+    return config | _hint(source, config)
+
+
+def _hint(source: GGUFSource, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says in our own key, where it agrees with the rest of the file."""
+    hint = json.loads(source.header.values.get(HINT, "{}"))
+    rope, factors = hint.get("rope_parameters"), source.factors()
+    if rope and factors is not None and rope.get("rope_type") == "llama3":
+        expected = llama3_factors(rope, config["rope_theta"], config["head_dim"])
+        if len(expected) != len(factors) or not np.allclose(expected, factors, rtol=1e-5):
+            raise ValueError(f"{ROPE_FACTORS} and {HINT} disagree")
+    return hint
 
 
 def _gpt2_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,7 +267,7 @@ def _gpt2_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _llama_config(source: GGUFSource, config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that Llama and its kin have beside the numbers of all."""
     values, tensors, name = source.header.values, source.header.tensors, source.architecture.name
-    _require(config, tuple(_LLAMA_KEYS[key] for key in _LLAMA_KEYS if key != "attention.head_count_kv"))
+    _require(config, tuple(LLAMA_KEYS[key] for key in LLAMA_KEYS if key != "attention.head_count_kv"))
     heads = config["num_attention_heads"]
     turned = values.get(f"{name}.rope.dimension_count")
     head_dim = values.get(f"{name}.attention.key_length") or turned or config["hidden_size"] // heads
@@ -372,7 +308,7 @@ def _rope(source: GGUFSource, head_dim: int) -> dict[str, Any]:
     values, prefix = source.header.values, f"{source.architecture.name}.rope"
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _plain(values.get(f"{prefix}.freq_base", 10000.0))}
     factors = source.factors()
-    if factors is not None:
+    if factors is not None and HINT not in values:
         return rope | llama3_scaling(factors, rope["rope_theta"], head_dim)
     factor = _plain(values.get(f"{prefix}.scaling.factor", values.get(f"{prefix}.scale_linear", 0.0)))
     kind = values.get(f"{prefix}.scaling.type", "linear" if factor else "none")
@@ -387,46 +323,8 @@ def _rope(source: GGUFSource, head_dim: int) -> dict[str, Any]:
             "yarn_beta_fast": "beta_fast",
             "yarn_beta_slow": "beta_slow",
         }
+        if more := values.get(f"{prefix}.scaling.attn_factor"):
+            rope["attention_factor"] = float(more * (0.1 * math.log(factor) + 1.0))  # llama.cpp has the latter itself
         found = {ours: values.get(f"{prefix}.scaling.{theirs}") for theirs, ours in names.items()}
         rope |= {ours: _plain(value) for ours, value in found.items() if value is not None}
     return rope
-
-
-def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
-    """What Llama 3's scaling divides each rotary frequency by, ``[head_dim / 2]`` of float32.
-
-    Long waves by ``factor``, short ones by 1, and those between smoothly (as in transformers' modeling_rope_utils).
-    """
-    factor, low, high = (scaling[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    waves = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = (scaling["original_max_position_embeddings"] / waves - low) / (high - low)
-    return (1 / ((1 - smooth.clip(0, 1)) / factor + smooth.clip(0, 1))).astype(np.float32)
-
-
-def llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
-    """The settings of Llama 3's scaling whose factors these are.
-
-    A file has the factors alone. Between short and long waves, smoothness is linear in the frequency, so two of them
-    give the line. Its ends are the ratio of two settings each: with ``low_freq_factor`` 1, as in all that is published,
-    they are known.
-
-    Raises:
-        ValueError: if no settings give these factors.
-    """
-    factor = round(float(factors.max()), 4)
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)
-    between = (factors > 1 + 1e-5) & (factors < factor * (1 - 1e-5))
-    if len(factors) == head_dim // 2 and factor > 1 and between.sum() >= 2:
-        smooth = (1 / factors[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
-        slope, begin = np.polyfit(frequencies[between], smooth, 1)
-        high = round(1 - 1 / begin, 3)
-        scaling = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": round(slope * (high - 1)),
-        }
-        if np.allclose(llama3_factors(scaling, theta, head_dim), factors, rtol=1e-5):
-            return scaling
-    raise ValueError(f"{ROPE_FACTORS} scales the rotary frequencies in a way that is not Llama 3's")
