@@ -24,7 +24,7 @@ from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights import resolve as sources
 from glassgpt.weights.folder import DTYPES, open_folder, save_model, whole, write_folder
-from glassgpt.weights.loading import load_source
+from glassgpt.weights.loading import Progress, load_source
 from glassgpt.weights.sources import Source
 
 #: Where runs live, unless told otherwise.
@@ -55,9 +55,17 @@ def load(
         CheckpointError: if there is no such thing (the message says what was tried), or it is damaged.
         ConfigError: for a type or device that is none.
     """
-    held = weights_dtype(dtype)
+    weights_dtype(dtype)  # before anything is fetched
+    found = open_source(source, revision=revision, token=token, runs=runs)
+    return load_opened(found, device=device, dtype=dtype)
+
+
+def load_opened(
+    source: Source, *, device: str = "auto", dtype: str = "float32", progress: Progress | None = None
+) -> tuple[GPT, Tokenizer]:
+    """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is told of it as it goes on."""
     where = resolve(RuntimeConfig(device=device)).device
-    return load_source(open_source(source, revision=revision, token=token, runs=runs), dtype=held, device=where)
+    return load_source(source, dtype=weights_dtype(dtype), device=where, progress=progress)
 
 
 def open_source(
