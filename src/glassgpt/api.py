@@ -99,7 +99,7 @@ def load_tokenizer(source: str | Path, *, runs: Path = RUNS) -> Tokenizer:
 
     Args:
         source: "gpt2"; a run (by name or folder); a folder with a tokenizer.json; a tokenizer.json, .tiktoken, .gguf
-            or tokenizer.model file.
+            or tokenizer.model file; an asset of weights by its name.
         runs: where to look for runs by name.
 
     Raises:

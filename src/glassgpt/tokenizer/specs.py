@@ -129,7 +129,7 @@ def make(spec: Spec, train_text: str, *other_texts: str, progress: Progress | No
 
 
 def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("runs")) -> Tokenizer:
-    """A tokenizer that needs no text to be made: ``gpt2``, a file or folder, or a run by its name.
+    """A tokenizer that needs no text to be made: ``gpt2``, a file or folder, a run or an asset by its name.
 
     Args:
         text: what was written.
@@ -142,6 +142,8 @@ def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("run
     spec = parse(text)
     if spec.kind == "file" and not _folder_of(spec.path) and (run := _folder_of(runs / text)):
         spec = Spec(str(run), "file")
+    if text in assets.names("weights") and not spec.path.exists():
+        spec = Spec(str(assets.path(text)), "file")
     if spec.trained:
         raise TokenizerError(
             f"{text!r} is made from a text: train it first (glassgpt tokenizer train TEXT {text} -o FOLDER), "
