@@ -277,6 +277,7 @@ def test_auto_is_said_of_every_number_that_is_derived_and_of_no_other() -> None:
         choice = "auto" in typing.get_args(kind) or field.name in (
             "device",
             "source",
+            "init",
             "tokenizer",
         )  # may be a file's name
         assert accepted == (choice or (kind is int and field.default == 0)), field.name
