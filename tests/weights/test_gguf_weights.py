@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import random
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from conftest import thread_count
 from glassgpt.config import ModelConfig
-from glassgpt.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError
+from glassgpt.errors import CheckpointError, ConfigError, GlassError, MissingExtraError, TokenizerError
 from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from glassgpt.tokenizer.base import bos_processor, puts_bos_first
@@ -284,6 +285,30 @@ def test_a_truncated_or_missing_file(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         GGUFSource(path)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_any_damage_is_no_more_than_a_message(tmp_path: Path) -> None:
+    draw, counts = random.Random(5), {True: 0, False: 0}
+    write_gguf(tmp_path / "good.gguf", model_of("mistral-llama3"), tokenizer(), dtype="q8_0")
+    good, path = (tmp_path / "good.gguf").read_bytes(), tmp_path / "a.gguf"
+    header = min(place.offset for place in GGUFSource(tmp_path / "good.gguf").header.tensors.values())
+    numbers = good.index(b"tokenizer.ggml.model")  # most of the rest is vocabulary
+    names = good.rindex(b"token_embd.weight")
+    for _ in range(400):
+        changed = bytearray(good)
+        for _ in range(draw.randint(1, 3)):
+            changed[draw.choice([draw.randrange(numbers), draw.randrange(header), draw.randrange(names, header)])] ^= (
+                1 << draw.randrange(8)
+            )
+        path.write_bytes(changed[: draw.choice([len(changed), len(changed), draw.randrange(len(changed))])])
+        try:
+            load_source(GGUFSource(path))
+            counts[True] += 1
+        except GlassError as error:
+            assert str(path) in str(error) or "a.gguf" in str(error)
+            counts[False] += 1
+    assert counts[True] > 20 and counts[False] > 200, counts
 
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 from hub_server import COMMIT, Hub, serving
 
-from glassgpt.errors import CheckpointError
+from glassgpt.errors import CheckpointError, MissingExtraError
 from glassgpt.weights import hub
 
 WEIGHTS = bytes(range(256)) * 400
@@ -142,6 +143,12 @@ def test_a_hub_that_cannot_be_reached(server: Hub, monkeypatch: pytest.MonkeyPat
     assert hub.fetch(hub.parse("org/single")) == folder
     said = refused("org/old")
     assert "cannot be fetched from http://127.0.0.1:1" in said and "check the connection, and HF_ENDPOINT" in said
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match=r"glassgpt\[hf\]"):
+        hub.fetch(hub.HubName("gpt2"))
 
 
 def test_what_can_be_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.tokenizer.pretrained import gguf_tokenizer
 from glassgpt.weights.gguf_tables import (
     ARCHITECTURES,
+    BEYOND,
     HINT,
     LLAMA_KEYS,
     ROPE_FACTORS,
@@ -244,18 +245,22 @@ def _config(source: GGUFSource) -> dict[str, Any]:
     kinds = {source.type_of(name) for name, place in tensors.items() if len(place.shape) == 2}
     config["dtype"] = {"F16": "float16", "BF16": "bfloat16"}.get(kinds.pop() if len(kinds) == 1 else "", "float32")
     config |= _gpt2_config(config) if architecture.name == "gpt2" else _llama_config(source, config)
-    return config | _hint(source, config)
+    return config | (_hint(source, config) if HINT in values else {})
 
 
 def _hint(source: GGUFSource, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the file says in our own key, where it agrees with the rest of the file."""
     hint = json.loads(source.header.values.get(HINT, "{}"))
+    if not isinstance(hint, dict):
+        raise ValueError(f"{HINT} is {hint!r}")
     rope, factors = hint.get("rope_parameters"), source.factors()
-    if rope and factors is not None and rope.get("rope_type") == "llama3":
+    if factors is not None and (not isinstance(rope, dict) or rope.get("rope_type") != "llama3"):
+        raise ValueError(f"{ROPE_FACTORS} is there, and {HINT} does not say how it came about")
+    if isinstance(rope, dict) and factors is not None:
         expected = llama3_factors(rope, config["rope_theta"], config["head_dim"])
         if len(expected) != len(factors) or not np.allclose(expected, factors, rtol=1e-5):
             raise ValueError(f"{ROPE_FACTORS} and {HINT} disagree")
-    return hint
+    return {key: hint[key] for key in BEYOND if key in hint}
 
 
 def _gpt2_config(config: Mapping[str, Any]) -> dict[str, Any]:

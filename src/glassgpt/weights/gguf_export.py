@@ -28,6 +28,7 @@ from glassgpt.weights.families import Family
 from glassgpt.weights.gguf import library
 from glassgpt.weights.gguf_tables import (
     ARCHITECTURES,
+    BEYOND,
     HINT,
     ROPE_FACTORS,
     Architecture,
@@ -40,8 +41,6 @@ TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q
 #: Our families by llama.cpp's architecture, where the names differ.
 _ARCHITECTURE = {"mistral": "llama"}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-#: Entries of config.json that llama.cpp has no key for. They are kept in one of ours, which only we read.
-_BEYOND = ("rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "resid_pdrop")
 #: The largest number that float16 holds.
 _LARGEST_HALF = 65504
 
@@ -143,7 +142,7 @@ def _add_config(writer: Any, gguf: ModuleType, config: ModelConfig, family: Fami
         add = writer.add_float32 if isinstance(entries[theirs], float) else writer.add_uint32
         add(f"{name}.{key}", entries[theirs])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_string(HINT, json.dumps({key: entries[key] for key in _BEYOND if key in entries}))
+    writer.add_string(HINT, json.dumps({key: entries[key] for key in BEYOND if key in entries}))
     if config.position != "rope":
         return
     writer.add_rope_dimension_count(config.head_dim)

@@ -90,7 +90,8 @@ ARCHITECTURES = {
 }
 #: The tensor of Llama 3's rotary scaling, which is configuration elsewhere.
 ROPE_FACTORS = "rope_freqs.weight"
-#: A key of ours: entries of config.json that llama.cpp has no keys for, as JSON.
+#: Entries of config.json that llama.cpp has no key for. They are kept as JSON under one of ours.
+BEYOND = ("rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "resid_pdrop")
 HINT = "glassgpt.config"
 
 
