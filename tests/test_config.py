@@ -72,6 +72,41 @@ def test_joint_problems_name_the_fields_and_the_remedy() -> None:
     assert ModelConfig(n_embd=130, n_head=4, head_dim=32).head_dim == 32
 
 
+ROPE = {"position": "rope", "rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_context": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"position": "learned"}, ["rope_scaling"]),
+        ({"rope_scaling": "none"}, ["rope_factor", "rope_original_context"]),
+        ({"rope_scaling": "linear"}, ["rope_original_context"]),
+        ({"rope_scaling": "dynamic", "rope_low_freq_factor": 2.0}, ["rope_original_context", "rope_low_freq_factor"]),
+        ({"rope_original_context": 0}, ["rope_original_context"]),
+        ({"rope_low_freq_factor": 4.0}, ["rope_low_freq_factor"]),
+        ({"rope_attention_factor": 1.5}, ["rope_attention_factor"]),
+        ({"rope_scaling": "yarn", "rope_theta": 1.0}, ["rope_theta"]),
+        ({"first_window_layer": 2}, ["first_window_layer"]),
+    ],
+    ids=str,
+)
+def test_rotary_and_window_settings_that_do_nothing_or_cannot_be_are_problems(
+    changes: dict[str, Any], named: list[str]
+) -> None:
+    ModelConfig(**ROPE)
+    problems = problems_of(ModelConfig, **{**ROPE, **changes})
+    assert sorted(problem.partition(":")[0] for problem in problems) == sorted(f"model.{name}" for name in named)
+
+
+def test_what_rotary_scaling_and_windows_derive() -> None:
+    yarn = ModelConfig(**{**ROPE, "rope_scaling": "yarn"})
+    assert (ModelConfig(**ROPE).rope_high_freq_factor, yarn.rope_high_freq_factor) == (4.0, 32.0)
+    assert yarn.rope_attention_factor == pytest.approx(0.1 * math.log(8) + 1)
+    assert ModelConfig(**dataclasses.asdict(yarn)) == yarn
+    assert ModelConfig(n_layer=3, sliding_window=7, first_window_layer=2).windows == (0, 0, 7)
+    assert ModelConfig(n_layer=3).windows == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("argument", "suggestion"),
     [
@@ -242,6 +277,7 @@ def test_auto_is_said_of_every_number_that_is_derived_and_of_no_other() -> None:
         choice = "auto" in typing.get_args(kind) or field.name in (
             "device",
             "source",
+            "init",
             "tokenizer",
         )  # may be a file's name
         assert accepted == (choice or (kind is int and field.default == 0)), field.name

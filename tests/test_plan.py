@@ -37,6 +37,8 @@ CONFIGS = {
     "grouped queries": shape(modern=True, n_kv_head=2, head_dim=24, intermediate_size=96),
     "q and k norm alone": shape(qk_norm=True, tie_embeddings=False),
     "rotary alone, one key head": shape(position="rope", n_kv_head=1),
+    "sliding windows": shape(modern=True, sliding_window=10, block_size=192),
+    "a window in the last block": shape(sliding_window=100, first_window_layer=2, block_size=256),
     "one layer": shape(n_layer=1, n_embd=128),
     "many tokens in the vocabulary": shape(vocab_size=4000),
     "GPT-2's vocabulary": shape(vocab_size=50257, dropout=0.1),
@@ -149,6 +151,16 @@ def test_flops_of_a_context() -> None:
     assert (short.matrices, short.head) == (whole.matrices, whole.head)
 
 
+@pytest.mark.parametrize("context", [1, 9, 10, 11, 192])
+def test_flops_behind_a_window_are_those_of_the_keys_it_leaves(context: int) -> None:
+    config = shape(sliding_window=10, first_window_layer=1, block_size=192)
+    seen = sum(
+        min(p, 10) * 2 + p for p in range(1, context + 1)
+    )  # of the two blocks with a window, and the one without
+    expected = 4 * config.n_head * config.head_dim * seen / context
+    assert flops_per_token(config, context).attention == pytest.approx(expected, abs=1)
+
+
 @pytest.mark.parametrize("name", ["classic", "modern", "grouped queries"])
 def test_optimizer_flops_are_what_is_counted(name: str) -> None:
     config = CONFIGS[name]
@@ -179,7 +191,9 @@ def test_activations_are_what_is_held(name: str) -> None:
     assert planned.peak == pytest.approx(peak, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["classic with dropout", "grouped queries", "a vocabulary in chunks"])
+@pytest.mark.parametrize(
+    "name", ["classic with dropout", "grouped queries", "sliding windows", "a vocabulary in chunks"]
+)
 @pytest.mark.parametrize(("bytes_per_weight", "recompute"), [(2, False), (4, True)])
 def test_in_16_bits_and_recomputed(name: str, bytes_per_weight: int, recompute: bool) -> None:
     config, how = CONFIGS[name], {"bytes_per_weight": bytes_per_weight, "recompute": recompute}

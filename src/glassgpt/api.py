@@ -18,28 +18,80 @@ from glassgpt.processes import Processes, joined
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer, specs
-from glassgpt.training import setup
+from glassgpt.training import initial, setup
 from glassgpt.training.checkpoint import Run, require_name
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
-from glassgpt.weights.folder import load_model, save_model, whole, write_folder
+from glassgpt.weights import resolve as sources
+from glassgpt.weights.folder import DTYPES, open_folder, save_model, whole, write_folder
+from glassgpt.weights.loading import Progress, load_source
+from glassgpt.weights.sources import Source
 
 #: Where runs live, unless told otherwise.
 RUNS = Path("runs")
 
 
-def load(source: str | Path, *, device: str = "auto", runs: Path = RUNS) -> tuple[GPT, Tokenizer]:
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    revision: str | None = None,
+    token: str | None = None,
+    runs: Path = RUNS,
+) -> tuple[GPT, Tokenizer]:
     """Load a model and its tokenizer, ready to generate.
 
     Args:
-        source: a run (by name or folder; its best checkpoint is taken), or any model folder.
+        source: a run (by name or folder; its best checkpoint is taken), a model folder, a .gguf file, an asset by its
+            name, or a model on the Hugging Face hub: ``gpt2``, ``ORG/NAME``, ``ORG/NAME@REVISION``.
         device: as in RuntimeConfig.
+        dtype: to hold the weights in: float32, bfloat16 or float16.
+        revision: of a model on the hub.
+        token: for the hub.
         runs: where to look for runs by name.
 
     Raises:
-        CheckpointError: if there is no such thing, or it is damaged.
+        CheckpointError: if there is no such thing (the message says what was tried), or it is damaged.
+        ConfigError: for a type or device that is none.
     """
-    return load_model(find_checkpoint(source, runs), resolve(RuntimeConfig(device=device)).device)
+    weights_dtype(dtype)  # before anything is fetched
+    found = open_source(source, revision=revision, token=token, runs=runs)
+    return load_opened(found, device=device, dtype=dtype)
+
+
+def load_opened(
+    source: Source, *, device: str = "auto", dtype: str = "float32", progress: Progress | None = None
+) -> tuple[GPT, Tokenizer]:
+    """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is told of it as it goes on."""
+    where = resolve(RuntimeConfig(device=device)).device
+    return load_source(source, dtype=weights_dtype(dtype), device=where, progress=progress)
+
+
+def open_source(
+    source: str | Path, *, revision: str | None = None, token: str | None = None, runs: Path = RUNS
+) -> Source:
+    """Where :func:`load` would read a model from; its names and shapes are known, no weight is read.
+
+    Raises:
+        CheckpointError: as :func:`load`.
+    """
+    run = _run_of(source, runs)
+    if run is not None:
+        return open_folder(_checkpoint_of(run))
+    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
+    return sources.open_source(source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {known}"])
+
+
+def weights_dtype(name: str) -> torch.dtype:
+    """The type of that name that weights can be held and saved in.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is none of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def load_tokenizer(source: str | Path, *, runs: Path = RUNS) -> Tokenizer:
@@ -47,7 +99,7 @@ def load_tokenizer(source: str | Path, *, runs: Path = RUNS) -> Tokenizer:
 
     Args:
         source: "gpt2"; a run (by name or folder); a folder with a tokenizer.json; a tokenizer.json, .tiktoken, .gguf
-            or tokenizer.model file.
+            or tokenizer.model file; an asset of weights by its name.
         runs: where to look for runs by name.
 
     Raises:
@@ -62,11 +114,18 @@ def find_run(source: str | Path, runs: Path = RUNS) -> Run:
     Raises:
         CheckpointError: if there is none; the message names those there are.
     """
+    run = _run_of(source, runs)
+    if run is not None:
+        return run
+    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
+    raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {known}")
+
+
+def _run_of(source: str | Path, runs: Path) -> Run | None:
     for path in (Path(source), runs / source):
         if _may_exist(source) and (path / "run.toml").exists():
             return Run(path)
-    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
-    raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {known}")
+    return None
 
 
 def _may_exist(source: str | Path) -> bool:
@@ -84,16 +143,7 @@ def list_runs(runs: Path = RUNS) -> list[Run]:
     return sorted(found, key=lambda run: (run.created(), run.name))
 
 
-def find_checkpoint(source: str | Path, runs: Path = RUNS) -> Path:
-    """The model folder that a name or path means: itself, or the best checkpoint of a run.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    folder = whole(Path(source)) if _may_exist(source) else None
-    if folder is not None and (folder / "config.json").exists():
-        return folder
-    run = find_run(source, runs)
+def _checkpoint_of(run: Run) -> Path:
     for path in (run.best, run.last):
         folder = whole(path)
         if folder is not None:
@@ -157,7 +207,8 @@ def train(
     Args:
         preset: a name from :mod:`glassgpt.presets`, or "auto" to fit the text, the machine and the time.
         data: a text file, or a corpus by name.
-        overrides: configuration values by bare or dotted key, for example ``{"train.steps": 500}``.
+        overrides: configuration values by bare or dotted key, for example ``{"train.steps": 500}``; with
+            ``{"init": "runs/x"}``, or a model folder, the training of that model goes on.
         name: of the run; the text's by default.
         runs: folder to put it in.
         reporter: told of progress; silent by default.
@@ -170,7 +221,7 @@ def train(
     for key, value in (overrides or {}).items():
         try:
             section, field = locate(key)
-            layer.setdefault(section, {})[field] = value
+            layer.setdefault(section, {})[field] = str(value) if isinstance(value, Path) else value
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -201,7 +252,7 @@ def train_new(
     def begin(processes: Processes) -> Trainer:
         if name is not None:
             require_name(name)
-        plan = setup.plan(preset, layers, reporter, processes)
+        plan = setup.plan(preset, initial.located(layers, runs), reporter, processes)
         # What comes after the last step (the whole validation split, a sample) has to fit into the time, too.
         seconds = 0.97 * parse_duration(plan.config.train.time) - plan.final_seconds
         deadline = began + seconds if plan.timed else None

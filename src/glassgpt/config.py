@@ -7,30 +7,19 @@ carries every problem found. Zero means "derived" wherever a field's help says s
 
 import dataclasses
 import difflib
-import math
 import re
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import tomli_w
 
 from glassgpt.errors import ConfigError
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    least: float | None = None,
-    most: float | None = None,
-    check: Callable[[Any], object] | None = None,
-) -> Any:
-    """A dataclass field with its help text, inclusive bounds, and a check that raises ValueError for a bad value."""
-    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most, "check": check})
+from glassgpt.model_config import ModelConfig as ModelConfig
+from glassgpt.options import Section, annotation, option
 
 
 def parse_duration(text: str) -> float:
@@ -57,92 +46,6 @@ def _check_unicode(text: str) -> None:
 def _check_device(name: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise ValueError(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps")
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the configuration; checks the type and bounds of its fields when constructed."""
-
-    section: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        problems = _field_problems(self) or self._joint_problems()
-        if problems:
-            raise ConfigError(problems)
-
-    def _joint_problems(self) -> list[str]:
-        """Problems that involve more than one field; called when every field is valid by itself."""
-        return []
-
-
-@dataclass(frozen=True)
-class ModelConfig(Section):
-    """The numbers that describe a decoder-only Transformer. Validated on construction.
-
-    GPT-2, GPT-3, Llama and Qwen-3 are points in this space. Fields left at 0 are derived from the others.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
-
-    section = "model"
-
-    vocab_size: int = option(65, "tokens in the vocabulary (in training: the tokenizer's)", least=1)
-    block_size: int = option(256, "context length in tokens", least=1)
-    n_layer: int = option(6, "Transformer blocks", least=1)
-    n_head: int = option(4, "query heads", least=1)
-    n_kv_head: int = option(0, "key/value heads; 0: n_head", least=0)
-    head_dim: int = option(0, "width of a head; 0: n_embd / n_head", least=0)
-    n_embd: int = option(128, "width of the residual stream", least=1)
-    intermediate_size: int = option(0, "hidden width of the MLP; 0: 4 n_embd, or 8/3 for swiglu", least=0)
-    norm: Literal["layernorm", "rmsnorm"] = option("layernorm", "normalisation")
-    norm_eps: float = option(1e-5, "epsilon of the normalisation", least=0)
-    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = option("gelu_tanh", "activation of the MLP")
-    position: Literal["learned", "rope"] = option("learned", "position encoding")
-    rope_theta: float = option(10000.0, "base of the rotary frequencies", least=1)
-    qk_norm: bool = option(False, "RMS-normalise queries and keys, per head, before the rotation")
-    qkv_bias: bool = option(True, "bias on the q, k, v projection")
-    attention_out_bias: bool = option(True, "bias on the attention's output projection")
-    mlp_bias: bool = option(True, "bias in the MLP")
-    norm_bias: bool = option(True, "bias in the layer norms")
-    dropout: float = option(0.0, "dropout on embeddings and residual branches", least=0, most=0.999)
-    tie_embeddings: bool = option(True, "share the token embedding with the output head")
-
-    def _joint_problems(self) -> list[str]:
-        problems = []
-        if self.head_dim == 0 and self.n_embd % self.n_head:
-            problems.append(
-                f"model.n_embd: {self.n_embd} does not divide into n_head={self.n_head} heads; "
-                f"use a multiple of {self.n_head}, or set head_dim"
-            )
-        derived = {
-            "n_kv_head": self.n_head,
-            "head_dim": self.n_embd // self.n_head,
-            "intermediate_size": self._default_intermediate_size(),
-        }
-        for name, value in derived.items():
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)
-        if self.n_head % self.n_kv_head:
-            problems.append(
-                f"model.n_kv_head: {self.n_kv_head} does not divide n_head={self.n_head}; "
-                "every key/value head serves the same number of query heads"
-            )
-        if self.position == "rope" and self.head_dim % 2:
-            problems.append(f"model.head_dim: rotary positions need an even head_dim, got {self.head_dim}")
-        if self.norm == "rmsnorm" and self.norm_bias:
-            problems.append("model.norm_bias: rmsnorm has no bias; set norm_bias=false")
-        return problems
-
-    @property
-    def qkv_sizes(self) -> tuple[int, int, int]:
-        """Rows of q, k and v in the fused projection."""
-        return (self.n_head * self.head_dim, self.n_kv_head * self.head_dim, self.n_kv_head * self.head_dim)
-
-    def _default_intermediate_size(self) -> int:
-        if self.mlp != "swiglu":
-            return 4 * self.n_embd
-        return 64 * math.ceil(8 * self.n_embd / 3 / 64)  # as many parameters as a 4x MLP of two matrices
 
 
 def _check_tokenizer(text: str) -> None:
@@ -196,6 +99,10 @@ class TrainConfig(Section):
 
     section = "train"
 
+    init: str = option(
+        "", "a model to go on from: a run, a folder, a .gguf file, a hub name; empty: from scratch",
+        check=_check_unicode,
+    )  # fmt: skip
     steps: int = option(0, "optimiser steps; 0: as many as fit in `time`", least=0)
     time: str = option("5m", "time budget when steps=0, for example 90s, 5m, 1h30m", check=parse_duration)
     batch_size: int = option(16, "sequences per optimiser step, over all micro-batches", least=1)
@@ -326,7 +233,7 @@ def describe_options() -> Iterator[OptionHelp]:
     """Every configuration key with its type, default and help, in reading order."""
     for name, part in SECTIONS.items():
         for field in dataclasses.fields(part):
-            kind = _annotation(part, field.name)
+            kind = annotation(part, field.name)
             choices = typing.get_args(kind)
             shown = " | ".join(choices) if choices else kind.__name__
             default = str(field.default).lower() if kind is bool else str(field.default)
@@ -442,12 +349,8 @@ def differences(old: Section, new: Section) -> list[str]:
     ]
 
 
-def _annotation(part: type[Section], name: str) -> Any:
-    return typing.get_type_hints(part)[name]
-
-
 def _parse_value(section: str, name: str, text: str) -> Any:
-    kind = _annotation(SECTIONS[section], name)
+    kind = annotation(SECTIONS[section], name)
     try:
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
@@ -464,37 +367,3 @@ def _parse_value(section: str, name: str, text: str) -> Any:
     except (ValueError, KeyError, OverflowError):
         expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise ValueError(f"{section}.{name}: expected {expected}, got {text!r}") from None
-
-
-def _field_problems(part: Section) -> list[str]:
-    """Check each field's type, choices and bounds. Whole floats and ints are not confused with bools."""
-    problems = []
-    for field in dataclasses.fields(part):
-        value, kind = getattr(part, field.name), _annotation(type(part), field.name)
-        where = f"{part.section}.{field.name}"
-        choices = typing.get_args(kind)
-        if choices:
-            if value not in choices:
-                near = difflib.get_close_matches(str(value), choices, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                problems.append(f"{where}: {value!r} is none of {', '.join(choices)}{hint}")
-            continue
-        accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            problems.append(f"{where}: expected {kind.__name__}, got {value!r}")
-            continue
-        least, most = field.metadata["least"], field.metadata["most"]
-        if isinstance(value, int) and abs(value) >= 2**63:
-            problems.append(f"{where}: a number of {len(str(abs(value)))} digits does not fit into 64 bits")
-        elif kind in (int, float) and not math.isfinite(value):
-            problems.append(f"{where}: {value} is not a finite number")
-        elif least is not None and value < least:
-            problems.append(f"{where}: {value} is too small; the least is {least:g}")
-        elif most is not None and value > most:
-            problems.append(f"{where}: {value} is too large; the most is {most:g}")
-        elif field.metadata["check"] is not None:
-            try:
-                field.metadata["check"](value)
-            except ValueError as error:
-                problems.append(f"{where}: {error}")
-    return problems

@@ -71,14 +71,17 @@ def flops_per_token(config: ModelConfig, context: int | None = None) -> Flops:
     """FLOPs per token in windows of so many tokens (the model's context by default).
 
     Per block ``2 * weights + 4 * H * D * keys``, and ``2 * V * C`` for the head. A causal query sees itself and what
-    came before: ``keys = (T + 1) / 2`` on average (PaLM counts all T; so do most FLOP counters). Norms, activations,
-    softmax and the look-up of embeddings are left out: they are bound by memory, not by arithmetic.
+    came before: ``keys = (T + 1) / 2`` on average (PaLM counts all T; so do most FLOP counters), and fewer behind a
+    sliding window. Norms, activations, softmax and the look-up of embeddings are left out: they are bound by memory,
+    not by arithmetic.
     """
     T = context or config.block_size
+    # The first w queries see 1, 2, ..., w keys, the others w: w (2 T - w + 1) / 2 pairs in all.
+    seen = [w * (2 * T - w + 1) for w in (min(window or T, T) for window in config.windows)]
     weights = sum(rows * columns for rows, columns in _hidden_matrices(config))
     return Flops(
         matrices=2 * config.n_layer * weights,
-        attention=2 * config.n_layer * config.n_head * config.head_dim * (T + 1),
+        attention=2 * config.n_head * config.head_dim * sum(seen) // T,
         head=2 * config.vocab_size * config.n_embd,
     )
 
@@ -194,16 +197,19 @@ def activations(
     exact up to single scalars on the CPU.
     """
     L, C, b = config.n_layer, config.n_embd, bytes_per_weight
-    tokens = rows * (context or config.block_size)
+    T = context or config.block_size
+    tokens = rows * T
+    masks = sum(0 < window < T for window in config.windows) * b * T * T  # of sliding windows, in numbers, per block
     embeddings = tokens * (8 + _mask_bytes(config, b, device))  # the token ids (int64), and dropout
     block = tokens * sum(block_activations(config, b, device).values())
     loss = _loss_activations(config, tokens, b, device)
     # Gradients of the stream and of the hidden layer; with SwiGLU of gate and up, when their product is gone.
     gradients = tokens * b * (C + config.intermediate_size * (2 if config.mlp == "swiglu" else 1))
     if recompute:
-        stem = embeddings + L * tokens * b * C
+        stem = embeddings + L * tokens * b * C + (T * T if masks else 0)
+        block += b * T * T if masks else 0
         return Activations(stem + loss.kept, stem + max(loss.kept + loss.temporaries, block + gradients))
-    stem = embeddings + L * block
+    stem = embeddings + L * block + masks
     return Activations(stem + loss.kept, stem + max(loss.kept + loss.temporaries, gradients))
 
 

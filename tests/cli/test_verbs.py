@@ -55,7 +55,7 @@ MISTAKES = {
     "quickstart with a text": (["quickstart", "{text}"], "glassgpt train"),
     "quickstart with a wrong key": (["quickstart", "stepz=4"], "did you mean train.steps?"),
     "sample nothing": (["sample"], "no run in runs/ to sample from"),
-    "sample a wrong run": (["sample", "nothing"], "no run 'nothing'"),
+    "sample a wrong run": (["sample", "nothing"], "no model 'nothing'"),
     "sample wrongly": (["sample", "x", "--temperature", "-1", "--top-p", "2", "--top-k", "-3"], "3 problems"),
     "sample no tokens": (["sample", "x", "--max-new-tokens", "0"], "'--max-new-tokens'"),
     "two prompts": (["sample", "x", "--prompt", "a", "--prompt-file", "b"], "not both"),
@@ -315,6 +315,8 @@ def test_quickstart_in_short_with_the_network_denied(tmp_path: Path) -> None:
         "runs",
         "runs list",
         "data show",
+        "pull",
+        "export",
     ],
 )
 def test_help_needs_no_torch(verb: str) -> None:

@@ -274,7 +274,8 @@ def test_rotation_is_a_rotation_by_position_times_frequency() -> None:
     """Against complex numbers: channel i and channel i + D/2 are one complex number, turned."""
     D, theta = 10, 500.0
     x = torch.randn(2, 3, 9, D, generator=torch.Generator().manual_seed(4))
-    turned = rotate(x, *rotary_tables(9, D, theta))
+    config = ModelConfig(block_size=9, n_embd=D, n_head=1, position="rope", rope_theta=theta)
+    turned = rotate(x, *rotary_tables(config))
     angle = torch.arange(9)[:, None].double() * theta ** (-2 * torch.arange(D // 2).double() / D)
     expected = torch.complex(x[..., : D // 2].double(), x[..., D // 2 :].double()) * torch.polar(
         torch.ones_like(angle), angle

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from texts import ANY_TEXT, MIXED, MIXED_TEXT, gpt2, plays
 
 from glassgpt.errors import TokenizerError
+from glassgpt.inference.decode import start_ids
 from glassgpt.tokenizer import BPETokenizer, load, pretrained, save
+from glassgpt.tokenizer.base import puts_bos_first
 from glassgpt.tokenizer.bytelevel import BPEModel
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
 from glassgpt.tokenizer.pieces import PATTERNS
@@ -148,6 +150,7 @@ def in_gguf(prefix: bool) -> LibraryTokenizer:
             eos_token_id=pieces.eos_id(),
             bos_token_id=pieces.bos_id(),
             add_space_prefix=prefix,
+            add_bos_token=False,
         )
         ours = pretrained.read(path)
     assert isinstance(ours, LibraryTokenizer)
@@ -162,6 +165,28 @@ PROSE = st.lists(
     ),
     max_size=12,
 ).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pre", "said", "first"),
+    [
+        ("llama", None, None, True),
+        ("llama", None, False, False),
+        ("gpt2", "gpt-2", None, False),
+        ("gpt2", "gpt-2", True, True),
+        ("gpt2", "llama-bpe", None, True),
+        ("gpt2", "llama-bpe", False, False),
+    ],
+)
+def test_which_texts_begin_with_a_token(kind: str, pre: str | None, said: bool | None, first: bool) -> None:
+    values = {"model": kind, "pre": pre, "add_bos_token": said, "tokens": ["<unk>", "<s>", "</s>", "a", "b", "ab"]}
+    values |= {"token_type": [2, 3, 3, 1, 1, 1], "scores": [0.0] * 6, "merges": ["a b"], "bos_token_id": 1}
+    stored = {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
+    found = pretrained.gguf_tokenizer(Path("a.gguf"), stored)
+    ours, content = puts_bos_first(found), found.files()["tokenizer.json"].decode("utf-8")
+    assert ours == first and found.encode("a")[0] != 1
+    assert (1 in tokenizers.Tokenizer.from_str(content).encode("a").ids) == first
+    assert start_ids(found, "ab")[0] == (1 if first else found.encode("ab")[0])
 
 
 @settings(**SOME | {"max_examples": 150})

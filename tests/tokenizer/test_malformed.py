@@ -324,7 +324,6 @@ def test_half_a_character_is_one_message_or_an_unknown_word() -> None:
     ("library", "extra", "read"),
     [
         ("tokenizers", "hf", lambda folder: load(folder)),
-        ("gguf", "gguf", lambda folder: pretrained.read(folder / "a.gguf")),
         ("sentencepiece", "sentencepiece", lambda folder: pretrained.read(folder / "tokenizer.model")),
         ("tiktoken", "fast", lambda _: BPETokenizer(trained()).encode("a", engine="tiktoken")),
     ],

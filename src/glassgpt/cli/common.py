@@ -17,6 +17,7 @@ from glassgpt import presets
 from glassgpt.config import Layer, build, parse_overrides, read_toml
 from glassgpt.errors import ConfigError
 
+SOURCE_HELP = "A run, a model folder, a .gguf file, an asset by its name, or a model on the hub (gpt2, ORG/NAME)."
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
 RUNS_OPTION = typer.Option(Path("runs"), "--runs-dir", help="Folder that holds the runs.")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -18,17 +18,14 @@ runs = typer.Typer(name="runs", help="What has been trained.", no_args_is_help=T
 
 def presets(json: bool = JSON_OPTION) -> None:
     """List every preset with its numbers."""
-    import torch
-
     from glassgpt import presets
-    from glassgpt.model import GPT
+    from glassgpt.model import unfilled
 
     rows: list[dict[str, Any]] = []
     for name in presets.names():
         preset = presets.get(name)
         model = preset.model
-        with torch.device("meta"):
-            parameters = GPT(model).num_parameters()
+        parameters = unfilled(model).num_parameters()
         rows.append(
             {
                 "name": name,

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from glassgpt import __version__
-from glassgpt.cli import bench, data, inspect, plan, sample, tokenizer, train
+from glassgpt.cli import bench, data, inspect, plan, sample, tokenizer, train, transfer
 from glassgpt.errors import GlassError, TrainingStopped
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.command()(train.quickstart)
 app.command(epilog=train.OPTIONS_HELP)(train.train)
 app.command()(sample.sample)
+app.command()(transfer.pull)
+app.command()(transfer.export)
 app.command()(inspect.plot)
 app.command()(inspect.presets)
 app.command()(plan.plan)

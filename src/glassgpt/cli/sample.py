@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, print_json, something_piped_in
+from glassgpt.cli.common import (
+    JSON_OPTION,
+    RUNS_OPTION,
+    SOURCE_HELP,
+    ProgressLine,
+    print_json,
+    say,
+    something_piped_in,
+)
 from glassgpt.cli.tokens import quoted
 from glassgpt.errors import ConfigError
 
@@ -14,12 +22,14 @@ if TYPE_CHECKING:
     from glassgpt.inference.decode import Step
     from glassgpt.sampling import SamplingConfig
     from glassgpt.tokenizer import Tokenizer
+    from glassgpt.weights.sources import Source
 
 
 def sample(
-    run: str = typer.Argument("", metavar="RUN", help="A run or a model folder; by default the newest run."),
+    run: str = typer.Argument("", metavar="RUN", help=f"{SOURCE_HELP} By default the newest run."),
     prompt: str = typer.Option("", "--prompt", "-p", help="Text to continue; - reads standard input."),
     prompt_file: Path = typer.Option(None, "--prompt-file", help="File with the text to continue."),
+    chat: bool = typer.Option(False, "--chat", help="The prompt is a user's message; put it as the model expects it."),
     max_new_tokens: int = typer.Option(300, "--max-new-tokens", "-n", min=1, help="Tokens to generate."),
     num_samples: int = typer.Option(1, "--num-samples", min=1, help="Continuations, made as one batch."),
     temperature: float = typer.Option(0.8, "--temperature", help="Below 1 safer, above 1 wilder; 0 is greedy."),
@@ -37,6 +47,7 @@ def sample(
     from glassgpt import api
     from glassgpt.sampling import SamplingConfig
 
+    loading = ProgressLine({"loading": "parameters"})
     text = _read_prompt(prompt, prompt_file)
     config = SamplingConfig(temperature=0.0 if greedy else temperature, top_k=top_k, top_p=top_p)
     if explain and num_samples > 1:
@@ -46,18 +57,29 @@ def sample(
         if not known:
             raise ConfigError(f"there is no run in {runs}/ to sample from; `glassgpt quickstart` makes one")
         run = str(known[-1].path)
-    model, tokenizer = api.load(run, device=device, runs=runs)
+    source = api.open_source(run, runs=runs)
+    for note in source.notes:
+        say(f"note: {note}")
+    model, tokenizer = api.load_opened(source, device=device, progress=loading)
+    loading.clear()
     from glassgpt.inference.decode import generate, start_ids
 
-    ids = start_ids(tokenizer, text)
+    ids = _chat_ids(source, tokenizer, text) if chat else start_ids(tokenizer, text)
     limits = {"eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
     steps = generate(model, [ids] * num_samples, max_new_tokens, config, api.runtime_of(model), seed=seed, **limits)
-    shown = Printer(tokenizer, config, text, candidates=candidates, explain=explain, live=not json and num_samples == 1)
+    shown = Printer(
+        tokenizer,
+        config,
+        "" if chat else text,
+        candidates=candidates,
+        explain=explain,
+        live=not json and num_samples == 1,
+    )
     texts = shown.run(steps, num_samples)
     if json:
         print_json([{"prompt": text, "text": made, **extra} for made, extra in zip(texts, shown.extras, strict=True)])
     elif num_samples > 1:
-        print(f"\n{'-' * 40}\n".join(text + made for made in texts))
+        print(f"\n{'-' * 40}\n".join(("" if chat else text) + made for made in texts))
 
 
 class Printer:
@@ -122,6 +144,17 @@ class Printer:
                 print(f"  {mark} {name:<10} {c.logit:>9.3f} {numbers}")
         candidates = [{"text": self.tokenizer.decode([c.token]), **vars(c)} for c in shown]
         return {"chosen": chosen, "draw": uniform, "candidates": candidates}
+
+
+def _chat_ids(source: "Source", tokenizer: "Tokenizer", text: str) -> list[int]:
+    """The prompt as a user's message, in the model's own form."""
+    from glassgpt.tokenizer import chat
+    from glassgpt.weights.transfer import chat_template
+
+    template = chat_template(source)
+    if template is None:
+        raise ConfigError(f"{source.where} has no chat template: it continues texts; leave out --chat")
+    return chat.encode(tokenizer, template, [{"role": "user", "content": text}])
 
 
 def _read_prompt(prompt: str, prompt_file: Path | None) -> str:

@@ -61,7 +61,7 @@ def train(
             "`glassgpt train shakespeare`; or --resume RUN"
         )
     elif dry_run:
-        _dry_run(preset, layers, json)
+        _dry_run(preset, layers, runs, json)
     else:
         _train(preset, layers, name, runs, json, profile)
 
@@ -109,12 +109,13 @@ def _resume(run: str, layers: list[Layer], runs: Path, json: bool, profile: bool
     _close(api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json), profile=profile), json)
 
 
-def _dry_run(preset: str | None, layers: list[Layer], json: bool) -> None:
+def _dry_run(preset: str | None, layers: list[Layer], runs: Path, json: bool) -> None:
     import tomli_w
 
-    from glassgpt.training.setup import AUTO, plan
+    from glassgpt.training.initial import AUTO, located
+    from glassgpt.training.setup import plan
 
-    resolved = plan(preset or AUTO, layers)
+    resolved = plan(preset or AUTO, located(layers, runs))
     if json:
         print_json({"config": resolved.config.to_dict(), "notes": list(resolved.notes)})
         return

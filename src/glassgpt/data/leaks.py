@@ -5,7 +5,7 @@ of 13 consecutive words, where case, accents and punctuation do not count (see :
 document of 8 to 12 words is one n-gram of all its words, and shorter ones are not looked for: their words stand
 together in any large text.
 
-One side is small (a validation text, an evaluation file) and is held in memory, with about 60 bytes a word; the other
+One side is small (a validation text, an evaluation file) and is held in memory, with about 150 bytes a word; the other
 goes by as a stream.
 """
 

@@ -16,6 +16,7 @@ from glassgpt.model import GPT, KVCache
 from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig, UniformStreams, next_token
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer.base import puts_bos_first
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ def generate(
     active = [True] * len(rows)
     streams = UniformStreams(seed, len(rows))
     cache: KVCache | None = None
-    for _ in range(max_new_tokens):
+    for done in range(max_new_tokens):
         if cache is None or cache.longest == cache.capacity:
             rows = [row if len(row) <= context else row[-max(1, context // 2) :] for row in rows]
-            cache, logits = _prefill(model, rows, runtime)
+            cache, logits = _prefill(model, rows, runtime, room=max_new_tokens - done)
         else:
             last = torch.tensor([[row[-1]] for row in rows], device=runtime.device)  # [B, 1]
             logits = model(last, cache=cache)[:, -1]  # [B, V]
@@ -85,12 +86,16 @@ def generate(
             return
 
 
-def _prefill(model: GPT, rows: list[list[int]], runtime: Runtime) -> tuple[KVCache, Tensor]:
-    """Read the rows at once, padded on the right; the cache and the logits ``[B, V]`` after each row's last token."""
+def _prefill(model: GPT, rows: list[list[int]], runtime: Runtime, room: int) -> tuple[KVCache, Tensor]:
+    """Read the rows at once, padded on the right; the cache and the logits ``[B, V]`` after each row's last token.
+
+    The cache has room for as many tokens more as will be needed, up to the context.
+    """
     lengths = [len(row) for row in rows]
     padded = [row + [0] * (max(lengths) - len(row)) for row in rows]
     idx = torch.tensor(padded, device=runtime.device)  # [B, T]
-    cache = KVCache(model.config, len(rows), device=runtime.device, dtype=model.dtype)
+    capacity = min(model.config.block_size, max(lengths) + room)
+    cache = KVCache(model.config, len(rows), capacity=capacity, device=runtime.device, dtype=model.dtype)
     features = model.features(idx, cache=cache)  # [B, T, C]
     ends = torch.tensor(lengths, device=runtime.device) - 1
     logits = model.head(features[torch.arange(len(rows), device=runtime.device), ends])  # [B, V]
@@ -115,14 +120,17 @@ class TextStream:
 
 
 def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids to generate from. For an empty prompt: the token that begins a text where models were trained with one, else
-    a line end, else the first token there is.
+    """Ids to generate from, begun as texts were in the model's training.
+
+    For an empty prompt: the token that begins a text where models were trained with one, else a line end, else the
+    first token there is.
 
     Raises:
         TokenizerError: if the prompt has characters that the tokenizer does not know.
     """
     if prompt:
-        return tokenizer.encode(prompt)
+        first = [tokenizer.bos_id] if tokenizer.bos_id is not None and puts_bos_first(tokenizer) else []
+        return first + tokenizer.encode(prompt)
     if tokenizer.bos_id is not None:
         return [tokenizer.bos_id]
     return [next((i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\n"), 0)]

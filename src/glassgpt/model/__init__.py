@@ -3,5 +3,6 @@
 from glassgpt.model.attend import ExplicitAttention, FusedAttention
 from glassgpt.model.cache import KVCache
 from glassgpt.model.gpt import GPT, Block
+from glassgpt.model.meta import allocate, unfilled
 
-__all__ = ["GPT", "Block", "ExplicitAttention", "FusedAttention", "KVCache"]
+__all__ = ["GPT", "Block", "ExplicitAttention", "FusedAttention", "KVCache", "allocate", "unfilled"]

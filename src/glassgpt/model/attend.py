@@ -10,6 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def visible(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
+    """Which keys each query may look at: bool ``[..., T, S]``, for positions ``[..., T]`` and ``[S]``.
+
+    Its own and all before it; with a window, the newest ``window`` of these.
+    """
+    queries = queries.unsqueeze(-1)  # [..., T, 1]
+    past = keys <= queries  # [..., T, S]
+    return past & (keys > queries - window) if window else past
+
+
 class FusedAttention(nn.Module):
     """``F.scaled_dot_product_attention``: never holds the ``[B, H, T, S]`` scores."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config import ModelConfig
+from glassgpt.model.attend import visible
 
 
 class KVCache:
@@ -51,14 +52,17 @@ class KVCache:
         offsets = torch.arange(T, device=self.lengths.device)  # [T]
         return self.lengths[:, None] + offsets if self.ragged else self.longest + offsets
 
-    def mask(self, slots: Tensor) -> Tensor | None:
-        """What each new token may look at: bool ``[B or 1, 1, T, S]``; None where plain causal attention does."""
+    def mask(self, slots: Tensor, window: int = 0) -> Tensor | None:
+        """What each new token may look at: bool ``[B or 1, 1, T, S]``; None where plain causal attention does.
+
+        With a window, the newest ``window`` tokens, itself among them.
+        """
         T = slots.size(-1)
-        if not self.ragged and (self.longest == 0 or T == 1):
+        end = self.longest + T
+        if not self.ragged and (self.longest == 0 or T == 1) and not 0 < window < end:
             return None
-        keys = torch.arange(self.longest + T, device=slots.device)  # [S]
-        visible = keys <= slots.unsqueeze(-1)  # [T, S] or [B, T, S]
-        return visible.unsqueeze(1) if self.ragged else visible[None, None]
+        mask = visible(slots, torch.arange(end, device=slots.device), window)  # [T, S] or [B, T, S]
+        return mask.unsqueeze(1) if self.ragged else mask[None, None]
 
     def update(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Store ``k, v [B, KV, T, D]`` of one layer and return all that is held: ``[B, KV, S, D]`` each."""

@@ -4,7 +4,8 @@ Shapes: B batch, T time (tokens), C n_embd, H query heads, KV key/value heads, D
 S keys a query can see (T, or more with a cache). The model knows nothing of losses, sampling or files.
 
 Sources: GPT-2 (Radford et al., 2019), rotary positions (arXiv:2104.09864), RMSNorm (arXiv:1910.07467),
-SwiGLU (arXiv:2002.05202), grouped queries (arXiv:2305.13245), QK-norm as in Qwen-3 (arXiv:2505.09388).
+SwiGLU (arXiv:2002.05202), grouped queries (arXiv:2305.13245), QK-norm as in Qwen-3 (arXiv:2505.09388),
+sliding windows as in Mistral (arXiv:2310.06825).
 """
 
 import math
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.config import ModelConfig
-from glassgpt.model.attend import FusedAttention
+from glassgpt.model.attend import FusedAttention, visible
 from glassgpt.model.cache import KVCache
 from glassgpt.model.rope import rotary_tables, rotate
 
@@ -143,7 +144,7 @@ class GPT(nn.Module):
             self.head.weight = self.token_embedding.weight
         if self.config.position == "rope":
             device = self.token_embedding.weight.device
-            cos, sin = rotary_tables(self.config.block_size, self.config.head_dim, self.config.rope_theta, device)
+            cos, sin = rotary_tables(self.config, device)
             self.register_buffer("rope_cos", cos, persistent=False)  # [block_size, D]
             self.register_buffer("rope_sin", sin, persistent=False)  # [block_size, D]
 
@@ -191,11 +192,8 @@ class GPT(nn.Module):
             raise ValueError(f"{end} tokens do not fit the model's context of {self.config.block_size}")
         slots = cache.next_slots(T) if cache is not None else None  # [T] or [B, T]
         where = positions if positions is not None else slots  # None: 0..T-1
-        mask = cache.mask(slots) if cache is not None and slots is not None else None
-        if document_ids is not None:
-            assert cache is None, "documents are packed in training, without a cache"
-            same = document_ids[:, :, None] == document_ids[:, None, :]  # [B, T, T]
-            mask = same.tril().unsqueeze(1)  # [B, 1, T, T]
+        windows = self.config.windows
+        masks = {window: self._mask(idx, window, cache, slots, document_ids) for window in set(windows)}
 
         x = self.token_embedding(idx)  # [B, T, C]
         if self.position_embedding is not None:
@@ -203,8 +201,8 @@ class GPT(nn.Module):
             x = x + (table[:T] if where is None else table[where])  # [B, T, C]
         x = self.dropout(x)
         rope = self._rope(T, where)
-        for block in self.blocks:
-            x = block(x, rope, mask, cache, slots)  # [B, T, C]
+        for block, window in zip(self.blocks, windows, strict=True):
+            x = block(x, rope, masks[window], cache, slots)  # [B, T, C]
         if cache is not None:
             cache.advance(T)
         return self.final_norm(x)
@@ -219,6 +217,23 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits ``[B, T, V]`` for the token after each of ``idx [B, T]``; see :meth:`features`."""
         return self.head(self.features(idx, cache=cache, positions=positions, document_ids=document_ids))
+
+    @staticmethod
+    def _mask(
+        idx: Tensor, window: int, cache: KVCache | None, slots: Tensor | None, document_ids: Tensor | None
+    ) -> Tensor | None:
+        """What each token may look at: bool ``[B or 1, 1, T, S]``; None where that is simply all before it."""
+        if cache is not None and slots is not None:
+            assert document_ids is None, "documents are packed in training, without a cache"
+            return cache.mask(slots, window)
+        T = idx.size(1)
+        if document_ids is None and not 0 < window < T:
+            return None
+        here = torch.arange(T, device=idx.device)  # [T]
+        mask = visible(here, here, window)[None, None]  # [1, 1, T, T]
+        if document_ids is not None:
+            mask = mask & (document_ids[:, None, :, None] == document_ids[:, None, None, :])  # [B, 1, T, T]
+        return mask
 
     def _rope(self, T: int, where: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines for these positions: ``[T, D]``, or ``[B, 1, T, D]`` where rows differ."""

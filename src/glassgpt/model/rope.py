@@ -1,22 +1,62 @@
-"""Rotary position embedding (Su et al., 2021, arXiv:2104.09864), in the rotate-half layout of Llama and Qwen."""
+"""Rotary position embedding (Su et al., 2021, arXiv:2104.09864), in the rotate-half layout of Llama and Qwen.
+
+A model that was trained on short texts learns longer ones sooner if its rotations are slowed down. Four ways of that
+are in published models: all frequencies alike (linear: Chen et al., 2023, arXiv:2306.15595), the slow ones alone
+(llama3: arXiv:2407.21783; yarn: Peng et al., 2023, arXiv:2309.00071), and only beyond the context (dynamic).
+"""
+
+import math
 
 import torch
 from torch import Tensor
 
+from glassgpt.config import ModelConfig
 
-def rotary_tables(
-    block_size: int, head_dim: int, theta: float, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
+
+def rotary_tables(config: ModelConfig, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines for every position and channel: two tensors ``[block_size, head_dim]``, float32.
 
-    Channel i and channel i + head_dim/2 form a pair that turns by ``position * theta ** (-2 i / head_dim)``.
+    Channel i and channel i + head_dim/2 form a pair that turns by ``position * frequency[i]``.
     """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim  # [D/2]
-    frequency = 1.0 / theta**exponent  # [D/2]
-    position = torch.arange(block_size, dtype=torch.float32, device=device)  # [T]
-    angle = torch.outer(position, frequency)  # [T, D/2]
+    if device is not None and device.type == "meta":  # which has shapes alone, and imports torch's compiler to count
+        table = torch.empty(config.block_size, config.head_dim, device=device)
+        return table, table.clone()
+    position = torch.arange(config.block_size, dtype=torch.float32, device=device)  # [T]
+    angle = torch.outer(position, rotary_frequencies(config, device))  # [T, D/2]
     angle = torch.cat((angle, angle), dim=-1)  # [T, D]
-    return angle.cos(), angle.sin()
+    scale = config.rope_attention_factor if config.rope_scaling == "yarn" else 1.0
+    return angle.cos() * scale, angle.sin() * scale
+
+
+def rotary_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
+    """Radians per token of each pair of channels: ``[head_dim / 2]``, float32, falling from 1.
+
+    Unscaled, ``theta ** (-2 i / head_dim)``. A pair is slowed by ``rope_factor`` in full where it turns fewer than
+    ``rope_low_freq_factor`` times in the original context, not at all above ``rope_high_freq_factor``, and in part
+    between: by the number of turns in llama3, by the channel in yarn.
+    """
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim  # [D/2]
+    frequency = 1.0 / config.rope_theta**exponent  # [D/2]
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    if config.rope_scaling == "linear":
+        return frequency / config.rope_factor
+    if config.rope_scaling == "llama3":
+        turns = config.rope_original_context * frequency / (2 * math.pi)  # [D/2]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # [D/2], 1: as it was
+    elif config.rope_scaling == "yarn":
+        first, last = math.floor(_channel(config, high)), math.ceil(_channel(config, low))
+        first, last = max(first, 0), min(last, config.head_dim - 1)
+        channel = torch.arange(config.head_dim // 2, dtype=torch.float32, device=device)  # [D/2]
+        kept = 1 - ((channel - first) / max(last - first, 0.001)).clamp(0, 1)  # [D/2]
+    else:
+        return frequency  # dynamic too: it begins where the context ends, and nothing here goes beyond that
+    return frequency * (kept + (1 - kept) / config.rope_factor)
+
+
+def _channel(config: ModelConfig, turns: float) -> float:
+    """The (fractional) channel pair that turns so many times in the original context."""
+    wavelength = config.rope_original_context / (2 * math.pi * turns)
+    return config.head_dim * math.log(wavelength) / (2 * math.log(config.rope_theta))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

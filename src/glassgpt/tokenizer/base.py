@@ -81,6 +81,33 @@ def added_token(i: int, name: str, special: bool) -> dict[str, Any]:
     return {"id": i, "content": name, **flags, "special": special}
 
 
+def puts_bos_first(tokenizer: Tokenizer) -> bool:
+    """Whether a text that a model is given begins with the token that begins documents, as Llama's do.
+
+    Our own tokenizers never ask for it; the tokenizer.json of a published model may (in its `post_processor`). Encoding
+    a text does not put it there: whoever begins a text does.
+    """
+    content = getattr(tokenizer, "content", None) or {}
+    processor = content.get("post_processor") or {}
+    for step in (processor, *(processor.get("processors") or ())):
+        single = step.get("single") if step.get("type") == "TemplateProcessing" else None
+        if isinstance(single, list) and single and "SpecialToken" in single[0]:
+            return single[0]["SpecialToken"].get("id") == tokenizer.special_tokens().get("bos_token")
+    return False
+
+
+def bos_processor(bos: str, i: int) -> dict[str, Any]:
+    """The `post_processor` of a tokenizer.json that puts this token first."""
+    first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    second = [{part: {**entry[part], "type_id": 1} for part in entry} for entry in (first, {"Sequence": {"id": "B"}})]
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, *second],
+        "special_tokens": {bos: {"id": bos, "ids": [i], "tokens": [bos]}},
+    }
+
+
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``, which `tokenizers` and `AutoTokenizer` open."""
     config = {

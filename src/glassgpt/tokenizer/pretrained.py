@@ -16,10 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from glassgpt import assets
+from glassgpt import assets, gguf_header
 from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
 from glassgpt.tokenizer import bytelevel
-from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, added_token, file_in
+from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, added_token, bos_processor, file_in
 from glassgpt.tokenizer.bpe import BPETokenizer
 from glassgpt.tokenizer.bytelevel import BPEModel
 from glassgpt.tokenizer.char import CharTokenizer
@@ -42,9 +42,12 @@ _GGUF_PATTERNS: dict[str, tuple[tuple[str, ...], bool]] = {
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "jais", "phi-2"), ((PATTERNS["gpt2"],), False)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), ((r"\p{N}", PATTERNS["gpt2"]), False)),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), ((PATTERNS["llama3"],), True)),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), ((PATTERNS["llama3"],), False)),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), ((PATTERNS["qwen2"],), False)),
 }
-_CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
+#: Those that begin every text with a token, unless `tokenizer.ggml.add_bos_token` says otherwise.
+_GGUF_BEGUN = ("llama-bpe", "llama3", "llama-v3")
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # of tokenizer.ggml.token_type
 
 
 def gpt2() -> BPETokenizer:
@@ -244,19 +247,26 @@ def read_gguf(path: Path) -> Tokenizer:
 
     Raises:
         TokenizerError: if the file is damaged, or its tokenizer of a type or split pattern that is not known here.
-        MissingExtraError: if the `gguf` library is not installed.
     """
     try:
-        import gguf
-    except ImportError:
-        raise MissingExtraError("gguf", "gguf", "reading a .gguf file") from None
-    try:
-        fields = gguf.GGUFReader(path).fields
-        values = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+        values = gguf_header.read(path).values
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # the library raises whatever the damage leads to
+    except ValueError as error:
         raise TokenizerError(f"{path} is no GGUF file that can be read: {error}") from None
+    return gguf_tokenizer(path, values)
+
+
+def gguf_tokenizer(path: Path, values: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describe.
+
+    Args:
+        path: of the file, for messages.
+        values: its metadata.
+
+    Raises:
+        TokenizerError: if it is damaged, or of a type or split pattern that is not known here.
+    """
     kind = values.get("tokenizer.ggml.model")
     try:
         if kind == "gpt2":
@@ -279,18 +289,37 @@ def _gguf_byte_level(values: Mapping[str, Any]) -> BPETokenizer:
     named = {i: token for i, token in enumerate(tokens) if types[i] in (_CONTROL, _USER_DEFINED)}
     special = {token: i for i, token in named.items() if types[i] == _CONTROL}
     roles = {role: tokens[i] for role, i in _gguf_roles(values).items() if types[i] == _CONTROL}
-    vocab = {bytelevel.read(token): i for i, token in enumerate(tokens) if i not in named}
-    return BPETokenizer(
-        BPEModel(
-            vocab={token: i for token, i in vocab.items() if token},  # what is not in the alphabet is padding
-            merges=[bytelevel.pair(merge) for merge in values["tokenizer.ggml.merges"]],
-            patterns=patterns,
-            special=special,
-            added={token: i for i, token in named.items() if token not in special},
-            eos=roles.get("eos_token"),
-            bos=roles.get("bos_token"),
-            whole_pieces=whole,
-        )
+    vocab = {bytelevel.read(token): i for i, token in enumerate(tokens) if i not in named and types[i] != _UNUSED}
+    model = BPEModel(
+        vocab={token: i for token, i in vocab.items() if token},  # what is not in the alphabet is padding
+        merges=[bytelevel.pair(merge) for merge in values["tokenizer.ggml.merges"]],
+        patterns=patterns,
+        special=special,
+        added={token: i for i, token in named.items() if token not in special},
+        eos=roles.get("eos_token"),
+        bos=roles.get("bos_token"),
+        whole_pieces=whole,
+    )
+    if model.bos and values.get("tokenizer.ggml.add_bos_token", pre in _GGUF_BEGUN):
+        content = bytelevel.to_json(model) | {"post_processor": bos_processor(model.bos, special[model.bos])}
+        return BPETokenizer(model, content)
+    return BPETokenizer(model)
+
+
+def gguf_pattern_name(tokenizer: BPETokenizer) -> str:
+    """What llama.cpp calls the way in which a tokenizer splits text.
+
+    Raises:
+        TokenizerError: if it has no name for it.
+    """
+    model = tokenizer.model
+    for name, (patterns, whole) in _GGUF_PATTERNS.items():
+        if patterns == tuple(model.patterns) and whole == model.whole_pieces:
+            return name
+    known = ", ".join(PATTERNS)
+    raise TokenizerError(
+        f"llama.cpp has no name for this tokenizer's split pattern {' then '.join(model.patterns)!r}, so it would make "
+        f"other tokens; it knows those of {known}, and export --to hf takes any"
     )
 
 
@@ -345,4 +374,7 @@ def _gguf_sentencepiece(values: Mapping[str, Any]) -> LibraryTokenizer:
             "merges": [[token[:cut], token[cut:]] for _, _, cut, token in sorted(merges)],
         },
     }
-    return LibraryTokenizer(content, {role: tokens[i] for role, i in _gguf_roles(values).items()})
+    roles = {role: tokens[i] for role, i in _gguf_roles(values).items()}
+    if "bos_token" in roles and values.get("tokenizer.ggml.add_bos_token", True):
+        content["post_processor"] = bos_processor(roles["bos_token"], ids[roles["bos_token"]])
+    return LibraryTokenizer(content, roles)

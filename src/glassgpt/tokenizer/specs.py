@@ -148,7 +148,7 @@ def with_bos(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("runs")) -> Tokenizer:
-    """A tokenizer that needs no text to be made: ``gpt2``, a file or folder, or a run by its name.
+    """A tokenizer that needs no text to be made: ``gpt2``, a file or folder, a run or an asset by its name.
 
     Args:
         text: what was written.
@@ -161,6 +161,8 @@ def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("run
     spec = parse(text)
     if spec.kind == "file" and not _folder_of(spec.path) and (run := _folder_of(runs / text)):
         spec = Spec(str(run), "file")
+    if text in assets.names("weights") and not spec.path.exists():
+        spec = Spec(str(assets.path(text)), "file")
     if spec.trained:
         raise TokenizerError(
             f"{text!r} is made from a text: train it first (glassgpt tokenizer train TEXT {text} -o FOLDER), "

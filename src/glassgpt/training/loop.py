@@ -197,7 +197,7 @@ class Trainer:
         values = {"uniform": bounds.uniform, "unigram": bounds.unigram, "bigram": bounds.bigram}
         self.metrics.append(0, {f"floor/{name}": value for name, value in values.items()})
         loss = self._validate()
-        if abs(loss / bounds.uniform - 1) > 0.05:
+        if abs(loss / bounds.uniform - 1) > 0.05 and not self.config.train.init:
             self.reporter.warn(
                 f"the initial loss is {loss:.3f}, and ln V is {bounds.uniform:.3f}: a fresh model should know nothing "
                 "and be within 5 % of it. Below it, the targets leak; above it, the initial weights are too large"

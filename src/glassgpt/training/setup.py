@@ -24,7 +24,7 @@ from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, derive_seed, resolve, versions
 from glassgpt.tokenizer import load as load_tokenizer
 from glassgpt.tokenizer import specs
-from glassgpt.training import budget, checkpoint, guard
+from glassgpt.training import budget, checkpoint, guard, initial
 from glassgpt.training.calibration import calibrate
 from glassgpt.training.checkpoint import Run, TrainState
 from glassgpt.training.loop import Trainer
@@ -37,7 +37,7 @@ from glassgpt.weights.folder import load_weights
 from glassgpt.weights.mapping import family_of
 
 #: Preset that leaves the size of the model to the text, the machine and the time.
-AUTO = "auto"
+AUTO = initial.AUTO
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def plan(
         DataError: if the text cannot be used.
     """
     reporter, began, processes = reporter or Reporter(), time.monotonic(), processes or Processes()
-    base: Layer = budget.smallest_size(layers) if preset == AUTO else presets.get(preset).layer
+    preset, base, continued = initial.begin(preset, layers)
     config = build(preset, [base, *layers])
     if config.train.format == "hf":
         family_of(config.model)
@@ -80,7 +80,10 @@ def plan(
     source = data.find(config.data)
     stream = data.prepare(source, config.data, reporter.preparing)
     _require_enough(stream)
+    notes = _Notes(reporter)
+    notes.add(initial.agree(continued, stream.tokenizer))
     asked = {key for layer in layers for section in ("model", "train") for key in layer.get(section, {})}
+    asked |= {"vocab_size"} if continued else set()
     if "block_size" in asked:
         data.Batches(
             stream.train, config.model.block_size, config.train.batch_size, config.train.seed, config.data.order
@@ -90,7 +93,6 @@ def plan(
         raise ConfigError(f"model.vocab_size: {config.model.vocab_size} is less than the {vocab_size} of the tokenizer")
     if "vocab_size" not in asked:
         base = _merged(base, "model", vocab_size=vocab_size)
-    notes = _Notes(reporter)
     seconds = parse_duration(config.train.time)
     if preset != AUTO:
         budget.require_memory(config.model)
@@ -110,6 +112,7 @@ def plan(
     config, why = fit_memory(config, runtime, processes)
     notes.add(why)
     config = config.replace("data", **_data_as_prepared(source, stream, config.data, layers))
+    config = initial.named(config, continued)
     draft = Plan(config, source.name, stream, runtime, budget.Speed(0.0, 0.0), config.train.steps == 0, 0.0, ())
     return _timed(draft, began + seconds, notes, processes)
 
@@ -196,6 +199,7 @@ def start(
         "train_tokens": plan.stream.info.tokens["train"],
         "val_tokens": plan.stream.info.tokens["val"],
         "notes": list(plan.notes),
+        **initial.provenance(plan.config),
         **versions(),
     }
     run = checkpoint.create_run(parent, name, plan.config, provenance)
@@ -248,7 +252,7 @@ def resume(
     saved = run.config()
     config = build(saved.preset, [saved.to_dict(), _without_auto(changes or {})])
     refused = differences(saved.model, config.model) + differences(saved.data, config.data)
-    fixed = {name: getattr(saved.train, name) for name in ("seed", "batch_size", "format", "eval_tokens")}
+    fixed = {name: getattr(saved.train, name) for name in ("init", "seed", "batch_size", "format", "eval_tokens")}
     refused += differences(replace(config.train, **fixed), config.train)
     refused += differences(replace(config.optim, optimizer=saved.optim.optimizer), config.optim)
     if refused:
@@ -295,18 +299,26 @@ def _trainer(
     run: Run, config: RunConfig, stream: TokenStream, runtime: Runtime, *, processes: Processes | None = None,
     **settings: Any,
 ) -> Trainer:  # fmt: skip
-    """Weights (fresh, or the newest checkpoint's), then the type computed in, then the optimisers."""
+    """Weights (fresh, another model's, or the newest checkpoint's), then the type computed in, then the optimisers.
+
+    A run that goes on from another model begins with a checkpoint, so that it never needs that model again.
+    """
     processes = processes or Processes()
     folder = run.latest_checkpoint() if processes.first else run.newest_whole()
     model = GPT(config.model)
-    model.init_weights(derive_seed(config.train.seed, "weights"))
+    if not folder and not config.train.init:
+        model.init_weights(derive_seed(config.train.seed, "weights"))
     model = model.to(runtime.device)
     if folder:
         load_weights(folder, model)
+    elif config.train.init:
+        initial.load(config, model)
     optimizers = Optimizers(model, config.optim, MasterWeights(model, runtime.dtype))
     state = checkpoint.load_trainer(folder, optimizers) if folder else TrainState()
     if processes.first:
-        MetricsLog(run.path / "metrics.jsonl").cut_after(state.step if folder else -1)
+        MetricsLog(run.path / "metrics.jsonl").cut_after(state.step or -1)
+    if config.train.init and not folder:
+        checkpoint.save_checkpoint(run.last, optimizers, stream.tokenizer, state, config.train.format == "native")
     expected = presets.expected_curve(config, stream.info.text_sha256)
     return Trainer(
         run, config, model, optimizers, stream, runtime, state, processes=processes, expected=expected, **settings

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,17 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.tokenizer import load as load_tokenizer
 from glassgpt.tokenizer import save as save_tokenizer
 from glassgpt.weights import mapping
+from glassgpt.weights.loading import load_into, load_source
+from glassgpt.weights.sources import INDEX, SINGLE, FolderSource
+from glassgpt.weights.sources import read_json as read_json
 
 CHECKSUMS = "SHA256SUMS"
+#: Bytes of a file of weights, beyond which they are cut into several.
+MAX_SHARD_BYTES = 5 * 10**9
+#: What config.json calls the types that weights can be saved in.
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def save_model(
@@ -37,40 +43,72 @@ def save_model(
     native: bool = False,
     card: str = "",
     state: dict[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the files of a model into an existing folder; with ``state``, those weights instead of the model's own.
+    """Write the files of a model into an existing folder.
+
+    Args:
+        folder: to write into.
+        model: whose weights to save.
+        tokenizer: to save beside it.
+        native: in our own format, which takes any configuration.
+        card: the README.md; a plain one by default.
+        state: weights to save instead of the model's own, under our names.
+        dtype: to save the weights in; one of DTYPES.
+        max_shard_bytes: weights of more bytes are cut into several files, with an index.
+        generation: of generation_config.json, beside the tokenizer's special tokens, over which it wins.
 
     Raises:
         ConfigError: if no published family can express the model and ``native`` is not set.
     """
     config, state = model.config, state or model.state_dict()
-    if native:
-        entries, published = mapping.native_config(config), {k: v.contiguous() for k, v in state.items()}
-        if config.tie_embeddings:
-            del published["head.weight"]
-    else:
-        family = mapping.family_of(config)
-        entries, published = mapping.to_hf_config(config, family), mapping.to_published(state, config, family)
+    family = mapping.NATIVE_FAMILY if native else mapping.family_of(config)
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": None}
-    entries |= special | {"dtype": "float32", "torch_dtype": "float32", "glassgpt_version": __version__}
+    name = next(name for name, known in DTYPES.items() if known == dtype)
+    entries = mapping.to_hf_config(config, family) | special
+    entries |= {"dtype": name, "torch_dtype": name, "glassgpt_version": __version__}
     write_json(folder / "config.json", entries)
-    write_json(folder / "generation_config.json", special)
-    published = {name: tensor.detach().float().cpu() for name, tensor in published.items()}
-    save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "generation_config.json", special | dict(generation or {}))
+    _save_weights(folder, mapping.to_published(state, config, family), dtype, max_shard_bytes)
     save_tokenizer(tokenizer, folder, config.block_size)
     (folder / "README.md").write_text(card or _card(config), encoding="utf-8", newline="\n")
 
 
-def load_model(folder: Path, device: torch.device | None = None) -> tuple[GPT, Tokenizer]:
+def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int) -> None:
+    """Write one file, or as many as it takes and their index. One file's weights at a time are copied."""
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, tensor in weights.items():
+        needed = tensor.numel() * dtype.itemsize
+        if size + needed > max_bytes and shards[-1]:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size, total = size + needed, total + needed
+    files = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
+    for file, names in zip(files, shards, strict=True):
+        copied = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
+        save_file(copied, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def load_model(
+    folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> tuple[GPT, Tokenizer]:
     """Build the model and tokenizer of a folder. Needs neither `transformers` nor the training text.
 
     Raises:
         CheckpointError: if something is missing, damaged, unexpected or of another shape; all of it is listed.
     """
-    config = load_config(folder)
-    model = GPT(config) if device is None else GPT(config).to(device)
-    load_weights(folder, model)
-    return model.eval(), load_tokenizer(folder)
+    return load_source(open_folder(folder), dtype=dtype, device=device)
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -79,12 +117,8 @@ def load_config(folder: Path) -> ModelConfig:
     Raises:
         CheckpointError: if there is none or it cannot be read.
     """
-    content = read_json(folder / "config.json")
     try:
-        if content.get("model_type") != "glassgpt":
-            return mapping.from_hf_config(content)[0]
-        known = set(ModelConfig.__dataclass_fields__)
-        return ModelConfig(**{key: value for key, value in content.items() if key in known})
+        return mapping.from_hf_config(read_json(folder / "config.json"))[0]
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
@@ -93,30 +127,19 @@ def load_weights(folder: Path, model: GPT) -> None:
     """Fill a model with a folder's weights, strictly: every weight is there, fits, and none is left over.
 
     Raises:
-        CheckpointError: listing missing, unexpected and misshapen weights, or a damaged file.
+        CheckpointError: listing missing, unexpected and misshapen weights, or a damaged file. The model is as it was.
     """
-    path, config = folder / "model.safetensors", model.config
-    verify(folder, ["model.safetensors"])
-    published = read_tensors(path)
-    content = read_json(folder / "config.json")
-    if content.get("model_type") == "glassgpt":
-        state = dict(published)
-        if config.tie_embeddings and "token_embedding.weight" in state:
-            state["head.weight"] = state["token_embedding.weight"]
-    else:
-        state = mapping.from_published(published, config, mapping.FAMILIES[content["model_type"]])
-    expected = model.state_dict()
-    problems = [f"missing: {name}" for name in expected if name not in state]
-    problems += [f"unexpected: {name}" for name in state if name not in expected]
-    problems += [
-        f"shape of {name}: {list(state[name].shape)} in the file, {list(tensor.shape)} in the model"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else []))
-        raise CheckpointError(f"{path} does not fit its config.json:\n  {shown}")
-    model.load_state_dict(state)
+    load_into(model, open_folder(folder))
+
+
+def open_folder(folder: Path) -> FolderSource:
+    """A folder whose weights are what its checksums say, as a source.
+
+    Raises:
+        CheckpointError: if they are not, or it is no whole model folder.
+    """
+    verify(folder, [path.name for path in folder.glob("*.safetensors")])
+    return FolderSource(folder)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -131,23 +154,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is missing; the folder is not a whole model folder") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; {path.parent} is not a whole model folder") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: an object was expected")
-    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

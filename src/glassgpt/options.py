@@ -1,0 +1,78 @@
+"""What a section of the configuration is made of: fields with a help text and bounds, checked when it is made."""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from glassgpt.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    check: Callable[[Any], object] | None = None,
+) -> Any:
+    """A dataclass field with its help text, inclusive bounds, and a check that raises ValueError for a bad value."""
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most, "check": check})
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the configuration; checks the type and bounds of its fields when constructed."""
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        problems = field_problems(self) or self._joint_problems()
+        if problems:
+            raise ConfigError(problems)
+
+    def _joint_problems(self) -> list[str]:
+        """Problems that involve more than one field; called when every field is valid by itself."""
+        return []
+
+
+def annotation(part: type[Section], name: str) -> Any:
+    """The type of a field."""
+    return typing.get_type_hints(part)[name]
+
+
+def field_problems(part: Section) -> list[str]:
+    """Check each field's type, choices and bounds. Whole floats and ints are not confused with bools."""
+    problems = []
+    for field in dataclasses.fields(part):
+        value, kind = getattr(part, field.name), annotation(type(part), field.name)
+        where = f"{part.section}.{field.name}"
+        choices = typing.get_args(kind)
+        if choices:
+            if value not in choices:
+                near = difflib.get_close_matches(str(value), choices, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                problems.append(f"{where}: {value!r} is none of {', '.join(choices)}{hint}")
+            continue
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            problems.append(f"{where}: expected {kind.__name__}, got {value!r}")
+            continue
+        least, most = field.metadata["least"], field.metadata["most"]
+        if isinstance(value, int) and abs(value) >= 2**63:
+            problems.append(f"{where}: a number of {len(str(abs(value)))} digits does not fit into 64 bits")
+        elif kind in (int, float) and not math.isfinite(value):
+            problems.append(f"{where}: {value} is not a finite number")
+        elif least is not None and value < least:
+            problems.append(f"{where}: {value} is too small; the least is {least:g}")
+        elif most is not None and value > most:
+            problems.append(f"{where}: {value} is too large; the most is {most:g}")
+        elif field.metadata["check"] is not None:
+            try:
+                field.metadata["check"](value)
+            except ValueError as error:
+                problems.append(f"{where}: {error}")
+    return problems
