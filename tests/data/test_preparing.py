@@ -273,8 +273,7 @@ def test_what_cannot_be_split_is_refused_with_advice(tmp_path: Path, monkeypatch
         assert sorted(stream.info.documents.values()) == [3, 3], "what is the same stays together"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_planted_duplicates_are_left_out(tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_duplicates_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them and nothing else, within training, within validation and across."""
     monkeypatch.setattr(tasks, "TASK", 60_000)
     generator = random.Random(5)
@@ -294,14 +293,12 @@ def test_planted_duplicates_are_left_out(tmp_path: Path, processes: int, monkeyp
                 else:
                     kept.append(text)
     order = [text for split in ("train", "val") for text in dict.fromkeys(everything) if text in kept]
-    stream = prepared(
-        tmp_path / "a.jsonl", tmp_path / "out", processes=processes, duplicates="drop", val_fraction=0.3
-    )  # fmt: skip
+    stream, other = (
+        prepared(tmp_path / "a.jsonl", tmp_path / f"{n}", processes=n, duplicates="drop", val_fraction=0.3)
+        for n in (1, 2)
+    )
     assert stream.manifest.duplicates == {"exact": 20, "near": 20} == dict(dropped)
     assert found(stream) == reference(dict.fromkeys(order), stream.tokenizer, 0.3)
-    other = prepared(
-        tmp_path / "a.jsonl", tmp_path / "other", processes=3 - processes, duplicates="drop", val_fraction=0.3
-    )  # fmt: skip
     assert content_of(other.folder) == content_of(stream.folder)
 
 
@@ -406,12 +403,11 @@ def test_one_process_and_two_write_the_same_bytes(
     monkeypatch.setattr(tasks, "TASK", 1500)
     (tmp_path / "a.txt").write_text(prose, encoding="utf-8")
     source = corpus if kind == "documents" else tmp_path / "a.txt"
-    one, two, again = (
-        prepared(source, tmp_path / f"{number}", tokenizer="bpe:300", processes=processes)
-        for number, processes in enumerate((1, 2, 2))
+    one, two = (
+        prepared(source, tmp_path / f"{processes}", tokenizer="bpe:300", processes=processes) for processes in (1, 2)
     )
     assert len(one.manifest.shards) > 8
-    assert content_of(one.folder) == content_of(two.folder) == content_of(again.folder)
+    assert content_of(one.folder) == content_of(two.folder)
     assert one.info.data_sha256 == two.info.data_sha256
     cached = prepared(source, tokenizer="bpe:300", processes=1)
     assert content_of(cached.folder) == content_of(one.folder)
@@ -435,35 +431,35 @@ def prepare_verb(*arguments: object, task: int = 1000) -> "subprocess.Popen[byte
 def test_killed_again_and_again_it_ends_with_the_same_shards(
     processes: int, tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = (prose * 2).splitlines()
+    lines = (prose * 5).splitlines()
     rows = [json.dumps({"text": f"{i} {line}"}) for i, line in enumerate(lines)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
     arguments = [tmp_path / "a.jsonl", "tokenizer=bpe:400", "--processes", processes, "--json", "--out"]
     monkeypatch.setattr(tasks, "TASK", 1000)
     whole = prepared(tmp_path / "a.jsonl", tmp_path / "whole", tokenizer="bpe:400", processes=1)
-    assert len(whole.manifest.shards) > 60
+    assert len(whole.manifest.shards) > 200
     out, generator = tmp_path / "out", random.Random(processes)
     moments: list[Callable[[], bool]] = [
         lambda: (out / "plan.json").exists(),
         lambda: any(out.glob(".tokenizer-*")) or (out / "tokenizer.json").exists(),
         lambda: any(out.glob(".train-*")),
-        lambda: len(list(out.glob("done/*.json"))) >= 5,
+        lambda: len(list(out.glob("done/*.json"))) >= 9,
     ]
-    for moment in moments if processes == 1 else moments[1:]:
+    for moment in moments if processes == 1 else moments[2:]:
         process = prepare_verb(*arguments, out)
         while not moment() and process.poll() is None:
             time.sleep(0.001)
-        time.sleep(generator.uniform(0, 0.15))
+        time.sleep(generator.uniform(0, 0.05))
         process.kill()
         process.communicate()
-        assert not (out / "manifest.json").exists() or process.returncode == 0
+        assert not (out / "manifest.json").exists(), "killed before the end"
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("done/*.json")}
     final = prepare_verb(*arguments, out)
     printed, complaints = final.communicate()
     assert (final.returncode, complaints) == (0, b"")
     assert json.loads(printed)["tokens"] == whole.info.tokens
     assert content_of(out) == content_of(whole.folder)
-    assert len(kept) >= 5, "there was something to keep"
+    assert len(kept) >= 9, "there was something to keep"
     assert [path.name for path in out.iterdir() if path.is_dir()] == []
 
 
@@ -593,7 +589,9 @@ MEASURE = textwrap.dedent("""
     config = DataConfig(source=source, tokenizer=tokenizer)
     began = time.monotonic()
     stream = data.prepare(data.find(config), config, folder=Path(out), processes=int(processes))
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage would count the process that began this one
+    peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
+    peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     print(json.dumps({"seconds": time.monotonic() - began, "peaks": peaks, "tokens": stream.info.tokens}))
 """)
 
@@ -615,23 +613,24 @@ def write_words(path: Path, megabytes: int) -> None:
                 return
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read as Linux tells it")
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     write_words(tmp_path / "a.txt", 70)
     seen = measured(tmp_path / "a.txt", tmp_path / "out", "char", 2)
-    assert max(seen["peaks"]) < 400, seen
+    assert max(seen["peaks"]) < 300, seen
     assert sum(seen["tokens"].values()) >= 70_000_000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("spec", ["char", "bpe:2000", "gpt2"])
-def test_a_gigabyte_in_half_of_one(spec: str, processes: int, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read as Linux tells it")
+@pytest.mark.parametrize("spec", ["char", "gpt2"])
+def test_a_gigabyte_in_half_of_one(spec: str, tmp_path: Path) -> None:
     """Less than 500 MB resident in any process."""
     from glassgpt import assets
 
     if spec == "gpt2" and assets.available("gpt2-bpe") is None:
         pytest.skip("GPT-2's vocabulary is not here")
     write_words(tmp_path / "a.txt", 1000)
-    seen = measured(tmp_path / "a.txt", tmp_path / "out", spec, processes)
-    print(spec, processes, f"{1000 / seen['seconds']:.1f} MB/s", seen)
+    seen = measured(tmp_path / "a.txt", tmp_path / "out", spec, 2)
     assert max(seen["peaks"]) < 500, seen
+    assert sum(entry.stat().st_size for entry in (tmp_path / "out").iterdir()) > 500_000_000

@@ -99,14 +99,20 @@ def segment_text(task: Message) -> Iterator[str]:
 
 def divided(parts: Iterable[str], size: int = PART) -> Iterator[str]:
     """A text that comes in parts, in others of about ``size`` characters that end where it may be cut."""
-    held = ""
+    done: list[str] = []  # searched, with no place to cut
+    length, rest = 0, ""
     for part in parts:
-        held += part
-        while len(held) > size and (cut := safe_cut(held, size)) is not None and cut < len(held):
-            yield held[:cut]
-            held = held[cut:]
-    if held:
-        yield held
+        rest += part
+        while length + len(rest) > size:
+            cut = safe_cut(rest, max(size - length, 1))
+            if cut is None:
+                done.append(rest[:-2])  # what follows may show that it may be cut before or after the last but one
+                length, rest = length + len(done[-1]), rest[-2:]
+                break
+            yield "".join([*done, rest[:cut]])
+            done, length, rest = [], 0, rest[cut:]
+    if done or rest:
+        yield "".join([*done, rest])
 
 
 class ShardWriter:

@@ -248,20 +248,20 @@ class _Search:
             hits = np.stack([places, number + first, words.texts[first], words.starts[first]])
             self.names |= {text: names[text] for text in np.unique(hits[2]).tolist()}
             if size == GRAM:
-                self._in_rows(hits, number + len(words) - GRAM)
+                self._in_rows(hits)
             else:
                 self._settle(hits, np.ones(len(first), dtype=np.int64))
         if len(self.names) > 2 * len(self.distinct) + 1000:
             used = {*self.texts.tolist(), *self.waiting[2].tolist()}
             self.names = {text: name for text, name in self.names.items() if text in used}
 
-    def _in_rows(self, hits: np.ndarray, last: int) -> None:
-        """Settle the rows of hits that are over; ``last`` is the number of the first word of the last window."""
+    def _in_rows(self, hits: np.ndarray) -> None:
+        """Settle all rows of hits but the last, which may go on."""
         hits = np.concatenate([self.waiting, hits], axis=1)
         begins = np.flatnonzero(np.append(True, np.diff(hits[1]) != 1)) if hits.size else np.empty(0, dtype=np.int64)
         lengths = np.diff(np.append(begins, hits.shape[1]))
         rows = np.repeat(lengths, lengths)
-        goes_on = hits.size and hits[1, -1] == last and lengths[-1] <= _MOST_WAITING
+        goes_on = hits.size and lengths[-1] <= _MOST_WAITING
         over = int(begins[-1]) if goes_on else hits.shape[1]
         self._settle(hits[:, :over], rows[:over])
         self.waiting = hits[:, over:]
