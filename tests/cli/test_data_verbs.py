@@ -181,7 +181,7 @@ WRONG = {
     "no such tokenizer": (["prepare", "stories.jsonl", "-o", "out", "tokenizer=nowhere"], "there is no tokenizer"),
     "no such field": (["prepare", "stories.jsonl", "-o", "out", "text_field=body"], "body"),
     "duplicates of one text": (["prepare", "a.txt", "-o", "out", "duplicates=drop"], "a.txt is one text"),
-    "prepared already": (["prepare", "ready", "-o", "out"], "is prepared already; train on it with: glassgpt train"),
+    "prepared already": (["prepare", "ready", "-o", "out"], "is prepared already; train on it: glassgpt train"),
     "prepared otherwise": (["prepare", "a.txt", "-o", "ready"], "ready holds a corpus prepared otherwise"),
     "a folder in use": (["prepare", "a.txt", "-o", "."], "exists and is not empty"),
     "a file in the way": (["prepare", "a.txt", "-o", "a.txt"], "a.txt cannot be written"),

@@ -10,7 +10,6 @@ import torch
 from streams import sharded
 
 from glassgpt.data import Batches, Loader
-from glassgpt.errors import DataError
 from glassgpt.processes import Processes
 
 
@@ -51,18 +50,35 @@ def test_reading_ahead_leaves_the_random_state_alone(tmp_path: Path) -> None:
     ahead.close()
 
 
-def test_a_worker_that_dies_is_one_clear_error(tmp_path: Path) -> None:
-    tokens = sharded(tmp_path, [500])
-    ahead = loader(tokens, 0, 1, 1, "random")
-    ahead.get(0)
-    for shard in tokens.shards:
-        shard.path.unlink()
-    for worker in ahead._coming._workers:  # type: ignore[union-attr]
-        worker.kill()
-    with pytest.raises(DataError, match=r"runtime\.workers=0"):
-        for k in range(1, 40):
-            ahead.get(k)
-    ahead.close()
+DYING = """
+    import os, signal, sys
+    from pathlib import Path
+    from glassgpt.config import parse_overrides
+    from glassgpt.errors import DataError
+    from glassgpt.training import setup
+    settings = "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=4 steps=100000 sample_tokens=0 dtype=float32"
+    layer = parse_overrides([*settings.split(), "compile=false", "workers=2", f"source={sys.argv[1]}"])
+    trainer = setup.start(setup.plan("tiny", [layer]), "run", Path(sys.argv[2]))
+    step = trainer._step
+    def kill_one() -> None:
+        if trainer.state.step == 5:
+            os.kill(trainer.loader._coming._workers[0].pid, signal.SIGKILL)
+        step()
+    trainer._step = kill_one
+    try:
+        trainer.train()
+    except DataError as error:
+        print(error)
+"""
+
+
+def test_a_worker_that_dies_is_one_clear_error(tmp_path: Path, text_file: Path) -> None:
+    """In a process of its own: torch raises its error wherever that process happens to be."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DYING), str(text_file), str(tmp_path)],
+        capture_output=True, text=True, check=True, encoding="utf-8",
+    )  # fmt: skip
+    assert "runtime.workers=0" in done.stdout and "DataLoader worker" in done.stdout
 
 
 MEMORY = """

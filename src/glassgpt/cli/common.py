@@ -140,8 +140,9 @@ class ProgressLine:
             return
         self._shown = now
         rate = done / (now - self._began)
-        line = f"{doing}: {done / total:.0%}, {rate:,.0f} {self.units.get(doing, 'steps')}/s, "
-        self.line(line + f"{(total - done) / rate:.0f} s left")
+        line = f"{doing}: {done / total:.0%}, " if total else f"{doing}: {done:,}, "
+        line += f"{rate:,.0f} {self.units.get(doing, 'steps')}/s"
+        self.line(f"{line}, {(total - done) / rate:.0f} s left" if total else line)
 
     def line(self, text: str) -> None:
         """Show any text instead."""

@@ -33,11 +33,11 @@ def prepare(
     from glassgpt import data
 
     config = _configured(arguments)
-    source = data.find(config.data)
-    if source.prepared:
-        raise DataError(f"{source.prepared} is prepared already; train on it with: glassgpt train {source.prepared}")
     progress = ProgressLine(_UNITS)
     try:
+        source = data.find(config.data, progress)
+        if source.prepared:
+            raise DataError(f"{source.prepared} is prepared already; train on it: glassgpt train {source.prepared}")
         stream = data.prepare(source, config.data, progress, folder=out, processes=processes or None)
     finally:
         progress.clear()
@@ -67,9 +67,9 @@ def show(
     if against and not leaks:
         raise ConfigError("--against names a file for --leaks; give both")
     config = _configured(arguments)
-    source = data.find(config.data)
     progress = ProgressLine(_UNITS)
     try:
+        source = data.find(config.data, progress)
         if duplicates:
             _show_duplicates(source, config, rows, progress, json)
             return

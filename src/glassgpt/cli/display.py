@@ -55,8 +55,8 @@ class PlainReporter(Reporter):
             self._preparing = (what, now, now)
         _, began, told = self._preparing
         if now - told >= 2 and done:
-            left = duration((now - began) * (total - done) / done)
-            self._print(f"tokenizer: {what}, {done:,} of {total:,}, {left} left")
+            left = f" of {total:,}, {duration((now - began) * (total - done) / done)} left" if total else ""
+            self._print(f"{what}: {done:,}{left}")
             self._preparing = (what, began, now)
 
     def warn(self, message: str) -> None:

@@ -24,8 +24,8 @@ from glassgpt.errors import DataError
 IGNORE_INDEX = -100
 #: Windows among which one is shuffled in the sequential order.
 NEARBY = 1024
-#: Samples whose places are computed together: one by one takes a hundred times as long.
-TOGETHER = 4096
+#: Samples whose places are computed together, at most (one by one takes a hundred times as long), and at least.
+TOGETHER, LEAST_TOGETHER = 4096, 16
 #: Bytes of ids from which "auto" means the sequential order.
 LARGE = 1 << 30
 
@@ -95,18 +95,18 @@ class Batches:
         """Where each row of batch k begins in the stream: int64 ``[rows]``."""
         samples = k * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
         starts = np.empty_like(samples)
-        block = samples // TOGETHER
+        block = samples // self._together
         for b in np.unique(block):
             here = block == b
-            starts[here] = self._block(int(b))[samples[here] % TOGETHER]
+            starts[here] = self._block(int(b))[samples[here] % self._together]
         return starts
 
     def _block(self, b: int) -> np.ndarray:
-        """Where samples ``b * TOGETHER`` and on begin; kept, as the next batches want the same."""
+        """Where the samples of the b-th so many begin; kept, as the next batches want the same."""
         if b not in self._blocks:
             while len(self._blocks) > 1:
                 self._blocks.pop(next(iter(self._blocks)))
-            samples = b * TOGETHER + np.arange(TOGETHER, dtype=np.int64)
+            samples = b * self._together + np.arange(self._together, dtype=np.int64)
             epoch, place = np.divmod(samples, self.windows)
             starts = np.empty_like(samples)
             for e in np.unique(epoch):
@@ -114,6 +114,11 @@ class Batches:
                 starts[here] = self._in_epoch(place[here], int(e))
             self._blocks[b] = starts
         return self._blocks[b]
+
+    @cached_property
+    def _together(self) -> int:
+        """Samples in such a block: of few epochs, as each is computed by itself."""
+        return min(TOGETHER, max(LEAST_TOGETHER, 4 * self.windows))
 
     @cached_property
     def _blocks(self) -> dict[int, np.ndarray]:

@@ -40,6 +40,16 @@ class _Numbered(Dataset[Loaded]):
         return Loaded(inputs, targets, *map(torch.from_numpy, self.batches.documents(k, self.rows)))
 
 
+def dead_worker(error: RuntimeError) -> DataError | None:
+    """What to tell the user, if a worker process has died. torch raises that wherever the program happens to be."""
+    said = str(error).splitlines()[0] if str(error) else ""
+    if not said.startswith("DataLoader worker"):
+        return None
+    return DataError(
+        f"a process that reads batches has ended ({said}); is memory short? runtime.workers=0 reads them in this one"
+    )
+
+
 class Loader:
     """Gives this process's rows of any batch; quickly, if they are asked for in order.
 
@@ -81,10 +91,9 @@ class Loader:
         try:
             return next(self._coming)
         except RuntimeError as error:
-            raise DataError(
-                f"a process that reads batches has ended ({str(error).splitlines()[0]}); is memory short? "
-                "runtime.workers=0 reads them in this process"
-            ) from None
+            if told := dead_worker(error):
+                raise told from None
+            raise
 
     def close(self) -> None:
         """End the worker processes."""

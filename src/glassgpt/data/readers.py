@@ -190,8 +190,12 @@ def _survey_files(paths: Sequence[Path], progress: Progress | None) -> Survey:
     return Survey(hashlib.sha256(" ".join(digests).encode()).hexdigest(), size)
 
 
-def find(config: DataConfig) -> Source:
+def find(config: DataConfig, progress: Progress | None = None) -> Source:
     """What the configuration's source means. A file wins over a corpus of the same name.
+
+    Args:
+        config: names the source.
+        progress: told while a corpus is fetched.
 
     Raises:
         DataError: if there is no such file, folder or corpus, or nothing in it that can be read.
@@ -205,7 +209,7 @@ def find(config: DataConfig) -> Source:
         raise DataError(f"there is no file {source[:80]!r}, nor can there be: {error}") from None
     known = assets.names("corpus")
     if not path.exists() and source in known:
-        corpus = assets.corpus(source)
+        corpus = assets.corpus(source, progress=progress)
         return Source(
             source,
             source,

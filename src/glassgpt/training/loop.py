@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from glassgpt.config import RunConfig
 from glassgpt.data import Batches, Loader, TokenStream
+from glassgpt.data.loader import dead_worker
 from glassgpt.errors import TrainingStopped
 from glassgpt.inference.decode import complete
 from glassgpt.loss import Evaluation, evaluate, floors, subset
@@ -131,9 +132,14 @@ class Trainer:
 
         Raises:
             TrainingStopped: after ``max_nonfinite`` non-finite gradients in a row; ``last/`` is from before them.
+            DataError: if a process that reads batches has died.
         """
         try:
             return self._train()
+        except RuntimeError as error:
+            if told := dead_worker(error):
+                raise told from None
+            raise
         finally:
             if self.profile and (report := self.profile.close()):
                 self.reporter.note(report)

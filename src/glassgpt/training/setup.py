@@ -77,7 +77,7 @@ def plan(
     if config.train.tensorboard:
         require_tensorboard()
     runtime = replace(resolve(config.runtime, processes.local_rank), compile=False)  # chosen when the rest is known
-    source = data.find(config.data)
+    source = data.find(config.data, reporter.preparing)
     stream = data.prepare(source, config.data, reporter.preparing)
     _require_enough(stream)
     notes = _Notes(reporter)
