@@ -279,7 +279,9 @@ def test_auto_is_said_of_every_number_that_is_derived_and_of_no_other() -> None:
             "source",
             "init",
             "tokenizer",
-        )  # may be a file's name
+            "separator",
+            "text_field",
+        )  # may be a file's name, or any text
         assert accepted == (choice or (kind is int and field.default == 0)), field.name
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from misbehaving import cache, offer, other_site, site  # noqa: F401  # fixtures
 
 from glassgpt import assets
 from glassgpt.assets import Asset, AssetFile, download

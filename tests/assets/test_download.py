@@ -15,6 +15,7 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
+from misbehaving import cache, offer, other_site, site  # noqa: F401  # fixtures
 
 from glassgpt.assets import lock
 from glassgpt.assets.download import HUB, Unfit, download

@@ -36,7 +36,7 @@ MISTAKES = {
     "a plot of another type": (["bench", "attention", "--plot", "a.pdf"], "should end in .png"),
     "a folder as plot": (["bench", "attention", "--plot", "folder.png"], "is a folder"),
     "no such text": (["bench", "tokenizer", "nothing.txt"], "no file 'nothing.txt'"),
-    "a folder as text": (["bench", "tokenizer", "folder.png"], "is a folder"),
+    "a folder as text": (["bench", "tokenizer", "folder.png"], "holds no file that can be read"),
     "a tiny vocabulary": (["bench", "tokenizer", "--vocab-size", "256"], "--vocab-size"),
     "no rounds": (["bench", "tokenizer", "--repeat", "0"], "--repeat"),
     "nothing left": (["bench", "tokenizer", "--only-train", "--only-encode"], "give one of them"),

@@ -455,7 +455,7 @@ MISTAKES = {
     "a missing text": (["train", "nofile", "-o", "x"], "no file 'nofile'"),
     "an empty text": (["train", "empty.txt", "-o", "x"], "empty.txt is empty"),
     "a binary text": (["train", "binary", "-o", "x"], "is not UTF-8 text: byte 0xff"),
-    "a folder": (["train", ".", "-o", "x"], "is a folder"),
+    "a folder of no texts": (["train", "no-texts", "-o", "x"], "holds no file that can be read"),
     "no size": (["train", "{text}", "bpe", "-o", "x"], "for example bpe:4096"),
     "too small": (["train", "{text}", "bpe:256", "-o", "x"], "at least 257 tokens"),
     "too few words": (["train", "{text}", "word:2", "-o", "x"], "at least 3 tokens"),
@@ -502,6 +502,7 @@ def test_a_mistake_gets_one_message_and_exit_code_2(cli: Any, text_file: Path, t
     for damaged in ("binary", "damaged.json", "damaged.tiktoken"):
         (tmp_path / damaged).write_bytes(b"\xff{damage")
     (tmp_path / "tok").mkdir()
+    (tmp_path / "no-texts").mkdir()
     save(BPETokenizer.train("a", 257), tmp_path / "tok", block_size=32)
     (tmp_path / "words.json").write_bytes(WordTokenizer.train("to be the").files()["tokenizer.json"])
     before = {path.name for path in tmp_path.iterdir()}

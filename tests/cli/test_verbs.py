@@ -36,7 +36,7 @@ MISTAKES = {
     "train nothing": (["train"], "what should be trained on"),
     "train a missing file": (["train", "nofile.txt"], "no file 'nofile.txt'"),
     "train two texts": (["train", "{text}", "b.txt"], "one text at a time"),
-    "train a folder": (["train", "."], "is a folder"),
+    "train a folder of no texts": (["train", "no-texts"], "holds no file that can be read"),
     "a wrong key": (["train", "{text}", "n_layr=2"], "did you mean model.n_layer?"),
     "a wrong choice": (["train", "{text}", "compile=maybe"], "'maybe' is none of auto, true, false"),
     "a number that nobody derives": (["train", "{text}", "batch_size=auto"], "expected a whole number, got 'auto'"),
@@ -72,6 +72,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gets_one_message_and_exit_code_2(cli: Any, text_file: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "no-texts").mkdir()
     arguments, expected = MISTAKES[name]
     code, out, err = cli(*(argument.format(text=text_file) for argument in arguments))
     assert code == 2

@@ -143,7 +143,7 @@ def test_what_cannot_be_a_path_is_one_message_too(source: str) -> None:
 def test_a_file_wins_over_a_corpus_of_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = folder.parent / "corpus.txt"
     corpus.write_bytes(b"\xef\xbb\xbfthe corpus\r\n")
-    monkeypatch.setattr(assets, "corpus", lambda name: assets.Corpus(name, [corpus], "", ""))
+    monkeypatch.setattr(assets, "corpus", lambda name, **named: assets.Corpus(name, [corpus], "", ""))
     text = read("shakespeare")
     assert (text.source, text.name, text.content) == ("shakespeare", "shakespeare", "the corpus\r\n")
     (folder / "shakespeare").write_bytes(b"a file")
@@ -154,7 +154,7 @@ def test_a_file_wins_over_a_corpus_of_its_name(folder: Path, monkeypatch: pytest
 def test_a_corpus_says_how_its_documents_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "stories.txt").write_bytes(b"once\n<|endoftext|>\ntwice")
     stories = assets.Corpus("tinystories", [folder / "stories.txt"], "<|endoftext|>", "")
-    monkeypatch.setattr(assets, "corpus", lambda name: stories)
+    monkeypatch.setattr(assets, "corpus", lambda name, **named: stories)
     found = find(DataConfig(source="tinystories"))
     assert (found.source, found.single) == ("tinystories", False)
     assert [document.text for document in found.documents()] == ["once", "twice"]

@@ -26,7 +26,15 @@ from glassgpt.tokenizer.base import END_OF_TEXT, json_file
 from glassgpt.tokenizer.bytelevel import BPEModel
 from glassgpt.tokenizer.engine import Engine, Engines, agrees, engine_fails
 from glassgpt.tokenizer.normal import normalize
-from glassgpt.tokenizer.pieces import PATTERNS, Splitter, Texts, as_unicode_16, count_pieces, safe_cut, usable_cpus
+from glassgpt.tokenizer.pieces import (
+    PATTERNS,
+    Splitter,
+    Texts,
+    as_unicode_16,
+    count_pieces,
+    reaches_across,
+    usable_cpus,
+)
 
 #: Distinct pieces whose ids are remembered; most pieces of a text have occurred before.
 CACHE = 1 << 18
@@ -168,7 +176,7 @@ class BPETokenizer:
         self._named = _alternatives(named)
         self._cache: dict[str, list[int]] = {}
         self._engines = Engines(model, self._merge)
-        self.divisible = self._splitter.divisible and not any(safe_cut(name) for name in model.added)
+        self.divisible = self._splitter.divisible and not any(map(reaches_across, model.added))
         self.eos_id = named[model.eos] if model.eos else None
         self.bos_id = named[model.bos] if model.bos else None
 

@@ -34,9 +34,11 @@ PATTERNS = {
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
-#: Between these two letters and before the space all published patterns begin a new piece, whatever comes before and
-#: after: a text may be cut there and its parts split one by one.
-_SAFE_CUT = regex.compile(r"\p{L}(?= \p{L})")
+#: Before a space between two letters, and before the letter that begins a line, all published patterns begin a new
+#: piece, whatever comes before and after: a text may be cut there and its parts split one by one.
+_SAFE_CUT = regex.compile(r"\p{L}(?= \p{L})|\S\n(?=\p{L})")
+#: What reaches across such a place in some text.
+_ACROSS = regex.compile(r"\p{L} (?:\p{L}|$)|(?:^|\S)\n\p{L}")
 #: Code points assigned since Unicode 17. The engines that published tokenizers run in (tiktoken 0.14, tokenizers 0.23)
 #: know Unicode 16, for which these are symbols; `regex` knows more with every release.
 _SINCE_UNICODE_17 = (
@@ -118,6 +120,11 @@ def safe_cut(text: str, begin: int = 0) -> int | None:
     """
     cut = _SAFE_CUT.search(text, max(begin - 1, 0))
     return cut.end() if cut else None
+
+
+def reaches_across(name: str) -> bool:
+    """Whether this can stand in a text so that the text would be cut within it (see :func:`safe_cut`)."""
+    return bool(_ACROSS.search(name))
 
 
 def _newer() -> np.ndarray:

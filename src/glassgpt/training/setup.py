@@ -334,7 +334,7 @@ def _stream_of(run: Run, config: RunConfig) -> TokenStream:
     provenance = run.provenance()
     expected, tokenizer = provenance.get("text_sha256", ""), provenance.get("tokenizer", "char")
     cached = data.find_prepared(expected, tokenizer, config.data)
-    if cached is not None:
+    if cached is not None and provenance.get("data_sha256", cached.info.data_sha256) == cached.info.data_sha256:
         return cached
     source, folder = data.find(config.data), run.newest_whole()
     if folder:  # the run carries its tokenizer: the file that it came from may be gone
@@ -346,7 +346,7 @@ def _stream_of(run: Run, config: RunConfig) -> TokenStream:
             f"the text {config.data.source} has changed since {run.path} began (SHA-256 {expected[:12]}... then, "
             f"{stream.info.text_sha256[:12]}... now); put the old text back, or start a new run"
         )
-    if stream.info.tokenizer != tokenizer:
+    if stream.info.tokenizer != tokenizer and not source.prepared:
         raise CheckpointError(
             f"the tokenizer {config.data.tokenizer} has changed since {run.path} began, and there is no checkpoint yet "
             "that carries the old one; put the old file back, or start a new run"
