@@ -76,9 +76,10 @@ def test_a_worker_that_dies_is_one_clear_error(tmp_path: Path, text_file: Path) 
     """In a process of its own: torch raises its error wherever that process happens to be."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(DYING), str(text_file), str(tmp_path)],
-        capture_output=True, text=True, check=True, encoding="utf-8",
+        capture_output=True, text=True, check=False, encoding="utf-8",
     )  # fmt: skip
-    assert "runtime.workers=0" in done.stdout and "DataLoader worker" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "a process that reads batches has ended" in done.stdout and "runtime.workers=0" in done.stdout
 
 
 MEMORY = """

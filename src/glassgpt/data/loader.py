@@ -4,6 +4,7 @@ Which tokens make batch k is decided by :class:`glassgpt.data.Batches` alone, so
 nor where the loader began changes what it gives.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -40,10 +41,10 @@ class _Numbered(Dataset[Loaded]):
         return Loaded(inputs, targets, *map(torch.from_numpy, self.batches.documents(k, self.rows)))
 
 
-def dead_worker(error: RuntimeError) -> DataError | None:
+def dead_worker(error: Exception) -> DataError | None:
     """What to tell the user, if a worker process has died. torch raises that wherever the program happens to be."""
-    said = str(error).splitlines()[0] if str(error) else ""
-    if not said.startswith("DataLoader worker"):
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not said.startswith("DataLoader worker") and not isinstance(error, OSError | EOFError):
         return None
     return DataError(
         f"a process that reads batches has ended ({said}); is memory short? runtime.workers=0 reads them in this one"
@@ -90,14 +91,15 @@ class Loader:
         self._next = k + 1
         try:
             return next(self._coming)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the latter two: it died while it handed a batch over
             if told := dead_worker(error):
                 raise told from None
             raise
 
     def close(self) -> None:
         """End the worker processes."""
-        self._coming = None
+        with contextlib.suppress(RuntimeError):  # of a worker that died before
+            self._coming = None
 
     def _ahead(self, k: int) -> "DataLoader[Loaded]":
         """torch's loader of all batches from k on."""

@@ -138,6 +138,7 @@ class Trainer:
             return self._train()
         except RuntimeError as error:
             if told := dead_worker(error):
+                self.loader.close()
                 raise told from None
             raise
         finally:
