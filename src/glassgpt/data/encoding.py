@@ -224,7 +224,7 @@ class Encoder:
             self._look(task["split"], ids, part)
 
     def _documents(self, task: Message) -> None:
-        dropped = set(np.load(task["dropped"], allow_pickle=False).tolist()) if "dropped" in task else set()
+        dropped = set(np.fromfile(task["dropped"], dtype="<i8").tolist()) if "dropped" in task else set()
         row = 0
         for segment in task["segments"]:
             for read in documents_of(segment, self.setup["text_field"], self.setup["separator"]):

@@ -18,8 +18,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from glassgpt import assets
 from glassgpt.config import DataConfig
 from glassgpt.data.encoding import BETWEEN, Encoder, divided, documents_of, in_validation, segment_text
@@ -391,8 +389,8 @@ class Preparation:
         for number, task in enumerate(tasks):
             rows = found.dropped(number)
             if len(rows):
-                path = self.scratch / f"dropped-{number:05d}.npy"
-                np.save(path, rows, allow_pickle=False)
+                path = self.scratch / f"dropped-{number:05d}"
+                rows.astype("<i8").tofile(path)
                 task["dropped"] = str(path)
         return {"exact": found.exact, "near": found.near}
 

@@ -107,12 +107,9 @@ class Trainer:
         train, block_size = config.train, model.config.block_size
         self.batches = Batches(stream.train, block_size, train.batch_size, train.seed, config.data.order)
         self.loader = Loader(
-            self.batches,
-            self.processes.share(train.batch_size),
-            mask_documents=config.data.mask_documents,
-            workers=config.runtime.workers,
-            pinned=runtime.device.type == "cuda",
-        )
+            self.batches, self.processes.share(train.batch_size), mask_documents=config.data.mask_documents,
+            workers=config.runtime.workers, pinned=runtime.device.type == "cuda",
+        )  # fmt: skip
         self.seconds_reading = 0.0  # of the step under way
         self.validation_windows = subset(stream.val, block_size, train.eval_tokens)
         events = run.path / "tensorboard" if train.tensorboard else None
