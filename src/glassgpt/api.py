@@ -23,7 +23,7 @@ from glassgpt.training.checkpoint import Run, require_name
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights import resolve as sources
-from glassgpt.weights.folder import DTYPES, open_folder, save_model, whole, write_folder
+from glassgpt.weights.folder import DTYPES, open_folder, save_model, write_folder
 from glassgpt.weights.loading import Progress, load_source
 from glassgpt.weights.sources import Source
 
@@ -78,9 +78,10 @@ def open_source(
     """
     run = _run_of(source, runs)
     if run is not None:
-        return open_folder(_checkpoint_of(run))
-    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
-    return sources.open_source(source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {known}"])
+        return open_folder(run.best_or_last())
+    return sources.open_source(
+        source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {_names(runs)}"]
+    )
 
 
 def weights_dtype(name: str) -> torch.dtype:
@@ -117,8 +118,7 @@ def find_run(source: str | Path, runs: Path = RUNS) -> Run:
     run = _run_of(source, runs)
     if run is not None:
         return run
-    known = ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
-    raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {known}")
+    raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {_names(runs)}")
 
 
 def _run_of(source: str | Path, runs: Path) -> Run | None:
@@ -126,6 +126,10 @@ def _run_of(source: str | Path, runs: Path) -> Run | None:
         if _may_exist(source) and (path / "run.toml").exists():
             return Run(path)
     return None
+
+
+def _names(runs: Path) -> str:
+    return ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
 
 
 def _may_exist(source: str | Path) -> bool:
@@ -141,14 +145,6 @@ def list_runs(runs: Path = RUNS) -> list[Run]:
     """Every run, oldest first."""
     found = [Run(path.parent) for path in runs.glob("*/run.toml")]
     return sorted(found, key=lambda run: (run.created(), run.name))
-
-
-def _checkpoint_of(run: Run) -> Path:
-    for path in (run.best, run.last):
-        folder = whole(path)
-        if folder is not None:
-            return folder
-    raise CheckpointError(f"{run.path} has no checkpoint yet; go on with: glassgpt train --resume {run.path}")
 
 
 def generate(

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -98,14 +98,12 @@ def find_prepared(text_sha256: str, identity: str, config: DataConfig) -> TokenS
         identity: of the tokenizer, see :func:`glassgpt.tokenizer.specs.identity`.
         config: how the text was split.
     """
+    key = _key(text_sha256, identity, _settings(config))
     try:
-        stream = open_stream(_cached(_key(text_sha256, identity, config)))
+        stream = open_stream(_cached(key))
     except DataError:
         return None
-    found = stream.manifest
-    return stream if (found.text_sha256, found.tokenizer, found.settings) == (
-        text_sha256, identity, _settings(config)
-    ) else None  # fmt: skip
+    return stream if _key_of(stream.manifest) == key else None
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
@@ -114,10 +112,14 @@ def _settings(config: DataConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _key(text_sha256: str, identity: str, config: DataConfig) -> str:
+def _key(text_sha256: str, identity: str, settings: Mapping[str, Any]) -> str:
     """What is the same for two preparations if and only if they are."""
-    parts = [FORMAT_VERSION, text_sha256, identity, _settings(config)]
+    parts = [FORMAT_VERSION, text_sha256, identity, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _key_of(manifest: Manifest) -> str:
+    return _key(manifest.text_sha256, manifest.tokenizer, manifest.settings)
 
 
 def _cached(key: str) -> Path:
@@ -140,7 +142,7 @@ def _prepared(
         )
     with tempfile.TemporaryDirectory(prefix="glassgpt-", ignore_cleanup_errors=True) as scratch:
         survey = source.survey(Path(scratch), progress)
-        key = _key(survey.sha256, identity, config)
+        key = _key(survey.sha256, identity, _settings(config))
         if processes is None:
             processes = usable_cpus() if survey.bytes >= WORTH_PROCESSES else 1
         preparation = Preparation(source, survey, config, identity, make, key, processes, progress, Path(scratch))
@@ -402,11 +404,6 @@ def _tidy(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def _key_of(manifest: Manifest) -> str:
-    parts = [manifest.format_version, manifest.text_sha256, manifest.tokenizer, manifest.settings]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _answered(path: Path, folder: Path) -> Message | None:

@@ -1,5 +1,6 @@
 """A prepared corpus as text again: what the model is going to read, document by document."""
 
+import codecs
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,14 +21,11 @@ def texts_of(stream: TokenStream, split: str) -> Iterator[Iterator[str]]:
     before, after = markers(tokenizer) if stream.manifest.split == "documents" else ([], [])
 
     def parts(begin: int, end: int) -> Iterator[str]:
-        held = b""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for place in range(begin, end, PART):
             ids = tokens[place : min(place + PART, end)].tolist()
-            content = held + b"".join(map(tokenizer.token_bytes, ids))
-            cut = _whole_characters(content)
-            yield content[:cut].decode("utf-8", errors="replace")
-            held = content[cut:]
-        yield held.decode("utf-8", errors="replace")
+            yield decoder.decode(b"".join(map(tokenizer.token_bytes, ids)))
+        yield decoder.decode(b"", final=True)
 
     for begin, end in _ranges(stream, split):
         yield parts(begin + len(before), max(end - len(after), begin + len(before)))
@@ -46,13 +44,3 @@ def _ranges(stream: TokenStream, split: str) -> Iterator[tuple[int, int]]:
             begin = int(start)
     if begin is not None:
         yield begin, len(tokens)
-
-
-def _whole_characters(content: bytes) -> int:
-    """How many bytes there are before a character that is cut off at the end."""
-    for back in range(1, min(4, len(content)) + 1):
-        byte = content[-back]
-        if byte & 0xC0 != 0x80:  # the first byte of a character
-            length = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(content) - back if length > back else len(content)
-    return len(content)

@@ -108,6 +108,18 @@ class Run:
         folder = whole(self.best)
         return read_json(folder / "validation.json")["loss"] if folder else None
 
+    def best_or_last(self) -> Path:
+        """The model folder that the run means: its best checkpoint, or the newest while there is none.
+
+        Raises:
+            CheckpointError: if there is neither yet.
+        """
+        for path in (self.best, self.last):
+            folder = whole(path)
+            if folder is not None:
+                return folder
+        raise CheckpointError(f"{self.path} has no checkpoint yet; go on with: glassgpt train --resume {self.path}")
+
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint that is whole, with what a killed process left behind cleaned up; None if none yet."""
         recover(self.last)

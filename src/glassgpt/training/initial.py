@@ -10,13 +10,12 @@ from typing import Any
 
 from glassgpt import assets, presets
 from glassgpt.config import Layer, ModelConfig, RunConfig, build
-from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import budget
 from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
-from glassgpt.weights.folder import whole
 from glassgpt.weights.loading import describe, load_into
 from glassgpt.weights.resolve import open_source
 from glassgpt.weights.sources import Source
@@ -121,11 +120,7 @@ def _checkpoint_of(path: Path) -> Path | None:
             return None
     except (OSError, ValueError):  # too long for a name, or no name at all
         return None
-    run = Run(path)
-    for folder in (run.best, run.last):
-        if found := whole(folder):
-            return found
-    raise CheckpointError(f"{path} has no checkpoint yet; go on with: glassgpt train --resume {path}")
+    return Run(path).best_or_last()
 
 
 def _require_shape(continued: Continued, layers: Sequence[Layer]) -> None:

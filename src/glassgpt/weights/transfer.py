@@ -1,6 +1,5 @@
 """Models as others want them: from any source to a Hugging Face folder, a .gguf file, or a .tiktoken file."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,11 +12,8 @@ from glassgpt.tokenizer.pretrained import ranks_file
 from glassgpt.weights.folder import DTYPES, save_model, write_folder
 from glassgpt.weights.gguf import GGUFSource
 from glassgpt.weights.gguf_export import write_gguf
-from glassgpt.weights.loading import load_source
+from glassgpt.weights.loading import Progress, load_source
 from glassgpt.weights.sources import Source
-
-#: Told of what is being done, how much of it is done, and of how much.
-Progress = Callable[[str, int, int], None]
 
 
 def chat_template(source: Source) -> str | None:
