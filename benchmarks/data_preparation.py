@@ -30,7 +30,7 @@ import numpy as np
 
 from glassgpt import assets, data
 from glassgpt.bench.memory import Descendants
-from glassgpt.data.manifest import open_stream
+from glassgpt.data.corpus.manifest import open_stream
 
 #: nanoGPT's folder, and glassgpt's name, of each tokenizer.
 TOKENIZERS = {"char": "shakespeare_char", "gpt2": "shakespeare"}

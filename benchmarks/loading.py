@@ -50,7 +50,6 @@ def load_glassgpt(file: Path, threads: int, clock: Clock) -> tuple[int, int]:
     import torch
 
     import glassgpt
-    from glassgpt import api
     from glassgpt.inference.decode import generate
     from glassgpt.sampling import SamplingConfig
 
@@ -60,7 +59,7 @@ def load_glassgpt(file: Path, threads: int, clock: Clock) -> tuple[int, int]:
     model, tokenizer = glassgpt.load(file, device="cpu")
     clock("load")
     ids = tokenizer.encode(PROMPT)
-    step = next(generate(model, [ids], 1, SamplingConfig(temperature=0), api.runtime_of(model)))
+    step = next(generate(model, [ids], 1, SamplingConfig(temperature=0)))
     clock("first token")
     return step.tokens[0], sum(p.numel() * p.element_size() for p in model.parameters())
 

@@ -23,18 +23,19 @@ from typing import Any
 
 import torch
 
-from glassgpt import api, assets, presets
-from glassgpt.config import build
+from glassgpt import api, assets
+from glassgpt.config import build, presets
+from glassgpt.data.batch import Batch
+from glassgpt.estimate import memory
 from glassgpt.model import GPT
-from glassgpt.plan import memory
-from glassgpt.training.objective import Batch, next_token_loss
+from glassgpt.training.objective import next_token_loss
 from glassgpt.training.optim import Optimizers
 
 PRESETS = ("tiny", "tiny-modern", "small", "small-modern", "medium-modern")
 #: A plan that is off by more than this share of what is measured is wrong.
 TOLERANCE = 0.15
 #: So that the run is its steps and little else: every step is logged, and no sample is drawn.
-QUIET = ("log_interval=1", "sample_tokens=0", "eval_tokens=5000", "max_val_tokens=5000", "keep=0")
+QUIET = ("log_interval=1", "sample_tokens=0", "eval_tokens=5000", "max_val_tokens=5000", "keep_checkpoints=0")
 
 
 def compare(preset: str, text: Path, steps: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from glassgpt import presets
+from glassgpt.config import presets
 from glassgpt.training.checkpoint import Run
 
 TEXT = "tinyshakespeare"

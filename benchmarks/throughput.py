@@ -16,7 +16,7 @@ muon          glassgpt with Qwen-3's blocks and Muon on the same numbers, which 
 Each as its own code has it: nanoGPT's GELU is exact, the others' approximated; in bfloat16 the peers use autocast and
 glassgpt holds its weights in bfloat16 beside float32 masters; nanoGPT and transformers compile the whole model,
 glassgpt its blocks. Float32 products on a GPU may use TF32, in all of them, as nanoGPT wants it. The MFU counts the
-FLOPs of glassgpt.plan, the same for the first three, against the fastest matrix product measured in the same call.
+FLOPs of glassgpt.estimate, the same for the first three, against the fastest matrix product measured in the same call.
 Peak memory is that of tensors on a GPU, and of the whole process on a CPU, imports included.
 """
 
@@ -62,7 +62,7 @@ def glassgpt_step(options: argparse.Namespace) -> Step:
 def glassgpt_config(options: argparse.Namespace) -> Any:
     """The configuration of the shape."""
     from glassgpt.config import build
-    from glassgpt.presets import MODERN
+    from glassgpt.config.presets import MODERN
 
     n_layer, n_head, n_embd, block_size, batch_size, vocab_size = shape_of(options)
     model: dict[str, Any] = {
@@ -167,7 +167,7 @@ def work(options: argparse.Namespace) -> dict[str, float]:
 
     from glassgpt.bench.memory import peak_resident
     from glassgpt.bench.roofline import matrix_peak
-    from glassgpt.plan import flops_per_token
+    from glassgpt.estimate import flops_per_token
     from glassgpt.runtime import synchronise
 
     torch.set_float32_matmul_precision("high")

@@ -35,7 +35,7 @@ from typing import Any
 
 from glassgpt.bench.memory import peak_resident
 from glassgpt.bench.tokenizer import run
-from glassgpt.tokenizer.pieces import PATTERNS
+from glassgpt.tokenizer.pretokenize import PATTERNS
 
 ENDINGS = (".py", ".md", ".rst", ".txt")
 
@@ -58,7 +58,7 @@ def train_tokenizers(text: str, options: argparse.Namespace) -> tuple[list[str],
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     from glassgpt.bench.tokenizer_ways import TRAINING_PART, byte_level
-    from glassgpt.tokenizer.pieces import Splitter
+    from glassgpt.tokenizer.pretokenize import Splitter
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = byte_level(options.pattern)
@@ -76,7 +76,7 @@ def train_minbpe(text: str, options: argparse.Namespace) -> tuple[list[str], flo
     sys.path.insert(0, str(options.minbpe))
     from minbpe import RegexTokenizer
 
-    from glassgpt.tokenizer.bytelevel import written
+    from glassgpt.tokenizer.bpe.bytelevel import written
 
     tokenizer = RegexTokenizer(PATTERNS[options.pattern])
     start = time.perf_counter()

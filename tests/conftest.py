@@ -95,3 +95,23 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return code, printed.out, printed.err
 
     return run
+
+
+def load_model(folder: Path, dtype: Any = None) -> Any:
+    """The model and the tokenizer of a model folder."""
+    from glassgpt.weights.folder import open_folder
+    from glassgpt.weights.loading import load_source
+
+    return load_source(open_folder(folder), dtype=dtype)
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration that a model folder's config.json describes."""
+    from glassgpt.errors import CheckpointError, ConfigError
+    from glassgpt.weights.mapping import from_hf_config
+    from glassgpt.weights.sources import read_json
+
+    try:
+        return from_hf_config(read_json(folder / "config.json"))[0]
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None

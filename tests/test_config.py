@@ -43,7 +43,7 @@ def test_every_problem_of_every_section_is_reported_at_once() -> None:
         "model": {"n_layer": 0, "norm": "layrnorm", "dropout": 2.0},
         "data": {"val_fraction": 0.9},
         "train": {"batch_size": "16", "patience": True},
-        "optim": {"learning_rate": math.nan, "optimizer": "mion"},
+        "optim": {"adamw_learning_rate": math.nan, "optimizer": "mion"},
         "runtime": {"threads": -1, "compile": 1},
     }
     problems = problems_of(c.build, "small", [layer])
@@ -114,7 +114,7 @@ def test_what_rotary_scaling_and_windows_derive() -> None:
         ("model.nlayer=2", "model.n_layer"),
         ("train.n_layer=2", "model.n_layer"),
         ("modle.n_layer=2", "model.n_layer"),
-        ("learning_rte=1", "optim.learning_rate"),
+        ("learning_rte=1", "optim.adamw_learning_rate"),
         ("stepz=1", "train.steps"),
         ("zzzzqqqq=1", "--help"),
     ],
@@ -130,10 +130,23 @@ def test_wrong_keys_suggest_in_overrides_and_in_toml(argument: str, suggestion: 
 
 
 def test_what_others_call_a_key_suggests_ours() -> None:
-    for theirs, ours in c.KNOWN_ELSEWHERE_AS.items():
-        assert ours in c.SECTION_OF and theirs not in c.SECTION_OF
+    for theirs, ours in c.ALIASES.items():
+        assert set(ours) <= c.SECTION_OF.keys() and theirs not in c.SECTION_OF
         (problem,) = problems_of(c.parse_overrides, [f"{theirs}=1"])
-        assert f"did you mean {c.SECTION_OF[ours]}.{ours}?" in problem
+        assert f"did you mean {' or '.join(f'{c.SECTION_OF[key]}.{key}' for key in ours)}?" in problem
+
+
+def test_a_file_with_renamed_keys_is_still_read(tmp_path: Path) -> None:
+    text = "[train]\ninit = 'a'\nkeep = 7\n[optim]\nlearning_rate = 0.5\n[runtime]\nworkers = 3\n"
+    _, config = from_toml(tmp_path, text)
+    assert (config.train.init_from, config.train.keep_checkpoints) == ("a", 7)
+    assert (config.optim.adamw_learning_rate, config.runtime.num_workers) == (0.5, 3)
+
+
+def test_keys_of_a_further_section_need_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(c.SECTIONS, "lora", ModelConfig)  # has a dropout, too
+    assert c.locate("lora.dropout") == ("lora", "dropout")
+    assert c.locate("dropout") == ("model", "dropout")
 
 
 def test_wrong_sections_suggest(tmp_path: Path) -> None:
@@ -179,7 +192,15 @@ def test_unreadable_toml_is_one_problem(content: bytes | None, tmp_path: Path) -
 
 
 def test_every_bad_override_is_reported() -> None:
-    arguments = ["steps", "stepz=1", "n_layer=two", "qk_norm=maybe", "learning_rate=fast", "n_head=2", "n_embd=1.5"]
+    arguments = [
+        "steps",
+        "stepz=1",
+        "n_layer=two",
+        "qk_norm=maybe",
+        "adamw_learning_rate=fast",
+        "n_head=2",
+        "n_embd=1.5",
+    ]
     problems = problems_of(c.parse_overrides, arguments)
     assert len(problems) == 6
     for part in ("'steps'", "'stepz'", "'two'", "'maybe'", "'fast'", "'1.5'"):
@@ -218,7 +239,7 @@ def test_types_and_bounds_of_every_field(section: str, field: dataclasses.Field[
 
 
 def test_whole_numbers_do_for_floats() -> None:
-    assert OptimConfig(learning_rate=1).learning_rate == 1
+    assert OptimConfig(adamw_learning_rate=1).adamw_learning_rate == 1
 
 
 @pytest.mark.parametrize("value", [2**53 + 1, 2**64, 10**30, 10**400], ids=["2^53+1", "2^64", "10^30", "10^400"])
@@ -239,7 +260,7 @@ def test_large_whole_numbers_are_exact_or_a_problem(value: int, tmp_path: Path) 
         ("steps=1e6", 1_000_000),
         ("steps=1_000", 1000),
         ("train.steps=7", 7),
-        ("learning_rate=3e-4", 3e-4),
+        ("adamw_learning_rate=3e-4", 3e-4),
         ("weight_decay=0", 0.0),
         ("qkv_bias=yes", True),
         ("activation_checkpointing=TRUE", True),
@@ -277,7 +298,7 @@ def test_auto_is_said_of_every_number_that_is_derived_and_of_no_other() -> None:
         choice = "auto" in typing.get_args(kind) or field.name in (
             "device",
             "source",
-            "init",
+            "init_from",
             "tokenizer",
             "separator",
             "text_field",
@@ -305,8 +326,8 @@ def test_batch_auto_leaves_the_micro_batch_to_the_machine() -> None:
         "seed=auto",
         "qk_norm=",
         "tensorboard=auto",
-        "learning_rate=",
-        "learning_rate=auto",
+        "adamw_learning_rate=",
+        "adamw_learning_rate=auto",
     ],
 )
 def test_override_values_of_another_type(argument: str) -> None:
@@ -316,8 +337,8 @@ def test_override_values_of_another_type(argument: str) -> None:
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
 def test_non_finite_floats_parse_and_are_then_refused(text: str) -> None:
-    (problem,) = problems_of(c.build, "", [c.parse_overrides([f"learning_rate={text}"])])
-    assert "optim.learning_rate" in problem and "finite" in problem
+    (problem,) = problems_of(c.build, "", [c.parse_overrides([f"adamw_learning_rate={text}"])])
+    assert "optim.adamw_learning_rate" in problem and "finite" in problem
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:13"])
@@ -502,7 +523,7 @@ def test_every_field_is_described() -> None:
 def test_configuration_and_command_line_import_no_torch() -> None:
     script = (
         "import sys, importlib\n"
-        "for name in ('glassgpt', 'glassgpt.config', 'glassgpt.presets', 'glassgpt.runtime', 'glassgpt.cli.main'):\n"
+        "for name in ('glassgpt', 'glassgpt.config', 'glassgpt.config.presets', 'glassgpt.cli.main'):\n"
         "    importlib.import_module(name)\n"
         "    assert not {'torch', 'transformers', 'tokenizers', 'matplotlib'} & set(sys.modules), name\n"
     )

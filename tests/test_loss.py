@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import thread_count
-from glassgpt.config import ModelConfig, RuntimeConfig
-from glassgpt.loss import Evaluation, evaluate, floors, subset
+from glassgpt.config import ModelConfig
+from glassgpt.config.presets import MODERN
+from glassgpt.loss import Evaluation, counting_baselines, evaluate, subset
 from glassgpt.model import GPT
-from glassgpt.presets import MODERN
-from glassgpt.runtime import Runtime, resolve
 
+CPU = torch.device("cpu")
 V, T = 11, 8
 TABLE = torch.randn(V, V, generator=torch.Generator().manual_seed(0)) * 3  # a bigram model: logits of the next token
 
 
 @pytest.fixture(scope="module", autouse=True)
-def runtime() -> Iterator[Runtime]:
+def one_thread() -> Iterator[None]:
     with thread_count(1):  # tiny matrices: more threads would only wait for each other
-        yield resolve(RuntimeConfig(device="cpu", dtype="float32"))
+        yield
 
 
 def stream(n: int, seed: int = 0) -> np.ndarray:
@@ -69,8 +69,8 @@ def by_hand(logits_of: object, tokens: np.ndarray, starts: list[int] | None = No
 
 @pytest.mark.parametrize("n", [2, 3, T, T + 1, T + 2, 2 * T + 1, 5 * T, 5 * T + 1, 333])
 @pytest.mark.parametrize("logits_of", [bigram, positional])
-def test_equals_a_loop_over_windows(logits_of: object, n: int, runtime: Runtime) -> None:
-    found = evaluate(logits_of, stream(n), T, runtime, batch_size=3)  # type: ignore[arg-type]
+def test_equals_a_loop_over_windows(logits_of: object, n: int) -> None:
+    found = evaluate(logits_of, stream(n), T, CPU, batch_size=3)  # type: ignore[arg-type]
     windows, count = by_hand(logits_of, stream(n))
     assert found.tokens == count == n - 1  # each token but the first, once
     assert found.loss == pytest.approx(sum(map(sum, windows)) / count, rel=1e-6)
@@ -83,51 +83,51 @@ def test_equals_a_loop_over_windows(logits_of: object, n: int, runtime: Runtime)
         assert found.stderr == pytest.approx(math.sqrt(variance / len(means)), rel=1e-5)
 
 
-def test_a_real_model_equals_a_loop_over_windows(model: GPT, runtime: Runtime) -> None:
+def test_a_real_model_equals_a_loop_over_windows(model: GPT) -> None:
     tokens = stream(20 * T + 4)
     windows, count = by_hand(model, tokens)
-    assert evaluate(model, tokens, T, runtime).loss == pytest.approx(sum(map(sum, windows)) / count, rel=1e-6)
+    assert evaluate(model, tokens, T, CPU).loss == pytest.approx(sum(map(sum, windows)) / count, rel=1e-6)
 
 
-def test_repeated_is_bit_equal(model: GPT, runtime: Runtime) -> None:
-    found = [evaluate(model, stream(500), T, runtime, batch_size=7) for _ in range(3)]
+def test_repeated_is_bit_equal(model: GPT) -> None:
+    found = [evaluate(model, stream(500), T, CPU, batch_size=7) for _ in range(3)]
     assert len({(e.loss.hex(), e.stderr.hex(), e.tokens) for e in found}) == 1
 
 
-def test_every_batch_size_gives_the_same(model: GPT, runtime: Runtime) -> None:
+def test_every_batch_size_gives_the_same(model: GPT) -> None:
     tokens = stream(40 * T + 5)
     for logits_of in (bigram, positional, model):
-        whole = evaluate(logits_of, tokens, T, runtime, batch_size=1000)
+        whole = evaluate(logits_of, tokens, T, CPU, batch_size=1000)
         for batch_size in range(1, 65):
-            part = evaluate(logits_of, tokens, T, runtime, batch_size=batch_size)
+            part = evaluate(logits_of, tokens, T, CPU, batch_size=batch_size)
             tolerance = 1e-6 if logits_of is model else 1e-9  # float32 matrices round by their shapes
             assert part.loss == pytest.approx(whole.loss, rel=tolerance)
             assert part.stderr == pytest.approx(whole.stderr, rel=10 * tolerance)
             assert part.tokens == whole.tokens
 
 
-def test_chosen_windows_only(runtime: Runtime) -> None:
+def test_chosen_windows_only() -> None:
     tokens = stream(10 * T + 4)
     starts = np.array([0, 3 * T, 10 * T])  # the last is short
-    found = evaluate(positional, tokens, T, runtime, starts=starts, batch_size=2)
+    found = evaluate(positional, tokens, T, CPU, starts=starts, batch_size=2)
     windows, count = by_hand(positional, tokens, starts.tolist())
     assert found.tokens == count == T + T + 3
     assert found.loss == pytest.approx(sum(map(sum, windows)) / count, rel=1e-6)
 
 
-def test_no_gradients_and_no_trace_left(model: GPT, runtime: Runtime) -> None:
+def test_no_gradients_and_no_trace_left(model: GPT) -> None:
     tokens, before = stream(100), torch.get_rng_state()
     kept = tokens.copy()
-    evaluate(model, tokens, T, runtime)
+    evaluate(model, tokens, T, CPU)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), before) and np.array_equal(tokens, kept) and torch.is_grad_enabled()
 
 
-def test_a_perfect_and_a_clueless_model(runtime: Runtime) -> None:
+def test_a_perfect_and_a_clueless_model() -> None:
     tokens = np.arange(100, dtype=np.uint16) % V
-    perfect = evaluate(lambda idx: 1000.0 * torch.eye(V)[(idx + 1) % V], tokens, T, runtime)
+    perfect = evaluate(lambda idx: 1000.0 * torch.eye(V)[(idx + 1) % V], tokens, T, CPU)
     assert perfect.loss == 0 and perfect.stderr == 0
-    clueless = evaluate(lambda idx: torch.zeros(*idx.shape, V), stream(3001), 999, runtime)
+    clueless = evaluate(lambda idx: torch.zeros(*idx.shape, V), stream(3001), 999, CPU)
     one = torch.nn.functional.cross_entropy(torch.zeros(1, V), torch.tensor([0])).item()
     assert one == pytest.approx(math.log(V), rel=1e-6)
     assert clueless.loss == pytest.approx(one, rel=1e-14)  # sums of equal float32 losses, kept in float64
@@ -159,12 +159,12 @@ def test_subset_of_nothing(n: int) -> None:
     assert len(subset(np.zeros(n, dtype=np.uint16), 8, 100)) == 0
 
 
-def test_subset_evaluates_to_the_whole_when_all_fits(runtime: Runtime) -> None:
+def test_subset_evaluates_to_the_whole_when_all_fits() -> None:
     tokens = stream(333)
-    assert evaluate(bigram, tokens, T, runtime, starts=subset(tokens, T, 10**6)) == evaluate(bigram, tokens, T, runtime)
+    assert evaluate(bigram, tokens, T, CPU, starts=subset(tokens, T, 10**6)) == evaluate(bigram, tokens, T, CPU)
 
 
-# --- floors and units ------------------------------------------------------------------------------------------------
+# --- baselines and units ---------------------------------------------------------------------------------------------
 
 
 def losses_by_counting(train: list[int], val: list[int], vocab_size: int) -> tuple[float, float]:
@@ -201,7 +201,7 @@ def structured(vocab_size: int, n: int, seed: int) -> list[int]:
 def test_floors_equal_counting(vocab_size: int, n: int) -> None:
     train, val = structured(vocab_size, n, 1), structured(vocab_size, n // 2, 2)
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32  # products of ids must not overflow it
-    found = floors(np.array(train, dtype=dtype), np.array(val, dtype=dtype), vocab_size)
+    found = counting_baselines(np.array(train, dtype=dtype), np.array(val, dtype=dtype), vocab_size)
     assert (found.unigram, found.bigram) == pytest.approx(losses_by_counting(train, val, vocab_size), rel=1e-9)
     assert found.uniform == math.log(vocab_size)
 
@@ -209,18 +209,18 @@ def test_floors_equal_counting(vocab_size: int, n: int) -> None:
 def test_the_counting_models_are_distributions() -> None:
     train = np.array(structured(V, 60, 3), dtype=np.uint16)
     for before in range(V):  # also one that was never seen
-        losses = [floors(train, np.array([before, after]), V).bigram for after in range(V)]
+        losses = [counting_baselines(train, np.array([before, after]), V).bigram for after in range(V)]
         assert sum(math.exp(-loss) for loss in losses) == pytest.approx(1)
 
 
 def test_a_cycle_costs_a_bigram_model_almost_nothing() -> None:
-    found = floors(np.arange(50_000) % 7, np.arange(500) % 7, 7)
+    found = counting_baselines(np.arange(50_000) % 7, np.arange(500) % 7, 7)
     assert found.bigram < 1e-3 and found.unigram == pytest.approx(math.log(7), rel=1e-3)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_floors_of_almost_nothing_are_finite(n: int) -> None:
-    found = floors(np.zeros(n, dtype=np.uint16), np.zeros(1, dtype=np.uint16), 65)
+    found = counting_baselines(np.zeros(n, dtype=np.uint16), np.zeros(1, dtype=np.uint16), 65)
     assert found.uniform == math.log(65) and 0 < found.unigram <= math.log(65) and found.bigram == 0
 
 

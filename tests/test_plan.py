@@ -12,12 +12,20 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import thread_count
-from glassgpt import plan, presets
-from glassgpt.config import ModelConfig, OptimConfig
+from glassgpt import estimate as plan
+from glassgpt.config import ModelConfig, OptimConfig, presets
+from glassgpt.data.batch import Batch
+from glassgpt.estimate import (
+    activations,
+    count_parameters,
+    flops_per_token,
+    largest_micro_batch,
+    memory,
+    optimizer_flops,
+)
 from glassgpt.model import GPT, ExplicitAttention
-from glassgpt.plan import activations, count_parameters, flops_per_token, largest_micro_batch, memory, optimizer_flops
 from glassgpt.training import cross_entropy, objective
-from glassgpt.training.objective import Batch, next_token_loss
+from glassgpt.training.objective import next_token_loss
 from glassgpt.training.optim import ITERATIONS, Optimizers, orthogonalise
 from glassgpt.training.precision import MasterWeights
 from glassgpt.transforms.blocks import recompute_blocks

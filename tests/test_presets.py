@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from glassgpt import presets
-from glassgpt.config import ModelConfig, build
+from glassgpt.config import ModelConfig, build, presets
 from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
 from glassgpt.weights.mapping import family_of

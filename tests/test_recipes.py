@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from conftest import Cli
-from glassgpt import presets
-from glassgpt.config import build
-from glassgpt.presets import Curve, expected_curve, measured_curve
+from glassgpt.config import build, presets
+from glassgpt.config.presets import Curve, expected_curve, measured_curve
 from glassgpt.training import setup
 from glassgpt.weights.mapping import family_of
 
 MEASURED = [name for name in presets.names() if measured_curve(name) is not None]
 QUICK = ["preset=tiny", "n_layer=1", "n_embd=32", "block_size=16", "batch_size=4", "compile=false", "dtype=float32"]
-QUICK += ["keep=0", "sample_tokens=0", "eval_tokens=400"]
+QUICK += ["keep_checkpoints=0", "sample_tokens=0", "eval_tokens=400"]
 RECIPES = ["shakespeare-char-fast", "shakespeare-char-best", "gpt2-124m"]
 
 
@@ -54,7 +53,7 @@ def test_the_band_is_shown_only_to_a_run_that_follows_the_recipe() -> None:
         assert curve is not None
         config = build(name, [presets.get(name).layer])
         assert expected_curve(config, curve.text_sha256) is curve
-        assert expected_curve(config.replace("train", seed=5, keep=2), curve.text_sha256) is curve
+        assert expected_curve(config.replace("train", seed=5, keep_checkpoints=2), curve.text_sha256) is curve
         assert expected_curve(config.replace("runtime", threads=1), curve.text_sha256) is curve
         assert expected_curve(config, "0" * 64) is None
         for section, change in (

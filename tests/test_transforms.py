@@ -5,8 +5,7 @@ import torch
 import torch._dynamo.utils
 from torch import Tensor
 
-from glassgpt import presets
-from glassgpt.config import ModelConfig
+from glassgpt.config import ModelConfig, presets
 from glassgpt.model import GPT
 from glassgpt.transforms.blocks import prepare_blocks, recompute_blocks
 

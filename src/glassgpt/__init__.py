@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from glassgpt import presets
     from glassgpt.api import generate, load, load_tokenizer, save, train
+    from glassgpt.config import presets
 
 __all__ = ["__version__", "generate", "load", "load_tokenizer", "presets", "save", "train"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name == "presets":
-        return importlib.import_module("glassgpt.presets")
+        return importlib.import_module("glassgpt.config.presets")
     if name in __all__:
         return getattr(importlib.import_module("glassgpt.api"), name)
     raise AttributeError(f"module 'glassgpt' has no attribute {name!r}")

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from glassgpt.config import Layer, RuntimeConfig, locate, parse_duration
+from glassgpt.config import ConfigOverrides, RuntimeConfig, locate, parse_duration
 from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.files import Progress, path_exists
 from glassgpt.inference.decode import complete
 from glassgpt.model import GPT
-from glassgpt.processes import Processes, joined
-from glassgpt.runtime import Runtime, resolve
+from glassgpt.processes import Processes, join_processes
+from glassgpt.runtime import resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer, specs
 from glassgpt.training import initial, setup
@@ -24,7 +25,7 @@ from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights import resolve as sources
 from glassgpt.weights.folder import DTYPES, open_folder, save_model, write_folder
-from glassgpt.weights.loading import Progress, load_source
+from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import Source
 
 #: Where runs live, unless told otherwise.
@@ -123,22 +124,13 @@ def find_run(source: str | Path, runs: Path = RUNS) -> Run:
 
 def _run_of(source: str | Path, runs: Path) -> Run | None:
     for path in (Path(source), runs / source):
-        if _may_exist(source) and (path / "run.toml").exists():
+        if path_exists(path / "run.toml"):
             return Run(path)
     return None
 
 
 def _names(runs: Path) -> str:
     return ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
-
-
-def _may_exist(source: str | Path) -> bool:
-    """Whether it can be the name of a file at all; a prompt given in its place may be too long for one."""
-    try:
-        Path(source).exists()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def list_runs(runs: Path = RUNS) -> list[Run]:
@@ -166,13 +158,7 @@ def generate(
     """
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     model.eval()
-    return complete(model, tokenizer, [prompt], max_new_tokens, config, runtime_of(model), seed=seed)[0]
-
-
-def runtime_of(model: GPT) -> Runtime:
-    """The runtime of a model that is already on its device, computing in float32."""
-    device = next(model.parameters()).device
-    return Runtime(device, torch.float32, torch.get_num_threads(), compile=False, reason="where the model is")
+    return complete(model, tokenizer, [prompt], max_new_tokens, config, seed=seed)[0]
 
 
 def save(model: GPT, tokenizer: Tokenizer, folder: str | Path) -> None:
@@ -201,10 +187,10 @@ def train(
     """Train a model and return its run: ``.path .metrics .best .last``.
 
     Args:
-        preset: a name from :mod:`glassgpt.presets`, or "auto" to fit the text, the machine and the time.
+        preset: a name from :mod:`glassgpt.config.presets`, or "auto" to fit the text, the machine and the time.
         data: a text file, or a corpus by name.
         overrides: configuration values by bare or dotted key, for example ``{"train.steps": 500}``; with
-            ``{"init": "runs/x"}``, or a model folder, the training of that model goes on.
+            ``{"init_from": "runs/x"}``, or a model folder, the training of that model goes on.
         name: of the run; the text's by default.
         runs: folder to put it in.
         reporter: told of progress; silent by default.
@@ -232,7 +218,7 @@ def train(
 
 def train_new(
     preset: str,
-    layers: list[Layer],
+    layers: list[ConfigOverrides],
     *,
     name: str | None = None,
     runs: Path = RUNS,
@@ -261,7 +247,7 @@ def train_new(
 
 def resume(
     source: str | Path,
-    changes: Layer | None = None,
+    changes: ConfigOverrides | None = None,
     *,
     runs: Path = RUNS,
     reporter: Reporter | None = None,
@@ -280,10 +266,10 @@ def resume(
 
 def _train_together(begin: Callable[[Processes], Trainer]) -> Result:
     """The first process begins; the others follow with the run that it names."""
-    with joined() as processes:
-        trainer: Trainer = processes.first_then_rest(
-            first=lambda: begin(processes),
-            told=lambda trainer: setup.Begun(trainer.run.path.absolute(), trainer.state.micro_batch_size),
-            rest=lambda begun: setup.follow(begun, processes),
+    with join_processes() as processes:
+        trainer: Trainer = processes.rank0_then_others(
+            on_rank0=lambda: begin(processes),
+            to_send=lambda trainer: setup.Begun(trainer.run.path.absolute(), trainer.state.micro_batch_size),
+            on_other_ranks=lambda begun: setup.follow(begun, processes),
         )
         return trainer.train()

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassgpt.data.batches import documents
-from glassgpt.data.shards import Ids
-from glassgpt.runtime import Runtime
+from glassgpt.data.batches.windows import document_positions
+from glassgpt.data.corpus.shards import Ids
+from glassgpt.processes import Processes
 
 #: Taken off the count of every pair, in the bigram model.
 DISCOUNT = 0.75
@@ -52,52 +52,67 @@ def evaluate(
     logits_of: Callable[..., Tensor],
     tokens: Ids,
     block_size: int,
-    runtime: Runtime,
+    device: torch.device,
     *,
     starts: np.ndarray | None = None,
     batch_size: int = 32,
     mask_documents: bool = False,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Evaluate a function ``idx [B, T] -> logits [B, T, V]`` on a stream of at least two tokens.
+
+    Several processes share the work: each computes every world_size-th batch, and all get the same result, which is
+    that of one process. All make the same number of forward passes, so that sharded weights can be gathered.
 
     Args:
         logits_of: the model, already in eval mode.
         tokens: the stream ``[N]``.
         block_size: window length T; the last window may be shorter.
-        runtime: where to compute.
+        device: where to compute.
         starts: windows to use, from :func:`subset`; all of them by default.
         batch_size: windows per forward pass.
-        mask_documents: whether the function is to be told which document each token belongs to, and its position
-            there, as ``document_ids`` and ``positions``, both ``[B, T]``.
+        mask_documents: whether to pass ``document_ids`` and ``position_ids``, both ``[B, T]``, to the function.
+        processes: the processes that share the work, all of which call this.
     """
     starts = np.arange(0, len(tokens) - 1, block_size) if starts is None else starts
     assert len(starts), "an empty stream has no loss"
+    processes = processes or Processes()
     lengths = np.minimum(block_size, len(tokens) - 1 - starts)
-    sums: list[float] = []
+    batches: list[np.ndarray] = []  # indices of windows, all of one length
     for i in range(0, len(starts), batch_size):
-        chosen = slice(i, i + batch_size)
-        for length in np.unique(lengths[chosen])[::-1]:  # whole windows together, a short last one by itself
-            rows = starts[chosen][lengths[chosen] == length]
-            window = torch.from_numpy(tokens[rows[:, None] + np.arange(length + 1)].astype(np.int64))
-            window = window.to(runtime.device)  # [B, T + 1]
-            known = {}
-            if mask_documents:
-                ids, positions = documents(tokens, rows, int(length))
-                known = {
-                    "document_ids": torch.from_numpy(ids).to(runtime.device),
-                    "positions": torch.from_numpy(positions).to(runtime.device),
-                }
-            logits = logits_of(window[:, :-1], **known)  # [B, T, V]
-            losses = F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten(), reduction="none")
-            sums += losses.view(len(rows), -1).cpu().double().sum(dim=1).tolist()  # not every device has float64
+        chosen = np.arange(i, min(i + batch_size, len(starts)))
+        batches += [chosen[lengths[chosen] == length] for length in np.unique(lengths[chosen])[::-1]]
+    sums = torch.zeros(len(starts), dtype=torch.float64)  # of the losses of each window
+    for first in range(0, len(batches), processes.world_size):
+        mine = first + processes.rank
+        rows = batches[min(mine, len(batches) - 1)]  # with nothing left to do, repeat the last, and do not count it
+        losses = _losses(logits_of, tokens, starts[rows], int(lengths[rows[0]]), device, mask_documents)
+        if mine < len(batches):
+            sums[rows] = losses
     total = int(lengths.sum())
-    means = np.array(sums) / lengths
+    means = (found := processes.sum(sums).numpy()) / lengths
     stderr = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
-    return Evaluation(loss=math.fsum(sums) / total, stderr=stderr, tokens=total)
+    return Evaluation(loss=math.fsum(found) / total, stderr=stderr, tokens=total)
+
+
+def _losses(
+    logits_of: Callable[..., Tensor], tokens: Ids, starts: np.ndarray, T: int, device: torch.device, masked: bool
+) -> Tensor:
+    """The summed loss of each window ``[starts]``, in float64 on the CPU: not every device has float64."""
+    window = torch.from_numpy(tokens[starts[:, None] + np.arange(T + 1)].astype(np.int64)).to(device)  # [B, T + 1]
+    documents = {}
+    if masked:
+        parts = document_positions(tokens, starts, T)
+        documents = dict(
+            zip(("document_ids", "position_ids"), (torch.from_numpy(p).to(device) for p in parts), strict=True)
+        )
+    logits = logits_of(window[:, :-1], **documents)  # [B, T, V]
+    losses = F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten(), reduction="none")  # [B T]
+    return losses.view(len(starts), T).cpu().double().sum(dim=1)
 
 
 @dataclass(frozen=True)
-class Floors:
+class Baselines:
     """What can be had without a Transformer: losses on the validation tokens, in nats, to hold a model's against.
 
     Attributes:
@@ -112,7 +127,7 @@ class Floors:
     bigram: float
 
 
-def floors(train_ids: Ids, val_ids: Ids, vocab_size: int) -> Floors:
+def counting_baselines(train_ids: Ids, val_ids: Ids, vocab_size: int) -> Baselines:
     """The losses of counting models, fitted to the training tokens (the first ten million) and read off validation."""
     train, val = (np.asarray(tokens[:10_000_000], dtype=np.int64) for tokens in (train_ids, val_ids))
     unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # [V]
@@ -126,7 +141,7 @@ def floors(train_ids: Ids, val_ids: Ids, vocab_size: int) -> Floors:
     context = np.maximum(followed[val[:-1]], 1)
     left_over = np.where(followed[val[:-1]] > 0, DISCOUNT * successors[val[:-1]] / context, 1.0)
     bigram = np.maximum(seen - DISCOUNT, 0) / context + left_over * unigram[val[1:]]
-    return Floors(math.log(vocab_size), _surprise(unigram[val]), _surprise(bigram))
+    return Baselines(math.log(vocab_size), _surprise(unigram[val]), _surprise(bigram))
 
 
 def _surprise(probabilities: np.ndarray) -> float:

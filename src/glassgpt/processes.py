@@ -1,6 +1,7 @@
-"""Several processes that train one model, started by torchrun; a single process is the case of one.
+"""The processes that train one model, started by torchrun. A single process is the case of one.
 
-Every process knows the whole plan and computes its share of each batch. The first alone writes and speaks.
+Every process computes its share of each batch. All call the same functions in the same order, so that none waits for
+a collective operation that another never starts; only rank 0 writes files and logs.
 """
 
 import atexit
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from glassgpt.errors import ConfigError, TrainingStopped
 
-#: How long processes wait for each other: the first validates and saves while the rest wait.
-PATIENCE = timedelta(hours=2)
+#: How long a process waits for the others: rank 0 plans, measures and saves while the rest wait.
+TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -26,63 +27,80 @@ class Processes:
     """This process's place among those that share the work."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int | None = None
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that plans, writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which plans, writes files and logs."""
         return self.rank == 0
 
-    def share(self, rows: int) -> slice:
-        """The rows of a batch that are this process's; every row is someone's.
+    def share(self, rows: int, group: int = 1) -> slice:
+        """The rows of a batch that this process computes; every row belongs to one process.
+
+        Args:
+            rows: in the global batch.
+            group: so many neighbouring rows stay together, as the two of a preference pair do.
 
         Raises:
-            ConfigError: if there are fewer rows than processes.
+            ConfigError: if there are fewer groups of rows than processes.
         """
-        if rows < self.count:
-            raise ConfigError(f"train.batch_size: {rows} sequences cannot be shared by {self.count} processes")
-        return slice(self.rank * rows // self.count, (self.rank + 1) * rows // self.count)
+        groups = rows // group
+        if groups < self.world_size:
+            raise ConfigError(f"train.batch_size: {rows} sequences cannot be shared by {self.world_size} processes")
+        start, stop = (rank * groups // self.world_size * group for rank in (self.rank, self.rank + 1))
+        return slice(start, stop)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
-        if self.count > 1:
+        if self.world_size > 1:
             dist.all_reduce(value)
         return value
 
-    def agree(self, value: Any) -> Any:
-        """The first process's value, in every process."""
-        if self.count == 1:
+    def broadcast_from_rank0(self, value: Any) -> Any:
+        """Rank 0's value, in every process; the values of the others are ignored."""
+        if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box)
         return box[0]
 
-    def first_then_rest(self, first: Callable[[], Any], told: Callable[[Any], Any], rest: Callable[[Any], Any]) -> Any:
-        """Run ``first`` in the first process, then ``rest(told(result))`` in the others; where it fails, all stop."""
-        if self.first:
+    def wait_for_all(self) -> None:
+        """Return when every process has called this."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def rank0_then_others(
+        self, on_rank0: Callable[[], Any], to_send: Callable[[Any], Any], on_other_ranks: Callable[[Any], Any]
+    ) -> Any:
+        """Run ``on_rank0()`` in rank 0, then ``on_other_ranks(to_send(result))`` in the others.
+
+        Raises:
+            TrainingStopped: in the others, if rank 0 failed.
+        """
+        if self.is_main:
             try:
-                result = first()
+                result = on_rank0()
             except BaseException:
-                self.agree(None)
+                self.broadcast_from_rank0(None)
                 raise
-            self.agree(told(result))
+            self.broadcast_from_rank0(to_send(result))
             return result
-        news = self.agree(None)
-        if news is None:
-            raise TrainingStopped("the first process stopped before training began; it says why")
-        return rest(news)
+        received = self.broadcast_from_rank0(None)
+        if received is None:
+            raise TrainingStopped("rank 0 stopped before training began; its message says why")
+        return on_other_ranks(received)
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """Join the other processes, if torchrun started this one; they part when they end.
+def join_processes() -> Iterator[Processes]:
+    """Join the other processes, if torchrun started this one.
 
     Raises:
         ConfigError: if torchrun started several and they cannot reach each other.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or "RANK" not in os.environ:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 or "RANK" not in os.environ:
         yield Processes()
         return
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -90,10 +108,12 @@ def joined() -> Iterator[Processes]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    if not dist.is_initialized():  # a second training goes on with the group of the first
+    if not dist.is_initialized():  # a second training uses the group of the first
         try:
-            dist.init_process_group(backend, timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"{count} processes were asked for, and they cannot reach each other: {error}") from None
+            raise ConfigError(
+                f"{world_size} processes were started, and they cannot reach each other: {error}"
+            ) from None
         atexit.register(dist.destroy_process_group)
-    yield Processes(int(os.environ["RANK"]), count, local_rank)
+    yield Processes(int(os.environ["RANK"]), world_size, local_rank)

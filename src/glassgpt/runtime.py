@@ -1,6 +1,5 @@
-"""Device, compute type, threads, seeds. Nothing happens at import; torch is imported when first needed."""
+"""Device, compute type, threads. Nothing happens at import; torch is imported when first needed."""
 
-import hashlib
 import os
 import platform
 import shutil
@@ -98,12 +97,6 @@ def synchronise(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a pure function of its parts, independent for different parts."""
-    digest = hashlib.sha256(repr(parts).encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def versions() -> dict[str, str]:

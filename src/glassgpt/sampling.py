@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.errors import ConfigError
-from glassgpt.runtime import derive_seed
+from glassgpt.seeds import derive_seed
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def test_an_interrupted_fetch_says_how_to_go_on(filled: Any, cli: Callable[..., 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "digest_of", interrupt)
+        patch.setattr(download, "sha256_of", interrupt)
         code, out, err = cli("data", "fetch", "text")
     assert (code, out) == (130, "")
     assert err == "stopped; what came of it is kept, and `glassgpt data fetch text` goes on from there\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import thread_count
-from glassgpt import plan
+from glassgpt import estimate as plan
 from glassgpt.bench import attention, throughput
 from glassgpt.bench.attention import AttentionBench, bench_attention
 from glassgpt.bench.throughput import TrainBench, TrainingStep, bench_train

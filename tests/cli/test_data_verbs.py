@@ -10,8 +10,8 @@ import pytest
 
 from glassgpt import data
 from glassgpt.config import DataConfig
-from glassgpt.data import encoding
-from glassgpt.data.encoding import in_validation
+from glassgpt.data.corpus import encoding
+from glassgpt.data.corpus.encoding import in_validation
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -110,7 +110,7 @@ def test_show_documents_lengths_vocabulary_and_a_batch(cli: Cli, stories: list[s
     code, out, err = cli("data", "show", "ready", "--rows", 3, "mask_documents=true")
     assert (code, err) == (0, "")
     ids, decode = stream.train.tolist(), stream.tokenizer.decode
-    begins = [i for i, token in enumerate(ids) if token == stream.tokenizer.eos_id]
+    begins = [i for i, token in enumerate(ids) if token == stream.tokenizer.eos_token_id]
     for number in range(3):
         beginning = decode(ids[begins[number] : begins[number] + 12])
         assert f"document {number}, from token {begins[number]:,}\n  {beginning!r}"[:-1] in out

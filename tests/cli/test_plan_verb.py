@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from glassgpt import presets
 from glassgpt.cli import plan
-from glassgpt.config import RunConfig
+from glassgpt.config import RunConfig, presets
+from glassgpt.estimate import flops_per_token, memory
 from glassgpt.model import GPT
-from glassgpt.plan import flops_per_token, memory
 from glassgpt.training import budget, calibration
 from glassgpt.training.budget import Speed
 

@@ -348,7 +348,13 @@ def test_a_padded_vocabulary_is_never_drawn_from(cli: Any, text_file: Path, tmp_
 def test_every_problem_is_told_at_once(cli: Any, text_file: Path) -> None:
     code, _, err = cli("train", text_file, "preset=tiny", "lerning_rate=1", "n_layer=-1", "time=soon", "seed=x")
     assert code == 2
-    for problem in ("4 problems", "did you mean optim.learning_rate", "model.n_layer: -1", "train.time", "train.seed"):
+    for problem in (
+        "4 problems",
+        "did you mean optim.adamw_learning_rate",
+        "model.n_layer: -1",
+        "train.time",
+        "train.seed",
+    ):
         assert problem in err
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glassgpt.data.shards import Tokens, open_shard, write_shard
+from glassgpt.data.corpus.shards import Tokens, open_shard, write_shard
 
 
 def sharded(folder: Path, lengths: list[int], document: int = 7) -> Tokens:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.config import TrainConfig
-from glassgpt.data.batches import Batches, _permute
+from glassgpt.data.batches.windows import Batches, _permute
 from glassgpt.errors import ConfigError, DataError
 
 #: (tokens N, context T, rows B), with tiny, tight and ragged ones.

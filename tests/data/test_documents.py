@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glassgpt.data import textfiles
-from glassgpt.data.documents import Document, Segment, files, is_whole, read_segment, segments, text_parts
+from glassgpt.data.sources import textfiles
+from glassgpt.data.sources.documents import Document, Segment, files, is_whole, read_segment, segments, text_parts
 from glassgpt.errors import DataError
 
 BOM = b"\xef\xbb\xbf"

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from wording import jaccard, plain_grams, plays_apart, prose, scenes
 
-from glassgpt.data import duplicates, sorting, words
-from glassgpt.data.duplicates import Duplicates, Pair, bands, find, missed, sign
-from glassgpt.data.signatures import PERMUTATIONS, Signatures
+from glassgpt.data.audit import duplicates, sorting, words
+from glassgpt.data.audit.duplicates import Duplicates, Pair, bands, find, missed, sign
+from glassgpt.data.audit.signatures import PERMUTATIONS, Signatures
 from glassgpt.errors import DataError
 
 
@@ -445,8 +445,8 @@ MEASURE = """
 import random, sys
 from pathlib import Path
 from glassgpt.bench.memory import peak_resident
-from glassgpt.data import sorting
-from glassgpt.data.duplicates import find, sign
+from glassgpt.data.audit import sorting
+from glassgpt.data.audit.duplicates import find, sign
 folder, tasks, sorting.MEMORY = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 def texts(task):
     generator = random.Random(task)

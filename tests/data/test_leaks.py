@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wording import plain_grams, plain_words, plays_apart, prose
 
-from glassgpt.data import leaks, words
-from glassgpt.data.leaks import GRAM, LEAST, Grams, Overlap, Passage, describe, overlap
-from glassgpt.data.words import Text
+from glassgpt.data.audit import leaks, words
+from glassgpt.data.audit.leaks import GRAM, LEAST, Grams, Overlap, Passage, describe, overlap
+from glassgpt.data.audit.words import Text
 
 
 def counted(small: Sequence[str], large: Sequence[str]) -> tuple[int, int, int, int, int]:
@@ -235,7 +235,7 @@ def test_a_planted_passage_of_13_words_is_found_in_a_play() -> None:
 MEASURE = """
 import random, sys
 from glassgpt.bench.memory import peak_resident
-from glassgpt.data.leaks import Grams, overlap
+from glassgpt.data.audit.leaks import Grams, overlap
 generator = random.Random(1)
 small = [" ".join(generator.choices(["to", "be", "or", "not"], k=60)) for _ in range(500)]
 part = " ".join(generator.choices(["to", "be", "or", "not", "is"], k=20_000)) + " " + " ".join(small)

@@ -15,7 +15,7 @@ from glassgpt.processes import Processes
 
 def loader(tokens: object, rank: int, ranks: int, workers: int, order: str) -> Loader:
     batches = Batches(tokens, 8, 12, 5, order)  # type: ignore[arg-type]
-    return Loader(batches, Processes(rank, ranks).share(12), mask_documents=True, workers=workers)
+    return Loader(batches, Processes(rank, ranks).share(12), mask_documents=True, num_workers=workers)
 
 
 @pytest.mark.parametrize("order", ["random", "sequential"])
@@ -57,12 +57,12 @@ DYING = """
     from glassgpt.errors import DataError
     from glassgpt.training import setup
     settings = "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=4 steps=100000 sample_tokens=0 dtype=float32"
-    layer = parse_overrides([*settings.split(), "compile=false", "workers=2", f"source={sys.argv[1]}"])
+    layer = parse_overrides([*settings.split(), "compile=false", "num_workers=2", f"source={sys.argv[1]}"])
     trainer = setup.start(setup.plan("tiny", [layer]), "run", Path(sys.argv[2]))
     step = trainer._step
     def kill_one() -> None:
         if trainer.state.step == 5:
-            os.kill(trainer.loader._coming._workers[0].pid, signal.SIGKILL)
+            os.kill(trainer.loader._iterator._workers[0].pid, signal.SIGKILL)
         step()
     trainer._step = kill_one
     try:
@@ -79,14 +79,14 @@ def test_a_worker_that_dies_is_one_clear_error(tmp_path: Path, text_file: Path) 
         capture_output=True, text=True, check=False, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "a process that reads batches has ended" in done.stdout and "runtime.workers=0" in done.stdout
+    assert "a process that reads batches has ended" in done.stdout and "runtime.num_workers=0" in done.stdout
 
 
 MEMORY = """
     import sys
     from pathlib import Path
     from glassgpt.data import Batches, Loader
-    from glassgpt.data.shards import Tokens, open_shard
+    from glassgpt.data.corpus.shards import Tokens, open_shard
     shards = [open_shard(path) for path in sorted(Path(sys.argv[1]).glob("*.safetensors"))]
     loader = Loader(Batches(Tokens(shards), 64, 8, 1, sys.argv[2]), mask_documents=True)
     def private():  # KiB; mapped pages of the shards belong to the system, which takes them back when it likes

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, encoding, find, manifest, open_stream, prepare, tasks
-from glassgpt.data.shards import FORMAT_VERSION
+from glassgpt.data import TokenStream, find, open_stream, prepare
+from glassgpt.data.corpus import encoding, manifest, tasks
+from glassgpt.data.corpus.shards import FORMAT_VERSION
 from glassgpt.errors import DataError
 
 CONTENT = "".join(chr(97 + i * i % 23) + ("é🦊\n" if i % 7 == 0 else "") for i in range(300))
@@ -145,14 +146,14 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TokenStream,
     (tmp_path / "long.txt").write_text("a b c d e f g h " * 200, encoding="utf-8")
     stream = prepared(tmp_path / "long.txt", tmp_path / "ready")
     read: list[str] = []
-    sha256_of = manifest.assets.sha256_of
+    sha256_of = manifest.sha256_of
 
     def noted(path: Path) -> str:
         if path.suffix == ".safetensors":
             read.append(path.name)
         return str(sha256_of(path))
 
-    monkeypatch.setattr(manifest.assets, "sha256_of", noted)
+    monkeypatch.setattr(manifest, "sha256_of", noted)
     return stream, read
 
 
@@ -219,7 +220,7 @@ def test_validation_ends_at_a_document(tmp_path: Path, shard: int, monkeypatch: 
     lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
     (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
     full = prepared(tmp_path / "a.jsonl", tokenizer="bpe:270", val_fraction=0.4, max_val_tokens=10**9)
-    marker = full.tokenizer.eos_id
+    marker = full.tokenizer.eos_token_id
     ids = full.val.tolist()
     begins = [i for i, token in enumerate(ids) if token == marker] + [len(ids)]
     texts = [full.tokenizer.decode(ids[a + 1 : b]) for a, b in itertools.pairwise(begins)]

@@ -24,11 +24,13 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from wording import prose as ordinary
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, encoding, find, prepare, readers, tasks
-from glassgpt.data.workers import run_tasks
+from glassgpt.data import TokenStream, find, prepare
+from glassgpt.data.corpus import encoding, tasks
+from glassgpt.data.sources import source as readers
 from glassgpt.errors import DataError, TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, load, save
-from glassgpt.tokenizer.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.workers import run_tasks
 
 ENDS = ["<s>", "</s>"]
 
@@ -74,7 +76,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, prose: str) -> dict[str, P
     library.save(str(llama / "tokenizer.json"))
     roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (llama / "tokenizer_config.json").write_text(json.dumps(roles), encoding="utf-8")
-    assert load(bpe).divisible and not load(llama).divisible
+    assert load(bpe).can_encode_in_chunks and not load(llama).can_encode_in_chunks
     return {"bpe": bpe, "llama": llama}
 
 
@@ -123,7 +125,7 @@ def reference(documents: Iterable[str], tokenizer: Tokenizer, val_fraction: floa
     for text in documents:
         ids, starts, sizes = streams[side_of(text, val_fraction)]
         starts.append(len(ids))
-        begin, end = tokenizer.bos_id, tokenizer.eos_id
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         if begin is None and end is None:
             ids += tokenizer.encode(text) + tokenizer.encode("\n\n")
             sizes.append(len(text.encode("utf-8")) + 2)
@@ -157,9 +159,9 @@ def test_the_stream_is_marker_and_document_in_order(
     stream = prepared(corpus, tokenizer=str(written.get(spec.lower(), spec)), val_fraction=0.3, processes=1)
     tokenizer = stream.tokenizer
     if spec in ("bpe:300", "word:90"):
-        assert tokenizer.bos_id == tokenizer.eos_id is not None, "generation may begin with it"
+        assert tokenizer.bos_token_id == tokenizer.eos_token_id is not None, "generation may begin with it"
     elif spec in ("BPE", "LLAMA"):
-        assert None is not tokenizer.bos_id != tokenizer.eos_id is not None
+        assert None is not tokenizer.bos_token_id != tokenizer.eos_token_id is not None
     assert found(stream) == reference(documents, tokenizer, 0.3)
     assert (len(stream.manifest.shards) > 10) == (task == 1500)
     info = stream.info
@@ -387,7 +389,7 @@ def test_a_tokenizer_is_trained_on_an_even_part_of_what_is_too_long(
 
     monkeypatch.setattr(tasks, "TASK", 500)
     assert learned() == set(letters)
-    monkeypatch.setattr("glassgpt.data.preparing.TRAINED_ON", 4000)
+    monkeypatch.setattr("glassgpt.data.corpus.preparing.TRAINED_ON", 4000)
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "again"))
     some = learned()
     assert 6 <= len(some) <= 12 and min(some) < "d" and max(some) > "m", "from the beginning to the end"
@@ -416,7 +418,7 @@ def test_one_process_and_two_write_the_same_bytes(
 SCRIPT = textwrap.dedent("""
     import sys
     from glassgpt.cli.main import main
-    from glassgpt.data import tasks
+    from glassgpt.data.corpus import tasks
     tasks.TASK = int(sys.argv.pop(1))
     main()
 """)

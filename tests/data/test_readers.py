@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data import find, prepare, read, readers
+from glassgpt.data import find, prepare, read
+from glassgpt.data.sources import source as readers
 from glassgpt.errors import DataError
-from glassgpt.tokenizer.pieces import PATTERNS, Splitter
+from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter
 from glassgpt.tokenizer.word import PATTERN as WORDS
 
 AWKWARD = "ä\r\nb\rc\n\u2028\x85 🦊e\u0301\t\x1a end\n"

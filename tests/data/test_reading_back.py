@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, encoding, find, prepare, reading_back, tasks
-from glassgpt.data.encoding import in_validation
-from glassgpt.data.manifest import Manifest
-from glassgpt.data.reading_back import texts_of
+from glassgpt.data import TokenStream, find, prepare
+from glassgpt.data.corpus import encoding, reading_back, tasks
+from glassgpt.data.corpus.encoding import in_validation
+from glassgpt.data.corpus.manifest import Manifest
+from glassgpt.data.corpus.reading_back import texts_of
 from glassgpt.tokenizer import BPETokenizer, save
-from glassgpt.tokenizer.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 
 #: Tokens that end within characters, and documents that end as the marks between documents do.
 PIECES = ["a", "é", "🦊", "中文", "\n", "\n\n", " ", "word", "�", "<|endoftext|>", "\u0301", "\x00"]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import sharded
 
-from glassgpt.data import batches as batches_module
-from glassgpt.data.batches import Batches, documents
+from glassgpt.data.batches import windows as batches_module
+from glassgpt.data.batches.windows import Batches, document_positions
 from glassgpt.errors import DataError
 
 LENGTHS = [400, 3, 95, 0, 1000, 9, 257]  # some too short for a window
@@ -87,5 +87,5 @@ def test_documents_and_positions_against_a_loop(tmp_path: Path) -> None:
                 for place in range(t):
                     begin = max(idx[row, 0], idx[row, place] // 7 * 7)
                     assert positions[row, place] == idx[row, place] - begin
-    ids, positions = documents(np.arange(30), [3, 9], 5)
+    ids, positions = document_positions(np.arange(30), [3, 9], 5)
     assert not ids.any() and np.array_equal(positions, [range(5)] * 2), "an array is one document"

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from glassgpt.config import DataConfig
 from glassgpt.data import Tokens, TokenStream, find, open_stream, prepare
-from glassgpt.data.shards import FORMAT_VERSION, check_ids, open_shard, write_shard
+from glassgpt.data.corpus.shards import FORMAT_VERSION, check_ids, open_shard, write_shard
 from glassgpt.errors import DataError
 from glassgpt.tokenizer import CharTokenizer
 
@@ -135,7 +135,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypat
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("glassgpt.data.shards.os.replace", full)
+    monkeypatch.setattr("glassgpt.data.corpus.shards.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_shard(
             tmp_path / "a.safetensors", "val", "t", [np.zeros(3, "<u2"), np.zeros(1, "<i8"), np.zeros(1, "<i8")]

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glassgpt.data import sorting
-from glassgpt.data.sorting import Sorter
+from glassgpt.data.audit import sorting
+from glassgpt.data.audit.sorting import Sorter
 
 
 @pytest.mark.parametrize(("memory", "most_runs"), [(1 << 20, 256), (64, 256), (50, 7), (7, 2), (1, 3)])

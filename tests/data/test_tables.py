@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glassgpt.data import tables
-from glassgpt.data.documents import Document, files, read_segment, segments
+from glassgpt.data.sources import tables
+from glassgpt.data.sources.documents import Document, files, read_segment, segments
 from glassgpt.errors import DataError, MissingExtraError
 
 GOOD = b'{"text": "a"}\n'

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wording import plain_words
 
-from glassgpt.data import words
-from glassgpt.data.words import Text, hashed_words, stretches
+from glassgpt.data.audit import words
+from glassgpt.data.audit.words import Text, hashed_words, stretches
 
 AWKWARD = (
     "aAéÉ\u0301ßſΣσςİıﬁ'’‘-_.,—¼²٣中文々ひカｶ한\u1100\u1161का\u093f\u0301👍🏽\u200d🦊𐍈𝔘"

@@ -15,7 +15,7 @@ _ALONE = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA", "KATAKANA", 
 
 
 def plain_words(text: str) -> list[str]:
-    """The words of a text as glassgpt.data.words describes them, one character at a time."""
+    """The words of a text as glassgpt.data.audit.words describes them, one character at a time."""
     words, word = list[str](), ""
     for character in [*text, " "]:
         if character in "'‘’ʼ＇\u00ad\u200c\u200d\u2060\ufeff" or unicodedata.category(character) == "Mn":

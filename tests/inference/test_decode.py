@@ -12,10 +12,10 @@ from torch import Tensor
 
 from conftest import thread_count
 from glassgpt.config import ModelConfig
+from glassgpt.config.presets import MODERN
 from glassgpt.errors import TokenizerError
 from glassgpt.inference.decode import Step, TextStream, complete, generate, start_ids
 from glassgpt.model import GPT, ExplicitAttention
-from glassgpt.presets import MODERN
 from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig, UniformStreams, next_token
 from glassgpt.tokenizer import CharTokenizer
@@ -44,7 +44,7 @@ def build(config: ModelConfig, seed: int = 0) -> GPT:
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
         p.data = 1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.4 * noise
-    model.finish()
+    model.tie_weights_and_build_rope()
     return model.eval()
 
 
@@ -76,7 +76,7 @@ def by_row(steps: Sequence[Step]) -> list[list[int]]:
 
 
 def check(model: GPT, prompts: list[list[int]], n: int, choice: SamplingConfig, seed: int = 5) -> list[Step]:
-    steps = list(generate(model, prompts, n, choice, CPU, seed=seed))
+    steps = list(generate(model, prompts, n, choice, seed=seed))
     assert len(steps) == n
     made, logits = by_row(steps), torch.stack([step.logits for step in steps])  # [n, B, V]
     for row, prompt in enumerate(prompts):
@@ -117,14 +117,14 @@ def test_of_a_long_prompt_the_newest_context_is_read(length: int) -> None:
     model, prompt = build(CLASSIC), prompt_of(length)
     first = check(model, [prompt], 20, SAMPLED)[0]
     other = [(token + 1) % 19 for token in prompt[:-16]] + prompt[-16:]
-    again = next(iter(generate(model, [other], 1, SAMPLED, CPU, seed=5)))
+    again = next(iter(generate(model, [other], 1, SAMPLED, seed=5)))
     assert torch.equal(first.logits, again.logits)
 
 
 def test_a_step_costs_one_tokens_work_and_a_refill_half_a_context() -> None:
     model, seen = build(CLASSIC), []
     model.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].size(1)))
-    list(generate(model, [prompt_of(10)], 27, GREEDY, CPU))
+    list(generate(model, [prompt_of(10)], 27, GREEDY))
     assert seen == [10, *[1] * 6, 8, *[1] * 8, 8, *[1] * 8, 8, 1]
 
 
@@ -133,16 +133,17 @@ def test_the_explicit_attention_generates_the_same() -> None:
     for block in explicit.blocks:
         block.attention.attend = ExplicitAttention()
     prompts = [prompt_of(3), prompt_of(11)]
-    one, two = (by_row(list(generate(m, prompts, 30, SAMPLED, CPU))) for m in (fused, explicit))
+    one, two = (by_row(list(generate(m, prompts, 30, SAMPLED))) for m in (fused, explicit))
     assert one == two
 
 
 @both_families
 def test_bfloat16_stays_near_float32(config: ModelConfig) -> None:
     """Ragged, with refills: at every step the logits are about those of a full forward in float32."""
-    model, half = build(config), dataclasses.replace(CPU, dtype=torch.bfloat16)
+    model, half = build(config), build(config).to(torch.bfloat16)
+    half.tie_weights_and_build_rope()
     prompts = [prompt_of(3), prompt_of(14)]
-    steps = list(generate(model, prompts, 20, SAMPLED, half, seed=5))
+    steps = list(generate(half, prompts, 20, SAMPLED, seed=5))
     for row, prompt in enumerate(prompts):
         seen = prompt + by_row(steps)[row]
         for i, length in enumerate(itertools.islice(window_lengths(len(prompt), 16), 20)):
@@ -158,12 +159,12 @@ def test_bfloat16_stays_near_float32(config: ModelConfig) -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     model, prompt = build(CLASSIC), prompt_of(6)
-    alone = by_row(list(generate(model, [prompt], 40, SAMPLED, CPU, seed=3)))[0]
+    alone = by_row(list(generate(model, [prompt], 40, SAMPLED, seed=3)))[0]
     crowd = [prompt, prompt_of(15), prompt_of(1), prompt]
-    made = by_row(list(generate(model, crowd, 40, SAMPLED, CPU, seed=3)))
+    made = by_row(list(generate(model, crowd, 40, SAMPLED, seed=3)))
     assert made[0] == alone
     assert made[3] != alone, "rows draw from streams of their own"
-    assert by_row(list(generate(model, crowd, 40, SAMPLED, CPU, seed=4)))[0] != alone
+    assert by_row(list(generate(model, crowd, 40, SAMPLED, seed=4)))[0] != alone
 
 
 def test_generation_touches_no_global_state_and_no_argument() -> None:
@@ -171,26 +172,26 @@ def test_generation_touches_no_global_state_and_no_argument() -> None:
     copies = [list(prompt) for prompt in prompts]
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    steps = generate(model, prompts, 30, SAMPLED, CPU)
+    steps = generate(model, prompts, 30, SAMPLED)
     first = next(steps)
     assert not torch.is_inference_mode_enabled(), "between steps the caller may train"
     list(steps)
     assert torch.equal(torch.get_rng_state(), state)
     assert prompts == copies
-    assert first.tokens == next(iter(generate(model, prompts, 30, SAMPLED, CPU))).tokens
+    assert first.tokens == next(iter(generate(model, prompts, 30, SAMPLED))).tokens
     assert all(p.grad is None and not p.is_inference() for p in model.parameters())
     assert not any(block.attention.qkv._forward_hooks for block in model.blocks)
 
 
 def test_steps_carry_what_decided_them() -> None:
-    for step in generate(build(CLASSIC), [prompt_of(3), prompt_of(7)], 20, SAMPLED, CPU, seed=2):
+    for step in generate(build(CLASSIC), [prompt_of(3), prompt_of(7)], 20, SAMPLED, seed=2):
         assert step.tokens == next_token(step.logits, SAMPLED, step.uniform).tolist()
         assert step.logits.shape == (2, 19)
         assert step.logits.dtype == torch.float32
 
 
 def test_nothing_is_made_where_nothing_is_asked() -> None:
-    assert list(generate(build(CLASSIC), [prompt_of(3)], 0, GREEDY, CPU)) == []
+    assert list(generate(build(CLASSIC), [prompt_of(3)], 0, GREEDY)) == []
 
 
 # --- the end token
@@ -198,7 +199,7 @@ def test_nothing_is_made_where_nothing_is_asked() -> None:
 
 def test_a_row_that_ends_stops_while_the_others_go_on() -> None:
     model, prompts = build(CLASSIC), [prompt_of(n, n) for n in (3, 9, 14)]
-    free = by_row(list(generate(model, prompts, 60, SAMPLED, CPU, seed=1)))
+    free = by_row(list(generate(model, prompts, 60, SAMPLED, seed=1)))
     ends, eos = max(
         (
             sorted(row.index(token) if token in row else 60 for row in free),
@@ -208,7 +209,7 @@ def test_a_row_that_ends_stops_while_the_others_go_on() -> None:
         if all(token in row for row in free)
     )
     assert len(set(ends)) == 3, "rows that end at different steps, the last one too"
-    steps = list(generate(model, prompts, 60, SAMPLED, CPU, seed=1, eos_id=eos))
+    steps = list(generate(model, prompts, 60, SAMPLED, seed=1, eos_token_id=eos))
     assert len(steps) == ends[-1] + 1
     for row, tokens in enumerate(free):
         end = tokens.index(eos)
@@ -219,21 +220,21 @@ def test_a_row_that_ends_stops_while_the_others_go_on() -> None:
 class Letters(CharTokenizer):
     """Characters, the last of which ends a document."""
 
-    def __init__(self, eos_id: int | None = None):
+    def __init__(self, eos_token_id: int | None = None):
         super().__init__(list("\nabcdefghijklmnopqr"))
-        self.eos_id = self.bos_id = eos_id
+        self.eos_token_id = self.bos_token_id = eos_token_id
 
 
 @both_choices
 def test_complete_gives_the_text_before_the_end(choice: SamplingConfig) -> None:
     model, prompts = build(CLASSIC), ["abc", "", "hijklmnopqrabcdefghijk"]
     ids = [[1, 2, 3], [0], Letters().encode(prompts[2])]
-    free = by_row(list(generate(model, ids, 50, choice, CPU, seed=8)))
-    assert complete(model, Letters(), prompts, 50, choice, CPU, seed=8) == [Letters().decode(row) for row in free]
+    free = by_row(list(generate(model, ids, 50, choice, seed=8)))
+    assert complete(model, Letters(), prompts, 50, choice, seed=8) == [Letters().decode(row) for row in free]
     eos = free[0][7]
-    rows = by_row(list(generate(model, [ids[0], [eos], ids[2]], 50, choice, CPU, seed=8)))
+    rows = by_row(list(generate(model, [ids[0], [eos], ids[2]], 50, choice, seed=8)))
     cut = [row[: row.index(eos)] if eos in row else row for row in rows]
-    assert complete(model, Letters(eos), prompts, 50, choice, CPU, seed=8) == [Letters().decode(row) for row in cut]
+    assert complete(model, Letters(eos), prompts, 50, choice, seed=8) == [Letters().decode(row) for row in cut]
     assert len(cut[0]) < 50
 
 
@@ -292,10 +293,10 @@ def test_start_ids() -> None:
     assert start_ids(Letters(), "") == [0], "a line end"
     assert start_ids(CharTokenizer(["x", "\n"]), "") == [1]
     assert start_ids(CharTokenizer(["x", "y"]), "") == [0], "no line end: the first token there is"
-    assert start_ids(Letters(eos_id=18), "") == [18]
-    ending = Letters(eos_id=18)
-    ending.bos_id = None
+    assert start_ids(Letters(eos_token_id=18), "") == [18]
+    ending = Letters(eos_token_id=18)
+    ending.bos_token_id = None
     assert start_ids(ending, "") == [0], "models were not trained to go on from the end"
-    assert start_ids(Letters(eos_id=18), "ab") == [1, 2], "a prompt is read as it is"
+    assert start_ids(Letters(eos_token_id=18), "ab") == [1, 2], "a prompt is read as it is"
     with pytest.raises(TokenizerError, match="'Z'"):
         start_ids(Letters(), "aZ")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from conftest import thread_count
 from glassgpt.config import ModelConfig
+from glassgpt.config.presets import MODERN, PRESETS
 from glassgpt.model import GPT, Block, ExplicitAttention, FusedAttention, KVCache
 from glassgpt.model.rope import rotary_tables, rotate
-from glassgpt.presets import MODERN, PRESETS
 
 CLASSIC = ModelConfig(vocab_size=23, block_size=16, n_layer=3, n_head=4, n_embd=32)
 CONFIGS = {
@@ -245,7 +245,7 @@ def test_packed_documents_equal_documents_run_apart(config: ModelConfig, attend:
     idx = tokens(config, 3, 20)
     documents = torch.stack([torch.repeat_interleave(torch.tensor(row)) for row in rows])  # [B, T]
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in rows])  # [B, T]
-    packed = model(idx, positions=positions, document_ids=documents)
+    packed = model(idx, position_ids=positions, document_ids=documents)
     for row, lengths in enumerate(rows):
         apart = [model(part[None])[0] for part in idx[row].split(lengths)]
         close(packed[row], torch.cat(apart))
@@ -263,10 +263,10 @@ def test_documents_are_isolated_exactly(config: ModelConfig) -> None:
 @everywhere
 def test_positions_default_to_the_next_ones(config: ModelConfig) -> None:
     model, idx = build(config), tokens(config, 2, 6)
-    close(model(idx, positions=torch.arange(6)), model(idx))
-    close(model(idx, positions=torch.arange(6).repeat(2, 1)), model(idx))
+    close(model(idx, position_ids=torch.arange(6)), model(idx))
+    close(model(idx, position_ids=torch.arange(6).repeat(2, 1)), model(idx))
     rotary = config.position == "rope"  # rotary attention knows only distances; a learned table knows places
-    shifted = model(idx, positions=torch.arange(6) + 10)
+    shifted = model(idx, position_ids=torch.arange(6) + 10)
     assert torch.allclose(shifted, model(idx), atol=1e-3) == rotary
 
 
@@ -333,7 +333,7 @@ def test_built_on_meta_equals_built_directly(config: ModelConfig) -> None:
     model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data.fill_(float("nan"))  # nothing may survive of what to_empty happened to find
-    model.finish()
+    model.tie_weights_and_build_rope()
     model.init_weights(7)
     idx = tokens(config, 2, 16)
     assert torch.equal(model.eval()(idx), direct.eval()(idx))
@@ -387,7 +387,7 @@ def test_dropout_is_on_the_embeddings_and_on_both_residual_branches() -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 1.0
-    assert (model.features(tokens(CLASSIC, 2, 4)) - model.final_norm.bias).abs().max() == 0
+    assert (model(tokens(CLASSIC, 2, 4), apply_head=False) - model.final_norm.bias).abs().max() == 0
     block = model.blocks[0]
     assert isinstance(block, Block)
     x = torch.randn(2, 4, CLASSIC.n_embd)

@@ -8,8 +8,8 @@ import torch
 
 from conftest import thread_count
 from glassgpt.config import ModelConfig
+from glassgpt.config.presets import MODERN
 from glassgpt.model import GPT, ExplicitAttention
-from glassgpt.presets import MODERN
 from glassgpt.shapes import trace_shapes
 
 CLASSIC = ModelConfig(vocab_size=23, block_size=16, n_layer=2, n_head=4, n_embd=32, dropout=0.2)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conftest import thread_count
+from conftest import load_config, load_model, thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError
 from glassgpt.inference.decode import generate
@@ -28,7 +28,7 @@ from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import CharTokenizer
 from glassgpt.tokenizer import save as save_tokenizer
 from glassgpt.weights import mapping
-from glassgpt.weights.folder import load_config, load_model, save_model, write_folder
+from glassgpt.weights.folder import save_model, write_folder
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -154,7 +154,7 @@ def test_greedy_text_equals_transformers_generate(which: str, tmp_path: Path) ->
     reference = theirs(which)
     model, _ = load_model(published(tmp_path / "in", reference))
     prompts = tokens(2, 40)
-    steps = generate(model, prompts.tolist(), 64, SamplingConfig(0.0), CPU)
+    steps = generate(model, prompts.tolist(), 64, SamplingConfig(0.0))
     greedy = reference.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=64, do_sample=False)
     assert [step.tokens for step in steps] == greedy[:, 40:].T.tolist()
 
@@ -163,9 +163,9 @@ def test_ragged_prompts_go_on_as_each_alone_does(tmp_path: Path) -> None:
     """Rows shorter than the window, longer, and beyond the context, where the newest half is read again."""
     model, _ = load_model(published(tmp_path / "in", theirs("qwen2-window-above")))
     rows = [tokens(1, n)[0].tolist() for n in (1, 23, 24, 25, 100, CONTEXT - 3, CONTEXT + 9)]
-    together = list(generate(model, rows, 12, SamplingConfig(0.0), CPU))
+    together = list(generate(model, rows, 12, SamplingConfig(0.0)))
     for r, row in enumerate(rows):
-        alone = [step.tokens[0] for step in generate(model, [row], 12, SamplingConfig(0.0), CPU)]
+        alone = [step.tokens[0] for step in generate(model, [row], 12, SamplingConfig(0.0))]
         assert [step.tokens[r] for step in together] == alone
 
 
@@ -212,7 +212,7 @@ def test_packed_documents_see_their_own_window_only() -> None:
     one, two = tokens(1, 13) % 11, tokens(1, 17) % 11 + 0
     ids = torch.tensor([[0] * 13 + [1] * 17])
     positions = torch.cat((torch.arange(13), torch.arange(17)))
-    packed = model(torch.cat((one, two), dim=1), document_ids=ids, positions=positions)
+    packed = model(torch.cat((one, two), dim=1), document_ids=ids, position_ids=positions)
     torch.testing.assert_close(packed[:, :13], model(one))
     torch.testing.assert_close(packed[:, 13:], model(two))
 

@@ -16,7 +16,7 @@ from glassgpt.inference.decode import generate
 from glassgpt.model import GPT
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import BPETokenizer, chat
-from glassgpt.weights.gguf import GGUFSource
+from glassgpt.weights.gguf.reading import GGUFSource
 from glassgpt.weights.transfer import chat_template, to_folder
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def theirs(path: Path) -> Any:
 
 def answer(model: GPT, tokenizer: BPETokenizer, ids: list[int]) -> list[int]:
     sure = SamplingConfig(temperature=0)
-    steps = generate(model, [ids], NEW, sure, api.runtime_of(model), eos_id=tokenizer.eos_id)
+    steps = generate(model, [ids], NEW, sure, eos_token_id=tokenizer.eos_token_id)
     return [step.tokens[0] for step in steps]
 
 

@@ -17,19 +17,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conftest import thread_count
+from conftest import load_config, load_model, thread_count
 from glassgpt.config import ModelConfig
+from glassgpt.config.presets import MODERN, PRESETS
 from glassgpt.errors import CheckpointError, ConfigError, TokenizerError
 from glassgpt.inference.decode import generate
 from glassgpt.model import GPT
-from glassgpt.presets import MODERN, PRESETS
 from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import CharTokenizer
 from glassgpt.tokenizer import load as load_tokenizer
 from glassgpt.tokenizer import save as save_tokenizer
 from glassgpt.weights import mapping
-from glassgpt.weights.folder import CHECKSUMS, load_config, load_model, load_weights, save_model, verify, write_folder
+from glassgpt.weights.folder import CHECKSUMS, load_weights, save_model, verify, write_folder
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -118,7 +118,7 @@ def test_transformers_computes_the_same_from_our_folder(config: ModelConfig, tmp
     assert type(theirs).__name__ == mapping.family_of(config).architecture
     assert theirs.dtype == torch.float32
     close(theirs(idx).logits, model(idx))
-    steps = generate(model, tokens(config, 2, 5).tolist(), 11, SamplingConfig(0.0), CPU)
+    steps = generate(model, tokens(config, 2, 5).tolist(), 11, SamplingConfig(0.0))
     greedy = theirs.generate(tokens(config, 2, 5), max_new_tokens=11, do_sample=False)
     assert greedy[:, 5:].T.tolist() == [step.tokens for step in steps]
 

@@ -18,9 +18,11 @@ from texts import ANY_TEXT, MIXED_TEXT, gpt2, plays, trained
 from tokenizers import models, pre_tokenizers, trainers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import BPETokenizer, bpe, bytelevel, engine
-from glassgpt.tokenizer.bytelevel import BPEModel
-from glassgpt.tokenizer.pieces import PATTERNS, Splitter
+from glassgpt.tokenizer import BPETokenizer
+from glassgpt.tokenizer.bpe import bytelevel, engine
+from glassgpt.tokenizer.bpe import tokenizer as bpe
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter
 
 SOME = {"max_examples": 100, "deadline": None, "derandomize": True}
 #: Words in which merges overlap, repeat and run into each other.
@@ -124,7 +126,7 @@ def test_equally_frequent_pairs_are_taken_as_tokenizers_takes_them(
 
 def test_training_is_the_same_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = Splitter.chunks
-    monkeypatch.setattr("glassgpt.tokenizer.pieces.Splitter.chunks", lambda self, text: cut(self, text, 20_000))
+    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.Splitter.chunks", lambda self, text: cut(self, text, 20_000))
     told: list[tuple[str, int, int]] = []
     trained = [
         BPETokenizer.train(plays(), 700, processes=processes, progress=lambda *what: told.append(what)).files()
@@ -139,7 +141,7 @@ def test_training_is_the_same_in_any_number_of_processes(monkeypatch: pytest.Mon
 def test_a_text_without_pairs_gives_bytes_and_special_tokens(text: str) -> None:
     ours = BPETokenizer.train(text, 1000, special=["<a>", "<|endoftext|>"])
     assert ours.vocab_size == 258 and ours.special_ids() == {"<a>": 256, "<|endoftext|>": 257}
-    assert ours.eos_id == 257 and ours.bos_id is None
+    assert ours.eos_token_id == 257 and ours.bos_token_id is None
     assert ours.decode(ours.encode(text)) == text
 
 
@@ -267,7 +269,7 @@ def test_the_engine_gives_the_same_ids(pattern: str, text: str) -> None:
 def test_long_texts_have_the_same_ids_by_every_way(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_WORTH", 50_000)
     cut = Splitter.chunks
-    monkeypatch.setattr("glassgpt.tokenizer.pieces.Splitter.chunks", lambda self, text: cut(self, text, 30_000))
+    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.Splitter.chunks", lambda self, text: cut(self, text, 30_000))
     tokenizer = BPETokenizer(trained(pattern).model)
     text = plays() + MIXED_TEXT * 5
     assert len(text.replace("\U0001f6d8", "")) < len(text)  # what tiktoken might see otherwise some day

@@ -122,7 +122,7 @@ def test_save_and_load_are_the_identity(tmp_path: Path) -> None:
     tokenizer = CharTokenizer(["z", "🦊", "\n", "a", '"', "\\", "\x00", "\u2028"])  # ids need not be sorted
     loaded = load(saved(tokenizer, tmp_path / "a"))
     assert isinstance(loaded, CharTokenizer) and loaded.alphabet == tokenizer.alphabet
-    assert loaded.eos_id is None and loaded.special_tokens() == {}
+    assert loaded.eos_token_id is None and loaded.special_tokens() == {}
     again = saved(loaded, tmp_path / "b")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         content = (again / name).read_bytes()

@@ -8,7 +8,7 @@ from texts import gpt2
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer import BPETokenizer, chat, load, save
-from glassgpt.tokenizer.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -93,7 +93,7 @@ def test_a_template_that_fails_is_one_message(template: str, said: str) -> None:
 
 def test_where_templates_are_kept(tmp_path: Path, tokenizer: BPETokenizer) -> None:
     save(tokenizer, tmp_path, 64)
-    assert chat.template_in(tmp_path) is None and load(tmp_path).eos_id == 50258
+    assert chat.template_in(tmp_path) is None and load(tmp_path).eos_token_id == 50258
     config = tmp_path / "tokenizer_config.json"
     config.write_text('{"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}')
     assert chat.template_in(tmp_path) == "d"

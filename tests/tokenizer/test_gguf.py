@@ -18,10 +18,10 @@ from texts import ANY_TEXT, MIXED, MIXED_TEXT, gpt2, plays
 from glassgpt.errors import TokenizerError
 from glassgpt.inference.decode import start_ids
 from glassgpt.tokenizer import BPETokenizer, load, pretrained, save
-from glassgpt.tokenizer.base import puts_bos_first
-from glassgpt.tokenizer.bytelevel import BPEModel
+from glassgpt.tokenizer.base import adds_bos_token
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
-from glassgpt.tokenizer.pieces import PATTERNS
+from glassgpt.tokenizer.pretokenize import PATTERNS
 
 SOME = {"max_examples": 60, "deadline": None, "derandomize": True}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -80,9 +80,9 @@ def test_a_byte_level_tokenizer_has_its_ids(pre: str | None, tmp_path: Path) -> 
     parts = {"special": model.special, "added": model.added, "eos": "<|endoftext|>", "bos": "<|im_start|>"}
     original = BPETokenizer(BPEModel(model.vocab, model.merges, patterns, whole_pieces=whole, **parts))
     ids = {"eos_token_id": 905, "bos_token_id": 906}
-    ours = pretrained.read(byte_level(tmp_path / "any.gguf", pre, original, **ids))
+    ours = pretrained.load(byte_level(tmp_path / "any.gguf", pre, original, **ids))
     assert isinstance(ours, BPETokenizer) and ours.model.patterns == patterns
-    assert (ours.eos_id, ours.bos_id, ours.vocab_size) == (905, 906, 907)
+    assert (ours.eos_token_id, ours.bos_token_id, ours.vocab_size) == (905, 906, 907)
     assert ours.special_ids() == original.special_ids()
     for text in (*MIXED.values(), MIXED_TEXT, plays()[-20_000:]):
         for allowed in (False, True):
@@ -92,15 +92,15 @@ def test_a_byte_level_tokenizer_has_its_ids(pre: str | None, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_gpt2_in_a_gguf_is_gpt2(tmp_path: Path) -> None:
-    ours = pretrained.read(byte_level(tmp_path / "gpt2.gguf", "gpt-2", gpt2(), eos_token_id=50256, bos_token_id=50256))
+    ours = pretrained.load(byte_level(tmp_path / "gpt2.gguf", "gpt-2", gpt2(), eos_token_id=50256, bos_token_id=50256))
     assert isinstance(ours, BPETokenizer) and ours.model == gpt2().model
     save(ours, tmp_path, 1024)
     assert json.loads((tmp_path / "tokenizer.json").read_bytes()) == json.loads(gpt2().files()["tokenizer.json"])
 
 
 def test_roles_that_are_no_control_tokens_are_none(tmp_path: Path) -> None:
-    ours = pretrained.read(byte_level(tmp_path / "a.gguf", "gpt-2", BPETokenizer(trained()), eos_token_id=5))
-    assert ours.eos_id is None and ours.bos_id is None
+    ours = pretrained.load(byte_level(tmp_path / "a.gguf", "gpt-2", BPETokenizer(trained()), eos_token_id=5))
+    assert ours.eos_token_id is None and ours.bos_token_id is None
 
 
 # --- SentencePiece ---------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def in_gguf(prefix: bool) -> LibraryTokenizer:
             add_space_prefix=prefix,
             add_bos_token=False,
         )
-        ours = pretrained.read(path)
+        ours = pretrained.load(path)
     assert isinstance(ours, LibraryTokenizer)
     return ours
 
@@ -183,7 +183,7 @@ def test_which_texts_begin_with_a_token(kind: str, pre: str | None, said: bool |
     values |= {"token_type": [2, 3, 3, 1, 1, 1], "scores": [0.0] * 6, "merges": ["a b"], "bos_token_id": 1}
     stored = {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
     found = pretrained.gguf_tokenizer(Path("a.gguf"), stored)
-    ours, content = puts_bos_first(found), found.files()["tokenizer.json"].decode("utf-8")
+    ours, content = adds_bos_token(found), found.files()["tokenizer.json"].decode("utf-8")
     assert ours == first and found.encode("a")[0] != 1
     assert (1 in tokenizers.Tokenizer.from_str(content).encode("a").ids) == first
     assert start_ids(found, "ab")[0] == (1 if first else found.encode("ab")[0])
@@ -205,7 +205,7 @@ def test_a_llama_tokenizer_of_real_text_and_saved(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     ours, theirs = in_gguf(True), library("bpe", add_dummy_prefix=True)
-    assert (ours.vocab_size, ours.eos_id, ours.bos_id) == (600, 2, 1)
+    assert (ours.vocab_size, ours.eos_token_id, ours.bos_token_id) == (600, 2, 1)
     assert ours.special_ids() == {"<unk>": 0, "<s>": 1, "</s>": 2}
     save(ours, tmp_path, 64)
     readers = [load(tmp_path).encode, tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode]
@@ -235,9 +235,9 @@ def test_a_sentencepiece_model_has_the_ids_of_its_library(kind: str, text: str) 
 def test_a_sentencepiece_model_is_kept_as_it_is(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(proto(kind))
-    ours = pretrained.read(path)
+    ours = pretrained.load(path)
     assert isinstance(ours, SentencePieceTokenizer) and ours.kind == "sentencepiece"
-    assert (ours.vocab_size, ours.bos_id, ours.eos_id) == (library(kind).get_piece_size(), 1, 2)
+    assert (ours.vocab_size, ours.bos_token_id, ours.eos_token_id) == (library(kind).get_piece_size(), 1, 2)
     assert ours.special_tokens() == {"bos_token": "<s>", "eos_token": "</s>"}
     assert ours.encode("a</s>b", allow_special=True) == [*ours.encode("a"), 2, *ours.encode("b")]
     assert ours.decode([1, *ours.encode("a"), 2]) == "<s>a</s>"

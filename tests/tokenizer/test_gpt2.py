@@ -15,8 +15,8 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 
 from glassgpt import assets
 from glassgpt.tokenizer import BPETokenizer, pretrained, save
-from glassgpt.tokenizer.engine import PROVEN, agrees, fingerprint
-from glassgpt.tokenizer.pieces import PATTERNS
+from glassgpt.tokenizer.bpe.engine import PROVEN, agrees, fingerprint
+from glassgpt.tokenizer.pretokenize import PATTERNS
 
 SOME = {"max_examples": 60, "deadline": None, "derandomize": True}
 
@@ -39,7 +39,7 @@ def spaces() -> str:
 
 
 def test_gpt2_is_what_it_is() -> None:
-    assert (gpt2().vocab_size, gpt2().eos_id, gpt2().bos_id, gpt2().kind) == (50257, 50256, 50256, "bpe")
+    assert (gpt2().vocab_size, gpt2().eos_token_id, gpt2().bos_token_id, gpt2().kind) == (50257, 50256, 50256, "bpe")
     assert gpt2().special_tokens() == {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     assert gpt2().encode("Hello, world!") == [15496, 11, 995, 0]
     for i in range(50257):
@@ -108,7 +108,7 @@ def test_the_ranks_of_gpt2_are_its_merges(tmp_path: Path) -> None:
     path = tmp_path / "gpt2.tiktoken"
     path.write_bytes(pretrained.ranks_file(gpt2()))
     assert load_tiktoken_bpe(str(path)) == tiktoken_gpt2()._mergeable_ranks
-    again = pretrained.read(path)
+    again = pretrained.load(path)
     assert isinstance(again, BPETokenizer)
     assert again.model.merges == gpt2().model.merges and again.special_ids() == {"<|endoftext|>": 50256}
 

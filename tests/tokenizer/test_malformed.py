@@ -20,7 +20,7 @@ from texts import MIXED_TEXT, gpt2, plays
 
 from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load, pretrained, save
-from glassgpt.tokenizer.bytelevel import BYTES
+from glassgpt.tokenizer.bpe.bytelevel import BYTES
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
 
 
@@ -29,7 +29,7 @@ def refused(path: Path, content: bytes | str | None = None) -> str:
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     with pytest.raises(TokenizerError) as caught:
-        pretrained.read(path)
+        pretrained.load(path)
     said = str(caught.value)
     assert str(path) in said and "\n" not in said and len(said) < 400
     said.encode("utf-8")
@@ -144,7 +144,7 @@ def test_no_damage_to_a_tokenizer_json_is_more_than_a_message(data: st.DataObjec
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_text", lambda self, encoding: json.dumps(content))
         try:
-            tokenizer = pretrained.read(Path("tokenizer.json"))
+            tokenizer = pretrained.load(Path("tokenizer.json"))
         except GlassError as error:
             assert "tokenizer.json" in str(error) and "\n" not in str(error)
             return
@@ -203,7 +203,7 @@ def test_a_damaged_ranks_file(name: str, tmp_path: Path) -> None:
 def test_a_split_pattern_that_is_not_known(tmp_path: Path) -> None:
     (tmp_path / "a.tiktoken").write_bytes(ranks())
     with pytest.raises(TokenizerError, match="'gpt3'; there are gpt2, llama3, qwen2"):
-        pretrained.read(tmp_path / "a.tiktoken", "gpt3")
+        pretrained.load(tmp_path / "a.tiktoken", "gpt3")
 
 
 # --- GGUF and SentencePiece ------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_any_damage_to_binary_files_is_no_more_than_a_message(tmp_path: Path) ->
     draw = random.Random(11)
     for path, content in ((tmp_path / "a.gguf", good_gguf()), (tmp_path / "tokenizer.model", proto("bpe"))):
         path.write_bytes(content)
-        pretrained.read(path)
+        pretrained.load(path)
         damaged = [b"", b"\x00", b"GGUF", draw.randbytes(100), draw.randbytes(1000)]
         damaged += [content[: draw.randrange(1, 400)] for _ in range(20)]
         damaged += [content[: draw.randrange(1, len(content))] for _ in range(20)]
@@ -271,7 +271,7 @@ def test_any_damage_to_binary_files_is_no_more_than_a_message(tmp_path: Path) ->
         for some in damaged:
             path.write_bytes(some)
             try:
-                pretrained.read(path).encode("some text")
+                pretrained.load(path).encode("some text")
             except TokenizerError as error:
                 assert str(path) in str(error) and "\n" not in str(error)
                 count += 1
@@ -324,7 +324,7 @@ def test_half_a_character_is_one_message_or_an_unknown_word() -> None:
     ("library", "extra", "read"),
     [
         ("tokenizers", "hf", lambda folder: load(folder)),
-        ("sentencepiece", "sentencepiece", lambda folder: pretrained.read(folder / "tokenizer.model")),
+        ("sentencepiece", "sentencepiece", lambda folder: pretrained.load(folder / "tokenizer.model")),
         ("tiktoken", "fast", lambda _: BPETokenizer(trained()).encode("a", engine="tiktoken")),
     ],
 )
@@ -353,7 +353,7 @@ def test_everything_of_ours_needs_none_of_the_libraries(tmp_path: Path, monkeypa
     fresh = pretrained.gpt2()
     assert fresh.encode(text) == fresh.encode_array(text).tolist() == expected
     (tmp_path / "a.tiktoken").write_bytes(pretrained.ranks_file(BPETokenizer.train(text, 300)))
-    made = [pretrained.read(tmp_path / "a.tiktoken"), WordTokenizer.train(text), CharTokenizer.train(text)]
+    made = [pretrained.load(tmp_path / "a.tiktoken"), WordTokenizer.train(text), CharTokenizer.train(text)]
     for tokenizer in made:
         save(tokenizer, tmp_path, 64)
         assert load(tmp_path).encode(text) == tokenizer.encode(text)

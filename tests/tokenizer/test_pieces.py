@@ -15,8 +15,8 @@ from tokenizers import Regex, pre_tokenizers
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer import BPETokenizer, word
-from glassgpt.tokenizer.bytelevel import BYTES
-from glassgpt.tokenizer.pieces import PATTERNS, Splitter, as_unicode_16, count_pieces
+from glassgpt.tokenizer.bpe.bytelevel import BYTES
+from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter, as_unicode_16, count_pieces
 
 ALL = {**PATTERNS, "words": word.PATTERN}
 SEVERAL = [*([pattern] for pattern in ALL.values()), [r"\p{N}", PATTERNS["gpt2"]], [r"\p{N}{1,3}", r"[一-龥]+", r"\s"]]
@@ -121,8 +121,8 @@ def test_what_cannot_be_cut_is_one_chunk() -> None:
 def test_counts_are_those_of_all_pieces_with_any_number_of_processes(
     processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glassgpt.tokenizer.pieces.Splitter.chunks", in_chunks_of_5000)
-    monkeypatch.setattr("glassgpt.tokenizer.pieces.CHUNK", 5000)
+    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.Splitter.chunks", in_chunks_of_5000)
+    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.CHUNK", 5000)
     told: list[tuple[int, int]] = []
     text = plays() + MIXED_TEXT + "\ud800"
     whole = splitter(PATTERNS["gpt2"])
@@ -140,8 +140,8 @@ def in_chunks_of_5000(self: Splitter, text: str) -> "list[str]":
 
 def test_a_process_that_dies_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", shutil.which("false"))
-    monkeypatch.setattr("glassgpt.tokenizer.pieces.Splitter.chunks", in_chunks_of_5000)
-    monkeypatch.setattr("glassgpt.tokenizer.pieces.CHUNK", 5000)
+    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.Splitter.chunks", in_chunks_of_5000)
+    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.CHUNK", 5000)
     with pytest.raises(TokenizerError, match="a process that counts words has ended early"):
         count_pieces(plays(), splitter(PATTERNS["gpt2"]), processes=2)
 

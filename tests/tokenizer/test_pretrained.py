@@ -18,9 +18,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer import BPETokenizer, Tokenizer, load, pretrained, save
-from glassgpt.tokenizer.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.library import LibraryTokenizer
-from glassgpt.tokenizer.pieces import PATTERNS
+from glassgpt.tokenizer.pretokenize import PATTERNS
 
 SOME = {"max_examples": 40, "deadline": None, "derandomize": True}
 
@@ -308,7 +308,7 @@ def test_merges_from_ranks_are_applied_in_another_order_and_by_the_engine_too() 
 
 def test_the_end_need_not_be_special() -> None:
     _, ours, theirs = shape("an end that is not special")
-    assert ours.eos_id == theirs.token_to_id("<|endoftext|>") == ours.encode("<|endoftext|>")[0]
+    assert ours.eos_token_id == theirs.token_to_id("<|endoftext|>") == ours.encode("<|endoftext|>")[0]
 
 
 @pytest.mark.parametrize(
@@ -329,8 +329,8 @@ def test_what_ends_and_begins_a_text_is_found_beside_the_file(
     if config is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     ours = load(tmp_path)
-    assert ours.eos_id == (library.token_to_id(eos) if eos else None)
-    assert ours.bos_id == (library.token_to_id(bos) if bos else None)
+    assert ours.eos_token_id == (library.token_to_id(eos) if eos else None)
+    assert ours.bos_token_id == (library.token_to_id(bos) if bos else None)
 
 
 # --- .tiktoken -------------------------------------------------------------------------------------------------------
@@ -348,9 +348,9 @@ def test_a_ranks_file_gives_the_same_ids_to_all(pattern: str, tmp_path: Path) ->
     ours = BPETokenizer.train(plays()[:60_000] + MIXED_TEXT * 3, 900, pattern=pattern)
     path = tmp_path / "mine.tiktoken"
     path.write_bytes(pretrained.ranks_file(ours))
-    again = pretrained.read(path, pattern)
+    again = pretrained.load(path, pattern)
     assert isinstance(again, BPETokenizer) and again.model.merges == ours.model.merges
-    assert again.special_ids() == {"<|endoftext|>": 899} and again.eos_id == ours.eos_id
+    assert again.special_ids() == {"<|endoftext|>": 899} and again.eos_token_id == ours.eos_token_id
     assert pretrained.ranks_file(again) == path.read_bytes()
     theirs = tiktoken.Encoding(
         "mine", pat_str=PATTERNS[pattern], mergeable_ranks=ranks_of(path), special_tokens=ours.special_ids()
@@ -369,7 +369,7 @@ def test_ranks_that_nobody_learned_give_the_ids_of_tiktoken(tokens: list[str], t
     ranks = {bytes([byte]): byte for byte in range(256)} | {token.encode(): 256 + i for i, token in enumerate(tokens)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda self: b"".join(b64encode(t) + b" %d\n" % i for t, i in ranks.items()))
-        ours = pretrained.read(Path("any.tiktoken"))
+        ours = pretrained.load(Path("any.tiktoken"))
     theirs = tiktoken.Encoding("any", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
     library = tokenizers.Tokenizer.from_str(ours.files()["tokenizer.json"].decode("utf-8"))
     for text in texts:
@@ -380,11 +380,11 @@ def test_ids_with_gaps_are_kept_when_saved(tmp_path: Path) -> None:
     """As in cl100k_base, where one id below that of <|endoftext|> is left out."""
     ranks = pretrained.ranks_file(BPETokenizer.train(plays()[:20_000], 400, special=()))
     (tmp_path / "cl100k_base.tiktoken").write_bytes(ranks)
-    ours = pretrained.read(tmp_path / "cl100k_base.tiktoken")
+    ours = pretrained.load(tmp_path / "cl100k_base.tiktoken")
     save(ours, tmp_path, 64)
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for tokenizer in (ours, load(tmp_path)):
-        assert tokenizer.vocab_size == 100258 and tokenizer.eos_id == 100257
+        assert tokenizer.vocab_size == 100258 and tokenizer.eos_token_id == 100257
         assert tokenizer.encode("a<|endoftext|>1234", allow_special=True) == library.encode("a<|endoftext|>1234").ids
 
 

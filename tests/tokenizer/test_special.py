@@ -11,9 +11,10 @@ from texts import ANY_TEXT, MIXED, gpt2, trained
 from tokenizers import normalizers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import BPETokenizer, engine
-from glassgpt.tokenizer.bytelevel import BPEModel
-from glassgpt.tokenizer.normal import NormalForm, normalize
+from glassgpt.tokenizer import BPETokenizer
+from glassgpt.tokenizer.bpe import engine
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe.normal import NormalForm, normalize
 
 FORMS = ["NFC", "NFD", "NFKC", "NFKD"]
 
@@ -55,7 +56,7 @@ def with_special_beside_theirs(form: str | None) -> tuple[BPETokenizer, tokenize
 def test_text_of_users_never_becomes_a_control_token() -> None:
     text = "a<|endoftext|>b"
     for tokenizer in (trained(), gpt2(), with_special()):
-        end = tokenizer.eos_id
+        end = tokenizer.eos_token_id
         assert end is not None and tokenizer.special_ids()["<|endoftext|>"] == end
         for quick in ("python", "tiktoken"):
             assert end not in tokenizer.encode(text, engine=quick)

@@ -58,7 +58,7 @@ def test_the_most_frequent_words_come_first_and_equals_by_code_point() -> None:
     assert WordTokenizer.train("b a", " a", "a b b b").words == [" b", " a", "a", "b"]
     counts = Counter(regex.findall(PATTERN, plays()))
     ours = WordTokenizer.train(plays(), vocab_size=300)
-    assert (ours.vocab_size, ours.unk_id, ours.eos_id) == (300, 298, 299)
+    assert (ours.vocab_size, ours.unk_token_id, ours.eos_token_id) == (300, 298, 299)
     least = counts[ours.words[297]]
     assert all(count <= least for word, count in counts.items() if word not in ours.words)
     ordered = [(-counts[word], word) for word in ours.words[:-2]]
@@ -90,7 +90,7 @@ def test_a_closed_vocabulary_gives_its_text_back(text: str) -> None:
     assert ours.encode_array(text).tolist() == ids
     assert b"".join(map(ours.token_bytes, ids)) == text.encode("utf-8")
     assert library(ours).encode(text).ids == ids and library(ours).decode(ids) == text
-    assert (ours.special_ids(), ours.special_tokens(), ours.eos_id, ours.bos_id) == ({}, {}, None, None)
+    assert (ours.special_ids(), ours.special_tokens(), ours.eos_token_id, ours.bos_token_id) == ({}, {}, None, None)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_an_open_vocabulary_has_the_ids_of_tokenizers(text: str, allowed: bool) 
     assert ids == theirs.encode(text).ids
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
     if not allowed:
-        assert ours.encode_array(text).tolist() == ids and ours.eos_id not in ids
-    if ours.unk_id not in ids:
+        assert ours.encode_array(text).tolist() == ids and ours.eos_token_id not in ids
+    if ours.unk_token_id not in ids:
         assert ours.decode(ids) == text
 
 
@@ -172,13 +172,17 @@ def test_save_and_load_are_the_identity(vocab_size: int | None, tmp_path: Path) 
         save(ours, tmp_path / folder, 64)
         loaded = load(tmp_path / folder)
         assert isinstance(loaded, WordTokenizer)
-        assert (loaded.words, loaded.unk_id, loaded.eos_id) == (ours.words, ours.unk_id, ours.eos_id)
+        assert (loaded.words, loaded.unk_token_id, loaded.eos_token_id) == (
+            ours.words,
+            ours.unk_token_id,
+            ours.eos_token_id,
+        )
         ours = loaded
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     theirs = AutoTokenizer.from_pretrained(tmp_path / "a")
     assert theirs.encode(text) == ours.encode(text, allow_special=vocab_size is not None)
-    assert len(theirs) == ours.vocab_size and theirs.eos_token_id == ours.eos_id
+    assert len(theirs) == ours.vocab_size and theirs.eos_token_id == ours.eos_token_id
 
 
 @pytest.mark.parametrize(

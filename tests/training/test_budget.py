@@ -13,8 +13,8 @@ import torch
 from conftest import thread_count
 from glassgpt.config import RunConfig, RuntimeConfig, build, parse_duration, parse_overrides
 from glassgpt.errors import ConfigError
+from glassgpt.estimate import SHARE_OF_FREE, memory
 from glassgpt.model import GPT
-from glassgpt.plan import SHARE_OF_FREE, memory
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.training import budget

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from glassgpt.config import ModelConfig
 from glassgpt.data import IGNORE_INDEX
+from glassgpt.data.batch import Batch
 from glassgpt.model import GPT
 from glassgpt.training import cross_entropy, objective
 from glassgpt.training.cross_entropy import summed_cross_entropy
-from glassgpt.training.objective import Batch, next_token_loss
+from glassgpt.training.objective import next_token_loss
 
 N, C, V = 23, 8, 101
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glassgpt import api, presets
-from glassgpt.config import ModelConfig, parse_overrides
+from conftest import load_config, load_model
+from glassgpt import api
+from glassgpt.config import ModelConfig, parse_overrides, presets
 from glassgpt.errors import CheckpointError, ConfigError, GlassError
 from glassgpt.loss import evaluate, subset
 from glassgpt.model import GPT
@@ -22,7 +23,7 @@ from glassgpt.tokenizer import BPETokenizer, CharTokenizer
 from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
-from glassgpt.weights.folder import load_config, load_model, save_model, write_folder
+from glassgpt.weights.folder import save_model, write_folder
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -52,7 +53,7 @@ def published(folder: Path, prose: str, config: ModelConfig = CLASSIC, **how: An
 
 
 def trained(init: str | Path, text: Path, *settings: str, runs: Path | None = None, name: str = "run") -> Run:
-    layer = parse_overrides([*SHORT, f"source={text}", f"init={init}", *settings])
+    layer = parse_overrides([*SHORT, f"source={text}", f"init_from={init}", *settings])
     return api.train_new("auto", [layer], runs=runs or text.parent / "runs", name=name).run
 
 
@@ -66,14 +67,14 @@ def test_the_first_loss_is_that_of_the_model_and_it_falls(
 ) -> None:
     native = which == "native"
     folder = published(tmp_path / "m", prose, MODELS[which], native=native)
-    run = trained(folder, text_file, "steps=8", "learning_rate=0.01", "dropout=0.1")
+    run = trained(folder, text_file, "steps=8", "adamw_learning_rate=0.01", "dropout=0.1")
     config, stream = run.config(), setup._stream_of(run, run.config())
     assert config.model == dataclasses.replace(MODELS[which], dropout=0.1)
-    assert (config.train.init, config.train.format) == (str(folder), "native" if native else "hf")
+    assert (config.train.init_from, config.train.format) == (str(folder), "native" if native else "hf")
     validated = losses(run, "val/loss")
     model, _ = load_model(folder)
     starts = subset(stream.val, 32, config.train.eval_tokens)
-    assert validated[0] == pytest.approx(evaluate(model, stream.val, 32, CPU, starts=starts).loss, rel=1e-6)
+    assert validated[0] == pytest.approx(evaluate(model, stream.val, 32, model.device, starts=starts).loss, rel=1e-6)
     assert validated[-1] < validated[0] - 0.05
     origin = run.provenance()["init"]
     assert origin["source"] == str(folder)
@@ -84,7 +85,7 @@ def test_the_first_loss_is_that_of_the_model_and_it_falls(
 
 def test_at_step_zero_the_weights_are_the_models_bit_for_bit(tmp_path: Path, prose: str, text_file: Path) -> None:
     folder = published(tmp_path / "m", prose)
-    run = trained(folder, text_file, "learning_rate=0", "steps=1")
+    run = trained(folder, text_file, "adamw_learning_rate=0", "steps=1")
     before, after = (load_file(path / "model.safetensors") for path in (folder, run.last))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -95,24 +96,29 @@ def test_a_run_by_its_name_and_from_python(tmp_path: Path, prose: str, text_file
     first = trained(published(tmp_path / "m", prose), text_file, runs=runs, name="first")
     second = api.train(
         data=text_file,
-        overrides={**parse_overrides(SHORT)["train"], "init": "first", "dtype": "float32", "learning_rate": 1e-3},
+        overrides={
+            **parse_overrides(SHORT)["train"],
+            "init_from": "first",
+            "dtype": "float32",
+            "adamw_learning_rate": 1e-3,
+        },
         runs=runs,
         name="second",
     )
-    assert second.config().train.init == str(first.best)
-    third = api.train(data=text_file, overrides={"init": first.path, "steps": 1}, runs=runs, name="third")
-    assert third.config().train.init == str(first.best)
+    assert second.config().train.init_from == str(first.best)
+    third = api.train(data=text_file, overrides={"init_from": first.path, "steps": 1}, runs=runs, name="third")
+    assert third.config().train.init_from == str(first.best)
     assert third.config().optim.optimizer == "adamw"
     shutil.rmtree(first.best)
     shutil.rmtree(first.last)
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-        api.train(data=text_file, overrides={"init": first.path, "steps": 1}, runs=runs)
+        api.train(data=text_file, overrides={"init_from": first.path, "steps": 1}, runs=runs)
 
 
 @pytest.mark.parametrize("which", ["gpt2", "llama3"])
 def test_a_shorter_context_keeps_the_positions_it_has(which: str, tmp_path: Path, prose: str, text_file: Path) -> None:
     folder = published(tmp_path / "m", prose, MODELS[which])
-    run = trained(folder, text_file, "block_size=12", "learning_rate=0")
+    run = trained(folder, text_file, "block_size=12", "adamw_learning_rate=0")
     shorter, whole = load_model(run.best)[0], load_model(folder)[0]
     idx = torch.arange(12)[None]
     assert shorter.config == dataclasses.replace(MODELS[which], block_size=12)
@@ -122,10 +128,13 @@ def test_a_shorter_context_keeps_the_positions_it_has(which: str, tmp_path: Path
 def test_a_text_too_short_for_the_context_shortens_it_and_says_so(tmp_path: Path, prose: str) -> None:
     folder, text = published(tmp_path / "m", prose), tmp_path / "short.txt"
     text.write_text(prose[:24], "utf-8")
-    plan = setup.plan("auto", [parse_overrides([*SHORT, f"source={text}", f"init={folder}"])])
+    plan = setup.plan("auto", [parse_overrides([*SHORT, f"source={text}", f"init_from={folder}"])])
     assert plan.config.model.block_size == 21
     assert any("the context is 21 instead of 32" in note for note in plan.notes)
-    assert plan.notes[0] == f"going on from {folder}; unless asked otherwise with optimizer=adamw, learning_rate=0.0001"
+    assert (
+        plan.notes[0]
+        == f"going on from {folder}; unless asked otherwise with optimizer=adamw, adamw_learning_rate=0.0001"
+    )
 
 
 def test_another_shape_is_refused_with_every_difference(tmp_path: Path, prose: str, text_file: Path) -> None:
@@ -157,11 +166,11 @@ def test_another_tokenizer_is_refused_and_the_same_is_not(tmp_path: Path, prose:
 def test_what_cannot_go_on_is_one_message(tmp_path: Path, prose: str, text_file: Path) -> None:
     folder = published(tmp_path / "m", prose)
     with pytest.raises(ConfigError, match=r"preset=small describes a model of its own, and train\.init"):
-        setup.plan("small", [parse_overrides([f"source={text_file}", f"init={folder}"])])
+        setup.plan("small", [parse_overrides([f"source={text_file}", f"init_from={folder}"])])
     with pytest.raises(GlassError, match="no/such/model"):
         trained("no/such/model", text_file)
     with pytest.raises(ConfigError, match=r"expected float|expected a number|norm_eps"):
-        setup.plan("auto", [{"model": {"norm_eps": "x"}, "train": {"init": str(folder)}}])
+        setup.plan("auto", [{"model": {"norm_eps": "x"}, "train": {"init_from": str(folder)}}])
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
         trained(folder, text_file)
@@ -188,13 +197,20 @@ def test_killed_before_the_first_checkpoint_it_resumes_without_the_model(
     tmp_path: Path, prose: str, text_file: Path
 ) -> None:
     folder = published(tmp_path / "m", prose)
-    settings = [*SHORT, "steps=6", "save_interval=5", "learning_rate=0.01", f"source={text_file}", f"init={folder}"]
+    settings = [
+        *SHORT,
+        "steps=6",
+        "save_interval=5",
+        "adamw_learning_rate=0.01",
+        f"source={text_file}",
+        f"init_from={folder}",
+    ]
     whole = api.train_new("auto", [parse_overrides(settings)], runs=tmp_path / "whole", name="run").run
     command = [sys.executable, "-c", KILLED, str(tmp_path / "broken"), *settings]
     assert subprocess.run(command, check=False, stderr=subprocess.PIPE).returncode < 0
     shutil.rmtree(folder)
-    with pytest.raises(CheckpointError, match=r"train\.init: .* in the run, .*elsewhere asked for"):
-        api.resume(tmp_path / "broken" / "run", parse_overrides(["init=elsewhere"]))
+    with pytest.raises(CheckpointError, match=r"train\.init_from: .* in the run, .*elsewhere asked for"):
+        api.resume(tmp_path / "broken" / "run", parse_overrides(["init_from=elsewhere"]))
     broken = api.resume(tmp_path / "broken" / "run").run
 
     def timeless(run: Run) -> list[dict[str, Any]]:
@@ -212,7 +228,7 @@ def test_two_processes_go_on_as_one(tmp_path: Path, prose: str, text_file: Path)
     one = trained(folder, text_file, runs=tmp_path / "runs", name="one")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "glassgpt"]
     done = subprocess.run(
-        [*launcher, "train", str(text_file), "init=m", *SHORT, "--name", "two"],
+        [*launcher, "train", str(text_file), "init_from=m", *SHORT, "--name", "two"],
         cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

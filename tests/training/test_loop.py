@@ -14,13 +14,14 @@ from torch.nn import functional
 from glassgpt import api
 from glassgpt.config import parse_overrides
 from glassgpt.data import IGNORE_INDEX
+from glassgpt.data.batch import Batch
 from glassgpt.errors import TrainingStopped
 from glassgpt.loss import evaluate
 from glassgpt.model import GPT
 from glassgpt.training import setup
 from glassgpt.training.loop import Trainer
 from glassgpt.training.metrics import EvaluationEvent, Reporter
-from glassgpt.training.objective import Batch, Objective, next_token_loss
+from glassgpt.training.objective import LossFn, next_token_loss
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -55,7 +56,7 @@ class Listener(Reporter):
 
 
 def trainer(
-    folder: Path, text: Path, *settings: str, preset: str = "tiny-modern", objective: Objective = next_token_loss,
+    folder: Path, text: Path, *settings: str, preset: str = "tiny-modern", objective: LossFn = next_token_loss,
     listener: Reporter | None = None, deadline: float | None = None,
 ) -> Trainer:  # fmt: skip
     layer = parse_overrides([*TINY.split(), f"source={text}", *settings])
@@ -97,14 +98,14 @@ def test_accumulation_equals_the_full_batch_on_ragged_masked_data(tmp_path: Path
 
 
 def test_best_is_the_lowest_validation_and_is_never_overwritten_by_a_worse_one(tmp_path: Path, text_file: Path) -> None:
-    settings = ["steps=40", "eval_interval=4", "learning_rate=0.5", "muon_learning_rate=0.5", "optimizer=adamw"]
+    settings = ["steps=40", "eval_interval=4", "adamw_learning_rate=0.5", "muon_learning_rate=0.5", "optimizer=adamw"]
     made = trainer(tmp_path, text_file, *settings, "warmup_steps=39")  # gets worse once the rate is high
     result = made.train()
     losses = {row["step"]: row["val/loss"] for row in result.run.metrics if "val/loss" in row}
     assert max(losses, key=lambda step: step) == 40
     assert min(losses.values()) < losses[40], "the end is not the best"
     model, _ = api.load(result.run.best)
-    again = evaluate(model, made.stream.val, 16, made.runtime, starts=made.validation_windows)
+    again = evaluate(model, made.stream.val, 16, made.runtime.device, starts=made.validation_windows)
     assert again.loss == pytest.approx(min(losses.values()), rel=1e-9)
     assert result.run.best_loss() == min(losses.values())
     assert result.final is not None
@@ -112,7 +113,7 @@ def test_best_is_the_lowest_validation_and_is_never_overwritten_by_a_worse_one(t
 
 
 def test_patience_stops_the_run(tmp_path: Path, text_file: Path) -> None:
-    settings = ["steps=400", "eval_interval=2", "patience=3", "learning_rate=0", "muon_learning_rate=0"]
+    settings = ["steps=400", "eval_interval=2", "patience=3", "adamw_learning_rate=0", "muon_learning_rate=0"]
     result = trainer(tmp_path, text_file, *settings).train()
     assert (result.reason, result.step) == ("patience", 6)
 
@@ -124,7 +125,7 @@ def test_a_deadline_stops_the_run_with_everything_saved(tmp_path: Path, text_fil
     assert setup.resume(result.run.path).state.step == result.step
 
 
-def poison(steps: set[int]) -> Objective:
+def poison(steps: set[int]) -> LossFn:
     """An objective whose gradient is NaN in one tensor at some steps."""
     calls = [0]
 
@@ -206,7 +207,7 @@ def test_the_objective_is_a_sum_and_training_divides_it_by_what_counts(tmp_path:
     """However the batch is cut, each target pulls as hard as any other: the loss logged is their mean."""
 
     def ones(model: GPT, batch: Batch) -> Tensor:
-        return next_token_loss(model, batch) * 0 + 3.0 * batch.counted()
+        return next_token_loss(model, batch) * 0 + 3.0 * batch.num_loss_tokens()
 
     for micro_batch_size in (1, 3, 8):
         made = trainer(tmp_path, text_file, "steps=1", f"micro_batch_size={micro_batch_size}", objective=ones)
@@ -217,7 +218,7 @@ def test_the_objective_is_a_sum_and_training_divides_it_by_what_counts(tmp_path:
 @pytest.mark.parametrize("schedule", ["cosine", "trapezoid"])
 def test_the_learning_rate_is_that_of_the_schedule(tmp_path: Path, text_file: Path, schedule: str) -> None:
     settings = ["steps=12", "warmup_steps=3", f"schedule={schedule}", "decay_fraction=0.5", "min_lr_ratio=0"]
-    made = trainer(tmp_path, text_file, *settings, "learning_rate=0.01")
+    made = trainer(tmp_path, text_file, *settings, "adamw_learning_rate=0.01")
     rates = [row["opt/lr"] / 0.01 for row in made.train().run.metrics if "opt/lr" in row]
     if schedule == "trapezoid":
         expected = [1 / 3, 2 / 3, *[1.0] * 5, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
@@ -242,7 +243,7 @@ def test_after_twenty_steps_the_prediction_is_held_against_what_was_measured(tmp
         made.train()
         return [note for note in made.reporter.notes if "predicted" in note]
 
-    seldom = ["keep=0", "eval_interval=100", "save_interval=100"]
+    seldom = ["keep_checkpoints=0", "eval_interval=100", "save_interval=100"]
     assert said(trainer(tmp_path, text_file, *seldom, "steps=19", listener=Listener())) == []
     made = trainer(tmp_path, text_file, *seldom, "steps=45", listener=Listener())
     assert made.predicted is not None
@@ -262,8 +263,8 @@ def test_it_learns_and_shows_samples(tmp_path: Path, text_file: Path) -> None:
     settings = ["steps=60", "eval_interval=20", "sample_tokens=20", "sample_interval=30", "block_size=32"]
     result = trainer(tmp_path, text_file, *settings, listener=listener).train()
     losses = [event.evaluation.loss for event in listener.evaluations]
-    floor = next(row for row in result.run.metrics if "floor/unigram" in row)
-    assert losses[-1] < floor["floor/unigram"] < losses[0]
+    floor = next(row for row in result.run.metrics if "baseline/unigram" in row)
+    assert losses[-1] < floor["baseline/unigram"] < losses[0]
     assert {event.expected for event in listener.evaluations} == {None}, "it follows no recipe"
     assert [len(text) for text in listener.samples] == [20, 20]
 

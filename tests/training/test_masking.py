@@ -10,15 +10,14 @@ import torch
 from torch.nn import functional
 
 from glassgpt import api
-from glassgpt.config import RuntimeConfig, parse_overrides
+from glassgpt.config import parse_overrides
+from glassgpt.data.batch import Batch
 from glassgpt.inference.decode import start_ids
 from glassgpt.loss import evaluate
-from glassgpt.runtime import resolve
 from glassgpt.tokenizer import load
 from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.loop import Trainer
-from glassgpt.training.objective import Batch
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -49,7 +48,7 @@ def losses(run: Run) -> list[tuple[int, float]]:
 def test_a_masked_batch_is_its_documents_one_by_one(tmp_path: Path, rows: Path, preset: str) -> None:
     made = begin(tmp_path, rows, "steps=3", preset=preset)
     made.model.eval()
-    eos = made.tokenizer.eos_id
+    eos = made.tokenizer.eos_token_id
     batch = made._batch(2)
     with torch.no_grad():
         loss = float(made.network(batch))
@@ -77,7 +76,7 @@ def test_validation_masks_as_training_does(tmp_path: Path, rows: Path) -> None:
     total = 0.0
     for start in range(0, len(ids) - 1, 32):
         window = ids[start : start + 33]
-        begins = [0, *(i for i in range(1, len(window) - 1) if window[i] == tokenizer.eos_id), len(window) - 1]
+        begins = [0, *(i for i in range(1, len(window) - 1) if window[i] == tokenizer.eos_token_id), len(window) - 1]
         for first, last in itertools.pairwise(begins):
             with torch.no_grad():
                 logits = model(torch.from_numpy(window[None, first:last]))[0].double()
@@ -85,19 +84,19 @@ def test_validation_masks_as_training_does(tmp_path: Path, rows: Path) -> None:
                 functional.cross_entropy(logits, torch.from_numpy(window[first + 1 : last + 1]), reduction="sum")
             )
     assert result.final is not None and result.final.loss == pytest.approx(total / (len(ids) - 1), rel=1e-5)
-    plain = evaluate(model, made.stream.val, 32, resolve(RuntimeConfig(device="cpu")))
+    plain = evaluate(model, made.stream.val, 32, model.device)
     assert plain.loss != pytest.approx(result.final.loss, rel=1e-6)
 
 
 def test_workers_and_resuming_change_nothing(tmp_path: Path, rows: Path) -> None:
     whole = begin(tmp_path / "whole", rows, "steps=12").train().run
-    begin(tmp_path / "first", rows, "steps=12", "workers=2").train()
+    begin(tmp_path / "first", rows, "steps=12", "num_workers=2").train()
     assert losses(Run(tmp_path / "first" / "run")) == losses(whole)
 
     class Stop(Exception):
         pass
 
-    broken = begin(tmp_path / "second", rows, "steps=12", "workers=2", "save_interval=5")
+    broken = begin(tmp_path / "second", rows, "steps=12", "num_workers=2", "save_interval=5")
     step = broken._step
 
     def stop_after_seven() -> None:
@@ -108,7 +107,7 @@ def test_workers_and_resuming_change_nothing(tmp_path: Path, rows: Path) -> None
     broken._step = stop_after_seven  # type: ignore[method-assign]
     with pytest.raises(Stop):
         broken.train()
-    setup.resume(tmp_path / "second" / "run", {"runtime": {"workers": 1}}).train()
+    setup.resume(tmp_path / "second" / "run", {"runtime": {"num_workers": 1}}).train()
     assert losses(Run(tmp_path / "second" / "run")) == losses(whole)
     for name in ("model.safetensors", "trainer/optimizer.safetensors"):
         assert (tmp_path / "second/run/last" / name).read_bytes() == (whole.last / name).read_bytes()
@@ -117,8 +116,8 @@ def test_workers_and_resuming_change_nothing(tmp_path: Path, rows: Path) -> None
 def test_generation_from_nothing_starts_where_documents_do(tmp_path: Path, rows: Path, text_file: Path) -> None:
     run = begin(tmp_path, rows, "steps=2").train().run
     tokenizer = load(run.best)
-    assert start_ids(tokenizer, "") == [tokenizer.eos_id]
+    assert start_ids(tokenizer, "") == [tokenizer.eos_token_id]
     shares = [row["perf/data_share"] for row in run.metrics if "perf/data_share" in row]
     assert shares and all(0 < share < 1 for share in shares)
     single = begin(tmp_path / "single", text_file, "steps=2").train().run
-    assert start_ids(load(single.best), "") != [tokenizer.eos_id], "a single text never shows that token"
+    assert start_ids(load(single.best), "") != [tokenizer.eos_token_id], "a single text never shows that token"

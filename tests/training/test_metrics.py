@@ -22,7 +22,7 @@ def log(path: Path) -> MetricsLog:
 
 def test_rows_come_back_as_they_went(log: MetricsLog, path: Path) -> None:
     rows = [
-        (0, {"floor/uniform": math.log(65)}),
+        (0, {"baseline/uniform": math.log(65)}),
         (10, {"train/loss": 1e-300, "note": "ä\n🦊\u2028"}),
         (10, {"n": 2**60}),
     ]

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from conftest import thread_count
-from glassgpt import presets
-from glassgpt.config import ModelConfig, OptimConfig
+from glassgpt.config import ModelConfig, OptimConfig, presets
 from glassgpt.model import GPT
-from glassgpt.training.optim import Muon, Optimizers, learning_rate_scale, orthogonalise
+from glassgpt.training.optim import Muon, Optimizers, lr_multiplier, orthogonalise
 
 CLASSIC = ModelConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)
 GROUPED = ModelConfig(13, 8, 2, 4, n_kv_head=2, head_dim=6, n_embd=16, intermediate_size=40, **presets.MODERN)
@@ -160,7 +159,7 @@ def test_orthogonalise_leaves_zero_at_zero() -> None:
 @pytest.mark.parametrize("name", [name for name in presets.names() if not name.startswith("gpt")] + ["grouped"])
 def test_every_parameter_is_in_one_group(name: str, optimizer: str) -> None:
     model = GPT(GROUPED if name == "grouped" else presets.get(name).model)
-    config = OptimConfig(optimizer=optimizer, weight_decay=0.3, learning_rate=0.007, muon_learning_rate=0.05)  # type: ignore[arg-type]
+    config = OptimConfig(optimizer=optimizer, weight_decay=0.3, adamw_learning_rate=0.007, muon_learning_rate=0.05)  # type: ignore[arg-type]
     optimizers = Optimizers(model, config)
     owners: dict[int, list[tuple[str, float, float]]] = {}
     for part in optimizers.optimizers:
@@ -192,7 +191,7 @@ def test_every_parameter_is_in_one_group(name: str, optimizer: str) -> None:
 
 
 def test_learning_rates_follow_the_scale_and_return() -> None:
-    optimizers = Optimizers(GPT(CLASSIC), OptimConfig(learning_rate=0.01, muon_learning_rate=0.1))
+    optimizers = Optimizers(GPT(CLASSIC), OptimConfig(adamw_learning_rate=0.01, muon_learning_rate=0.1))
     for scale in (0.5, 0.0, 1.0):
         optimizers.step(scale)
         rates = [group["lr"] for part in optimizers.optimizers for group in part.param_groups]
@@ -220,7 +219,7 @@ def test_adamw_part_equals_arithmetic() -> None:
     """Bias-corrected moments and decoupled decay, in float64, for a matrix and for a vector."""
     model = GPT(CLASSIC)
     model.init_weights(0)
-    config = OptimConfig(optimizer="adamw", learning_rate=0.01, weight_decay=0.2, beta1=0.8, beta2=0.9)
+    config = OptimConfig(optimizer="adamw", adamw_learning_rate=0.01, weight_decay=0.2, beta1=0.8, beta2=0.9)
     optimizers = Optimizers(model, config)
     names = ("blocks.0.mlp.up.weight", "final_norm.weight", "token_embedding.weight")
     weights = {name: dict(model.named_parameters())[name] for name in names}
@@ -253,7 +252,7 @@ def test_state_round_trip_goes_on_bit_for_bit(config: ModelConfig, optimizer: st
         for step in steps:
             logits = model(idx[:, :-1])
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten()).backward()
-            optimizers.step(learning_rate_scale(step, 8, settings))
+            optimizers.step(lr_multiplier(step, 8, settings))
             optimizers.zero_grad()
 
     straight = GPT(config)
@@ -303,9 +302,9 @@ def test_state_round_trip_goes_on_bit_for_bit(config: ModelConfig, optimizer: st
 )
 def test_learning_rate_table(step: int, steps: int, warmup: int, ratio: float, expected: float) -> None:
     config = OptimConfig(warmup_steps=warmup, min_lr_ratio=ratio)
-    assert learning_rate_scale(step, steps, config) == pytest.approx(expected)
+    assert lr_multiplier(step, steps, config) == pytest.approx(expected)
     ignored = OptimConfig(warmup_steps=warmup, min_lr_ratio=ratio, schedule="cosine", decay_fraction=0.9)
-    assert learning_rate_scale(step, steps, ignored) == learning_rate_scale(step, steps, config)
+    assert lr_multiplier(step, steps, ignored) == lr_multiplier(step, steps, config)
 
 
 @pytest.mark.parametrize(
@@ -333,14 +332,14 @@ def test_learning_rate_table(step: int, steps: int, warmup: int, ratio: float, e
 )
 def test_trapezoid_table(step: int, steps: int, warmup: int, ratio: float, fraction: float, expected: float) -> None:
     config = OptimConfig(schedule="trapezoid", warmup_steps=warmup, min_lr_ratio=ratio, decay_fraction=fraction)
-    assert learning_rate_scale(step, steps, config) == pytest.approx(expected)
+    assert lr_multiplier(step, steps, config) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.99, 1.0])
 @pytest.mark.parametrize(("steps", "warmup", "ratio"), [(100, 10, 0.1), (1000, 1, 0.0), (7, 3, 0.5), (30, 0, 0.2)])
 def test_a_trapezoid_is_level_and_then_straight(steps: int, warmup: int, ratio: float, fraction: float) -> None:
     config = OptimConfig(schedule="trapezoid", warmup_steps=warmup, min_lr_ratio=ratio, decay_fraction=fraction)
-    rates = np.array([learning_rate_scale(step, steps, config) for step in range(steps + 1)])
+    rates = np.array([lr_multiplier(step, steps, config) for step in range(steps + 1)])
     down = rates[rates < 1.0 - 1e-9][warmup - 1 if warmup else 0 :]  # the warmup ends at 1, at step warmup - 1
     assert len(down) == pytest.approx(max(1.0, min(fraction * steps, steps - warmup)), abs=1)
     assert np.all(rates[warmup : len(rates) - len(down)] == 1.0)
@@ -353,7 +352,7 @@ def test_a_trapezoid_is_level_and_then_straight(steps: int, warmup: int, ratio: 
 @pytest.mark.parametrize(("steps", "warmup", "ratio"), [(100, 10, 0.1), (1000, 1, 0.0), (7, 3, 0.5), (50, 50, 0.1)])
 def test_the_learning_rate_rises_once_and_falls_once(steps: int, warmup: int, ratio: float, schedule: str) -> None:
     config = OptimConfig(warmup_steps=warmup, min_lr_ratio=ratio, schedule=schedule)  # type: ignore[arg-type]
-    rates = [learning_rate_scale(step, steps, config) for step in range(steps + 1)]
+    rates = [lr_multiplier(step, steps, config) for step in range(steps + 1)]
     assert rates[:warmup] == sorted(rates[:warmup]) and rates[warmup:] == sorted(rates[warmup:], reverse=True)
     assert max(rates) == pytest.approx(1.0) and min(rates[warmup:]) >= ratio - 1e-12 and rates[0] > 0
     if steps > warmup:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from glassgpt import presets
-from glassgpt.config import ModelConfig, OptimConfig, parse_overrides
+from glassgpt.config import ModelConfig, OptimConfig, parse_overrides, presets
+from glassgpt.data.batch import Batch
 from glassgpt.model import GPT
 from glassgpt.training import precision, setup
-from glassgpt.training.objective import Batch, next_token_loss
+from glassgpt.training.objective import next_token_loss
 from glassgpt.training.optim import Optimizers
 from glassgpt.training.precision import LossScale, MasterWeights, SelfCheck, check, choose_dtype
 
@@ -47,7 +47,7 @@ def test_gradients_add_up_in_float32_and_the_model_follows_its_masters(config: M
         assert model.rope_cos.dtype == torch.float32
     optimizers = Optimizers(model, OptimConfig(), weights)
     for part in range(4):
-        one = batch(4).rows(part, part + 1, CPU)
+        one = batch(4).micro_batch(part, part + 1, CPU)
         next_token_loss(model, one).backward()
         next_token_loss(exact, one).backward()
         weights.collect()
@@ -73,7 +73,7 @@ def test_gradients_add_up_in_float32_and_the_model_follows_its_masters(config: M
 
 def test_updates_too_small_for_the_compute_type_are_not_lost() -> None:
     model, weights = made(CONFIG, torch.bfloat16)
-    optimizers = Optimizers(model, OptimConfig(optimizer="adamw", learning_rate=1e-5, weight_decay=0.0), weights)
+    optimizers = Optimizers(model, OptimConfig(optimizer="adamw", adamw_learning_rate=1e-5, weight_decay=0.0), weights)
     start = {name: weight.clone() for name, weight in weights.named.items()}
     norm = model.final_norm.weight
     for _ in range(30):
@@ -147,7 +147,7 @@ def test_the_first_type_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -
 
 
 SETTINGS = "n_layer=1 n_head=2 n_embd=32 block_size=16 batch_size=8 micro_batch_size=3 sample_tokens=0 eval_interval=4"
-SETTINGS += " log_interval=1 keep=0 save_interval=4 compile=false"
+SETTINGS += " log_interval=1 keep_checkpoints=0 save_interval=4 compile=false"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

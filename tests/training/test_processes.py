@@ -17,7 +17,8 @@ from glassgpt.training.checkpoint import Run
 SETTINGS = (
     "preset=tiny-modern n_layer=2 n_head=2 n_embd=32 block_size=16 batch_size=7 micro_batch_size=2 sample_tokens=0"
 )
-SETTINGS += " steps=6 eval_interval=2 save_interval=3 log_interval=1 eval_tokens=400 keep=0 dtype=float32 compile=false"
+SETTINGS += " steps=6 eval_interval=2 save_interval=3 log_interval=1 eval_tokens=400 keep_checkpoints=0"
+SETTINGS += " dtype=float32 compile=false"
 
 
 def torchrun(count: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -77,7 +78,9 @@ def test_a_run_goes_on_with_another_number_of_processes(one: Path) -> None:
     """Two processes begin, one goes on, two finish; the sequence is that of the run by one."""
     whole = torchrun(1, one, "prose.txt", *SETTINGS.split(), "steps=9", "warmup_steps=1", "--name", "whole")
     assert whole.returncode == 0, whole.stderr
-    begun = torchrun(2, one, "prose.txt", *SETTINGS.split(), "steps=9", "warmup_steps=1", "keep=9", "--name", "mixed")
+    begun = torchrun(
+        2, one, "prose.txt", *SETTINGS.split(), "steps=9", "warmup_steps=1", "keep_checkpoints=9", "--name", "mixed"
+    )
     assert begun.returncode == 0, begun.stderr
     run = Run(one / "runs" / "mixed")
     cut_back(run, 3)

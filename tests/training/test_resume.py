@@ -122,7 +122,7 @@ def test_another_text_is_refused(tmp_path: Path, text_file: Path, monkeypatch: p
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, text_file: Path) -> None:
-    run = start(tmp_path, text_file, "save_interval=2", "keep=2")
+    run = start(tmp_path, text_file, "save_interval=2", "keep_checkpoints=2")
     assert [path.name for path in run.numbered()] == ["step-000004", "step-000006"]
     for folder in (run.last, run.path / "step-000006"):
         weights = folder / "model.safetensors"

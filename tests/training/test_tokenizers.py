@@ -11,7 +11,7 @@ import pytest
 from glassgpt import api, data
 from glassgpt.config import DataConfig, parse_overrides
 from glassgpt.data import TokenStream
-from glassgpt.data.encoding import in_validation
+from glassgpt.data.corpus.encoding import in_validation
 from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, WordTokenizer, save, specs
 from glassgpt.training import setup
@@ -125,7 +125,7 @@ def test_words_and_bpe_learn_from_training_documents_alone(written: str, prose: 
     assert [ours.token_bytes(i) for i in range(ours.vocab_size)] == list(
         map(expected.token_bytes, range(ours.vocab_size))
     )
-    assert ours.vocab_size == expected.vocab_size and ours.bos_id == ours.eos_id == expected.eos_id
+    assert ours.vocab_size == expected.vocab_size and ours.bos_token_id == ours.eos_token_id == expected.eos_token_id
 
 
 @pytest.mark.parametrize("written", ["word", "bpe:300", "FILE"])
@@ -144,8 +144,8 @@ def test_a_run_carries_its_tokenizer(written: str, tmp_path: Path, text_file: Pa
     assert theirs.decode(ids) == tokenizer.decode(ids) == text
     assert api.generate(model, tokenizer, text, max_new_tokens=5, seed=1)
     config = json.loads((run.best / "config.json").read_text(encoding="utf-8"))
-    assert config["eos_token_id"] == tokenizer.eos_id and config["bos_token_id"] is None
-    assert tokenizer.eos_id is None or theirs.eos_token_id == tokenizer.eos_id
+    assert config["eos_token_id"] == tokenizer.eos_token_id and config["bos_token_id"] is None
+    assert tokenizer.eos_token_id is None or theirs.eos_token_id == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("written", ["bpe:300", "FILE"])

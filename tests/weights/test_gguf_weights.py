@@ -21,13 +21,13 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError, GlassError, MissingExtraError, TokenizerError
 from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
-from glassgpt.tokenizer.base import bos_processor, puts_bos_first
-from glassgpt.tokenizer.bytelevel import BPEModel, to_json
-from glassgpt.tokenizer.pieces import PATTERNS
+from glassgpt.tokenizer.base import adds_bos_token, bos_processor
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel, to_json
+from glassgpt.tokenizer.pretokenize import PATTERNS
 from glassgpt.weights import mapping
-from glassgpt.weights.gguf import GGUFSource
-from glassgpt.weights.gguf_export import write_gguf
-from glassgpt.weights.gguf_tables import ARCHITECTURES, llama3_factors, llama3_scaling
+from glassgpt.weights.gguf.export import write_gguf
+from glassgpt.weights.gguf.reading import GGUFSource
+from glassgpt.weights.gguf.tables import ARCHITECTURES, llama3_factors, llama3_scaling
 from glassgpt.weights.loading import describe, load_source
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
@@ -109,7 +109,7 @@ def test_what_is_written_loads_back_byte_for_byte(which: str, tmp_path: Path) ->
         assert torch.equal(again.state_dict()[name].view(torch.int32), tensor.view(torch.int32)), name
     assert isinstance(its_tokenizer, BPETokenizer) and its_tokenizer.model == tokenizer().model
     assert source.chat_template() == CHAT
-    assert source.generation() == {"eos_token_id": tokenizer().eos_id}
+    assert source.generation() == {"eos_token_id": tokenizer().eos_token_id}
 
 
 @pytest.mark.parametrize("which", PLAIN)
@@ -376,5 +376,5 @@ def test_tokenizers_there_and_back(name: str, first: bool, tmp_path: Path) -> No
     original = BPETokenizer(model, content)
     again: Tokenizer = written(tmp_path / "a.gguf", model_of("llama", vocab_size=310), tokenizer=original).tokenizer()
     assert isinstance(again, BPETokenizer) and again.model == model
-    assert puts_bos_first(original) == puts_bos_first(again) == first
+    assert adds_bos_token(original) == adds_bos_token(again) == first
     assert again.to_json() == content

@@ -18,11 +18,11 @@ from glassgpt.model import GPT
 from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import BPETokenizer
-from glassgpt.tokenizer.bytelevel import BPEModel
-from glassgpt.tokenizer.pieces import PATTERNS
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.pretokenize import PATTERNS
 from glassgpt.tokenizer.pretrained import read_gguf
-from glassgpt.weights.gguf import GGUFSource
-from glassgpt.weights.gguf_export import write_gguf
+from glassgpt.weights.gguf.export import write_gguf
+from glassgpt.weights.gguf.reading import GGUFSource
 from glassgpt.weights.loading import load_source
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def greedy(llama: Any, ids: list[int]) -> list[int]:
 
 
 def ours(model: GPT, ids: list[int], vocab_size: int) -> list[int]:
-    steps = generate(model, [ids], NEW, SamplingConfig(temperature=0), CPU, vocab_size=vocab_size)
+    steps = generate(model, [ids], NEW, SamplingConfig(temperature=0), vocab_size=vocab_size)
     return [step.tokens[0] for step in steps]
 
 

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glassgpt import presets
-from glassgpt.config import ModelConfig
+from conftest import load_model
+from glassgpt.config import ModelConfig, presets
 from glassgpt.errors import CheckpointError, ConfigError, GlassError
 from glassgpt.model import GPT
 from glassgpt.tokenizer import CharTokenizer
 from glassgpt.weights import loading, mapping
-from glassgpt.weights.folder import CHECKSUMS, load_model, load_weights, save_model, verify, write_folder
+from glassgpt.weights.folder import CHECKSUMS, load_weights, save_model, verify, write_folder
 from glassgpt.weights.loading import load_into, load_source
 from glassgpt.weights.sources import FolderSource
 
@@ -269,7 +269,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from glassgpt.weights.folder import load_model
+from glassgpt.weights.folder import open_folder
+from glassgpt.weights.loading import load_source
 
 def kilobytes(key):
     lines = Path("/proc/self/status").read_text().splitlines()

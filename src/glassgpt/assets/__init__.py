@@ -17,11 +17,11 @@ name carries the interpreter's version instead.
 from pathlib import Path
 
 from glassgpt.assets import places, table
-from glassgpt.assets.download import Progress, digest_of
 from glassgpt.assets.places import cache_dir
 from glassgpt.assets.plays import shakespeare_text
 from glassgpt.assets.table import ASSETS, Asset, AssetFile, Corpus, Kind, names
 from glassgpt.errors import AssetError
+from glassgpt.files import Progress
 
 __all__ = [
     "ASSETS",
@@ -29,21 +29,14 @@ __all__ = [
     "AssetFile",
     "Corpus",
     "Kind",
-    "Progress",
     "available",
     "cache_dir",
     "corpus",
     "names",
     "path",
     "paths",
-    "sha256_of",
     "shakespeare_text",
 ]
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    return digest_of(file)
 
 
 def path(name: str, progress: Progress | None = None) -> Path:

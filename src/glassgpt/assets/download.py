@@ -7,13 +7,11 @@ One process writes a part at a time; others wait for it. Proxies apply as urllib
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -25,9 +23,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from glassgpt import __version__
 from glassgpt.assets.lock import alone
 from glassgpt.assets.table import HUB, readable
-
-#: Told what is being done, how many bytes of it are done, and of how many (0 if unknown).
-Progress = Callable[[str, int, int], None]
+from glassgpt.files import Progress, sha256_of
 
 TIMEOUT = 30.0  # seconds without a byte
 TRIES = 6  # in a row that bring less than ENOUGH
@@ -79,7 +75,7 @@ def download(
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     with alone(place, progress) as part:
-        if place.is_file() and (digest := digest_of(place, progress)) == (sha256 or digest):
+        if place.is_file() and (digest := sha256_of(place, progress)) == (sha256 or digest):
             return digest  # another process was faster
         reasons = []
         for url in map(resolved, urls):
@@ -94,19 +90,6 @@ def resolved(url: str) -> str:
     """The URL that is asked: of a file on the hub, the one below ``HF_ENDPOINT``."""
     endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
     return endpoint + url.removeprefix(HUB) if endpoint and url.startswith(HUB + "/") else url
-
-
-def digest_of(file: Path, progress: Progress | None = None) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        done, total = 0, os.fstat(stream.fileno()).st_size
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-            done += len(chunk)
-            if progress:
-                progress(f"checking {file.name.removesuffix('.part')}", done, total)
-    return digest.hexdigest()
 
 
 def mismatch(sha256: str | None, size: int | None, digest: str, found: int) -> str:
@@ -221,7 +204,7 @@ class _Transfer:
             raise _Dropped(f"the connection broke after {have:,} of {total:,} bytes")
 
     def _finish(self) -> str:
-        digest, found = digest_of(self.part, self.progress), self._have()
+        digest, found = sha256_of(self.part, self.progress), self._have()
         expected = self.sha256 or self.known.linked
         if not found:
             raise Unfit("it is empty")

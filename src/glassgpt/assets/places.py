@@ -21,9 +21,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO
 
-from glassgpt.assets.download import Progress, Unfit, digest_of, download, mismatch, resolved
+from glassgpt.assets.download import Unfit, download, mismatch, resolved
 from glassgpt.assets.table import PYTHON, Asset, AssetFile
 from glassgpt.errors import AssetError
+from glassgpt.files import Progress, sha256_of
 
 _log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def _from_archive(asset: Asset, progress: Progress | None, missing: list[AssetFi
         archive = find(replace(asset, carrier=None), (file.archive,), progress)[file.archive.name]
         with zipfile.ZipFile(archive) as members, members.open(file.members) as member:
             place = _write(file, file.convert(member) if file.convert else _chunks(member))
-        _write_record(file, digest_of(place))
+        _write_record(file, sha256_of(place))
         yield file, place
 
 
@@ -277,7 +278,7 @@ def _problem(place: Path, file: AssetFile, progress: Progress | None = None) -> 
     size = place.stat().st_size
     if file.made_here:
         return "" if size else "it is empty"
-    digest = digest_of(place, progress)
+    digest = sha256_of(place, progress)
     if file.sha256:
         return "" if digest == file.sha256 else mismatch(file.sha256, file.size, digest, size)
     if not (recorded := _recorded(file)):

@@ -12,15 +12,17 @@ from statistics import median
 
 import torch
 
-from glassgpt import plan
+from glassgpt import estimate as plan
 from glassgpt.bench.memory import peak_resident
 from glassgpt.bench.roofline import Stopwatch, matrix_peak, memory_bandwidth
 from glassgpt.config import RunConfig
+from glassgpt.data.batch import Batch
 from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
-from glassgpt.runtime import Runtime, derive_seed
+from glassgpt.runtime import Runtime
+from glassgpt.seeds import derive_seed
 from glassgpt.training import guard, setup
-from glassgpt.training.objective import Batch, Objected, next_token_loss
+from glassgpt.training.objective import ModelWithLoss, next_token_loss
 from glassgpt.training.optim import ITERATIONS, Optimizers
 from glassgpt.training.precision import MasterWeights
 from glassgpt.transforms.blocks import prepare_blocks
@@ -107,7 +109,7 @@ class TrainingStep:
         self.model.init_weights(derive_seed(config.train.seed, "weights"))
         self.model = self.model.to(runtime.device).train()
         self.optimizers = Optimizers(self.model, config.optim, MasterWeights(self.model, runtime.dtype))
-        self.network = Objected(self.model, next_token_loss)
+        self.network = ModelWithLoss(self.model, next_token_loss)
         # Lower than where training begins to look for it: a step that overflows is skipped, and would be timed as one.
         self.loss_scale = 2.0**10 if runtime.dtype == torch.float16 else 1.0
         prepare_blocks(self.model, recompute=config.train.activation_checkpointing, compile=runtime.compile)
@@ -119,12 +121,12 @@ class TrainingStep:
     def run(self) -> tuple[float, float, float]:
         """Take a step. Returns the seconds of its forward passes, its backward passes, and its update."""
         watch = Stopwatch(self.runtime.device)
-        weight = self.loss_scale / self.batch.counted()
+        weight = self.loss_scale / self.batch.num_loss_tokens()
         total = torch.zeros((), device=self.runtime.device)
         watch.mark()
         start = 0
         for rows in self.sizes:
-            loss = self.network(self.batch.rows(start, start + rows, self.runtime.device))
+            loss = self.network(self.batch.micro_batch(start, start + rows, self.runtime.device))
             watch.mark()
             (loss * weight).backward()
             self.optimizers.weights.collect()

@@ -24,9 +24,9 @@ import numpy as np
 from glassgpt.bench.memory import Descendants
 from glassgpt.bench.tokenizer_ways import ENCODING, TRAINING, WAYS, Job, Way
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import bytelevel
-from glassgpt.tokenizer.engine import engine_fails
-from glassgpt.tokenizer.pieces import as_unicode_16
+from glassgpt.tokenizer.bpe import bytelevel
+from glassgpt.tokenizer.bpe.engine import engine_fails
+from glassgpt.tokenizer.pretokenize import as_unicode_16
 
 #: The libraries to be compared with.
 LIBRARIES = ("tokenizers", "tiktoken")

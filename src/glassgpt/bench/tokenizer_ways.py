@@ -19,8 +19,8 @@ from glassgpt.bench.memory import peak_resident
 from glassgpt.errors import GlassError
 from glassgpt.tokenizer import pretrained
 from glassgpt.tokenizer.base import END_OF_TEXT
-from glassgpt.tokenizer.bpe import BPETokenizer
-from glassgpt.tokenizer.pieces import PATTERNS, Splitter, usable_cpus
+from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
+from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter, usable_cpus
 
 TRAINING, ENCODING = "training", "encoding"
 #: Characters of the parts of a text that `tokenizers` gets for training; that it and tiktoken's threads encode.
@@ -59,7 +59,7 @@ class Job:
 
     def trained(self) -> BPETokenizer:
         """The tokenizer that was trained before."""
-        tokenizer = pretrained.read(self.file("tokenizer.json"))
+        tokenizer = pretrained.load(self.file("tokenizer.json"))
         assert isinstance(tokenizer, BPETokenizer)
         return tokenizer
 

@@ -129,7 +129,7 @@ def tokenizer(
     if only_train and only_encode:
         raise ConfigError("--only-train leaves out encoding and --only-encode leaves out training: give one of them")
     from glassgpt.bench.tokenizer import bench_tokenizer, versions
-    from glassgpt.data.readers import read
+    from glassgpt.data.sources.source import read
 
     source = read(text)
     only = "training" if only_train else "encoding" if only_encode else ""
@@ -150,7 +150,7 @@ def tokenizer(
 
 def _resolve(arguments: Sequence[str]) -> tuple["RunConfig", "Runtime", int]:
     """The whole configuration of what to train, without a text; where; and the steps asked for as ``steps=``."""
-    from glassgpt import presets
+    from glassgpt.config import presets
     from glassgpt.runtime import resolve
     from glassgpt.training.budget import require_memory
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import typer
 
-from glassgpt import presets
-from glassgpt.config import Layer, build, parse_overrides, read_toml
+from glassgpt.config import ConfigOverrides, build, parse_overrides, presets, read_toml
 from glassgpt.errors import ConfigError
+from glassgpt.files import path_exists
 
 SOURCE_HELP = "A run, a model folder, a .gguf file, an asset by its name, or a model on the hub (gpt2, ORG/NAME)."
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
@@ -23,7 +23,7 @@ RUNS_OPTION = typer.Option(Path("runs"), "--runs-dir", help="Folder that holds t
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, list[Layer]]:
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, list[ConfigOverrides]]:
     """Sort ``[TEXT] [FILE.toml] [preset=NAME] [key=value ...]`` into the preset, the source and the layers.
 
     Raises:
@@ -31,7 +31,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
     """
     preset: str | None = None
     sources: list[str] = []
-    layers: list[Layer] = []
+    layers: list[ConfigOverrides] = []
     last: dict[str, dict[str, Any]] = {}  # what stands on the command line wins over files, wherever it stands
     problems: list[str] = []
     for argument in arguments:
@@ -40,7 +40,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
                 preset = argument.removeprefix("preset=")
                 if preset != "auto":
                     presets.get(preset)
-            elif "=" in argument and not exists(argument):
+            elif "=" in argument and not path_exists(argument):
                 for section, values in parse_overrides([argument]).items():
                     last.setdefault(section, {}).update(values)
             elif argument.endswith(".toml"):
@@ -57,21 +57,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
     if sources:
         layers.append({"data": {"source": sources[0]}})
     if problems:  # say what is wrong with the rest, too
-        base: Layer = presets.PRESETS[preset].layer if preset in presets.PRESETS else {}
+        base: ConfigOverrides = presets.PRESETS[preset].layer if preset in presets.PRESETS else {}
         try:
             build("", [base, *layers])
         except ConfigError as error:
             problems += error.problems
         raise ConfigError(problems)
     return preset, sources[0] if sources else None, layers
-
-
-def exists(name: str | Path) -> bool:
-    """Whether there is a file or folder of that name; what cannot be a name is none."""
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):  # too long for a name, for example
-        return False
 
 
 def print_json(value: Any) -> None:

@@ -15,8 +15,8 @@ from glassgpt.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from glassgpt.config import RunConfig
     from glassgpt.data import Source, TokenStream
-    from glassgpt.data.documents import Document
-    from glassgpt.data.duplicates import Duplicates
+    from glassgpt.data.audit.duplicates import Duplicates
+    from glassgpt.data.sources.documents import Document
 
 #: Ids and documents that are counted for `show`; of a larger corpus the first.
 COUNTED = 10_000_000
@@ -83,11 +83,12 @@ def show(
 
 
 def _configured(arguments: Sequence[str] | None) -> "RunConfig":
-    from glassgpt import presets
-    from glassgpt.config import Layer, build
+    from glassgpt.config import ConfigOverrides, build, presets
 
     preset, _, layers = split_arguments(arguments or [])
-    base: Layer = presets.get(preset).layer if preset else {"model": {"block_size": 32}, "train": {"batch_size": 4}}
+    base: ConfigOverrides = (
+        presets.get(preset).layer if preset else {"model": {"block_size": 32}, "train": {"batch_size": 4}}
+    )
     return build("", [base, *layers])
 
 
@@ -219,8 +220,8 @@ def _show_leaks(stream: "TokenStream", against: Path | None, config: "RunConfig"
     from dataclasses import replace
 
     from glassgpt import data
-    from glassgpt.data.leaks import Grams, describe, overlap
-    from glassgpt.data.reading_back import texts_of
+    from glassgpt.data.audit.leaks import Grams, describe, overlap
+    from glassgpt.data.corpus.reading_back import texts_of
 
     names = ("document {}" if stream.manifest.split == "documents" else "the text").format
     sides = [("validation", Grams.of(texts_of(stream, "val"), (f"validation {names(n)}" for n in _numbers_from(0))))]
@@ -253,8 +254,8 @@ def _numbers_from(first: int) -> Iterator[int]:
 
 def _show_duplicates(source: "Source", config: "RunConfig", rows: int, progress: ProgressLine, json: bool) -> None:
     """Documents that repeat an earlier one, as text."""
-    from glassgpt.data.tasks import document_tasks, find_duplicates
-    from glassgpt.tokenizer.pieces import usable_cpus
+    from glassgpt.data.corpus.tasks import document_tasks, find_duplicates
+    from glassgpt.tokenizer.pretokenize import usable_cpus
 
     if source.prepared or source.single:
         what = "a prepared corpus holds ids" if source.prepared else "a single text has no documents"

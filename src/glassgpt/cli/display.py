@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from glassgpt.loss import Floors
+from glassgpt.loss import Baselines
 from glassgpt.shapes import Shape
 from glassgpt.training.metrics import EvaluationEvent, Reporter, StepEvent
 
@@ -26,12 +26,12 @@ class PlainReporter(Reporter):
     """Plain lines, about twenty for the steps of a run besides its validations."""
 
     def __init__(self) -> None:
-        self._floors: Floors | None = None
+        self._floors: Baselines | None = None
         self._preparing = ("", 0.0, 0.0)  # what, since when, when it was last told
 
-    def started(self, header: dict[str, str], shapes: list[Shape], floors: Floors, steps: int, step: int) -> None:
-        """Print the machine, the shapes of the first batch, and the floors."""
-        self._floors = floors
+    def started(self, header: dict[str, str], shapes: list[Shape], baselines: Baselines, steps: int, step: int) -> None:
+        """Print the machine, the shapes of the first batch, and the baselines."""
+        self._floors = baselines
         self._print(", ".join(f"{name} {value}" for name, value in header.items()))
         if step == 0:
             self._print("shapes of the first batch:")
@@ -40,8 +40,8 @@ class PlainReporter(Reporter):
         else:
             self._print(f"going on from step {step:,} of {steps:,}")
         self._print(
-            f"losses to hold it against, in nats per token: {floors.uniform:.3f} ln V (knows nothing), "
-            f"{floors.unigram:.3f} knows the frequencies, {floors.bigram:.3f} knows the previous token"
+            f"losses to hold it against, in nats per token: {baselines.uniform:.3f} ln V (knows nothing), "
+            f"{baselines.unigram:.3f} knows the frequencies, {baselines.bigram:.3f} knows the previous token"
         )
 
     def note(self, message: str) -> None:
@@ -101,9 +101,9 @@ class LiveReporter(PlainReporter):
         self._speed = 0.0
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self._render)  # renders at once
 
-    def started(self, header: dict[str, str], shapes: list[Shape], floors: Floors, steps: int, step: int) -> None:
+    def started(self, header: dict[str, str], shapes: list[Shape], baselines: Baselines, steps: int, step: int) -> None:
         """Print what stays, then open the panel."""
-        super().started(header, shapes, floors, steps, step)
+        super().started(header, shapes, baselines, steps, step)
         self.live.start()
 
     def stepped(self, event: StepEvent) -> None:
@@ -149,14 +149,14 @@ class LiveReporter(PlainReporter):
         return panel
 
 
-def standing_of(loss: float, floors: Floors) -> str:
-    """Where a validation loss stands among the floors, in words."""
-    if loss < floors.bigram:
-        return f"below {floors.bigram:.3f}: it uses more than the previous token"
-    if loss < floors.unigram:
-        return f"below {floors.unigram:.3f}: it knows the frequencies; {floors.bigram:.3f} is next"
-    if loss < floors.uniform:
-        return f"below ln V; {floors.unigram:.3f} is next"
+def standing_of(loss: float, baselines: Baselines) -> str:
+    """Where a validation loss stands among the baselines, in words."""
+    if loss < baselines.bigram:
+        return f"below {baselines.bigram:.3f}: it uses more than the previous token"
+    if loss < baselines.unigram:
+        return f"below {baselines.unigram:.3f}: it knows the frequencies; {baselines.bigram:.3f} is next"
+    if loss < baselines.uniform:
+        return f"below ln V; {baselines.unigram:.3f} is next"
     return "at or above ln V: it knows nothing yet"
 
 

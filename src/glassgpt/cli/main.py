@@ -6,7 +6,9 @@ import sys
 import typer
 
 from glassgpt import __version__
-from glassgpt.cli import bench, data, inspect, plan, sample, tokenizer, train, transfer
+from glassgpt.cli import bench, data, plan, sample, tokenizer, train
+from glassgpt.cli import models as transfer
+from glassgpt.cli import runs as inspect
 from glassgpt.errors import GlassError, TrainingStopped
 
 app = typer.Typer(

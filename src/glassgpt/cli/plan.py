@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, split_arguments
-from glassgpt.config import Layer, RunConfig, build, parse_duration
+from glassgpt.config import ConfigOverrides, RunConfig, build, parse_duration
 from glassgpt.errors import ConfigError
-from glassgpt.plan import SHARE_OF_FREE
+from glassgpt.estimate import SHARE_OF_FREE
 
 if TYPE_CHECKING:
-    from glassgpt.plan import Memory
+    from glassgpt.estimate import Memory
     from glassgpt.runtime import Runtime
     from glassgpt.training.budget import Speed
 
@@ -85,12 +85,13 @@ def plan(
         _print(config, place, report)
 
 
-def _describe(preset: str, layers: Sequence[Layer], has_text: bool) -> RunConfig:
+def _describe(preset: str, layers: Sequence[ConfigOverrides], has_text: bool) -> RunConfig:
     """The configuration, with the vocabulary and at most the length of its text where these were not asked for."""
-    from glassgpt import data, presets
+    from glassgpt import data
+    from glassgpt.config import presets
     from glassgpt.weights.mapping import family_of
 
-    base: Layer = {"model": presets.MODERN} if preset == "auto" else presets.get(preset).layer
+    base: ConfigOverrides = {"model": presets.MODERN} if preset == "auto" else presets.get(preset).layer
     config = build(preset, [base, *layers])
     if config.train.format == "hf":
         family_of(config.model)  # or a ConfigError, as in training
@@ -139,7 +140,7 @@ def _lack_of_memory(config: RunConfig, place: _Place) -> str:
 
 
 def _memory(config: RunConfig, place: _Place, rows: int) -> "Memory":
-    from glassgpt.plan import memory
+    from glassgpt.estimate import memory
 
     return memory(config.model, rows, **_how(config, place))
 
@@ -154,7 +155,7 @@ def _how(config: RunConfig, place: _Place) -> dict[str, Any]:
     }
 
 
-def _measure_with_text(preset: str, layers: Sequence[Layer], quiet: bool) -> _Measured:
+def _measure_with_text(preset: str, layers: Sequence[ConfigOverrides], quiet: bool) -> _Measured:
     """What training on this text would do, resolved by the same function."""
     from glassgpt.training import setup
 
@@ -191,7 +192,7 @@ def _say_measuring(quiet: bool) -> None:
 
 def _report(config: RunConfig, place: _Place, measured: _Measured | None, notes: Sequence[str]) -> dict[str, Any]:
     """Everything that is printed, as JSON values; bytes, seconds and FLOPs are plain numbers."""
-    from glassgpt.plan import count_parameters, flops_per_token, optimizer_flops
+    from glassgpt.estimate import count_parameters, flops_per_token, optimizer_flops
     from glassgpt.training.optim import ITERATIONS
 
     model, train = config.model, config.train
@@ -218,7 +219,7 @@ def _report(config: RunConfig, place: _Place, measured: _Measured | None, notes:
 
 def _rows(config: RunConfig, place: _Place) -> int:
     """Sequences per forward pass: as asked for, or as training would choose."""
-    from glassgpt.plan import largest_micro_batch
+    from glassgpt.estimate import largest_micro_batch
 
     train = config.train
     if train.micro_batch_size or place.free is None:
@@ -229,7 +230,7 @@ def _rows(config: RunConfig, place: _Place) -> int:
 
 def _memory_row(config: RunConfig, place: _Place, rows: int, context: int) -> dict[str, Any]:
     """Memory of the model as it would be with another context."""
-    from glassgpt.plan import flops_per_token
+    from glassgpt.estimate import flops_per_token
 
     longer = config.replace("model", block_size=context)
     needed = _memory(longer, place, rows)

@@ -65,8 +65,8 @@ def sample(
     from glassgpt.inference.decode import generate, start_ids
 
     ids = _chat_ids(source, tokenizer, text) if chat else start_ids(tokenizer, text)
-    limits = {"eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
-    steps = generate(model, [ids] * num_samples, max_new_tokens, config, api.runtime_of(model), seed=seed, **limits)
+    limits = {"eos_token_id": tokenizer.eos_token_id, "vocab_size": tokenizer.vocab_size}
+    steps = generate(model, [ids] * num_samples, max_new_tokens, config, seed=seed, **limits)
     shown = Printer(
         tokenizer,
         config,
@@ -113,7 +113,7 @@ class Printer:
             if self.explain:
                 explained.append(self._explain(number, step, texts[0]))
             for row in range(rows):
-                if step.active[row] and step.tokens[row] != self.tokenizer.eos_id:
+                if step.active[row] and step.tokens[row] != self.tokenizer.eos_token_id:
                     tokens[row].append(step.tokens[row])
                     piece = streams[row].push(step.tokens[row])
                     texts[row] += piece

@@ -15,12 +15,12 @@ from glassgpt.cli.common import (
     RUNS_OPTION,
     ProgressLine,
     counted,
-    exists,
     print_json,
     say,
     something_piped_in,
 )
 from glassgpt.errors import ConfigError, DataError, TokenizerError
+from glassgpt.files import path_exists
 
 if TYPE_CHECKING:
     from glassgpt.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def train(
     A folder gets tokenizer.json and tokenizer_config.json, which `tokenizers` and `transformers` open, too. Train a
     model with it: glassgpt train TEXT tokenizer=OUT.
     """
-    from glassgpt.data.readers import read
+    from glassgpt.data.sources.source import read
     from glassgpt.tokenizer import specs
 
     asked = specs.parse(spec)
@@ -175,7 +175,7 @@ def find_tokenizer(name: str, runs: Path, pattern: str | None = None) -> "Tokeni
     spec = specs.parse(name)
     if pattern and not name.endswith(".tiktoken"):
         raise ConfigError(f"--pattern is for .tiktoken files; {name} has its own")
-    if spec.kind == "file" and not exists(spec.path) and not exists(runs / name):
+    if spec.kind == "file" and not path_exists(spec.path) and not path_exists(runs / name):
         raise TokenizerError(_unknown(name, runs))
     return specs.open_tokenizer(name, pattern, runs)
 
@@ -197,7 +197,7 @@ def _text(argument: str | None) -> bytes | None:
         return None
     else:
         content = argument.encode("utf-8", errors="surrogateescape")
-        if argument and exists(argument):
+        if argument and path_exists(argument):
             say(f"note: {argument!r} is taken as the text itself; to show the file: < {shlex.quote(argument)}")
     if not content:
         raise ConfigError("the text is empty; there is nothing to show")
@@ -249,13 +249,13 @@ def _encode(opened: "Tokenizer", content: bytes, allow_special: bool) -> tuple[l
 def _lost(opened: "Tokenizer", text: str, ids: list[int]) -> dict[int, str]:
     """The words that became ``<|unk|>``, by the position of the token."""
     from glassgpt.tokenizer import WordTokenizer
-    from glassgpt.tokenizer.pieces import Splitter
+    from glassgpt.tokenizer.pretokenize import Splitter
     from glassgpt.tokenizer.word import PATTERN
 
     if not isinstance(opened, WordTokenizer):
         return {}
     pieces = enumerate(zip(Splitter([PATTERN]).split(text), ids, strict=True))
-    return {position: piece for position, (piece, i) in pieces if i == opened.unk_id}
+    return {position: piece for position, (piece, i) in pieces if i == opened.unk_token_id}
 
 
 def _show_merges(opened: "Tokenizer", name: str, word: str, json: bool) -> None:
@@ -299,7 +299,7 @@ def compare(
     char, word, word:N and bpe:N are trained on the first 90 % of the text. All are measured on the last 10 %, which
     those have not seen (a file or a run may have). More bytes per token are fewer tokens for the same text.
     """
-    from glassgpt.data.readers import read
+    from glassgpt.data.sources.source import read
     from glassgpt.tokenizer import specs
 
     asked = [specs.parse(name) for name in tokenizers]

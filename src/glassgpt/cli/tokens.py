@@ -17,7 +17,7 @@ from glassgpt.cli.common import counted, print_table
 
 if TYPE_CHECKING:
     from glassgpt.tokenizer import BPETokenizer, Tokenizer
-    from glassgpt.tokenizer.bytelevel import BPEModel
+    from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 
 #: Backgrounds of tokens in a terminal (of the 256 colours), one after another, and of special tokens.
 _COLOURS, _SPECIAL = (153, 223, 157, 225), (161, 126)
@@ -306,7 +306,7 @@ def _about(tokenizer: "Tokenizer") -> str:
 
     if isinstance(tokenizer, BPETokenizer):
         return "byte-level BPE: encodes any text"
-    if isinstance(tokenizer, WordTokenizer) and tokenizer.unk_id is not None:
+    if isinstance(tokenizer, WordTokenizer) and tokenizer.unk_token_id is not None:
         return "words: any other is <|unk|>, and lost"
     if isinstance(tokenizer, CharTokenizer | WordTokenizer):
         return f"{'characters' if tokenizer.kind == 'char' else 'words'}: a text with any other is refused"
@@ -314,7 +314,7 @@ def _about(tokenizer: "Tokenizer") -> str:
 
 
 def _describe_bpe(model: "BPEModel") -> dict[str, Any]:
-    from glassgpt.tokenizer.pieces import PATTERNS
+    from glassgpt.tokenizer.pretokenize import PATTERNS
 
     names = {pattern: name for name, pattern in PATTERNS.items()}
     ranks = range(len(model.merges))

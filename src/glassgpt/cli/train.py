@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, print_json, split_arguments
-from glassgpt.config import Layer, describe_options
+from glassgpt.config import ConfigOverrides, describe_options
 from glassgpt.errors import AssetError, ConfigError
 
 if TYPE_CHECKING:
@@ -84,11 +84,13 @@ def quickstart(
     except AssetError as error:
         say(f"note: {error}\nnote: training on Python's own source code instead, which is always there")
         corpus = "python"
-    base: Layer = {"data": {"source": corpus}, "train": {"time": QUICKSTART_TIME}}
+    base: ConfigOverrides = {"data": {"source": corpus}, "train": {"time": QUICKSTART_TIME}}
     _train(preset, [base, *layers], "quickstart", runs, json)
 
 
-def _train(preset: str | None, layers: list[Layer], name: str, runs: Path, json: bool, profile: bool = False) -> None:
+def _train(
+    preset: str | None, layers: list[ConfigOverrides], name: str, runs: Path, json: bool, profile: bool = False
+) -> None:
     from glassgpt import api
     from glassgpt.cli.display import make_reporter
     from glassgpt.training.setup import AUTO
@@ -98,7 +100,7 @@ def _train(preset: str | None, layers: list[Layer], name: str, runs: Path, json:
     _close(result, json)
 
 
-def _resume(run: str, layers: list[Layer], runs: Path, json: bool, profile: bool) -> None:
+def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, profile: bool) -> None:
     from glassgpt import api
     from glassgpt.cli.display import make_reporter
 
@@ -109,7 +111,7 @@ def _resume(run: str, layers: list[Layer], runs: Path, json: bool, profile: bool
     _close(api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json), profile=profile), json)
 
 
-def _dry_run(preset: str | None, layers: list[Layer], runs: Path, json: bool) -> None:
+def _dry_run(preset: str | None, layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
     import tomli_w
 
     from glassgpt.training.initial import AUTO, located

@@ -1,19 +1,39 @@
-"""From texts to batches of tokens."""
+"""From texts to batches of tokens. Names are imported when they are first used, so that importing this is quick."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from glassgpt.data.batches import IGNORE_INDEX, Batches
-from glassgpt.data.manifest import TokenStream, open_stream
-from glassgpt.data.preparing import find_prepared, prepare, prepare_again
-from glassgpt.data.readers import Source, Text, find, read
-from glassgpt.data.shards import Ids, Tokens
-
 if TYPE_CHECKING:
-    from glassgpt.data.loader import Loader
-    from glassgpt.data.sliding import SlidingWindowDataset
+    from glassgpt.data.batch import IGNORE_INDEX, Batch
+    from glassgpt.data.batches.loader import Loader
+    from glassgpt.data.batches.sliding import SlidingWindowDataset
+    from glassgpt.data.batches.windows import Batches
+    from glassgpt.data.corpus.manifest import TokenStream, open_stream
+    from glassgpt.data.corpus.preparing import find_prepared, prepare, prepare_again
+    from glassgpt.data.corpus.shards import Ids, Tokens
+    from glassgpt.data.sources.source import Source, Text, find, read
 
+_MODULE_OF = {
+    "IGNORE_INDEX": "batch",
+    "Batch": "batch",
+    "Loader": "batches.loader",
+    "SlidingWindowDataset": "batches.sliding",
+    "Batches": "batches.windows",
+    "TokenStream": "corpus.manifest",
+    "open_stream": "corpus.manifest",
+    "find_prepared": "corpus.preparing",
+    "prepare": "corpus.preparing",
+    "prepare_again": "corpus.preparing",
+    "Ids": "corpus.shards",
+    "Tokens": "corpus.shards",
+    "Source": "sources.source",
+    "Text": "sources.source",
+    "find": "sources.source",
+    "read": "sources.source",
+}
 __all__ = [
     "IGNORE_INDEX",
+    "Batch",
     "Batches",
     "Ids",
     "Loader",
@@ -32,13 +52,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch, when it is first used."""
-    if name == "SlidingWindowDataset":
-        from glassgpt.data.sliding import SlidingWindowDataset
-
-        return SlidingWindowDataset
-    if name == "Loader":
-        from glassgpt.data.loader import Loader
-
-        return Loader
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"glassgpt.data.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

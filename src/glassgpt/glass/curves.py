@@ -23,7 +23,7 @@ def require_matplotlib() -> None:
 
 
 def draw_curves(runs: Sequence[Run], target: Path) -> None:
-    """Draw the curves of runs on one figure and write it as PNG. Floors are those of the first run's text.
+    """Draw the curves of runs on one figure and write it as PNG. Baselines are those of the first run's text.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -36,10 +36,10 @@ def draw_curves(runs: Sequence[Run], target: Path) -> None:
     axes = figure.add_subplot()
     for number, run in enumerate(runs):
         _draw_run(axes, run, f"C{number}")
-    floors = next((row for row in runs[0].metrics if "floor/uniform" in row), {})
+    baselines = next((row for row in runs[0].metrics if "baseline/uniform" in row), {})
     for name, label in _FLOOR_NAMES.items():
-        if f"floor/{name}" in floors:
-            value = floors[f"floor/{name}"]
+        if f"baseline/{name}" in baselines:
+            value = baselines[f"baseline/{name}"]
             axes.axhline(value, color="0.6", linewidth=0.8, linestyle="--")
             place: Any = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
             axes.annotate(f"{label} {value:.3f}", xytext=(-4, 3), ha="right", fontsize=8, color="0.4", **place)

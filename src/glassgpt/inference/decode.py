@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from glassgpt.model import GPT, KVCache
-from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig, UniformStreams, next_token
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.tokenizer.base import puts_bos_first
+from glassgpt.tokenizer.base import adds_bos_token
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,9 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     config: SamplingConfig,
-    runtime: Runtime,
     *,
     seed: int = 0,
-    eos_id: int | None = None,
+    eos_token_id: int | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[Step]:
     """Generate from prompts of any lengths, each at least one token; yields as it goes.
@@ -55,9 +53,8 @@ def generate(
         prompts: token ids per row. Of a prompt longer than the context, the newest block_size tokens are read.
         max_new_tokens: steps at most.
         config: how tokens are chosen.
-        runtime: where to compute.
         seed: of the draws; row r uses the stream (seed, r).
-        eos_id: a row ends after producing it.
+        eos_token_id: a row ends after producing it.
         vocab_size: the tokenizer's; tokens beyond it, where a model's vocabulary is padded, are never drawn.
     """
     assert prompts and all(prompts), "every row needs at least one token to start from"
@@ -69,9 +66,9 @@ def generate(
     for done in range(max_new_tokens):
         if cache is None or cache.longest == cache.capacity:
             rows = [row if len(row) <= context else row[-max(1, context // 2) :] for row in rows]
-            cache, logits = _prefill(model, rows, runtime, room=max_new_tokens - done)
+            cache, logits = _prefill(model, rows, room=max_new_tokens - done)
         else:
-            last = torch.tensor([[row[-1]] for row in rows], device=runtime.device)  # [B, 1]
+            last = torch.tensor([[row[-1]] for row in rows], device=model.device)  # [B, 1]
             logits = model(last, cache=cache)[:, -1]  # [B, V]
         logits = logits.float().cpu()
         if vocab_size is not None:
@@ -81,24 +78,24 @@ def generate(
         yield Step(tokens, list(active), logits, uniform)
         for row, token in zip(rows, tokens, strict=True):
             row.append(token)
-        active = [on and token != eos_id for on, token in zip(active, tokens, strict=True)]
+        active = [on and token != eos_token_id for on, token in zip(active, tokens, strict=True)]
         if not any(active):
             return
 
 
-def _prefill(model: GPT, rows: list[list[int]], runtime: Runtime, room: int) -> tuple[KVCache, Tensor]:
+def _prefill(model: GPT, rows: list[list[int]], room: int) -> tuple[KVCache, Tensor]:
     """Read the rows at once, padded on the right; the cache and the logits ``[B, V]`` after each row's last token.
 
     The cache has room for as many tokens more as will be needed, up to the context.
     """
     lengths = [len(row) for row in rows]
     padded = [row + [0] * (max(lengths) - len(row)) for row in rows]
-    idx = torch.tensor(padded, device=runtime.device)  # [B, T]
+    idx = torch.tensor(padded, device=model.device)  # [B, T]
     capacity = min(model.config.block_size, max(lengths) + room)
-    cache = KVCache(model.config, len(rows), capacity=capacity, device=runtime.device, dtype=model.dtype)
-    features = model.features(idx, cache=cache)  # [B, T, C]
-    ends = torch.tensor(lengths, device=runtime.device) - 1
-    logits = model.head(features[torch.arange(len(rows), device=runtime.device), ends])  # [B, V]
+    cache = KVCache(model.config, len(rows), capacity=capacity, device=model.device, dtype=model.dtype)
+    hidden_states = model(idx, cache=cache, apply_head=False)  # [B, T, C]
+    ends = torch.tensor(lengths, device=model.device) - 1
+    logits = model.head(hidden_states[torch.arange(len(rows), device=model.device), ends])  # [B, V]
     cache.set_lengths(lengths)
     return cache, logits
 
@@ -129,10 +126,10 @@ def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
         TokenizerError: if the prompt has characters that the tokenizer does not know.
     """
     if prompt:
-        first = [tokenizer.bos_id] if tokenizer.bos_id is not None and puts_bos_first(tokenizer) else []
+        first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and adds_bos_token(tokenizer) else []
         return first + tokenizer.encode(prompt)
-    if tokenizer.bos_id is not None:
-        return [tokenizer.bos_id]
+    if tokenizer.bos_token_id is not None:
+        return [tokenizer.bos_token_id]
     return [next((i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\n"), 0)]
 
 
@@ -142,7 +139,6 @@ def complete(
     prompts: Sequence[str],
     max_new_tokens: int,
     config: SamplingConfig,
-    runtime: Runtime,
     *,
     seed: int = 0,
 ) -> list[str]:
@@ -153,9 +149,9 @@ def complete(
     """
     ids = [start_ids(tokenizer, prompt) for prompt in prompts]
     made: list[list[int]] = [[] for _ in prompts]
-    known = {"eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
-    for step in generate(model, ids, max_new_tokens, config, runtime, seed=seed, **known):
+    known = {"eos_token_id": tokenizer.eos_token_id, "vocab_size": tokenizer.vocab_size}
+    for step in generate(model, ids, max_new_tokens, config, seed=seed, **known):
         for row, token, active in zip(made, step.tokens, step.active, strict=True):
-            if active and token != tokenizer.eos_id:
+            if active and token != tokenizer.eos_token_id:
                 row.append(token)
     return [b"".join(map(tokenizer.token_bytes, row)).decode("utf-8", errors="replace") for row in made]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config import ModelConfig
-from glassgpt.model.attend import visible
+from glassgpt.model.attention import causal_mask
 
 
 class KVCache:
@@ -52,16 +52,16 @@ class KVCache:
         offsets = torch.arange(T, device=self.lengths.device)  # [T]
         return self.lengths[:, None] + offsets if self.ragged else self.longest + offsets
 
-    def mask(self, slots: Tensor, window: int = 0) -> Tensor | None:
-        """What each new token may look at: bool ``[B or 1, 1, T, S]``; None where plain causal attention does.
+    def attention_mask(self, slots: Tensor, window: int = 0) -> Tensor | None:
+        """Attention mask for the new tokens: bool ``[B or 1, 1, T, S]``, True = attend; None: plain causal attention.
 
-        With a window, the newest ``window`` tokens, itself among them.
+        With a window, a token attends to the newest ``window`` tokens, itself included.
         """
         T = slots.size(-1)
         end = self.longest + T
         if not self.ragged and (self.longest == 0 or T == 1) and not 0 < window < end:
             return None
-        mask = visible(slots, torch.arange(end, device=slots.device), window)  # [T, S] or [B, T, S]
+        mask = causal_mask(slots, torch.arange(end, device=slots.device), window)  # [T, S] or [B, T, S]
         return mask.unsqueeze(1) if self.ragged else mask[None, None]
 
     def update(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:

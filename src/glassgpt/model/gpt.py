@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.config import ModelConfig
-from glassgpt.model.attend import FusedAttention, visible
+from glassgpt.model.attention import FusedAttention, causal_mask
 from glassgpt.model.cache import KVCache
 from glassgpt.model.rope import rotary_tables, rotate
 
@@ -119,8 +119,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The language model: tokens in, logits for the next token out.
 
-    Weights mean nothing until :meth:`init_weights` or a loader fills them, so that a model can be built on the meta
-    device, rewritten, and only then given memory (``to_empty``, then :meth:`finish`).
+    The weights are set by :meth:`init_weights` or a loader, not here, so that a model can be built on the meta device,
+    rewritten, and only then given memory (:func:`glassgpt.model.materialize`).
     """
 
     rope_cos: Tensor
@@ -136,9 +136,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = Norm(config.n_embd, config.norm, config.norm_eps, config.norm_bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.finish()
+        self.tie_weights_and_build_rope()
 
-    def finish(self) -> None:
+    def tie_weights_and_build_rope(self) -> None:
         """Tie the head to the token embedding and compute the rotary tables, on the device the weights are on."""
         if self.config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
@@ -164,85 +164,84 @@ class GPT(nn.Module):
             std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
             parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
-    def features(
+    def forward(
         self,
         idx: Tensor,
         *,
         cache: KVCache | None = None,
-        positions: Tensor | None = None,
+        position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
+        apply_head: bool = True,
     ) -> Tensor:
-        """The residual stream after the last block and norm.
+        """Predict the token after each of ``idx``.
+
+        This is the only entry point, so that forward hooks (for example those of FSDP) see every pass.
 
         Args:
             idx: token ids ``[B, T]``, int64.
-            cache: keys and values of the tokens before; extended by these.
-            positions: ``[T]`` or ``[B, T]``, where they are not simply the next ones.
-            document_ids: ``[B, T]``; a token sees only tokens of its own document. Not with a cache.
+            cache: keys and values of the tokens before; the new ones are added to it.
+            position_ids: ``[T]`` or ``[B, T]``; by default positions continue after the cache.
+            document_ids: ``[B, T]``; a token attends only to tokens of its own document. Not with a cache.
+            apply_head: False returns the hidden states that the head would read.
 
         Returns:
-            ``[B, T, C]``.
+            Logits ``[B, T, V]``, or hidden states ``[B, T, C]`` after the final norm.
 
         Raises:
             ValueError: if the tokens do not fit the context.
         """
         T = idx.size(1)
         end = T + (cache.longest if cache is not None else 0)
-        if positions is None and end > self.config.block_size:
+        if position_ids is None and end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit the model's context of {self.config.block_size}")
         slots = cache.next_slots(T) if cache is not None else None  # [T] or [B, T]
-        where = positions if positions is not None else slots  # None: 0..T-1
+        position_ids = slots if position_ids is None else position_ids  # None: 0..T-1
         windows = self.config.windows
         masks = {window: self._mask(idx, window, cache, slots, document_ids) for window in set(windows)}
 
         x = self.token_embedding(idx)  # [B, T, C]
         if self.position_embedding is not None:
             table = self.position_embedding.weight
-            x = x + (table[:T] if where is None else table[where])  # [B, T, C]
+            x = x + (table[:T] if position_ids is None else table[position_ids])  # [B, T, C]
         x = self.dropout(x)
-        rope = self._rope(T, where)
+        rope = self._rope(T, position_ids)
         for block, window in zip(self.blocks, windows, strict=True):
             x = block(x, rope, masks[window], cache, slots)  # [B, T, C]
         if cache is not None:
             cache.advance(T)
-        return self.final_norm(x)
-
-    def forward(
-        self,
-        idx: Tensor,
-        *,
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Logits ``[B, T, V]`` for the token after each of ``idx [B, T]``; see :meth:`features`."""
-        return self.head(self.features(idx, cache=cache, positions=positions, document_ids=document_ids))
+        x = self.final_norm(x)
+        return self.head(x) if apply_head else x
 
     @staticmethod
     def _mask(
         idx: Tensor, window: int, cache: KVCache | None, slots: Tensor | None, document_ids: Tensor | None
     ) -> Tensor | None:
-        """What each token may look at: bool ``[B or 1, 1, T, S]``; None where that is simply all before it."""
+        """The attention mask: bool ``[B or 1, 1, T, S]``, True = attend; None for plain causal attention."""
         if cache is not None and slots is not None:
             assert document_ids is None, "documents are packed in training, without a cache"
-            return cache.mask(slots, window)
+            return cache.attention_mask(slots, window)
         T = idx.size(1)
         if document_ids is None and not 0 < window < T:
             return None
         here = torch.arange(T, device=idx.device)  # [T]
-        mask = visible(here, here, window)[None, None]  # [1, 1, T, T]
+        mask = causal_mask(here, here, window)[None, None]  # [1, 1, T, T]
         if document_ids is not None:
             mask = mask & (document_ids[:, None, :, None] == document_ids[:, None, None, :])  # [B, 1, T, T]
         return mask
 
-    def _rope(self, T: int, where: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def _rope(self, T: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines for these positions: ``[T, D]``, or ``[B, 1, T, D]`` where rows differ."""
         if self.config.position != "rope":
             return None
-        if where is None:
+        if position_ids is None:
             return self.rope_cos[:T], self.rope_sin[:T]
-        cos, sin = self.rope_cos[where], self.rope_sin[where]  # [T, D] or [B, T, D]
-        return (cos, sin) if where.dim() == 1 else (cos.unsqueeze(1), sin.unsqueeze(1))
+        cos, sin = self.rope_cos[position_ids], self.rope_sin[position_ids]  # [T, D] or [B, T, D]
+        return (cos, sin) if position_ids.dim() == 1 else (cos.unsqueeze(1), sin.unsqueeze(1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, which is where the model computes."""
+        return self.token_embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:

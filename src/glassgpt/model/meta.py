@@ -21,13 +21,13 @@ class _LeftUnfilled(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def unfilled(config: ModelConfig) -> GPT:
-    """A model on the meta device; :func:`allocate` gives it memory."""
+def meta_model(config: ModelConfig) -> GPT:
+    """A model on the meta device; :func:`materialize` gives it memory."""
     with torch.device("meta"), _LeftUnfilled():
         return GPT(config)
 
 
-def allocate(model: GPT, dtype: torch.dtype, device: torch.device) -> None:
+def materialize(model: GPT, dtype: torch.dtype, device: torch.device) -> None:
     """Give a model from the meta device memory for its weights, whose values are then still to come.
 
     As ``to_empty`` does, which imports torch's compiler.
@@ -37,4 +37,4 @@ def allocate(model: GPT, dtype: torch.dtype, device: torch.device) -> None:
         tied = name == "head.weight" and model.config.tie_embeddings
         state[name] = state["token_embedding.weight"] if tied else torch.empty(tensor.shape, dtype=dtype, device=device)
     model.load_state_dict(state, assign=True)
-    model.finish()
+    model.tie_weights_and_build_rope()

@@ -21,17 +21,17 @@ class Tokenizer(Protocol):
     Attributes:
         kind: "char", "word", "bpe", or what another library calls it.
         vocab_size: ids are below it.
-        eos_id: the id that ends a document, None for a tokenizer that has none.
-        bos_id: the id that generation from nothing starts with, None if models were not trained with one.
-        divisible: whether a text may be cut at :func:`glassgpt.tokenizer.pieces.safe_cut` and its parts be encoded
-            one by one, to the same ids.
+        eos_token_id: the id that ends a document, None for a tokenizer that has none.
+        bos_token_id: the id that generation from nothing starts with, None if models were not trained with one.
+        can_encode_in_chunks: whether the parts of a text that is cut at
+            :func:`glassgpt.tokenizer.pretokenize.safe_cut` have the same ids as the whole text.
     """
 
     kind: str
     vocab_size: int
-    eos_id: int | None
-    bos_id: int | None
-    divisible: bool
+    eos_token_id: int | None
+    bos_token_id: int | None
+    can_encode_in_chunks: bool
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of the text. Special tokens written in the text stay text unless allowed.
@@ -81,7 +81,7 @@ def added_token(i: int, name: str, special: bool) -> dict[str, Any]:
     return {"id": i, "content": name, **flags, "special": special}
 
 
-def puts_bos_first(tokenizer: Tokenizer) -> bool:
+def adds_bos_token(tokenizer: Tokenizer) -> bool:
     """Whether a text that a model is given begins with the token that begins documents, as Llama's do.
 
     Our own tokenizers never ask for it; the tokenizer.json of a published model may (in its `post_processor`). Encoding
@@ -133,15 +133,3 @@ def file_in(folder: Path) -> Path:
         if (folder / name).exists():
             return folder / name
     raise TokenizerError(f"{folder} has no tokenizer.json; a model folder carries its tokenizer")
-
-
-def load(folder: Path) -> Tokenizer:
-    """Read the tokenizer of a model folder.
-
-    Raises:
-        TokenizerError: if there is none, it is damaged, or of a kind this version cannot read.
-        MissingExtraError: if it takes a library that is not installed.
-    """
-    from glassgpt.tokenizer import pretrained
-
-    return pretrained.read(folder)

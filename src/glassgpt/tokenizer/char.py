@@ -8,7 +8,7 @@ import numpy as np
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import json_file
-from glassgpt.tokenizer.pieces import Texts
+from glassgpt.tokenizer.pretokenize import Texts
 
 #: Split pattern of tokenizer.json: every character by itself, line ends included.
 _EVERY_CHARACTER = r"[\s\S]"
@@ -22,9 +22,9 @@ class CharTokenizer:
     """
 
     kind = "char"
-    divisible = True
-    eos_id: int | None = None
-    bos_id: int | None = None
+    can_encode_in_chunks = True
+    eos_token_id: int | None = None
+    bos_token_id: int | None = None
 
     def __init__(self, alphabet: list[str]):
         assert alphabet and len(set(alphabet)) == len(alphabet), "an alphabet has distinct characters"

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from glassgpt.errors import MissingExtraError, TokenizerError
-from glassgpt.tokenizer import bytelevel
 from glassgpt.tokenizer.base import json_file
+from glassgpt.tokenizer.bpe import bytelevel
 
 #: SentencePiece's sign for a space.
 SPACE = "\u2581"
@@ -32,7 +32,7 @@ class LibraryTokenizer:
         TokenizerError: if it cannot read the content.
     """
 
-    divisible = False  # who knows what its parts do
+    can_encode_in_chunks = False  # who knows what its parts do
 
     def __init__(self, content: Mapping[str, Any], roles: Mapping[str, str] | None = None):
         try:
@@ -57,8 +57,8 @@ class LibraryTokenizer:
         self._special = {token.content: i for i, token in added.items() if token.special}
         self._added = {i: token.content for i, token in added.items()}
         self._roles = {role: name for role, name in (roles or {}).items() if name in pieces}
-        self.eos_id = pieces.get(self._roles.get("eos_token", ""))
-        self.bos_id = pieces.get(self._roles.get("bos_token", ""))
+        self.eos_token_id = pieces.get(self._roles.get("eos_token", ""))
+        self.bos_token_id = pieces.get(self._roles.get("bos_token", ""))
         kinds = _types(content.get("decoder"))
         self._byte_level, self._word_piece = "ByteLevel" in kinds, "WordPiece" in kinds
 
@@ -130,7 +130,7 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
-    divisible = False  # it puts a space before every text
+    can_encode_in_chunks = False  # it puts a space before every text
 
     def __init__(self, proto: bytes):
         try:
@@ -149,8 +149,8 @@ class SentencePieceTokenizer:
         self.vocab_size = len(pieces)
         self._special = {pieces[i]: i for i in everything if self._library.is_control(i)}
         self._named = re.compile("(" + "|".join(map(re.escape, self._special)) + ")") if self._special else None
-        self.eos_id = self._library.eos_id() if self._library.eos_id() >= 0 else None
-        self.bos_id = self._library.bos_id() if self._library.bos_id() >= 0 else None
+        self.eos_token_id = self._library.eos_id() if self._library.eos_id() >= 0 else None
+        self.bos_token_id = self._library.bos_id() if self._library.bos_id() >= 0 else None
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of a text, without anything put before or after it.
@@ -197,7 +197,7 @@ class SentencePieceTokenizer:
 
     def special_tokens(self) -> dict[str, str]:
         """The names of the tokens that begin and end a text, as far as there are any."""
-        ids = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        ids = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id}
         return {role: self._library.id_to_piece(i) for role, i in ids.items() if i is not None}
 
     def special_ids(self) -> dict[str, int]:

@@ -18,13 +18,13 @@ from typing import Any
 
 from glassgpt import assets, gguf_header
 from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
-from glassgpt.tokenizer import bytelevel
 from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, added_token, bos_processor, file_in
-from glassgpt.tokenizer.bpe import BPETokenizer
-from glassgpt.tokenizer.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe import bytelevel
+from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.library import SPACE, LibraryTokenizer, SentencePieceTokenizer
-from glassgpt.tokenizer.pieces import PATTERNS
+from glassgpt.tokenizer.pretokenize import PATTERNS
 from glassgpt.tokenizer.word import WordTokenizer
 
 #: The names of tokens that end a document, where nothing says which does.
@@ -65,7 +65,7 @@ def gpt2() -> BPETokenizer:
     return BPETokenizer(BPEModel(vocab, merges, special=special, eos=END_OF_TEXT, bos=END_OF_TEXT))
 
 
-def read(path: Path, pattern: str | None = None) -> Tokenizer:
+def load(path: Path, pattern: str | None = None) -> Tokenizer:
     """Read a tokenizer from a file of any known format, or from a model folder.
 
     Args:
@@ -115,7 +115,7 @@ def _from_content(content: Mapping[str, Any], roles: Mapping[str, str], path: Pa
     if model.get("type") == "WordLevel":
         found = CharTokenizer.from_json(content, path) or WordTokenizer.from_json(content, path)
         if found and roles.get("bos_token"):
-            found.bos_id = found.special_ids().get(roles["bos_token"])
+            found.bos_token_id = found.special_ids().get(roles["bos_token"])
     else:
         bpe = bytelevel.from_json(content, eos=roles.get("eos_token"), bos=roles.get("bos_token"))
         found = BPETokenizer(bpe, content) if bpe else None

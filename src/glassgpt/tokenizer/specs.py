@@ -12,24 +12,22 @@ a path         a file (tokenizer.json, .tiktoken, .gguf, tokenizer.model), a fol
 
 import difflib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glassgpt import assets
 from glassgpt.errors import TokenizerError
+from glassgpt.files import Progress, sha256_of
 from glassgpt.tokenizer import pretrained
 from glassgpt.tokenizer.base import FILES, Tokenizer, file_in
-from glassgpt.tokenizer.bpe import BPETokenizer
+from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
-from glassgpt.tokenizer.pieces import Texts
+from glassgpt.tokenizer.pretokenize import Texts
 from glassgpt.tokenizer.word import WordTokenizer
 
 #: What can be written, for messages.
 FORMS = "char, word, word:N, bpe:N, gpt2, or a tokenizer file or folder"
 _TRAINED = re.compile(r"(char|word|bpe)(?::(.*))?")
-#: Told of what is being done, how much is done, and of how much.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def identity(spec: Spec) -> str:
     """
     if spec.kind != "file":
         return spec.text
-    return f"file {assets.sha256_of(_existing(spec))}"
+    return f"file {sha256_of(_existing(spec))}"
 
 
 def absolute(text: str) -> str:
@@ -133,17 +131,17 @@ def make(
     if spec.kind == "bpe":
         assert spec.vocab_size is not None
         return BPETokenizer.train(train_text, spec.vocab_size, progress=progress, characters=characters)
-    return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.read(_existing(spec))
+    return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.load(_existing(spec))
 
 
 def with_bos(tokenizer: Tokenizer) -> Tokenizer:
     """The same, which says that documents begin with its end token, where it has one and says nothing yet."""
-    if tokenizer.bos_id is not None or tokenizer.eos_id is None:
+    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is None:
         return tokenizer
     if isinstance(tokenizer, BPETokenizer):
         return BPETokenizer(replace(tokenizer.model, bos=tokenizer.model.eos), tokenizer.content)
     if isinstance(tokenizer, WordTokenizer):
-        tokenizer.bos_id = tokenizer.eos_id
+        tokenizer.bos_token_id = tokenizer.eos_token_id
     return tokenizer
 
 
@@ -168,7 +166,7 @@ def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("run
             f"{text!r} is made from a text: train it first (glassgpt tokenizer train TEXT {text} -o FOLDER), "
             "then give that folder"
         )
-    return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.read(_existing(spec), pattern)
+    return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.load(_existing(spec), pattern)
 
 
 def _folder_of(path: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 Two rungs of a ladder. With a closed vocabulary a word that was not in the text is refused by name. With ``<|unk|>`` it
 becomes that token: nothing is refused any more, and what the word was is lost. Byte-level BPE
-(:mod:`glassgpt.tokenizer.bpe`) is the rung that needs neither.
+(:mod:`glassgpt.tokenizer.bpe.tokenizer`) is the rung that needs neither.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ import regex
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import END_OF_TEXT, added_token, json_file
 from glassgpt.tokenizer.char import means_the_same, vocabulary
-from glassgpt.tokenizer.pieces import Splitter, Texts, count_pieces
+from glassgpt.tokenizer.pretokenize import Splitter, Texts, count_pieces
 
 #: A word (letters, marks, digits, and apostrophes inside) or a punctuation mark, each with the space before it if there
 #: is one; or a single white space. Every text is a sequence of these, so joining the tokens gives it back.
@@ -34,8 +34,8 @@ class WordTokenizer:
     """
 
     kind = "word"
-    divisible = True
-    bos_id: int | None = None
+    can_encode_in_chunks = True
+    bos_token_id: int | None = None
 
     def __init__(self, words: Sequence[str], open_vocabulary: bool = False):
         assert words and len(set(words)) == len(words), "a vocabulary has distinct words"
@@ -43,8 +43,8 @@ class WordTokenizer:
         self.vocab_size = len(self.words)
         self._ids = {word: i for i, word in enumerate(words)}
         self._special = {name: len(words) + i for i, name in enumerate(SPECIAL)} if open_vocabulary else {}
-        self.unk_id = self._special.get(UNKNOWN)
-        self.eos_id = self._special.get(END_OF_TEXT)
+        self.unk_token_id = self._special.get(UNKNOWN)
+        self.eos_token_id = self._special.get(END_OF_TEXT)
         self._splitter = Splitter([PATTERN])
         self._named = regex.compile("(" + "|".join(map(regex.escape, SPECIAL)) + ")")
 
@@ -112,7 +112,7 @@ class WordTokenizer:
 
     def special_tokens(self) -> dict[str, str]:
         """``unk_token`` and ``eos_token`` of an open vocabulary, and ``bos_token`` where documents begin with it."""
-        begin = {"bos_token": END_OF_TEXT} if self.bos_id is not None else {}
+        begin = {"bos_token": END_OF_TEXT} if self.bos_token_id is not None else {}
         return {"unk_token": UNKNOWN, "eos_token": END_OF_TEXT, **begin} if self._special else {}
 
     def special_ids(self) -> dict[str, int]:
@@ -161,8 +161,8 @@ class WordTokenizer:
 
     def _known(self, text: str) -> list[int]:
         pieces = self._splitter.split(text)
-        if self.unk_id is not None:
-            unknown = self.unk_id
+        if self.unk_token_id is not None:
+            unknown = self.unk_token_id
             return [self._ids.get(piece, unknown) for piece in pieces]
         try:
             return [self._ids[piece] for piece in pieces]

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from glassgpt.config import Layer, ModelConfig, RunConfig, build
+from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build
+from glassgpt.config.presets import MODERN
 from glassgpt.data import TokenStream
+from glassgpt.data.batch import Batch
 from glassgpt.errors import ConfigError
+from glassgpt.estimate import count_parameters
 from glassgpt.loss import subset
 from glassgpt.model import GPT
-from glassgpt.plan import count_parameters
-from glassgpt.presets import MODERN
 from glassgpt.runtime import Runtime, compiler_found, synchronise
 from glassgpt.training import guard
 from glassgpt.training.metrics import Reporter
-from glassgpt.training.objective import Batch, next_token_loss
+from glassgpt.training.objective import next_token_loss
 from glassgpt.training.optim import Optimizers
 from glassgpt.training.precision import MasterWeights
 from glassgpt.transforms.blocks import prepare_blocks
@@ -190,7 +191,7 @@ def eval_tokens(config: RunConfig, speed: Speed, seconds: float) -> int:
     return min(max(affordable, FEWEST_VALIDATION_TOKENS), MOST_VALIDATION_TOKENS)
 
 
-def smallest_size(layers: Sequence[Layer]) -> Layer:
+def smallest_size(layers: Sequence[ConfigOverrides]) -> ConfigOverrides:
     """The smallest size that goes with what was asked for, to check a configuration against.
 
     Raises:
@@ -199,7 +200,7 @@ def smallest_size(layers: Sequence[Layer]) -> Layer:
     refused: list[ConfigError] = []
     for n_layer, n_head, n_embd, block_size, _ in SIZES:
         shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
-        base: Layer = {"model": MODERN | shape}
+        base: ConfigOverrides = {"model": MODERN | shape}
         try:
             build("", [base, *layers])
             return base

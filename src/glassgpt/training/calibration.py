@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from glassgpt.config import RunConfig
-from glassgpt.plan import flops_per_token, optimizer_flops
+from glassgpt.estimate import flops_per_token, optimizer_flops
 from glassgpt.runtime import Runtime
 from glassgpt.training import budget
 from glassgpt.training.budget import Speed

@@ -21,7 +21,6 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.metrics import read_metrics
 from glassgpt.training.optim import Optimizers
 from glassgpt.weights.folder import (
-    read_json,
     read_tensors,
     recover,
     save_model,
@@ -30,6 +29,7 @@ from glassgpt.weights.folder import (
     write_folder,
     write_json,
 )
+from glassgpt.weights.sources import read_json
 
 SCHEMA_VERSION = 1
 

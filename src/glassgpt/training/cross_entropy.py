@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glassgpt.plan import LOGITS_AT_A_TIME
+from glassgpt.estimate import LOGITS_AT_A_TIME
 
 #: Logits held at a time, as a number of elements.
 CHUNK_ELEMENTS = LOGITS_AT_A_TIME

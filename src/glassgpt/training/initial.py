@@ -1,4 +1,4 @@
-"""Training that goes on from an existing model: ``train.init=MODEL``, a run, a folder, a .gguf file or a hub name.
+"""Training that goes on from an existing model: ``train.init_from=MODEL``, a run, a folder, a .gguf file or a hub name.
 
 The model's shape and its tokenizer come from there; a request may shorten the context and set dropout, nothing else.
 """
@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from glassgpt import assets, presets
-from glassgpt.config import Layer, ModelConfig, RunConfig, build
+from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build, presets
 from glassgpt.errors import ConfigError
+from glassgpt.files import sha256_of
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import budget
@@ -23,7 +23,7 @@ from glassgpt.weights.sources import Source
 #: What stands in place of a preset's name in the run.toml of such a run; and the preset that leaves the size open.
 INIT, AUTO = "init", "auto"
 #: A model that knows something is changed gently. Batches are of so many tokens, unless asked otherwise.
-GENTLE: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-4}
+GENTLE: dict[str, Any] = {"optimizer": "adamw", "adamw_learning_rate": 1e-4}
 BATCH_TOKENS = 16384
 
 
@@ -54,30 +54,32 @@ class Continued:
             raise ConfigError(
                 f"data.tokenizer: its {tokenizer.vocab_size} tokens are not the {size} that {self.name} was trained "
                 "with, so their ids would mean something else to it. Leave data.tokenizer out to use the model's own, "
-                "or train.init to train from scratch"
+                "or train.init_from to train from scratch"
             )
 
 
-def begin(preset: str, layers: Sequence[Layer]) -> tuple[str, Layer, Continued | None]:
+def begin(preset: str, layers: Sequence[ConfigOverrides]) -> tuple[str, ConfigOverrides, Continued | None]:
     """What a run starts from: the name of its preset, the settings under those asked for, and the model, if any.
 
     Raises:
         ConfigError: if the request describes another model, with each difference.
         CheckpointError: if there is no such model.
     """
-    init = next((layer["train"]["init"] for layer in reversed(layers) if layer.get("train", {}).get("init")), "")
+    init = next(
+        (layer["train"]["init_from"] for layer in reversed(layers) if layer.get("train", {}).get("init_from")), ""
+    )
     if not isinstance(init, str) or not init:
         return preset, budget.smallest_size(layers) if preset == AUTO else presets.get(preset).layer, None
     if preset not in (AUTO, INIT):
         raise ConfigError(
-            f"preset={preset} describes a model of its own, and train.init={init} another; leave one of them out"
+            f"preset={preset} describes a model of its own, and train.init_from={init} another; leave one of them out"
         )
     continued = find(init)
     _require_shape(continued, layers)
     family = describe(continued.source)[1]
     block_size = next((v for layer in reversed(layers) if (v := layer.get("model", {}).get("block_size"))), None)
     length = block_size if isinstance(block_size, int) else continued.model.block_size
-    base: Layer = {
+    base: ConfigOverrides = {
         "model": {field.name: getattr(continued.model, field.name) for field in fields(ModelConfig)},
         "data": {"tokenizer": str(continued.source.where.absolute())},
         "train": {
@@ -102,13 +104,13 @@ def find(init: str) -> Continued:
     return Continued(str((folder or path).resolve()) if local else init, source, describe(source)[0])
 
 
-def located(layers: Sequence[Layer], runs: Path) -> list[Layer]:
-    """The layers, with the path of a run in place of its name in ``train.init``."""
-    found: list[Layer] = []
+def located(layers: Sequence[ConfigOverrides], runs: Path) -> list[ConfigOverrides]:
+    """The layers, with the path of a run in place of its name in ``train.init_from``."""
+    found: list[ConfigOverrides] = []
     for layer in layers:
-        init = layer.get("train", {}).get("init")
+        init = layer.get("train", {}).get("init_from")
         if isinstance(init, str) and init and not Path(init).exists() and _checkpoint_of(runs / init):
-            layer = {**layer, "train": {**layer["train"], "init": str(runs / init)}}
+            layer = {**layer, "train": {**layer["train"], "init_from": str(runs / init)}}
         found.append(layer)
     return found
 
@@ -123,7 +125,7 @@ def _checkpoint_of(path: Path) -> Path | None:
     return Run(path).best_or_last()
 
 
-def _require_shape(continued: Continued, layers: Sequence[Layer]) -> None:
+def _require_shape(continued: Continued, layers: Sequence[ConfigOverrides]) -> None:
     """Refuse a request for another model: but for dropout and a shorter context, every number stays.
 
     Raises:
@@ -162,20 +164,20 @@ def agree(continued: Continued | None, tokenizer: Tokenizer) -> str:
 
 def named(config: RunConfig, continued: Continued | None) -> RunConfig:
     """The configuration with the model under a name that finds it again from anywhere."""
-    return config.replace("train", init=continued.name) if continued else config
+    return config.replace("train", init_from=continued.name) if continued else config
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
     """What run.toml keeps of the model that a run goes on from; empty if from nothing."""
-    if not config.train.init:
+    if not config.train.init_from:
         return {}
-    continued = find(config.train.init)
+    continued = find(config.train.init_from)
     files = getattr(continued.source, "files", [continued.source.where])
     return {
         "init": {
             "source": continued.name,
             "model_type": str(continued.source.config.get("model_type")),
-            "sha256": {path.name: assets.sha256_of(path) for path in files},
+            "sha256": {path.name: sha256_of(path) for path in files},
             "block_size": continued.model.block_size,
         }
     }
@@ -187,7 +189,7 @@ def load(config: RunConfig, model: GPT) -> None:
     Raises:
         CheckpointError: if they cannot be had any more.
     """
-    load_into(model, _Shortened(find(config.train.init).source, config.model.block_size))
+    load_into(model, _Shortened(find(config.train.init_from).source, config.model.block_size))
 
 
 class _Shortened:

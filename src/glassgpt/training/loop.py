@@ -20,24 +20,25 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from glassgpt.config import RunConfig
-from glassgpt.data import Batches, Loader, TokenStream
-from glassgpt.data.loader import dead_worker
+from glassgpt.config.presets import Curve
+from glassgpt.data import Batch, Batches, Loader, TokenStream
+from glassgpt.data.batches.loader import worker_error
 from glassgpt.errors import TrainingStopped
+from glassgpt.estimate import LOGITS_AT_A_TIME
 from glassgpt.inference.decode import complete
-from glassgpt.loss import Evaluation, evaluate, floors, subset
+from glassgpt.loss import Evaluation, counting_baselines, evaluate, subset
 from glassgpt.model import GPT
-from glassgpt.plan import LOGITS_AT_A_TIME
-from glassgpt.presets import Curve
 from glassgpt.processes import Processes
-from glassgpt.runtime import Runtime, derive_seed
+from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig
+from glassgpt.seeds import derive_seed
 from glassgpt.shapes import Shape, trace_shapes
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import checkpoint, guard
 from glassgpt.training.checkpoint import Run, TrainState
 from glassgpt.training.metrics import EvaluationEvent, MetricsLog, Reporter, StepEvent
-from glassgpt.training.objective import Batch, Objected, Objective, next_token_loss
-from glassgpt.training.optim import Optimizers, learning_rate_scale
+from glassgpt.training.objective import LossFn, ModelWithLoss, next_token_loss
+from glassgpt.training.optim import Optimizers, lr_multiplier
 from glassgpt.training.precision import LossScale
 from glassgpt.training.profiling import Profile
 from glassgpt.transforms.blocks import prepare_blocks
@@ -90,7 +91,7 @@ class Trainer:
         state: TrainState,
         *,
         reporter: Reporter | None = None,
-        objective: Objective = next_token_loss,
+        objective: LossFn = next_token_loss,
         deadline: float | None = None,
         processes: Processes | None = None,
         predicted: float | None = None,
@@ -100,20 +101,20 @@ class Trainer:
         self.run, self.config, self.model, self.optimizers = run, config, model, optimizers
         self.stream, self.runtime, self.state = stream, runtime, state
         self.processes = processes or Processes()
-        self.reporter = reporter if reporter and self.processes.first else Reporter()
-        self.network: torch.nn.Module = Objected(model, objective)  # batch in, summed loss out
+        self.reporter = reporter if reporter and self.processes.is_main else Reporter()
+        self.network: torch.nn.Module = ModelWithLoss(model, objective)  # batch in, summed loss out
         self.deadline, self.predicted, self.profile, self.expected = deadline, predicted, profile, expected
         self.tokenizer: Tokenizer = stream.tokenizer
         train, block_size = config.train, model.config.block_size
         self.batches = Batches(stream.train, block_size, train.batch_size, train.seed, config.data.order)
         self.loader = Loader(
             self.batches, self.processes.share(train.batch_size), mask_documents=config.data.mask_documents,
-            workers=config.runtime.workers, pinned=runtime.device.type == "cuda",
+            num_workers=config.runtime.num_workers, pin_memory=runtime.device.type == "cuda",
         )  # fmt: skip
         self.seconds_reading = 0.0  # of the step under way
         self.validation_windows = subset(stream.val, block_size, train.eval_tokens)
         events = run.path / "tensorboard" if train.tensorboard else None
-        self.metrics = MetricsLog(run.path / "metrics.jsonl" if self.processes.first else None, events, state.step)
+        self.metrics = MetricsLog(run.path / "metrics.jsonl" if self.processes.is_main else None, events, state.step)
         self.native = train.format == "native"
         self.tokens_per_byte = stream.tokens_per_byte
         self.began = time.monotonic()
@@ -134,7 +135,7 @@ class Trainer:
         try:
             return self._train()
         except RuntimeError as error:
-            if told := dead_worker(error):
+            if told := worker_error(error):
                 self.loader.close()
                 raise told from None
             raise
@@ -164,13 +165,13 @@ class Trainer:
             if reason != "finished":
                 self._save()
             if reason == "interrupted":
-                speaks = self.processes.first
+                speaks = self.processes.is_main
                 return Result(self.run, reason, state.step, interrupted_by=interrupts.received, speaks=speaks)
         return self._finish(reason)  # everything is saved: here Ctrl-C interrupts at once
 
     def _reason_to_end(self, interrupts: guard.Interrupts) -> str:
         """Why no further step should be taken; empty while one should. All processes end at the same step."""
-        return self.processes.agree(self._own_reason_to_end(interrupts))
+        return self.processes.broadcast_from_rank0(self._own_reason_to_end(interrupts))
 
     def _own_reason_to_end(self, interrupts: guard.Interrupts) -> str:
         if self.state.step >= self.config.train.steps:
@@ -184,24 +185,24 @@ class Trainer:
 
     def _begin(self) -> None:
         """Show what is about to happen; at step 0, the first validation too."""
-        bounds = floors(self.stream.train, self.stream.val, self.model.config.vocab_size)
+        bounds = counting_baselines(self.stream.train, self.stream.val, self.model.config.vocab_size)
         with self._eager():
             shapes = self._within_memory(self._trace)
         recompute = self.config.train.activation_checkpointing
         prepare_blocks(self.model, recompute=recompute, compile=self.runtime.compile)
-        if self.processes.count > 1:
+        if self.processes.world_size > 1:
             devices = [self.runtime.device] if self.runtime.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network, device_ids=devices)
         header = {"device": str(self.runtime.device), "dtype": self.runtime.resolved()["dtype"]}
-        if self.processes.count > 1:
-            header["processes"] = str(self.processes.count)
+        if self.processes.world_size > 1:
+            header["processes"] = str(self.processes.world_size)
         self.reporter.started(header, shapes, bounds, self.config.train.steps, self.state.step)
         if self.state.step > 0:
             return
         values = {"uniform": bounds.uniform, "unigram": bounds.unigram, "bigram": bounds.bigram}
-        self.metrics.append(0, {f"floor/{name}": value for name, value in values.items()})
+        self.metrics.append(0, {f"baseline/{name}": value for name, value in values.items()})
         loss = self._validate()
-        if abs(loss / bounds.uniform - 1) > 0.05 and not self.config.train.init:
+        if abs(loss / bounds.uniform - 1) > 0.05 and not self.config.train.init_from:
             self.reporter.warn(
                 f"the initial loss is {loss:.3f}, and ln V is {bounds.uniform:.3f}: a fresh model should know nothing "
                 "and be within 5 % of it. Below it, the targets leak; above it, the initial weights are too large"
@@ -212,7 +213,7 @@ class Trainer:
         state, train, optim = self.state, self.config.train, self.config.optim
         began, self.seconds_reading = time.perf_counter(), 0.0
         loss, grad_norm = self._gradients()
-        scale = learning_rate_scale(state.step, train.steps, optim)
+        scale = lr_multiplier(state.step, train.steps, optim)
         if math.isfinite(grad_norm):
             self.optimizers.step(scale)
             state.nonfinite_in_a_row = 0
@@ -227,7 +228,7 @@ class Trainer:
             self.reporter.note(report)
         seconds = time.perf_counter() - began
         self.steps_timed += 1
-        lr, speed = optim.learning_rate * scale, train.batch_size * self.batches.block_size / seconds
+        lr, speed = optim.adamw_learning_rate * scale, train.batch_size * self.batches.block_size / seconds
         if state.step % train.log_interval == 0 or state.step == train.steps:
             values = {
                 "train/loss": loss,
@@ -254,7 +255,9 @@ class Trainer:
             )
 
     def _trace(self) -> list[Shape]:
-        return trace_shapes(self.model, self._batch(0).rows(0, self.state.micro_batch_size, self.runtime.device).idx)
+        return trace_shapes(
+            self.model, self._batch(0).micro_batch(0, self.state.micro_batch_size, self.runtime.device).idx
+        )
 
     def _within_memory(self, work: Callable[[], T]) -> T:
         """Do the work, with half the micro-batch for as long as memory runs out."""
@@ -262,7 +265,7 @@ class Trainer:
             try:
                 return work()
             except RuntimeError as error:
-                alone = self.processes.count == 1  # others would wait for gradients that never come
+                alone = self.processes.world_size == 1  # others would wait for gradients that never come
                 if not guard.is_out_of_memory(error) or self.state.micro_batch_size == 1 or not alone:
                     raise
             self._halve_micro_batch()  # here, where the error no longer holds on to the activations
@@ -297,13 +300,13 @@ class Trainer:
         # Dropout is a function of (seed, step, rank), as the batch is, so no random state needs saving.
         torch.manual_seed(derive_seed(self.config.train.seed, "dropout", self.state.step, processes.rank))
         self.model.train()
-        counted = int(processes.sum(torch.tensor(batch.counted())))
+        counted = int(processes.sum(torch.tensor(batch.num_loss_tokens())))
         # The processes' gradients are averaged, and their sum is wanted.
-        weight = self.loss_scale.value * processes.count / counted
+        weight = self.loss_scale.value * processes.world_size / counted
         total = torch.zeros((), device=self.runtime.device)
         starts = range(0, len(batch.idx), self.state.micro_batch_size)
         for start in starts:
-            micro = batch.rows(start, start + self.state.micro_batch_size, self.runtime.device)
+            micro = batch.micro_batch(start, start + self.state.micro_batch_size, self.runtime.device)
             with self._exchange(start == starts[-1]):
                 loss = self.network(micro)
                 (loss * weight).backward()
@@ -328,7 +331,7 @@ class Trainer:
 
     def _read(self, k: int) -> Batch:
         began = time.perf_counter()
-        batch = Batch(*self.loader.get(k))
+        batch = self.loader.get(k)
         self.seconds_reading += time.perf_counter() - began
         return batch
 
@@ -379,13 +382,15 @@ class Trainer:
     def _validate(self) -> float:
         """Loss on the fixed subset; keeps the weights as ``best/`` if it is the lowest so far."""
         state = self.state
-        result = self.processes.agree(self._evaluate(self.validation_windows) if self.processes.first else None)
+        result = self.processes.broadcast_from_rank0(
+            self._evaluate(self.validation_windows) if self.processes.is_main else None
+        )
         bits = result.bits_per_byte(self.tokens_per_byte)
         is_best = state.best_loss is None or result.loss < state.best_loss
         if is_best:
             state.best_loss, state.best_step, state.evaluations_since_best = result.loss, state.step, 0
             better = self.kept_loss is None or result.loss < self.kept_loss  # best/ may be newer than the checkpoint
-            if better and self.processes.first:
+            if better and self.processes.is_main:
                 checkpoint.save_best(self.run, self.optimizers, self.tokenizer, state, self.native)
                 self.kept_loss = result.loss
         else:
@@ -406,29 +411,29 @@ class Trainer:
             rows = min(rows, self.state.micro_batch_size)
         with self._eager():
             return evaluate(
-                self.model, self.stream.val, block_size, self.runtime, starts=windows, batch_size=rows,
+                self.model, self.stream.val, block_size, self.runtime.device, starts=windows, batch_size=rows,
                 mask_documents=self.config.data.mask_documents,
             )  # fmt: skip
 
     def _save(self) -> None:
-        if self.processes.first:
+        if self.processes.is_main:
             checkpoint.save_checkpoint(self.run.last, self.optimizers, self.tokenizer, self.state, self.native)
             if self.state.step % self.config.train.save_interval == 0 or self.state.step == self.config.train.steps:
-                checkpoint.keep_numbered(self.run, self.state.step, self.config.train.keep)
+                checkpoint.keep_numbered(self.run, self.state.step, self.config.train.keep_checkpoints)
 
     def _sample(self) -> None:
-        if not self.processes.first:
+        if not self.processes.is_main:
             return
         with self._eager():
             text = complete(
                 self.model, self.tokenizer, [""], self.config.train.sample_tokens,
-                SamplingConfig(temperature=0.8), self.runtime, seed=self.state.step,
+                SamplingConfig(temperature=0.8), seed=self.state.step,
             )[0]  # fmt: skip
         self.reporter.sampled(self.state.step, text)
 
     def _finish(self, reason: str) -> Result:
         """Evaluate the best weights on the whole validation split."""
-        if not self.processes.first:
+        if not self.processes.is_main:
             return Result(self.run, reason, self.state.step, speaks=False)
         self.reporter.note("validating the best weights on the whole validation split")
         if self.optimizers.weights.separate:  # what is published is float32

@@ -2,7 +2,7 @@
 
 Rows of metrics.jsonl are objects with a ``step`` (optimiser steps completed) and named values: ``train/loss``,
 ``val/loss``, ``val/bpb``, ``opt/lr``, ``opt/grad_norm``, ``perf/tok_per_s``, ``time/elapsed_s``; the first row has
-the floors. Only ``perf/`` and ``time/`` depend on the machine's mood; the rest is reproduced bit for bit on a resume.
+the baselines. Only ``perf/`` and ``time/`` vary from run to run; the rest is reproduced bit for bit on a resume.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.errors import ConfigError
-from glassgpt.loss import Evaluation, Floors
+from glassgpt.loss import Baselines, Evaluation
 from glassgpt.shapes import Shape
 
 
@@ -119,7 +119,7 @@ class EvaluationEvent:
 class Reporter:
     """Receives what happens in training. This one is silent; the command line has ones that show it."""
 
-    def started(self, header: dict[str, str], shapes: list[Shape], floors: Floors, steps: int, step: int) -> None:
+    def started(self, header: dict[str, str], shapes: list[Shape], baselines: Baselines, steps: int, step: int) -> None:
         """Training is about to begin, or to go on from ``step``."""
 
     def note(self, message: str) -> None:

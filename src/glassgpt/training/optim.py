@@ -22,7 +22,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 4
 
 
-def learning_rate_scale(step: int, steps: int, config: OptimConfig) -> float:
+def lr_multiplier(step: int, steps: int, config: OptimConfig) -> float:
     """Share of the peak learning rate at a step counted from 0.
 
     Linear warmup, then half a cosine down to ``min_lr_ratio``; or, as a trapezoid, constant until the last
@@ -126,7 +126,7 @@ class Optimizers:
         ]
         betas = (config.beta1, config.beta2)
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+            torch.optim.AdamW(groups, lr=config.adamw_learning_rate, betas=betas, fused=True)
         ]
         if hidden:
             pairs = [(named[name], self._parts(name, named[name], model)) for name in named if name in hidden]

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from glassgpt import data, presets
-from glassgpt.config import DataConfig, Layer, RunConfig, build, differences, parse_duration
+from glassgpt import data
+from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, build, differences, parse_duration, presets
 from glassgpt.data import Source, TokenStream
 from glassgpt.errors import CheckpointError, ConfigError, DataError
+from glassgpt.estimate import SHARE_OF_FREE, largest_micro_batch
 from glassgpt.model import GPT
-from glassgpt.plan import SHARE_OF_FREE, largest_micro_batch
 from glassgpt.processes import Processes
-from glassgpt.runtime import Runtime, derive_seed, resolve, versions
+from glassgpt.runtime import Runtime, resolve, versions
+from glassgpt.seeds import derive_seed
 from glassgpt.tokenizer import load as load_tokenizer
 from glassgpt.tokenizer import specs
 from glassgpt.training import budget, checkpoint, guard, initial
@@ -29,7 +30,7 @@ from glassgpt.training.calibration import calibrate
 from glassgpt.training.checkpoint import Run, TrainState
 from glassgpt.training.loop import Trainer
 from glassgpt.training.metrics import MetricsLog, Reporter, require_tensorboard
-from glassgpt.training.objective import Objective, next_token_loss
+from glassgpt.training.objective import LossFn, next_token_loss
 from glassgpt.training.optim import Optimizers
 from glassgpt.training.precision import MasterWeights, choose_dtype
 from glassgpt.training.profiling import Profile
@@ -60,7 +61,7 @@ class Plan:
 
 
 def plan(
-    preset: str, layers: Sequence[Layer], reporter: Reporter | None = None, processes: Processes | None = None
+    preset: str, layers: Sequence[ConfigOverrides], reporter: Reporter | None = None, processes: Processes | None = None
 ) -> Plan:
     """Resolve everything a new run needs: prepare the text, choose the size, the number of steps, how to compute.
 
@@ -101,7 +102,7 @@ def plan(
         notes.add(why)
     if preset == AUTO:
         chosen, why = budget.choose_size(
-            build(preset, [base, *layers]), asked, stream, runtime, seconds, processes.count
+            build(preset, [base, *layers]), asked, stream, runtime, seconds, processes.world_size
         )
         base = _merged(_merged(base, "model", **chosen["model"]), "train", **chosen["train"])
         notes.add(why)
@@ -139,7 +140,7 @@ def _timed(draft: Plan, ends: float, notes: _Notes, processes: Processes) -> Pla
     try:
         found = calibrate(
             config, draft.runtime, budgeted, left=ends - time.monotonic(), reporter=notes.reporter,
-            processes=processes.count,
+            processes=processes.world_size,
         )  # fmt: skip
     except RuntimeError as error:
         if not guard.is_out_of_memory(error):
@@ -173,7 +174,7 @@ def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
 
 def fit_memory(config: RunConfig, runtime: Runtime, processes: Processes | None = None) -> tuple[RunConfig, str]:
     """Choose the micro-batch where that is left to the machine, and say so; the batch stays what it is."""
-    train, count = config.train, processes.count if processes else 1
+    train, count = config.train, processes.world_size if processes else 1
     if train.micro_batch_size:
         return config, ""
     share = math.ceil(train.batch_size / count)
@@ -187,7 +188,7 @@ def fit_memory(config: RunConfig, runtime: Runtime, processes: Processes | None 
 
 
 def start(
-    plan: Plan, name: str, parent: Path, *, reporter: Reporter | None = None, objective: Objective = next_token_loss,
+    plan: Plan, name: str, parent: Path, *, reporter: Reporter | None = None, objective: LossFn = next_token_loss,
     deadline: float | None = None, processes: Processes | None = None, profile: bool = False,
 ) -> Trainer:  # fmt: skip
     """Create the run's folder and a trainer at step 0. An existing run is never overwritten."""
@@ -217,7 +218,7 @@ class Begun:
     micro_batch_size: int
 
 
-def follow(begun: Begun, processes: Processes, objective: Objective = next_token_loss) -> Trainer:
+def follow(begun: Begun, processes: Processes, objective: LossFn = next_token_loss) -> Trainer:
     """The trainer of a run that the first process has just begun, or gone on with, in any other process."""
     run = Run(begun.path)
     config = run.config()
@@ -235,10 +236,10 @@ def follow(begun: Begun, processes: Processes, objective: Objective = next_token
 
 def resume(
     path: Path,
-    changes: Layer | None = None,
+    changes: ConfigOverrides | None = None,
     *,
     reporter: Reporter | None = None,
-    objective: Objective = next_token_loss,
+    objective: LossFn = next_token_loss,
     processes: Processes | None = None,
     profile: bool = False,
 ) -> Trainer:
@@ -252,7 +253,7 @@ def resume(
     saved = run.config()
     config = build(saved.preset, [saved.to_dict(), _without_auto(changes or {})])
     refused = differences(saved.model, config.model) + differences(saved.data, config.data)
-    fixed = {name: getattr(saved.train, name) for name in ("init", "seed", "batch_size", "format", "eval_tokens")}
+    fixed = {name: getattr(saved.train, name) for name in ("init_from", "seed", "batch_size", "format", "eval_tokens")}
     refused += differences(replace(config.train, **fixed), config.train)
     refused += differences(replace(config.optim, optimizer=saved.optim.optimizer), config.optim)
     if refused:
@@ -282,7 +283,7 @@ def resume(
     return trainer
 
 
-def _without_auto(changes: Layer) -> Layer:
+def _without_auto(changes: ConfigOverrides) -> ConfigOverrides:
     """Changes without those to "auto": what that means was measured when the run began, and is the run's."""
     derived = {"runtime": "auto", "train": 0}
     return {
@@ -304,20 +305,20 @@ def _trainer(
     A run that goes on from another model begins with a checkpoint, so that it never needs that model again.
     """
     processes = processes or Processes()
-    folder = run.latest_checkpoint() if processes.first else run.newest_whole()
+    folder = run.latest_checkpoint() if processes.is_main else run.newest_whole()
     model = GPT(config.model)
-    if not folder and not config.train.init:
+    if not folder and not config.train.init_from:
         model.init_weights(derive_seed(config.train.seed, "weights"))
     model = model.to(runtime.device)
     if folder:
         load_weights(folder, model)
-    elif config.train.init:
+    elif config.train.init_from:
         initial.load(config, model)
     optimizers = Optimizers(model, config.optim, MasterWeights(model, runtime.dtype))
     state = checkpoint.load_trainer(folder, optimizers) if folder else TrainState()
-    if processes.first:
+    if processes.is_main:
         MetricsLog(run.path / "metrics.jsonl").cut_after(state.step or -1)
-    if config.train.init and not folder:
+    if config.train.init_from and not folder:
         checkpoint.save_checkpoint(run.last, optimizers, stream.tokenizer, state, config.train.format == "native")
     expected = presets.expected_curve(config, stream.info.text_sha256)
     return Trainer(
@@ -360,7 +361,7 @@ def _stream_of(run: Run, config: RunConfig) -> TokenStream:
 
 
 def _data_as_prepared(
-    source: Source, stream: TokenStream, config: DataConfig, layers: Sequence[Layer]
+    source: Source, stream: TokenStream, config: DataConfig, layers: Sequence[ConfigOverrides]
 ) -> dict[str, Any]:
     """What the run keeps of the section `data`: paths from the root, and the settings the corpus was prepared with.
 
@@ -392,7 +393,9 @@ def _require_enough(stream: TokenStream) -> None:
         )
 
 
-def _fit_context(base: Layer, asked: set[str], layers: Sequence[Layer], stream: TokenStream) -> tuple[Layer, str]:
+def _fit_context(
+    base: ConfigOverrides, asked: set[str], layers: Sequence[ConfigOverrides], stream: TokenStream
+) -> tuple[ConfigOverrides, str]:
     """Shorten a context that was not asked for by the user to what the text can fill."""
     block_size = build("", [base, *layers]).model.block_size
     longest = stream.info.tokens["train"] - 1
@@ -418,5 +421,5 @@ def _with_intervals(config: RunConfig) -> RunConfig:
     return config.replace("optim", warmup_steps=warmup)
 
 
-def _merged(layer: Layer, section: str, **values: Any) -> dict[str, Mapping[str, Any]]:
+def _merged(layer: ConfigOverrides, section: str, **values: Any) -> dict[str, Mapping[str, Any]]:
     return {**layer, section: {**layer.get(section, {}), **values}}

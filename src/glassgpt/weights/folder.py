@@ -17,16 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glassgpt import __version__, assets
+from glassgpt import __version__
 from glassgpt.config import ModelConfig
-from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.errors import CheckpointError
+from glassgpt.files import sha256_of
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.tokenizer import save as save_tokenizer
 from glassgpt.weights import mapping
-from glassgpt.weights.loading import load_into, load_source
+from glassgpt.weights.loading import load_into
 from glassgpt.weights.sources import INDEX, SINGLE, FolderSource
-from glassgpt.weights.sources import read_json as read_json
 
 CHECKSUMS = "SHA256SUMS"
 #: Bytes of a file of weights, beyond which they are cut into several.
@@ -65,7 +65,7 @@ def save_model(
     """
     config, state = model.config, state or model.state_dict()
     family = mapping.NATIVE_FAMILY if native else mapping.family_of(config)
-    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": None}
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     name = next(name for name, known in DTYPES.items() if known == dtype)
     entries = mapping.to_hf_config(config, family) | special
     entries |= {"dtype": name, "torch_dtype": name, "glassgpt_version": __version__}
@@ -98,29 +98,6 @@ def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
     if len(shards) > 1:
         places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-
-
-def load_model(
-    folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> tuple[GPT, Tokenizer]:
-    """Build the model and tokenizer of a folder. Needs neither `transformers` nor the training text.
-
-    Raises:
-        CheckpointError: if something is missing, damaged, unexpected or of another shape; all of it is listed.
-    """
-    return load_source(open_folder(folder), dtype=dtype, device=device)
-
-
-def load_config(folder: Path) -> ModelConfig:
-    """The configuration in a folder's config.json.
-
-    Raises:
-        CheckpointError: if there is none or it cannot be read.
-    """
-    try:
-        return mapping.from_hf_config(read_json(folder / "config.json"))[0]
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
 def load_weights(folder: Path, model: GPT) -> None:
@@ -224,8 +201,7 @@ def verify(folder: Path, names: list[str] | None = None) -> None:
     changed = [
         name
         for digest, name in lines
-        if (names is None or name in names)
-        and (not (folder / name).exists() or assets.sha256_of(folder / name) != digest)
+        if (names is None or name in names) and (not (folder / name).exists() or sha256_of(folder / name) != digest)
     ]
     if changed:
         raise CheckpointError(
@@ -236,7 +212,7 @@ def verify(folder: Path, names: list[str] | None = None) -> None:
 
 def _write_checksums(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*.*") if path.suffix in (".safetensors", ".json") and path.is_file())
-    lines = [f"{assets.sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 

@@ -6,22 +6,21 @@ more than one part of one tensor (of a file in torch's old format, one shard).
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.model import GPT, allocate, unfilled
+from glassgpt.files import Progress
+from glassgpt.model import GPT, materialize, meta_model
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights import mapping
 from glassgpt.weights.families import Family
 from glassgpt.weights.mapping import Placement
 from glassgpt.weights.sources import Source
 
-#: Told of what is being done, the parameters done, and all of them.
-Progress = Callable[[str, int, int], None]
 #: Bytes of a tensor that are read at a time.
 PART = 2**24
 #: Stored types that hold no weights by themselves: integers belong to formats with scales beside them.
@@ -62,8 +61,8 @@ def load_source(
     config, family = describe(source)
     places = check(source, config, family)
     tokenizer = source.tokenizer()
-    model = unfilled(config)
-    allocate(model, dtype or torch.float32, device or torch.device("cpu"))
+    model = meta_model(config)
+    materialize(model, dtype or torch.float32, device or torch.device("cpu"))
     _fill(model, source, places, progress)
     return model.eval(), tokenizer
 

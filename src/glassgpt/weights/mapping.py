@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.model import unfilled
+from glassgpt.model import meta_model
 from glassgpt.weights.families import FAMILIES, Family, Found, Rule
 
 #: model_type of glassgpt's own format, in which names are ours and every configuration has a place.
@@ -99,7 +99,7 @@ def placements(config: ModelConfig, family: Family) -> list[Placement]:
 @functools.lru_cache(maxsize=4)
 def our_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """The shapes of our weights by name; nothing is allocated."""
-    return {name: tuple(tensor.shape) for name, tensor in unfilled(config).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
 
 
 def to_published(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:

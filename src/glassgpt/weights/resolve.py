@@ -7,7 +7,7 @@ from glassgpt import assets
 from glassgpt.errors import CheckpointError
 from glassgpt.weights import hub
 from glassgpt.weights.folder import open_folder, whole
-from glassgpt.weights.gguf import GGUFSource
+from glassgpt.weights.gguf.reading import GGUFSource
 from glassgpt.weights.sources import Source
 
 

@@ -6,13 +6,14 @@ import torch
 
 from glassgpt import __version__
 from glassgpt.errors import CheckpointError, TokenizerError
+from glassgpt.files import Progress
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.chat import TEMPLATE_FILE, template_in
 from glassgpt.tokenizer.pretrained import ranks_file
 from glassgpt.weights.folder import DTYPES, save_model, write_folder
-from glassgpt.weights.gguf import GGUFSource
-from glassgpt.weights.gguf_export import write_gguf
-from glassgpt.weights.loading import Progress, load_source
+from glassgpt.weights.gguf.export import write_gguf
+from glassgpt.weights.gguf.reading import GGUFSource
+from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import Source
 
 

@@ -1,0 +1,184 @@
+"""The configuration of a training run: the sections ``data``, ``train``, ``optim`` and ``runtime``, beside ``model``.
+
+Zero means "derived" wherever a field's help says so.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.section import Section, option
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as ``90s``, ``5m``, ``1h30m`` or ``90`` (seconds).
+
+    Raises:
+        ValueError: if the text is no such duration, or is zero.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 5m or 1h30m")
+    return total
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is not valid Unicode; rename the file") from None
+
+
+def _check_device(name: str) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps")
+
+
+def _check_tokenizer(text: str) -> None:
+    _check_unicode(text)
+    named = text.partition(":")[0] in ("char", "word", "bpe", "gpt2", "")
+    if named and not re.fullmatch(r"char|gpt2|word(:\d{1,7})?|bpe:\d{1,7}", text):
+        raise ValueError(f"{text!r} is no tokenizer; write for example char, word, word:8000, bpe:4096 or gpt2")
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which text or documents, and how they become tokens and batches."""
+
+    section = "data"
+
+    source: str = option(
+        "shakespeare",
+        "a file, a folder, a pattern, a corpus (`glassgpt data list`), or what `data prepare` wrote",
+        check=_check_unicode,
+    )
+    tokenizer: str = option(
+        "char", "char, word, word:N, bpe:N (N tokens), gpt2, or a tokenizer file or folder", check=_check_tokenizer
+    )
+    val_fraction: float = option(
+        0.1,
+        "share kept for validation: the end of a text, or documents chosen by their content",
+        least=0.0001,
+        most=0.5,
+    )
+    max_val_tokens: int = option(
+        1_000_000,
+        "validation text at most, in characters (of documents: bytes); the rest of a long text trains",
+        least=2,
+    )
+    separator: str = option(
+        "", "what stands between documents in plain files, for example <|endoftext|>", check=_check_unicode
+    )
+    text_field: str = option(
+        "", "where in a row its text is; empty: text, content, or the only text there is", check=_check_unicode
+    )
+    duplicates: Literal["keep", "drop"] = option("keep", "drop: leave out documents that repeat an earlier one")
+    order: Literal["auto", "random", "sequential"] = option(
+        "auto", "random windows; or shard after shard, shuffled nearby (auto: from a gigabyte of tokens on)"
+    )
+    mask_documents: bool = option(False, "attention and positions begin anew with each document")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """How long, in what portions, and what is written down on the way."""
+
+    section = "train"
+
+    init_from: str = option(
+        "", "a model to go on from: a run, a folder, a .gguf file, a hub name; empty: from scratch",
+        check=_check_unicode,
+    )  # fmt: skip
+    steps: int = option(0, "optimiser steps; 0: as many as fit in `time`", least=0)
+    time: str = option("5m", "time budget when steps=0, for example 90s, 5m, 1h30m", check=parse_duration)
+    batch_size: int = option(16, "sequences per optimiser step, over all micro-batches", least=1)
+    micro_batch_size: int = option(0, "sequences per forward pass; 0: as many as fit into memory", least=0)
+    activation_checkpointing: bool = option(
+        False, "keep only each block's input for the backward pass and compute the rest again: less memory, slower"
+    )
+    seed: int = option(1337, "seed of the initial weights, the order of the data, and dropout", least=0)
+    grad_clip: float = option(1.0, "largest global gradient norm; 0: no clipping", least=0)
+    eval_interval: int = option(0, "steps between validations; 0: derived, about 10 in a run", least=0)
+    eval_tokens: int = option(
+        0, "tokens of the fixed validation subset; 0: 100,000, or less in a short run", least=0, most=100_000
+    )
+    patience: int = option(0, "stop after this many validations without a better loss; 0: never", least=0)
+    save_interval: int = option(0, "steps between checkpoints; 0: eval_interval", least=0)
+    keep_checkpoints: int = option(2, "numbered checkpoints to keep beside best and last", least=0)
+    log_interval: int = option(0, "steps between lines of metrics.jsonl; 0: derived, about 200 in a run", least=0)
+    sample_interval: int = option(0, "steps between samples shown; 0: twice eval_interval", least=0)
+    sample_tokens: int = option(160, "tokens in a sample shown during training; 0: no samples", least=0)
+    max_nonfinite: int = option(5, "stop after this many non-finite gradients in a row", least=1)
+    tensorboard: bool = option(False, "write TensorBoard events into the run, too (needs glassgpt[tensorboard])")
+    format: Literal["hf", "native"] = option("hf", "hf: checkpoints open in transformers; native: any ModelConfig")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Section):
+    """The optimiser and its schedule."""
+
+    section = "optim"
+
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon", "muon: Muon for the hidden matrices, AdamW for the rest; adamw: AdamW for all"
+    )
+    adamw_learning_rate: float = option(5e-3, "peak learning rate of AdamW", least=0)
+    muon_learning_rate: float = option(0.015, "peak learning rate of Muon", least=0)
+    weight_decay: float = option(0.1, "decoupled weight decay of matrices (never of norms and biases)", least=0)
+    beta1: float = option(0.9, "AdamW's first moment decay", least=0, most=0.9999)
+    beta2: float = option(0.99, "AdamW's second moment decay", least=0, most=0.99999)
+    momentum: float = option(0.95, "Muon's momentum", least=0, most=0.9999)
+    warmup_steps: int = option(0, "steps of linear warmup; 0: derived, 5 % of the run, at most 200", least=0)
+    schedule: Literal["cosine", "trapezoid"] = option(
+        "cosine", "after warmup: half a cosine, or constant and then linearly down (trapezoid)"
+    )
+    decay_fraction: float = option(0.5, "trapezoid: share of the run spent going down", least=0, most=1)
+    min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(Section):
+    """Where and how the arithmetic runs. ``auto`` is resolved once and saved with the run."""
+
+    section = "runtime"
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", check=_check_device)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "compute type, beside float32 weights; auto: the fastest measured that agrees with float32"
+    )
+    compile: Literal["auto", "true", "false"] = option(
+        "auto", "torch.compile the blocks; auto: where the run is long enough to earn the compile time back"
+    )
+    threads: int = option(0, "CPU threads; 0: PyTorch's choice", least=0)
+    num_workers: int = option(
+        0, "DataLoader worker processes that read batches ahead; 0: load in the main process", least=0, most=256
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compile", str(self.compile).lower())  # TOML's own true and false will do, too
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole configuration of a training run."""
+
+    preset: str
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig
+    runtime: RuntimeConfig
+
+    def replace(self, section: str, **changes: Any) -> "RunConfig":
+        """A copy with fields of one section changed. Derived model fields are kept as they are."""
+        part = dataclasses.replace(getattr(self, section), **changes)
+        return dataclasses.replace(self, **{section: part})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values: ``{"preset": ..., "model": {...}, ...}``, as written to run.toml."""
+        return dataclasses.asdict(self)

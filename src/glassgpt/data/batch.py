@@ -1,0 +1,34 @@
+"""A batch of tokens, from the loader to the model."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Target value of positions that do not count in the loss.
+IGNORE_INDEX = -100
+
+
+class Batch(NamedTuple):
+    """Rows to train on.
+
+    Attributes:
+        idx: token ids that the model reads, int64 ``[B, T]``.
+        targets: the token ids it should predict, int64 ``[B, T]``; IGNORE_INDEX where a position does not count.
+        document_ids: which document each token belongs to, ``[B, T]``: attention stays inside a document. None: one.
+        position_ids: the position of each token in its document, ``[B, T]``. None: 0 to T - 1.
+    """
+
+    idx: Tensor
+    targets: Tensor
+    document_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+
+    def micro_batch(self, start: int, stop: int, device: torch.device) -> "Batch":
+        """Rows ``start`` to ``stop``, copied to a device; from pinned memory to a GPU without waiting."""
+        parts = (None if part is None else part[start:stop].to(device, non_blocking=True) for part in self)
+        return Batch._make(parts)
+
+    def num_loss_tokens(self) -> int:
+        """How many targets count in the loss."""
+        return int((self.targets != IGNORE_INDEX).sum())

@@ -1,0 +1,1 @@
+"""A prepared corpus: token shards, their manifest, and how they are made."""

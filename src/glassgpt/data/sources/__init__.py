@@ -1,0 +1,1 @@
+"""Where texts come from: files, folders, tables, corpora by name."""

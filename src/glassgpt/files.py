@@ -1,0 +1,69 @@
+"""Files: atomic writing, checksums, and the one progress callback."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+#: Called with what is being done, how much of it is done, and how much there is in all (0: unknown).
+Progress = Callable[[str, int, int], None]
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, then flush that file to disk and move it to ``path``.
+
+    If anything fails, ``path`` is what it was before and the temporary file is deleted.
+    """
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    try:
+        yield temporary
+        sync_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8, with ``\\n`` as the line end."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flush a file or folder to disk. Some systems cannot open folders; there this does nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path, progress: Progress | None = None) -> str:
+    """The SHA-256 of a file's content, in hexadecimal.
+
+    Args:
+        path: the file.
+        progress: called with the bytes that are read.
+    """
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(f"checking {path.name.removesuffix('.part')}", done, size)
+    return digest.hexdigest()
+
+
+def path_exists(name: str | Path) -> bool:
+    """Whether there is a file or folder of that name; False for a text that cannot be a file name (too long, say)."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,57 @@
+"""Scaled dot-product attention, twice: fused for speed, explicit for looking inside. They are equal.
+
+Both are modules, so that a hook on them sees q, k and v, and one can be swapped for the other in a built model.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def causal_mask(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
+    """Which keys each query may look at: bool ``[..., T, S]``, for positions ``[..., T]`` and ``[S]``.
+
+    Its own and all before it; with a window, the newest ``window`` of these.
+    """
+    queries = queries.unsqueeze(-1)  # [..., T, 1]
+    past = keys <= queries  # [..., T, S]
+    return past & (keys > queries - window) if window else past
+
+
+class FusedAttention(nn.Module):
+    """``F.scaled_dot_product_attention``: never holds the ``[B, H, T, S]`` scores."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Mix the values by attention.
+
+        Args:
+            q: ``[B, H, T, D]``.
+            k: ``[B, KV, S, D]``; each of the KV heads serves H / KV query heads.
+            v: ``[B, KV, S, D]``.
+            mask: bool ``[B or 1, 1, T, S]``, true where a query may look; None for causal (then T is 1 or S).
+
+        Returns:
+            The mixed values ``[B, H, T, D]``, and None for the weights, which are never formed.
+        """
+        causal = mask is None and q.size(2) > 1  # a single query sees every key it is given
+        grouped = q.size(1) != k.size(1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped), None
+
+
+class ExplicitAttention(nn.Module):
+    """Softmax attention written out; returns its weights."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As :class:`FusedAttention`; the second result is the weights ``[B, H, T, S]``, each row summing to 1."""
+        _, H, T, D = q.shape
+        KV, S = k.shape[1:3]
+        k = k.repeat_interleave(H // KV, dim=1)  # [B, H, S, D]
+        v = v.repeat_interleave(H // KV, dim=1)  # [B, H, S, D]
+        scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # [B, H, T, S]
+        if mask is None:
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)  # [T, S]
+        scores = scores.masked_fill(~mask, float("-inf"))
+        weights = scores.float().softmax(dim=-1).to(q.dtype)  # [B, H, T, S]
+        return weights @ v, weights  # [B, H, T, D]
