@@ -63,14 +63,14 @@ def thread_count(threads: int) -> Iterator[None]:
 @pytest.fixture
 def quick_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan from three measured steps, which is enough where the speed does not matter."""
-    from glassgpt.training import budget
+    from glassgpt.planning import timing
 
-    measure = budget.measure
+    measure_steps = timing.measure_steps
 
-    def quick(config: Any, vocab_size: int, runtime: Any, seconds: float = 0.0, *, processes: int = 1) -> Any:
-        return measure(config, vocab_size, runtime, 0.0, processes=processes)
+    def quick(config: Any, runtime: Any, seconds: float = 0.0, *, world_size: int = 1) -> Any:
+        return measure_steps(config, runtime, 0.0, world_size=world_size)
 
-    monkeypatch.setattr(budget, "measure", quick)
+    monkeypatch.setattr(timing, "measure_steps", quick)
 
 
 Cli = Callable[..., tuple[int, str, str]]

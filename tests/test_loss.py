@@ -16,7 +16,7 @@ from torch import Tensor
 from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
-from glassgpt.loss import Evaluation, counting_baselines, evaluate, subset
+from glassgpt.loss import counting_baselines, evaluate, subset
 from glassgpt.model import GPT
 
 CPU = torch.device("cpu")
@@ -225,8 +225,8 @@ def test_floors_of_almost_nothing_are_finite(n: int) -> None:
 
 
 def test_bits_per_byte_compares_tokenizers() -> None:
-    assert Evaluation(math.log(2), 0.0, 1).bits_per_byte(1.0) == 1.0
-    assert Evaluation(8 * math.log(2), 0.0, 1).bits_per_byte(0.25) == pytest.approx(2.0)
-    nats, size = 1234.5, 700  # the same total loss on the same bytes, in few tokens or in many
-    few, many = (Evaluation(nats / n, 0.0, n).bits_per_byte(n / size) for n in (100, 700))
-    assert few == pytest.approx(many) == pytest.approx(nats / size / math.log(2))
+    """The same total loss on the same 700 bytes, in few tokens or in many."""
+    for n in (100, 700):
+        found = evaluate(lambda idx: torch.zeros(*idx.shape, V), stream(n + 1), T, CPU, tokens_per_byte=n / 700)
+        assert found.bits_per_byte == pytest.approx(n * math.log2(V) / 700)
+    assert evaluate(bigram, stream(100), T, CPU).bits_per_byte is None

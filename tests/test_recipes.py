@@ -11,7 +11,7 @@ import pytest
 from conftest import Cli
 from glassgpt.config import build, presets
 from glassgpt.config.presets import Curve, expected_curve, measured_curve
-from glassgpt.training import setup
+from glassgpt.training.checkpoint import Run
 from glassgpt.weights.mapping import family_of
 
 MEASURED = [name for name in presets.names() if measured_curve(name) is not None]
@@ -109,8 +109,8 @@ def test_tensorboard_has_what_metrics_has(cli: Cli, text_file: Path, tmp_path: P
     assert cli("train", "--resume", "prose", "steps=6")[0] == 0
     events = event_accumulator.EventAccumulator(str(tmp_path / "runs/prose/tensorboard"))
     events.Reload()
-    rows = setup.Run(tmp_path / "runs/prose").metrics
-    for key in ("train/loss", "val/loss", "opt/lr"):
+    rows = Run(tmp_path / "runs/prose").metrics
+    for key in ("train/loss", "val/loss", "opt/adamw_lr"):
         expected = {row["step"]: row[key] for row in rows if key in row}
         found = {event.step: event.value for event in events.Scalars(key)}
         assert found == pytest.approx(expected, rel=1e-6)

@@ -1,4 +1,4 @@
-"""glassgpt: a GPT you can see through, from a text file to a model of your own.
+"""glassgpt: a small GPT whose code is readable, from a text file to a model of your own.
 
 Importing this package is quick; torch is imported when a name that needs it is first used.
 """
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from glassgpt.api import generate, load, load_tokenizer, save, train
+    from glassgpt.api import generate, load, load_tokenizer, plan, save, train
     from glassgpt.config import presets
 
-__all__ = ["__version__", "generate", "load", "load_tokenizer", "presets", "save", "train"]
+__all__ = ["__version__", "generate", "load", "load_tokenizer", "plan", "presets", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:

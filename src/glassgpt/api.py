@@ -1,25 +1,27 @@
-"""The library's face: load, generate, train, save. Re-exported by ``import glassgpt``.
+"""The public functions: load, generate, plan, train, save. Re-exported by ``import glassgpt``.
 
 The command line calls the same functions, so the same settings give the same results.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glassgpt.config import ConfigOverrides, RuntimeConfig, locate, parse_duration
+from glassgpt.config import ConfigOverrides, RuntimeConfig, locate
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import Progress, path_exists
 from glassgpt.inference.decode import complete
 from glassgpt.model import GPT
+from glassgpt.planning import opening
+from glassgpt.planning.initial_model import AUTO
+from glassgpt.planning.run_plan import Measure, RunPlan, plan_run
 from glassgpt.processes import Processes, join_processes
 from glassgpt.runtime import resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer, specs
-from glassgpt.training import initial, setup
 from glassgpt.training.checkpoint import Run, require_name
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
@@ -28,8 +30,10 @@ from glassgpt.weights.folder import DTYPES, open_folder, save_model, write_folde
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import Source
 
-#: Where runs live, unless told otherwise.
+#: The default folder of runs.
 RUNS = Path("runs")
+#: Configuration values by bare or dotted key; or by section, of which later ones win.
+Overrides = Mapping[str, Any] | Sequence[ConfigOverrides]
 
 
 def load(
@@ -58,13 +62,13 @@ def load(
     """
     weights_dtype(dtype)  # before anything is fetched
     found = open_source(source, revision=revision, token=token, runs=runs)
-    return load_opened(found, device=device, dtype=dtype)
+    return load_from_source(found, device=device, dtype=dtype)
 
 
-def load_opened(
+def load_from_source(
     source: Source, *, device: str = "auto", dtype: str = "float32", progress: Progress | None = None
 ) -> tuple[GPT, Tokenizer]:
-    """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is told of it as it goes on."""
+    """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is a callback."""
     where = resolve(RuntimeConfig(device=device)).device
     return load_source(source, dtype=weights_dtype(dtype), device=where, progress=progress)
 
@@ -175,8 +179,43 @@ def save(model: GPT, tokenizer: Tokenizer, folder: str | Path) -> None:
         save_model(temporary, model, tokenizer)
 
 
+def plan(
+    preset: str = AUTO,
+    *,
+    data: str | Path | None = None,
+    overrides: Overrides | None = None,
+    runs: Path = RUNS,
+    with_text: bool | None = None,
+    measure: Measure = "speed",
+    reporter: Reporter | None = None,
+    processes: Processes | None = None,
+) -> RunPlan:
+    """Resolve the configuration of a run without starting it: ``.config .notes .tokens_per_second``.
+
+    Args:
+        preset: as for :func:`train`.
+        data: a text file, or a corpus by name.
+        overrides: as for :func:`train`; or a list of overrides by section, of which later ones win.
+        runs: where to look for the run that ``init_from`` names.
+        with_text: False plans for the preset's vocabulary and random tokens; by default if no data is given.
+        measure: "speed" times this machine; "choices" measures the compute type and the micro-batch only;
+            "nothing" only does arithmetic.
+        reporter: receives notes; silent by default.
+        processes: that will train together.
+
+    Raises:
+        GlassError: for any mistake that the caller can correct.
+    """
+    layers = _layers_of(data, overrides)
+    if with_text is None:
+        with_text = any("source" in layer.get("data", {}) for layer in layers)
+    return plan_run(
+        preset, layers, runs=runs, with_text=with_text, measure=measure, reporter=reporter, processes=processes
+    )
+
+
 def train(
-    preset: str = setup.AUTO,
+    preset: str = AUTO,
     *,
     data: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -187,62 +226,70 @@ def train(
     """Train a model and return its run: ``.path .metrics .best .last``.
 
     Args:
-        preset: a name from :mod:`glassgpt.config.presets`, or "auto" to fit the text, the machine and the time.
+        preset: a name from :mod:`glassgpt.presets`, or "auto" to fit the text, the machine and the time.
         data: a text file, or a corpus by name.
-        overrides: configuration values by bare or dotted key, for example ``{"train.steps": 500}``; with
-            ``{"init_from": "runs/x"}``, or a model folder, the training of that model goes on.
-        name: of the run; the text's by default.
+        overrides: configuration values by bare or dotted key, for example ``{"train.steps": 500}``;
+            ``{"init_from": "runs/x"}``, or a model folder, fine-tunes that model.
+        name: of the run; by default the text's.
         runs: folder to put it in.
-        reporter: told of progress; silent by default.
+        reporter: receives progress; silent by default.
 
     Raises:
-        GlassError: for anything that the caller can mend.
+        GlassError: for any mistake that the caller can correct.
     """
-    layer: dict[str, dict[str, Any]] = {}
-    problems = []
-    for key, value in (overrides or {}).items():
-        try:
-            section, field = locate(key)
-            layer.setdefault(section, {})[field] = str(value) if isinstance(value, Path) else value
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError(problems)
-    if data is not None:
-        layer.setdefault("data", {})["source"] = str(data)
-    result = train_new(preset, [layer], name=name, runs=runs, reporter=reporter)
+    result = start_run(preset, _layers_of(data, overrides), name=name, runs=runs, reporter=reporter)
     if result.interrupted_by is not None:
-        raise KeyboardInterrupt  # everything is saved; whoever called should stop, too
+        raise KeyboardInterrupt  # everything is saved; the caller should stop, too
     return result.run
 
 
-def train_new(
+def _layers_of(data: str | Path | None, overrides: Overrides | None) -> list[ConfigOverrides]:
+    """The overrides by section, and the data.
+
+    Raises:
+        ConfigError: with every unknown key.
+    """
+    layers = [] if overrides is None or isinstance(overrides, Mapping) else list(overrides)
+    if isinstance(overrides, Mapping):
+        layer: dict[str, dict[str, Any]] = {}
+        problems = []
+        for key, value in overrides.items():
+            try:
+                section, field = locate(key)
+                layer.setdefault(section, {})[field] = str(value) if isinstance(value, Path) else value
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigError(problems)
+        layers.append(layer)
+    return layers if data is None else [*layers, {"data": {"source": str(data)}}]
+
+
+def start_run(
     preset: str,
-    layers: list[ConfigOverrides],
+    overrides: list[ConfigOverrides],
     *,
     name: str | None = None,
     runs: Path = RUNS,
     reporter: Reporter | None = None,
     profile: bool = False,
 ) -> Result:
-    """Plan and train a new run, with every process that torchrun started.
+    """Resolve the configuration and train a new run, on all ranks that torchrun started.
 
     A run whose length was given as a time stops when that time is over.
     """
     began = time.monotonic()
 
-    def begin(processes: Processes) -> Trainer:
+    def on_rank0(processes: Processes) -> Trainer:
         if name is not None:
             require_name(name)
-        plan = setup.plan(preset, initial.located(layers, runs), reporter, processes)
-        # What comes after the last step (the whole validation split, a sample) has to fit into the time, too.
-        seconds = 0.97 * parse_duration(plan.config.train.time) - plan.final_seconds
-        deadline = began + seconds if plan.timed else None
-        return setup.start(
-            plan, name or plan.name, runs, reporter=reporter, deadline=deadline, processes=processes, profile=profile
-        )
+        run_plan = plan(preset, overrides=overrides, runs=runs, with_text=True, reporter=reporter, processes=processes)
+        return opening.start_run(
+            run_plan, name or run_plan.name, runs, reporter=reporter, deadline=run_plan.deadline(began),
+            processes=processes, profile=profile,
+        )  # fmt: skip
 
-    return _train_together(begin)
+    return _train_all_ranks(on_rank0)
 
 
 def resume(
@@ -253,23 +300,23 @@ def resume(
     reporter: Reporter | None = None,
     profile: bool = False,
 ) -> Result:
-    """Go on with a run that was interrupted; with ``{"train": {"steps": N}}``, go on for longer.
+    """Resume a run that was interrupted; with ``{"train": {"steps": N}}``, train it for longer.
 
     The number of processes may be another one than before: the batches stay the same.
     """
-    return _train_together(
-        lambda processes: setup.resume(
+    return _train_all_ranks(
+        lambda processes: opening.resume_run(
             find_run(source, runs).path, changes, reporter=reporter, processes=processes, profile=profile
         )
     )
 
 
-def _train_together(begin: Callable[[Processes], Trainer]) -> Result:
-    """The first process begins; the others follow with the run that it names."""
+def _train_all_ranks(on_rank0: Callable[[Processes], Trainer]) -> Result:
+    """Rank 0 starts or resumes the run; the others join it. Then all train."""
     with join_processes() as processes:
         trainer: Trainer = processes.rank0_then_others(
-            on_rank0=lambda: begin(processes),
-            to_send=lambda trainer: setup.Begun(trainer.run.path.absolute(), trainer.state.micro_batch_size),
-            on_other_ranks=lambda begun: setup.follow(begun, processes),
+            on_rank0=lambda: on_rank0(processes),
+            to_send=lambda trainer: opening.RunInfo(trainer.run.path.absolute(), trainer.state.micro_batch_size),
+            on_other_ranks=lambda info: opening.join_run(info, processes),
         )
         return trainer.train()

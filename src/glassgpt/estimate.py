@@ -9,14 +9,18 @@ Chinchilla (arXiv:2203.15556, appendix F); activations in the manner of Korthika
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from glassgpt.config import ModelConfig
 
-#: From this vocabulary on, the loss holds this many logits at a time (see training.objective and cross_entropy).
-CHUNKED_LOSS_VOCABULARY = 8192
+#: From this vocabulary size on, the loss never holds all logits of a micro-batch (see training.objective), but
+#: this many at a time.
+LARGE_VOCABULARY = 8192
 LOGITS_AT_A_TIME = 2**25
+#: Tokens of a forward pass in validation and in timing, about.
+TOKENS_PER_PASS = 8192
 #: Share of the free memory that training may plan with: a process takes up to a third more than its tensors.
 SHARE_OF_FREE = 0.65
 
@@ -316,7 +320,7 @@ class _LossActivations:
 def _loss_activations(config: ModelConfig, tokens: int, b: int, device: str) -> _LossActivations:
     C, V = config.n_embd, config.vocab_size
     norm = tokens * _norm_bytes(C, config.norm, b, device)
-    if V < CHUNKED_LOSS_VOCABULARY:
+    if V < LARGE_VOCABULARY:
         # Head input, log-probabilities in float32, targets (int64); then the gradients of both kinds of logits.
         return _LossActivations(norm + tokens * (b * C + 4 * V + 8), tokens * 8 * V)
     # The gradients of features and head are ready after the forward pass, which needs the features themselves and two
@@ -340,3 +344,21 @@ def _muon_temporaries(config: ModelConfig, b: int) -> int:
         most = max(most, result + b * (3 * group + 2 * square) + (4 * group if b < 4 else 0))
         result = b * group
     return config.n_layer * (4 * updates + most)
+
+
+def format_flops(value: float) -> str:
+    """``12.3 MFLOP``, ``1.50 GFLOP``."""
+    return _with_prefix(value, 1000, ["", "k", "M", "G", "T", "P", "E"]) + "FLOP"
+
+
+def format_bytes(value: float) -> str:
+    """``12.3 MiB``, ``1.50 GiB``."""
+    return _with_prefix(value, 1024, ["", "Ki", "Mi", "Gi", "Ti", "Pi"]) + "B"
+
+
+def _with_prefix(value: float, base: int, prefixes: Sequence[str]) -> str:
+    """A number of about three digits, and its prefix."""
+    power = 0
+    while value >= base and power < len(prefixes) - 1:
+        value, power = value / base, power + 1
+    return f"{value:,.{2 if value < 10 and power else 1 if value < 100 and power else 0}f} {prefixes[power]}"

@@ -23,21 +23,19 @@ DISCOUNT = 0.75
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model loses on a text.
+    """The loss of a model on a text.
 
     Attributes:
         loss: mean cross-entropy per token, in nats.
         stderr: standard error of that mean over windows, in nats; nan for a single window.
         tokens: how many tokens were predicted.
+        bits_per_byte: of the text, the unit that compares tokenizers; None if the tokenizer is lossy.
     """
 
     loss: float
     stderr: float
     tokens: int
-
-    def bits_per_byte(self, tokens_per_byte: float | None) -> float | None:
-        """Bits per byte of the text, the unit that compares tokenizers; None where the tokens do not hold the text."""
-        return None if tokens_per_byte is None else self.loss * tokens_per_byte / math.log(2)
+    bits_per_byte: float | None = None
 
 
 def subset(tokens: Ids, block_size: int, at_most: int) -> np.ndarray:
@@ -57,6 +55,7 @@ def evaluate(
     starts: np.ndarray | None = None,
     batch_size: int = 32,
     mask_documents: bool = False,
+    tokens_per_byte: float | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
     """Evaluate a function ``idx [B, T] -> logits [B, T, V]`` on a stream of at least two tokens.
@@ -72,6 +71,7 @@ def evaluate(
         starts: windows to use, from :func:`subset`; all of them by default.
         batch_size: windows per forward pass.
         mask_documents: whether to pass ``document_ids`` and ``position_ids``, both ``[B, T]``, to the function.
+        tokens_per_byte: of the text; None if the tokenizer is lossy.
         processes: the processes that share the work, all of which call this.
     """
     starts = np.arange(0, len(tokens) - 1, block_size) if starts is None else starts
@@ -92,7 +92,9 @@ def evaluate(
     total = int(lengths.sum())
     means = (found := processes.sum(sums).numpy()) / lengths
     stderr = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
-    return Evaluation(loss=math.fsum(found) / total, stderr=stderr, tokens=total)
+    loss = math.fsum(found) / total
+    bits = None if tokens_per_byte is None else loss * tokens_per_byte / math.log(2)
+    return Evaluation(loss, stderr, total, bits)
 
 
 def _losses(
@@ -113,13 +115,13 @@ def _losses(
 
 @dataclass(frozen=True)
 class Baselines:
-    """What can be had without a Transformer: losses on the validation tokens, in nats, to hold a model's against.
+    """Losses of simpler models on the validation tokens, in nats, to compare a Transformer's with.
 
     Attributes:
         uniform: every token equally likely, ln V.
-        unigram: of a model that knows how often each token occurs in the training tokens (add-one smoothing).
-        bigram: of one that also knows which token came before (counts of pairs, with absolute discounting, falling back
-            on the unigram model; Ney, Essen and Kneser 1994).
+        unigram: by token frequencies in the training tokens (add-one smoothing).
+        bigram: by the token before, too (counts of pairs with absolute discounting, backing off to the unigram model;
+            Ney, Essen and Kneser 1994).
     """
 
     uniform: float
@@ -128,7 +130,7 @@ class Baselines:
 
 
 def counting_baselines(train_ids: Ids, val_ids: Ids, vocab_size: int) -> Baselines:
-    """The losses of counting models, fitted to the training tokens (the first ten million) and read off validation."""
+    """The losses of counting models, fitted to the first ten million training tokens, on the validation tokens."""
     train, val = (np.asarray(tokens[:10_000_000], dtype=np.int64) for tokens in (train_ids, val_ids))
     unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # [V]
     pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)

@@ -3,7 +3,9 @@
 import os
 import platform
 import shutil
+import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from glassgpt.config import RuntimeConfig
@@ -113,3 +115,31 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
     }
+
+
+class Stopwatch:
+    """Times the parts of a step without slowing it down: on CUDA by events in the stream, which nobody waits for."""
+
+    def __init__(self, device: "torch.device"):
+        self.device = device
+        self._events: list[Any] = []
+        self._times: list[float] = []
+
+    def mark(self) -> None:
+        """End one part and begin the next."""
+        import torch
+
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self._events.append(event)
+            return
+        synchronise(self.device)
+        self._times.append(time.perf_counter())
+
+    def laps(self) -> list[float]:
+        """Seconds between the marks."""
+        synchronise(self.device)
+        if self._events:
+            return [begin.elapsed_time(end) / 1000 for begin, end in pairwise(self._events)]
+        return [end - begin for begin, end in pairwise(self._times)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from glassgpt.bench import memory, roofline
+from glassgpt.runtime import Stopwatch
 
 CPU = torch.device("cpu")
 
@@ -61,7 +62,7 @@ def test_timing_ends_in_its_time() -> None:
 
 
 def test_the_parts_between_marks_add_up() -> None:
-    watch = roofline.Stopwatch(CPU)
+    watch = Stopwatch(CPU)
     began = time.perf_counter()
     for pause in (0.0, 0.02, 0.01):
         time.sleep(pause)

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from conftest import thread_count
+from glassgpt import api
 from glassgpt import estimate as plan
 from glassgpt.bench import attention, throughput
 from glassgpt.bench.attention import AttentionBench, bench_attention
-from glassgpt.bench.throughput import TrainBench, TrainingStep, bench_train
-from glassgpt.config import RunConfig, RuntimeConfig, build
+from glassgpt.bench.throughput import TrainBench, bench_train
+from glassgpt.config import ModelConfig, RunConfig, RuntimeConfig, build, presets
 from glassgpt.errors import ConfigError
+from glassgpt.planning import memory as machine_memory
+from glassgpt.planning import run_plan, timing
+from glassgpt.planning.timing import StepTimes, TimedTraining
 from glassgpt.runtime import Runtime, resolve
-from glassgpt.training import budget, setup
 
 MODEL = {"vocab_size": 65, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
 
@@ -53,22 +56,22 @@ def test_the_figures_fit_each_other(runtime: Runtime) -> None:
 
 def test_steps_are_counted_without_the_warm_up_and_reported(runtime: Runtime) -> None:
     told: list[tuple[int, int]] = []
-    found = bench_train(config(), runtime, steps=5, progress=lambda done, all, left: told.append((done, all)))
+    found = bench_train(config(), runtime, steps=5, progress=lambda label, done, all: told.append((done, all)))
     assert found.steps == 5
     assert told == [(done, 5) for done in (0, 0, 1, 2, 3, 4, 5)]
 
 
 def test_without_a_number_of_steps_the_time_decides(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "SECONDS", 0.0)
-    assert bench_train(config(), runtime).steps == throughput.FEWEST
+    assert bench_train(config(), runtime).steps == throughput.MIN_STEPS
     monkeypatch.setattr(throughput, "SECONDS", 1e9)
-    monkeypatch.setattr(throughput, "MOST", 7)
+    monkeypatch.setattr(throughput, "MAX_STEPS", 7)
     assert bench_train(config(), runtime).steps == 7
 
 
 def test_many_micro_batches_are_timed_on_a_few(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    lap = (2.0, 3.0, 7.0)
-    monkeypatch.setattr(TrainingStep, "run", lambda step: lap)
+    lap = StepTimes(2.0, 3.0, 7.0)
+    monkeypatch.setattr(TimedTraining, "step", lambda timed: lap)
     found = bench_train(config(batch_size=16, micro_batch_size=2), runtime, steps=2)
     assert (found.micro_batches, found.micro_batches_timed) == (8, throughput.MICRO_BATCHES)
     assert (found.forward_seconds, found.backward_seconds, found.update_seconds) == (4.0, 6.0, 7.0)
@@ -76,18 +79,13 @@ def test_many_micro_batches_are_timed_on_a_few(runtime: Runtime, monkeypatch: py
     assert found.tokens_per_second == 16 * 16 / 17.0
 
 
-@pytest.mark.parametrize(("batch", "micro", "sizes"), [(8, 0, [8]), (8, 3, [3, 3, 2]), (4, 9, [4])])
-def test_a_batch_is_cut_as_the_loop_cuts_it(runtime: Runtime, batch: int, micro: int, sizes: list[int]) -> None:
-    assert TrainingStep(config(batch_size=batch, micro_batch_size=micro), runtime).sizes == sizes
-
-
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_steps_are_real_steps(runtime: Runtime, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = TrainingStep(config(micro_batch_size=4).replace("optim", optimizer=optimizer), runtime)
+    step = TimedTraining(config().replace("optim", optimizer=optimizer), runtime, 8, 4)
     before = {name: weight.clone() for name, weight in step.model.named_parameters()}
     with monkeypatch.context() as patch:
-        patch.setattr(throughput, "UPDATE_SCALE", 1.0)
-        step.run()
+        patch.setattr(timing, "UPDATE_SCALE", 1.0)
+        step.step()
     for name, weight in step.model.named_parameters():
         assert not torch.equal(weight, before[name]), name
         assert weight.grad is None
@@ -98,32 +96,35 @@ def test_what_is_left_to_the_machine_is_chosen_as_training_does(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bfloat16 = (torch.bfloat16, "it is fast here")
-    monkeypatch.setattr(setup, "choose_dtype", lambda model, rows, device: bfloat16)
-    free = plan.memory(config().model, 3, bytes_per_weight=2).total / plan.SHARE_OF_FREE + 2
-    monkeypatch.setattr(budget, "free_memory", lambda device: free)
-    chosen, there = throughput.settle(config(), runtime)
-    assert (there.dtype, there.reason) == bfloat16
-    assert chosen.runtime.dtype == "bfloat16"
-    assert chosen.train.micro_batch_size == 3, "8 rows as 3, 3 and 2"
-    asked = config(micro_batch_size=5).replace("runtime", dtype="float32")
-    chosen, there = throughput.settle(asked, runtime)
-    assert (there.dtype, chosen.train.micro_batch_size) == (torch.float32, 5)
+    monkeypatch.setattr(run_plan, "choose_dtype", lambda model, rows, device: bfloat16)
+    free = plan.memory(ModelConfig(**presets.MODERN | MODEL), 3, bytes_per_weight=2).total / plan.SHARE_OF_FREE + 2
+    monkeypatch.setattr(machine_memory, "free_memory", lambda device: free)
+    overrides = {"model": presets.MODERN | MODEL, "train": {"batch_size": 8}, "runtime": {"device": "cpu"}}
+    chosen = api.plan("auto", overrides=[overrides], with_text=False, measure="choices")
+    assert chosen.runtime is not None
+    assert (chosen.runtime.dtype, chosen.runtime.reason) == bfloat16
+    assert chosen.config.runtime.dtype == "bfloat16"
+    assert chosen.config.train.micro_batch_size == 3, "8 rows as 3, 3 and 2"
+    user = {"train": {"micro_batch_size": 5}, "runtime": {"dtype": "float32"}}
+    chosen = api.plan("auto", overrides=[overrides, user], with_text=False, measure="choices")
+    assert chosen.runtime is not None
+    assert (chosen.runtime.dtype, chosen.config.train.micro_batch_size) == (torch.float32, 5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_steps_in_fewer_bits_keep_float32_masters(dtype: str) -> None:
-    step = TrainingStep(config(), resolve(RuntimeConfig(device="cpu", dtype=dtype)))
-    step.run()
+    step = TimedTraining(config(), resolve(RuntimeConfig(device="cpu", dtype=dtype)), 8, 8)
+    step.step()
     assert step.model.dtype == getattr(torch, dtype)
     assert {weight.dtype for weight in step.optimizers.named.values()} == {torch.float32}
     assert all(bool(weight.isfinite().all()) for weight in step.optimizers.named.values())
 
 
 def test_running_out_of_memory_is_said(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(step: TrainingStep) -> None:
+    def step(timed: TimedTraining) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(TrainingStep, "run", run)
+    monkeypatch.setattr(TimedTraining, "step", step)
     with pytest.raises(ConfigError, match="memory ran out with 8 sequences of 16 tokens"):
         bench_train(config(), runtime)
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from glassgpt.cli import plan
 from glassgpt.config import RunConfig, presets
-from glassgpt.estimate import flops_per_token, memory
+from glassgpt.estimate import flops_per_token, format_bytes, memory
 from glassgpt.model import GPT
-from glassgpt.training import budget, calibration
-from glassgpt.training.budget import Speed
+from glassgpt.planning import report, timing
+from glassgpt.planning.timing import Timing
 
 QUICK = ["preset=tiny", "n_layer=1", "batch_size=4", "dtype=float32", "compile=false", "device=cpu"]
 
@@ -22,10 +21,10 @@ QUICK = ["preset=tiny", "n_layer=1", "batch_size=4", "dtype=float32", "compile=f
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring, which needs a whole model, is a failure."""
 
-    def fail(*arguments: object, **named: object) -> Speed:
+    def fail(*arguments: object, **named: object) -> Timing:
         raise AssertionError("a model was made")
 
-    monkeypatch.setattr(budget, "measure", fail)
+    monkeypatch.setattr(timing, "measure_steps", fail)
     monkeypatch.setattr(GPT, "init_weights", fail)
 
 
@@ -93,7 +92,7 @@ def test_a_size_needs_no_preset(cli: Any, unmeasured: None, tmp_path: Path) -> N
 
 
 def test_activations_that_do_not_fit(cli: Any, unmeasured: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(report, "free_memory", lambda device: 2**20)
     code, out, _ = cli("plan", *QUICK, "micro_batch_size=2")
     assert code == 0
     assert "even one sequence at a time needs" in out
@@ -125,11 +124,11 @@ def linear(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """A machine on which a layer takes 2 s, and the rest of a step 10 s; returns what was measured on it."""
     measured: list[RunConfig] = []
 
-    def fake(config: RunConfig, *arguments: object, **named: object) -> Speed:
+    def fake(config: RunConfig, *arguments: object, **named: object) -> Timing:
         measured.append(config)
-        return Speed(10 + 2 * config.model.n_layer, 1e-3 * config.model.n_layer)
+        return Timing(10 + 2 * config.model.n_layer, 1e-3 * config.model.n_layer)
 
-    monkeypatch.setattr(budget, "measure", fake)
+    monkeypatch.setattr(timing, "measure_steps", fake)
     monkeypatch.setattr(GPT, "init_weights", lambda *arguments: pytest.fail("a model was made"))
     return measured
 
@@ -138,7 +137,7 @@ SLOW = ["preset=small", "dtype=float32", "device=cpu", "n_layer=20", "batch_size
 
 
 def test_a_deep_model_is_extrapolated(cli: Any, linear: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "matrix_flops_per_second", lambda dtype, device: 1e6)
+    monkeypatch.setattr(timing, "matrix_flops_per_second", lambda dtype, device: 1e6)
     found = json.loads(cli("plan", *SLOW, "steps=7")[1])
     assert found["measured"]["seconds_per_step"] == pytest.approx(50)
     assert found["measured"]["training_seconds"] == pytest.approx(350)
@@ -153,11 +152,11 @@ def test_a_deep_model_is_extrapolated(cli: Any, linear: list[RunConfig], monkeyp
 
 
 def test_a_quick_model_is_measured_whole(cli: Any, linear: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "matrix_flops_per_second", lambda dtype, device: 1e15)
+    monkeypatch.setattr(timing, "matrix_flops_per_second", lambda dtype, device: 1e15)
     found = json.loads(cli("plan", *SLOW, "compile=false", "steps=7")[1])
     assert [config.model.n_layer for config in linear] == [20]
     assert found["measured"]["seconds_per_step"] == pytest.approx(50)
-    assert found["notes"] == []
+    assert not any("extrapolated" in note for note in found["notes"])
 
 
 def test_a_text_alone_is_given_a_size(cli: Any, linear: list[RunConfig], text_file: Path) -> None:
@@ -168,8 +167,8 @@ def test_a_text_alone_is_given_a_size(cli: Any, linear: list[RunConfig], text_fi
 
 
 MISTAKES = {
-    "nothing": ([], "what should be planned"),
-    "a text whose size cannot be chosen": (["{text}", "--no-measure"], "what should be planned"),
+    "nothing": ([], "the size of the model is open"),
+    "a text whose size cannot be chosen": (["{text}", "--no-measure"], "the size of the model is open"),
     "a wrong key": (["preset=tiny", "n_layr=2"], "did you mean model.n_layer?"),
     "a wrong preset": (["preset=smal"], "did you mean 'small'"),
     "two texts": (["{text}", "b.txt", "preset=tiny"], "one text at a time"),
@@ -205,4 +204,4 @@ def test_help_needs_no_torch() -> None:
     [(0, "0 B"), (999, "999 B"), (1536, "1.50 KiB"), (10 * 2**20, "10.0 MiB"), (3 * 2**40, "3.00 TiB")],
 )
 def test_bytes_are_readable(value: int, shown: str) -> None:
-    assert plan._bytes(value) == shown
+    assert format_bytes(value) == shown

@@ -55,10 +55,10 @@ DYING = """
     from pathlib import Path
     from glassgpt.config import parse_overrides
     from glassgpt.errors import DataError
-    from glassgpt.training import setup
+    from glassgpt.planning import opening, run_plan
     settings = "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=4 steps=100000 sample_tokens=0 dtype=float32"
     layer = parse_overrides([*settings.split(), "compile=false", "num_workers=2", f"source={sys.argv[1]}"])
-    trainer = setup.start(setup.plan("tiny", [layer]), "run", Path(sys.argv[2]))
+    trainer = opening.start_run(run_plan.plan_run("tiny", [layer]), "run", Path(sys.argv[2]))
     step = trainer._step
     def kill_one() -> None:
         if trainer.state.step == 5:

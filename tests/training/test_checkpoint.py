@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from glassgpt.config import parse_overrides
-from glassgpt.training import setup
+from glassgpt.planning import opening, run_plan
 from glassgpt.training.checkpoint import Run, create_run
 from glassgpt.training.metrics import Reporter
 
@@ -23,10 +23,10 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)  # children of a process with threads of its own could hang
-from glassgpt.config import ModelConfig, OptimConfig
+from glassgpt.config import ModelConfig, OptimConfig, TrainConfig
 from glassgpt.model import GPT
 from glassgpt.tokenizer import CharTokenizer
-from glassgpt.training.checkpoint import Run, TrainState, keep_numbered, load_trainer, save_checkpoint
+from glassgpt.training.checkpoint import CheckpointWriter, Run, TrainState, load_training_state
 from glassgpt.training.optim import Optimizers
 from glassgpt.weights.folder import load_weights
 
@@ -37,6 +37,13 @@ optimizers, tokenizer = Optimizers(model, OptimConfig()), CharTokenizer(list("ab
 model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
 optimizers.step(1.0)
 chance = random.Random(1)
+
+
+def writer_of(model, optimizers):
+    config = TrainConfig(steps=10**9, save_interval=1, keep_checkpoints=2)
+    return CheckpointWriter(run, model, optimizers, tokenizer, config)
+
+
 step = 0
 for kill in range(kills):
     reader, writer = os.pipe()
@@ -46,8 +53,7 @@ for kill in range(kills):
             step += 1
             with torch.no_grad():
                 model.final_norm.bias.fill_(step)
-            save_checkpoint(run.last, optimizers, tokenizer, TrainState(step=step), native=False)
-            keep_numbered(run, step, keep=2)
+            writer_of(model, optimizers).save_last(TrainState(step=step))
             os.write(writer, step.to_bytes(4, "little"))
     if kill == 0:
         began = time.monotonic()
@@ -60,10 +66,10 @@ for kill in range(kills):
     told = b"".join(iter(lambda: os.read(reader, 4096), b""))
     os.close(reader)
     acknowledged = max([step] + [int.from_bytes(told[i:i + 4], "little") for i in range(0, len(told), 4)])
-    newest = run.latest_checkpoint()
+    newest = run.recover_and_find_latest()
     assert newest is not None, "no checkpoint is whole"
     load_weights(newest, model)
-    state = load_trainer(newest, optimizers)
+    state = load_training_state(newest, optimizers)
     assert state.step >= acknowledged, f"step {state.step} loaded, {acknowledged} had been saved"
     assert model.final_norm.bias[0] == state.step, "weights and state are of one step"
     assert not list(run.path.glob(".*")), "leftovers are cleaned up"
@@ -113,8 +119,8 @@ class Warned(Reporter):
 def train(folder: Path, text: Path, *settings: str) -> Run:
     """Train without a warning."""
     reporter = Warned()
-    plan = setup.plan("tiny", [parse_overrides([*TINY.split(), f"source={text}", *settings])])
-    run = setup.start(plan, "prose", folder, reporter=reporter).train().run
+    plan = run_plan.plan_run("tiny", [parse_overrides([*TINY.split(), f"source={text}", *settings])])
+    run = opening.start_run(plan, "prose", folder, reporter=reporter).train().run
     assert reporter.warnings == []
     return run
 
@@ -173,11 +179,11 @@ def test_a_compiler_that_has_gone_is_gone_without(tmp_path: Path, text_file: Pat
     assert (err.count("torch.compile does not work here ("), len(err.splitlines())) == (1, 1)
     assert "finished 4 steps" in out
     other = train(tmp_path / "plain", text_file, *settings)
-    setup.resume(other.path, parse_overrides(["steps=4"])).train()
+    opening.resume_run(other.path, parse_overrides(["steps=4"])).train()
     assert weights(run) == weights(other)
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path, text_file: Path) -> None:
-    config = setup.plan("tiny", [parse_overrides([*TINY.split(), f"source={text_file}"])]).config
+    config = run_plan.plan_run("tiny", [parse_overrides([*TINY.split(), f"source={text_file}"])]).config
     names = [create_run(tmp_path, "same", config, {}).name for _ in range(3)]
     assert names == ["same", "same-2", "same-3"]

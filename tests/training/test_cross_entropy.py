@@ -20,7 +20,7 @@ N, C, V = 23, 8, 101
 
 @pytest.fixture(params=[1, 5, 23, 1000], ids="rows{}".format)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", request.param * V)
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_A_TIME", request.param * V)
     yield request.param
 
 
@@ -94,7 +94,7 @@ def largest_temporary(monkeypatch: pytest.MonkeyPatch, large_vocabulary: int) ->
 
 
 def test_a_large_vocabulary_never_has_all_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 20_000)
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_A_TIME", 20_000)
     plain = largest_temporary(monkeypatch, 10**9)
     chunked = largest_temporary(monkeypatch, 1)
     assert plain[2] >= 8 * 32 * 1009

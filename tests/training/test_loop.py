@@ -18,10 +18,11 @@ from glassgpt.data.batch import Batch
 from glassgpt.errors import TrainingStopped
 from glassgpt.loss import evaluate
 from glassgpt.model import GPT
-from glassgpt.training import setup
+from glassgpt.planning import opening, run_plan
 from glassgpt.training.loop import Trainer
 from glassgpt.training.metrics import EvaluationEvent, Reporter
-from glassgpt.training.objective import LossFn, next_token_loss
+from glassgpt.training.objective import LossFn, ModelWithLoss, next_token_loss
+from glassgpt.training.step import StepResult, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -45,13 +46,13 @@ class Listener(Reporter):
     def warn(self, message: str) -> None:
         self.warnings.append(message)
 
-    def evaluated(self, event: EvaluationEvent) -> None:
+    def on_eval(self, event: EvaluationEvent) -> None:
         self.evaluations.append(event)
 
-    def sampled(self, step: int, text: str) -> None:
+    def on_sample(self, step: int, text: str) -> None:
         self.samples.append(text)
 
-    def finished(self) -> None:
+    def on_end(self) -> None:
         self.ended += 1
 
 
@@ -60,15 +61,22 @@ def trainer(
     listener: Reporter | None = None, deadline: float | None = None,
 ) -> Trainer:  # fmt: skip
     layer = parse_overrides([*TINY.split(), f"source={text}", *settings])
-    plan = setup.plan(preset, [layer])
-    return setup.start(plan, "run", folder, reporter=listener, objective=objective, deadline=deadline)
+    plan = run_plan.plan_run(preset, [layer])
+    made = opening.start_run(plan, "run", folder, reporter=listener, deadline=deadline)
+    made.loss_module = ModelWithLoss(made.model, objective)
+    return made
+
+
+def step(made: Trainer, batch: Batch, micro_batch_size: int) -> StepResult:
+    """A step that changes no weight."""
+    return train_step(
+        made.loss_module, made.optimizers, batch, batch.num_loss_tokens(), micro_batch_size=micro_batch_size,
+        lr_multiplier=0.0, grad_clip=0.0, device=made.runtime.device,
+    )  # fmt: skip
 
 
 def gradients(made: Trainer, batch: Batch, micro_batch_size: int) -> dict[str, Tensor]:
-    made.state.micro_batch_size = micro_batch_size
-    made.optimizers.zero_grad()
-    made._batch = lambda k: batch  # type: ignore[method-assign]
-    made._accumulate()
+    step(made, batch, micro_batch_size)
     return {name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None}
 
 
@@ -86,7 +94,7 @@ def test_accumulation_equals_the_full_batch_on_ragged_masked_data(tmp_path: Path
     exact = {name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None}
     made.model.float()
     expected = gradients(made, batch, 8)
-    assert made._accumulate() == pytest.approx(mean.item(), rel=1e-6)
+    assert step(made, batch, 8).loss == pytest.approx(mean.item(), rel=1e-6)
     assert expected.keys() == exact.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(gradient.double(), exact[name], rtol=1e-4, atol=1e-6, msg=name)
@@ -105,11 +113,11 @@ def test_best_is_the_lowest_validation_and_is_never_overwritten_by_a_worse_one(t
     assert max(losses, key=lambda step: step) == 40
     assert min(losses.values()) < losses[40], "the end is not the best"
     model, _ = api.load(result.run.best)
-    again = evaluate(model, made.stream.val, 16, made.runtime.device, starts=made.validation_windows)
+    again = evaluate(model, made.task.stream.val, 16, made.runtime.device, starts=made.task.validation_windows)
     assert again.loss == pytest.approx(min(losses.values()), rel=1e-9)
     assert result.run.best_loss() == min(losses.values())
     assert result.final is not None
-    assert result.final.tokens == len(made.stream.val) - 1
+    assert result.final.tokens == len(made.task.stream.val) - 1
 
 
 def test_patience_stops_the_run(tmp_path: Path, text_file: Path) -> None:
@@ -122,7 +130,7 @@ def test_a_deadline_stops_the_run_with_everything_saved(tmp_path: Path, text_fil
     result = trainer(tmp_path, text_file, "steps=100000", deadline=time.monotonic() + 0.5).train()
     assert result.reason == "time"
     assert 0 < result.step < 100_000
-    assert setup.resume(result.run.path).state.step == result.step
+    assert opening.resume_run(result.run.path).state.step == result.step
 
 
 def poison(steps: set[int]) -> LossFn:
@@ -155,7 +163,7 @@ def test_nonfinite_gradients_in_a_row_stop_with_the_last_good_checkpoint(tmp_pat
     made = trainer(tmp_path, text_file, "steps=50", "save_interval=4", objective=poison(set(range(10, 99))))
     with pytest.raises(TrainingStopped, match=r"5 times in a row; at step 14.*blocks\.1\.mlp\.down.*learning rate"):
         made.train()
-    resumed = setup.resume(made.run.path)
+    resumed = opening.resume_run(made.run.path)
     assert resumed.state.step == 12
     assert all(bool(torch.isfinite(p).all()) for p in resumed.model.parameters())
 
@@ -180,7 +188,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(
     plain.train()
     for ours, theirs in zip(made.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert setup.resume(made.run.path, {"train": {"steps": 6}}).state.micro_batch_size == 2
+    assert opening.resume_run(made.run.path, {"train": {"steps": 6}}).state.micro_batch_size == 2
 
 
 def test_other_errors_pass(tmp_path: Path, text_file: Path) -> None:
@@ -197,7 +205,7 @@ def test_a_bad_start_is_warned_of(tmp_path: Path, text_file: Path) -> None:
     with torch.no_grad():
         made.model.head.weight.mul_(100)
     made.train()
-    assert any("ln V" in warning for warning in listener.warnings)
+    assert any("ln(V)" in warning for warning in listener.warnings)
     quiet = Listener()
     trainer(tmp_path, text_file, "steps=1", listener=quiet).train()
     assert quiet.warnings == []
@@ -219,7 +227,7 @@ def test_the_objective_is_a_sum_and_training_divides_it_by_what_counts(tmp_path:
 def test_the_learning_rate_is_that_of_the_schedule(tmp_path: Path, text_file: Path, schedule: str) -> None:
     settings = ["steps=12", "warmup_steps=3", f"schedule={schedule}", "decay_fraction=0.5", "min_lr_ratio=0"]
     made = trainer(tmp_path, text_file, *settings, "adamw_learning_rate=0.01")
-    rates = [row["opt/lr"] / 0.01 for row in made.train().run.metrics if "opt/lr" in row]
+    rates = [row["opt/adamw_lr"] / 0.01 for row in made.train().run.metrics if "opt/adamw_lr" in row]
     if schedule == "trapezoid":
         expected = [1 / 3, 2 / 3, *[1.0] * 5, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     else:
@@ -246,15 +254,16 @@ def test_after_twenty_steps_the_prediction_is_held_against_what_was_measured(tmp
     seldom = ["keep_checkpoints=0", "eval_interval=100", "save_interval=100"]
     assert said(trainer(tmp_path, text_file, *seldom, "steps=19", listener=Listener())) == []
     made = trainer(tmp_path, text_file, *seldom, "steps=45", listener=Listener())
-    assert made.predicted is not None
+    predicted_speed = made.speed_check.predicted
+    assert predicted_speed is not None
     (note,) = said(made)
     measured, predicted, difference = re.findall(r"[+-]?[\d,]+", note.removeprefix("measured over 20 steps: "))
-    assert predicted == f"{made.predicted:,.0f}"
+    assert predicted == f"{predicted_speed:,.0f}"
     speeds = [row["perf/tok_per_s"] for row in made.run.metrics if "perf/tok_per_s" in row][:20]
     speed = int(measured.replace(",", ""))
     assert speed == pytest.approx(statistics.median(speeds), abs=1)
-    assert int(difference.replace(",", "")) == pytest.approx(100 * (speed / made.predicted - 1), abs=1)
-    again = setup.resume(made.run.path, {"train": {"steps": 70}}, reporter=Listener())
+    assert int(difference.replace(",", "")) == pytest.approx(100 * (speed / predicted_speed - 1), abs=1)
+    again = opening.resume_run(made.run.path, {"train": {"steps": 70}}, reporter=Listener())
     assert said(again) == [], "a run that goes on was predicted before"
 
 

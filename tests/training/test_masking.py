@@ -14,8 +14,8 @@ from glassgpt.config import parse_overrides
 from glassgpt.data.batch import Batch
 from glassgpt.inference.decode import start_ids
 from glassgpt.loss import evaluate
+from glassgpt.planning import opening, run_plan
 from glassgpt.tokenizer import load
-from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.loop import Trainer
 
@@ -37,7 +37,7 @@ def rows(tmp_path: Path, prose: str) -> Path:
 
 def begin(folder: Path, source: Path, *settings: str, preset: str = "tiny-modern") -> Trainer:
     layer = parse_overrides([*TINY.split(), f"source={source}", *settings])
-    return setup.start(setup.plan(preset, [layer]), "run", folder)
+    return opening.start_run(run_plan.plan_run(preset, [layer]), "run", folder)
 
 
 def losses(run: Run) -> list[tuple[int, float]]:
@@ -48,10 +48,10 @@ def losses(run: Run) -> list[tuple[int, float]]:
 def test_a_masked_batch_is_its_documents_one_by_one(tmp_path: Path, rows: Path, preset: str) -> None:
     made = begin(tmp_path, rows, "steps=3", preset=preset)
     made.model.eval()
-    eos = made.tokenizer.eos_token_id
+    eos = made.task.tokenizer.eos_token_id
     batch = made._batch(2)
     with torch.no_grad():
-        loss = float(made.network(batch))
+        loss = float(made.loss_module(batch))
     alone, documents = 0.0, 0
     for idx, targets in zip(batch.idx, batch.targets, strict=True):
         begins = [0, *(i for i in range(1, len(idx)) if idx[i] == eos), len(idx)]
@@ -63,7 +63,7 @@ def test_a_masked_batch_is_its_documents_one_by_one(tmp_path: Path, rows: Path, 
     assert documents > 10, "windows hold several documents"
     assert loss == pytest.approx(alone, rel=1e-5)
     with torch.no_grad():
-        unmasked = float(made.network(Batch(batch.idx, batch.targets)))
+        unmasked = float(made.loss_module(Batch(batch.idx, batch.targets)))
     assert abs(unmasked - alone) > 1e-4 * alone, "and the mask makes a difference"
 
 
@@ -72,7 +72,7 @@ def test_validation_masks_as_training_does(tmp_path: Path, rows: Path) -> None:
     result = made.train()
     run = result.run
     model, tokenizer = api.load(run.best)
-    ids = np.asarray(made.stream.val).astype(np.int64)
+    ids = np.asarray(made.task.stream.val).astype(np.int64)
     total = 0.0
     for start in range(0, len(ids) - 1, 32):
         window = ids[start : start + 33]
@@ -84,7 +84,7 @@ def test_validation_masks_as_training_does(tmp_path: Path, rows: Path) -> None:
                 functional.cross_entropy(logits, torch.from_numpy(window[first + 1 : last + 1]), reduction="sum")
             )
     assert result.final is not None and result.final.loss == pytest.approx(total / (len(ids) - 1), rel=1e-5)
-    plain = evaluate(model, made.stream.val, 32, model.device)
+    plain = evaluate(model, made.task.stream.val, 32, model.device)
     assert plain.loss != pytest.approx(result.final.loss, rel=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_workers_and_resuming_change_nothing(tmp_path: Path, rows: Path) -> None
     broken._step = stop_after_seven  # type: ignore[method-assign]
     with pytest.raises(Stop):
         broken.train()
-    setup.resume(tmp_path / "second" / "run", {"runtime": {"num_workers": 1}}).train()
+    opening.resume_run(tmp_path / "second" / "run", {"runtime": {"num_workers": 1}}).train()
     assert losses(Run(tmp_path / "second" / "run")) == losses(whole)
     for name in ("model.safetensors", "trainer/optimizer.safetensors"):
         assert (tmp_path / "second/run/last" / name).read_bytes() == (whole.last / name).read_bytes()
@@ -117,7 +117,7 @@ def test_generation_from_nothing_starts_where_documents_do(tmp_path: Path, rows:
     run = begin(tmp_path, rows, "steps=2").train().run
     tokenizer = load(run.best)
     assert start_ids(tokenizer, "") == [tokenizer.eos_token_id]
-    shares = [row["perf/data_share"] for row in run.metrics if "perf/data_share" in row]
+    shares = [row["perf/data_time_frac"] for row in run.metrics if "perf/data_time_frac" in row]
     assert shares and all(0 < share < 1 for share in shares)
     single = begin(tmp_path / "single", text_file, "steps=2").train().run
     assert start_ids(load(single.best), "") != [tokenizer.eos_token_id], "a single text never shows that token"

@@ -37,9 +37,9 @@ def test_rows_come_back_as_they_went(log: MetricsLog, path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
 def test_what_json_has_not_becomes_null(value: float, log: MetricsLog, path: Path) -> None:
-    values = {"train/loss": value, "opt/lr": 0.5}
+    values = {"train/loss": value, "opt/adamw_lr": 0.5}
     log.append(3, values)
-    assert path.read_text(encoding="utf-8") == '{"step": 3, "train/loss": null, "opt/lr": 0.5}\n'
+    assert path.read_text(encoding="utf-8") == '{"step": 3, "train/loss": null, "opt/adamw_lr": 0.5}\n'
     assert values["train/loss"] is value  # the caller's dict is left alone
     json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
 
@@ -49,7 +49,7 @@ def test_cutting_keeps_earlier_rows_to_the_byte(log: MetricsLog, path: Path) -> 
         log.append(step, {"train/loss": 1 / (step + 3), "opt/grad_norm": math.nan if step == 20 else 0.1 + 0.2})
     lines = path.read_bytes().splitlines(keepends=True)
     for step, kept in ((999, 6), (50, 6), (49, 5), (20, 3), (0, 1), (-1, 0)):
-        log.cut_after(step)
+        log.truncate_after(step)
         assert path.read_bytes() == b"".join(lines[:kept])
     assert [file.name for file in path.parent.iterdir()] == ["metrics.jsonl"]
 
@@ -60,7 +60,7 @@ def test_cut_and_written_again_equals_never_cut(log: MetricsLog, path: Path, tmp
         straight.append(step, {"train/loss": math.sin(step)})
     for step in range(8):
         log.append(step, {"train/loss": math.sin(step)})
-    log.cut_after(4)
+    log.truncate_after(4)
     for step in range(5, 10):
         log.append(step, {"train/loss": math.sin(step)})
     assert path.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
@@ -69,7 +69,7 @@ def test_cut_and_written_again_equals_never_cut(log: MetricsLog, path: Path, tmp
 def test_a_final_evaluation_goes_when_the_run_goes_on(log: MetricsLog, path: Path) -> None:
     log.append(10, {"val/loss": 2.0})
     log.append(10, {"final/val_loss": 1.9})
-    log.cut_after(10)
+    log.truncate_after(10)
     assert read_metrics(path) == [{"step": 10, "val/loss": 2.0}]
 
 
@@ -81,7 +81,7 @@ def test_a_torn_last_line_is_passed_over_and_cut_away(torn: str, log: MetricsLog
     with path.open("ab") as file:
         file.write(torn.encode("ascii"))
     assert [row["step"] for row in read_metrics(path)] == [0, 10]
-    log.cut_after(10)
+    log.truncate_after(10)
     assert path.read_bytes() == whole
     log.append(20, {"a": 3})
     assert [row["step"] for row in read_metrics(path)] == [0, 10, 20]
@@ -99,7 +99,7 @@ def test_a_line_torn_anywhere_is_passed_over(log: MetricsLog, path: Path) -> Non
 
 def test_no_file_yet(log: MetricsLog, path: Path) -> None:
     assert read_metrics(path) == []
-    log.cut_after(5)
+    log.truncate_after(5)
     assert read_metrics(path) == []
 
 
@@ -108,7 +108,7 @@ def test_a_log_without_a_file_writes_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     silent = MetricsLog(None, tmp_path / "tensorboard", step=3)
     silent.append(1, {"train/loss": 1.0})
-    silent.cut_after(0)
+    silent.truncate_after(0)
     silent.close()
     assert list(tmp_path.iterdir()) == []
 

@@ -258,21 +258,21 @@ def test_state_round_trip_goes_on_bit_for_bit(config: ModelConfig, optimizer: st
     straight = GPT(config)
     straight.init_weights(1)
     optimizers = Optimizers(straight, settings)
-    assert optimizers.state_tensors() == {}
+    assert optimizers.state_dict() == {}
     train(straight, optimizers, range(3))
-    saved = safetensors.torch.save(optimizers.state_tensors())  # to bytes, as a checkpoint does
+    saved = safetensors.torch.save(optimizers.state_dict())  # to bytes, as a checkpoint does
     weights = copy.deepcopy(straight.state_dict())
     train(straight, optimizers, range(3, 8))
 
     resumed = GPT(config)
     resumed.load_state_dict(weights)
     again = Optimizers(resumed, settings)
-    again.load_state_tensors(safetensors.torch.load(saved))
-    assert safetensors.torch.save(again.state_tensors()) == saved
+    again.load_state_dict(safetensors.torch.load(saved))
+    assert safetensors.torch.save(again.state_dict()) == saved
     train(resumed, again, range(3, 8))
     for name, parameter in straight.named_parameters():
         assert torch.equal(parameter, resumed.get_parameter(name)), name
-    one, other = optimizers.state_tensors(), again.state_tensors()
+    one, other = optimizers.state_dict(), again.state_dict()
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     owned = {key.rpartition("/")[0] for key in one}
     assert owned == {name for name, _ in straight.named_parameters()}

@@ -1,6 +1,5 @@
 """Computing in fewer bits: masters, gradients in float32, the loss scale, the self-check, and exact resuming."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,11 @@ import torch
 from glassgpt.config import ModelConfig, OptimConfig, parse_overrides, presets
 from glassgpt.data.batch import Batch
 from glassgpt.model import GPT
-from glassgpt.training import precision, setup
+from glassgpt.planning import opening, run_plan
+from glassgpt.training.loop import Trainer
 from glassgpt.training.objective import next_token_loss
 from glassgpt.training.optim import Optimizers
-from glassgpt.training.precision import LossScale, MasterWeights, SelfCheck, check, choose_dtype
+from glassgpt.training.precision import LossScale, MasterWeights
 
 CONFIG = ModelConfig(vocab_size=19, block_size=16, n_layer=2, n_head=2, n_embd=32, **presets.MODERN)
 TIED = ModelConfig(vocab_size=19, block_size=16, n_layer=2, n_head=2, n_embd=32)
@@ -50,9 +50,9 @@ def test_gradients_add_up_in_float32_and_the_model_follows_its_masters(config: M
         one = batch(4).micro_batch(part, part + 1, CPU)
         next_token_loss(model, one).backward()
         next_token_loss(exact, one).backward()
-        weights.collect()
+        weights.accumulate_into_master_grads()
         if part == 2:  # as before an exchange with other processes
-            weights.hand_back()
+            weights.master_grads_to_model()
     for (name, master), (_, reference) in zip(weights.named.items(), exact.named_parameters(), strict=True):
         assert master.grad is not None
         assert reference.grad is not None
@@ -78,7 +78,7 @@ def test_updates_too_small_for_the_compute_type_are_not_lost() -> None:
     norm = model.final_norm.weight
     for _ in range(30):
         next_token_loss(model, batch(4)).backward()
-        weights.collect()
+        weights.accumulate_into_master_grads()
         optimizers.step(1.0)
         optimizers.zero_grad()
     moved = (weights.named["final_norm.weight"] - start["final_norm.weight"]).abs().max()
@@ -88,16 +88,16 @@ def test_updates_too_small_for_the_compute_type_are_not_lost() -> None:
 
 def test_the_loss_scale() -> None:
     scale = LossScale.for_dtype(torch.float16)
-    scale.patience = 3
+    scale.growth_interval = 3
     assert scale.value == 65536.0
     for finite in (False, True, True, False, True, True, True, True):
         scale.update(finite)
-    assert (scale.value, scale.good_steps) == (65536.0 / 4 * 2, 1)
+    assert (scale.value, scale.growth_tracker) == (65536.0 / 4 * 2, 1)
     for dtype in (torch.float32, torch.bfloat16):
         still = LossScale.for_dtype(dtype)
         still.update(False)
         assert (still.value, still.active) == (1.0, False)
-    while scale.mends:
+    while scale.can_decrease:
         scale.update(False)
     assert (scale.value, scale.active) == (1.0, True), "from here on a bad gradient counts"
     for _ in range(3):
@@ -105,45 +105,6 @@ def test_the_loss_scale() -> None:
     assert scale.value == 2.0, "and it can rise again"
     assert LossScale.for_dtype(torch.float16, 8.0, 2) == LossScale(8.0, 2, active=True)
     assert LossScale.for_dtype(torch.bfloat16, 8.0, 2) == LossScale()
-
-
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_the_self_check_measures_agreement(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        precision, "matrix_flops_per_second", lambda kind, device: 1.0 if kind == torch.float32 else 9.0
-    )
-    found = check(dtype, CONFIG, 4, CPU)
-    assert found.speedup > 0
-    assert 0 < found.logits_error < precision.LOGITS_ERROR
-    assert precision.GRADIENT_COSINE < found.gradient_cosine < 1 + 1e-6
-
-
-def test_the_self_check_refuses_what_is_slow_wrong_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not check(torch.float32, CONFIG, 4, CPU).passed, "nothing is faster than itself"
-    slow = SelfCheck(torch.bfloat16, 1.05)
-    wrong_logits = SelfCheck(torch.bfloat16, 3.0, logits_error=0.2)
-    wrong_gradients = SelfCheck(torch.bfloat16, 3.0, gradient_cosine=0.9)
-    not_a_number = SelfCheck(torch.bfloat16, 3.0, math.nan, math.nan)
-    assert not any(found.passed for found in (slow, wrong_logits, wrong_gradients, not_a_number))
-    assert SelfCheck(torch.bfloat16, 1.5, 0.01, 0.999).passed
-
-    def missing(dtype: torch.dtype, device: torch.device) -> float:
-        raise RuntimeError("not implemented for 'BFloat16'")
-
-    monkeypatch.setattr(precision, "matrix_flops_per_second", missing)
-    dtype, why = choose_dtype(CONFIG, 4, CPU)
-    assert dtype == torch.float32
-    assert "bfloat16" in why
-    assert "float16" in why
-
-
-def test_the_first_type_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def passes(name: torch.dtype):  # type: ignore[no-untyped-def]
-        return lambda dtype, *rest: SelfCheck(dtype, 2.0 if dtype == name else 0.5)
-
-    for expected in LOW:
-        monkeypatch.setattr(precision, "check", passes(expected))
-        assert choose_dtype(CONFIG, 4, CPU)[0] == expected
 
 
 SETTINGS = "n_layer=1 n_head=2 n_embd=32 block_size=16 batch_size=8 micro_batch_size=3 sample_tokens=0 eval_interval=4"
@@ -154,9 +115,9 @@ SETTINGS += " log_interval=1 keep_checkpoints=0 save_interval=4 compile=false"
 def test_a_run_in_fewer_bits_learns_resumes_exactly_and_saves_float32(
     tmp_path: Path, text_file: Path, dtype: str
 ) -> None:
-    def start(name: str, *settings: str) -> setup.Trainer:
+    def start(name: str, *settings: str) -> Trainer:
         layer = parse_overrides([*SETTINGS.split(), f"source={text_file}", *settings])
-        return setup.start(setup.plan("tiny-modern", [layer]), name, tmp_path)
+        return opening.start_run(run_plan.plan_run("tiny-modern", [layer]), name, tmp_path)
 
     whole = start("whole", "steps=12", f"dtype={dtype}").train()
     reference = start("float32", "steps=12", "dtype=float32").train()
@@ -166,7 +127,7 @@ def test_a_run_in_fewer_bits_learns_resumes_exactly_and_saves_float32(
     first = start("broken", "steps=12", f"dtype={dtype}")
     first.deadline = 0.0  # one step, then it is saved
     assert first.train().step == 1
-    changed = setup.resume(first.run.path)
+    changed = opening.resume_run(first.run.path)
     assert changed.model.dtype == getattr(torch, dtype), "the choice is the run's"
     again = changed.train()
     for file in ("model.safetensors", "trainer/optimizer.safetensors", "trainer/state.json"):
@@ -177,7 +138,7 @@ def test_a_run_in_fewer_bits_learns_resumes_exactly_and_saves_float32(
 
 def test_float16_skips_overflows_and_goes_on(tmp_path: Path, text_file: Path) -> None:
     layer = parse_overrides([*SETTINGS.split(), f"source={text_file}", "steps=12", "dtype=float16"])
-    trainer = setup.start(setup.plan("tiny-modern", [layer]), "run", tmp_path)
+    trainer = opening.start_run(run_plan.plan_run("tiny-modern", [layer]), "run", tmp_path)
     trainer.loss_scale.value = 2.0**28
     result = trainer.train()
     assert result.reason == "finished"

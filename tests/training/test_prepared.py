@@ -12,7 +12,7 @@ from glassgpt import data
 from glassgpt.config import DataConfig, parse_overrides
 from glassgpt.data import TokenStream
 from glassgpt.errors import CheckpointError, ConfigError, DataError
-from glassgpt.training import setup
+from glassgpt.planning import opening, run_plan
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.metrics import Reporter, StepEvent
 
@@ -47,14 +47,14 @@ class Interrupter(Reporter):
     def __init__(self, step: int):
         self.step = step
 
-    def stepped(self, event: StepEvent) -> None:
+    def on_step(self, event: StepEvent) -> None:
         if event.step == self.step:
             signal.raise_signal(signal.SIGINT)
 
 
 def train(source: Path, runs: Path, *settings: str, stop_at: int = 0) -> Run:
-    plan = setup.plan("tiny", [parse_overrides([*SETTINGS, "steps=8", f"source={source}", *settings])])
-    return setup.start(plan, "run", runs, reporter=Interrupter(stop_at)).train().run
+    plan = run_plan.plan_run("tiny", [parse_overrides([*SETTINGS, "steps=8", f"source={source}", *settings])])
+    return opening.start_run(plan, "run", runs, reporter=Interrupter(stop_at)).train().run
 
 
 def timeless(run: Run) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def test_a_run_goes_on_from_the_folder_alone(rows: Path, tmp_path: Path) -> None
     run = train(tmp_path / "ready", tmp_path / "broken", stop_at=5)
     rows.unlink()
     assert not (tmp_path / "cache").exists()
-    setup.resume(run.path).train()
+    opening.resume_run(run.path).train()
     assert (run.last / "model.safetensors").read_bytes() == (whole.last / "model.safetensors").read_bytes()
     assert timeless(run) == timeless(whole)
 
@@ -117,7 +117,7 @@ def test_a_run_does_not_go_on_with_a_changed_folder(change: str, stop_at: int, r
     kind, message = messages[change]
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(kind, match=message) as refused:
-        setup.resume(run.path)
+        opening.resume_run(run.path)
     assert str(ready) in str(refused.value)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 

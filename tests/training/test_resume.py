@@ -13,7 +13,8 @@ import torch
 from glassgpt import api
 from glassgpt.config import parse_overrides
 from glassgpt.errors import CheckpointError
-from glassgpt.training import budget, setup
+from glassgpt.planning import memory as machine_memory
+from glassgpt.planning import opening, run_plan, timing
 from glassgpt.training.checkpoint import Run
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
@@ -29,21 +30,21 @@ WORKER = """
 import os, signal, sys
 from pathlib import Path
 from glassgpt.config import parse_overrides
-from glassgpt.training import setup
+from glassgpt.planning import opening, run_plan
 from glassgpt.training.metrics import Reporter
 
 mode, target, kill_at, *settings = sys.argv[1:]
 
 class Killer(Reporter):
-    def stepped(self, event):
+    def on_step(self, event):
         if event.step == int(kill_at):
             os.kill(os.getpid(), signal.SIGKILL)
 
 if mode == "start":
-    plan = setup.plan("tiny-modern", [parse_overrides(settings)])
-    trainer = setup.start(plan, "run", Path(target), reporter=Killer())
+    plan = run_plan.plan_run("tiny-modern", [parse_overrides(settings)])
+    trainer = opening.start_run(plan, "run", Path(target), reporter=Killer())
 else:
-    trainer = setup.resume(Path(target) / "run", reporter=Killer())
+    trainer = opening.resume_run(Path(target) / "run", reporter=Killer())
 trainer.train()
 """
 
@@ -89,13 +90,13 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, prose: str, opt
 def start(folder: Path, text: Path, *extra: str) -> Run:
     """A short finished run."""
     settings = [*SETTINGS.split(), f"source={text}", "steps=6", *extra]
-    return setup.start(setup.plan("tiny", [parse_overrides(settings)]), "run", folder).train().run
+    return opening.start_run(run_plan.plan_run("tiny", [parse_overrides(settings)]), "run", folder).train().run
 
 
 def test_a_changed_run_is_refused_with_the_difference(tmp_path: Path, text_file: Path) -> None:
     run = start(tmp_path, text_file)
     with pytest.raises(CheckpointError) as refused:
-        setup.resume(run.path, parse_overrides(["n_layer=3", "batch_size=8", "val_fraction=0.2", "steps=20"]))
+        opening.resume_run(run.path, parse_overrides(["n_layer=3", "batch_size=8", "val_fraction=0.2", "steps=20"]))
     message = str(refused.value)
     assert "model.n_layer: 2 in the run, 3 asked for" in message
     assert "train.batch_size: 4 in the run, 8 asked for" in message
@@ -106,7 +107,7 @@ def test_a_changed_run_is_refused_with_the_difference(tmp_path: Path, text_file:
 def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, text_file: Path) -> None:
     run = start(tmp_path, text_file)
     with pytest.raises(CheckpointError, match=r"has finished its 6 steps; .*steps=12"):
-        setup.resume(run.path)
+        opening.resume_run(run.path)
     result = api.resume(run.path, parse_overrides(["steps=9"]))
     assert (result.reason, result.step) == ("finished", 9)
     assert [row["step"] for row in run.metrics if "train/loss" in row] == list(range(1, 10))
@@ -118,7 +119,7 @@ def test_another_text_is_refused(tmp_path: Path, text_file: Path, monkeypatch: p
     text_file.write_text(text_file.read_text(encoding="utf-8")[:-50], encoding="utf-8")
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "empty"))  # the tokens are gone, too
     with pytest.raises(CheckpointError, match="has changed since"):
-        setup.resume(run.path, parse_overrides(["steps=9"]))
+        opening.resume_run(run.path, parse_overrides(["steps=9"]))
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, text_file: Path) -> None:
@@ -130,10 +131,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, text_file: Path) ->
         content[-1] ^= 1
         weights.unlink()  # last/ and its number share their files
         weights.write_bytes(bytes(content))
-    assert run.latest_checkpoint() == run.path / "step-000004"
+    assert run.recover_and_find_latest() == run.path / "step-000004"
     state = json.loads((run.path / "step-000004" / "trainer" / "state.json").read_text(encoding="utf-8"))
     assert state["step"] == 4
-    assert setup.resume(run.path, parse_overrides(["steps=8"])).state.step == 4
+    assert opening.resume_run(run.path, parse_overrides(["steps=8"])).state.step == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -143,7 +144,7 @@ def test_measured_choices_are_reused(
     def measured_again(*arguments: object, **named: object) -> NoReturn:
         pytest.fail("a run that goes on measures nothing")
 
-    monkeypatch.setattr(setup, "choose_dtype", lambda *_: (dtype, "as if it had been measured"))
+    monkeypatch.setattr(run_plan, "choose_dtype", lambda *_: (dtype, "as if it had been measured"))
     run = start(tmp_path, text_file, "threads=1", "dtype=auto", "compile=auto", "batch=auto")
     config = run.config()
     assert config.runtime.device == "cpu"
@@ -153,10 +154,10 @@ def test_measured_choices_are_reused(
     assert config.train.steps == 6
     assert config.train.micro_batch_size == 4, "all of so small a batch fits"
     assert "as if it had been measured" in run.provenance()["notes"]
-    for name in ("choose_dtype", "largest_micro_batch"):
-        monkeypatch.setattr(setup, name, measured_again)
-    monkeypatch.setattr(budget, "measure", measured_again)
-    again = setup.resume(run.path, parse_overrides(["steps=8"]))
+    monkeypatch.setattr(run_plan, "choose_dtype", measured_again)
+    monkeypatch.setattr(machine_memory, "largest_micro_batch", measured_again)
+    monkeypatch.setattr(timing, "measure_steps", measured_again)
+    again = opening.resume_run(run.path, parse_overrides(["steps=8"]))
     assert (again.model.dtype, again.state.micro_batch_size) == (dtype, 4)
     assert again.train().step == 8
     assert run.config().runtime == config.runtime
@@ -183,12 +184,12 @@ def test_best_survives_a_death_between_two_checkpoints(tmp_path: Path, text_file
 
 def test_what_a_resume_was_asked_is_remembered(tmp_path: Path, text_file: Path) -> None:
     run = start(tmp_path, text_file)
-    assert setup.resume(run.path, parse_overrides(["steps=30", "micro_batch_size=2"])).state.micro_batch_size == 2
+    assert opening.resume_run(run.path, parse_overrides(["steps=30", "micro_batch_size=2"])).state.micro_batch_size == 2
     assert run.config().train.steps == 30
     assert api.resume(run.path, parse_overrides(["time=1h"])).step == 30
     for asked, named in (("steps=3", "has finished its 30 steps"), ("optimizer=adamw", "optim.optimizer: muon in")):
         with pytest.raises(CheckpointError, match=named):
-            setup.resume(run.path, parse_overrides([asked]))
+            opening.resume_run(run.path, parse_overrides([asked]))
 
 
 def test_readers_change_nothing_beside_a_writer(tmp_path: Path, text_file: Path) -> None:

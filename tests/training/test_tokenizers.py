@@ -13,8 +13,8 @@ from glassgpt.config import DataConfig, parse_overrides
 from glassgpt.data import TokenStream
 from glassgpt.data.corpus.encoding import in_validation
 from glassgpt.errors import CheckpointError, TokenizerError
+from glassgpt.planning import opening, run_plan
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, WordTokenizer, save, specs
-from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.metrics import Reporter, StepEvent
 
@@ -55,7 +55,7 @@ class Interrupter(Reporter):
     def __init__(self, step: int):
         self.step = step
 
-    def stepped(self, event: StepEvent) -> None:
+    def on_step(self, event: StepEvent) -> None:
         if event.step == self.step:
             signal.raise_signal(signal.SIGINT)
 
@@ -66,8 +66,8 @@ def prepared(text: Path, tokenizer: str, val_fraction: float = 0.1) -> TokenStre
 
 
 def train(folder: Path, text: Path, *settings: str, stop_at: int = 0) -> Run:
-    plan = setup.plan("tiny", [parse_overrides([*SETTINGS, f"source={text}", *settings])])
-    return setup.start(plan, "run", folder, reporter=Interrupter(stop_at)).train().run
+    plan = run_plan.plan_run("tiny", [parse_overrides([*SETTINGS, f"source={text}", *settings])])
+    return opening.start_run(plan, "run", folder, reporter=Interrupter(stop_at)).train().run
 
 
 def timeless(run: Run) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ def test_resuming_needs_neither_the_cache_nor_the_file(
     run = train(tmp_path / "broken", text_file, "steps=8", setting, stop_at=5)
     shutil.rmtree(file)
     shutil.rmtree(tmp_path / "cache")
-    setup.resume(run.path).train()
+    opening.resume_run(run.path).train()
     assert (run.last / "model.safetensors").read_bytes() == (whole.last / "model.safetensors").read_bytes()
     assert timeless(run) == timeless(whole)
 
@@ -165,12 +165,14 @@ def test_resuming_needs_neither_the_cache_nor_the_file(
 def test_a_run_without_a_checkpoint_does_not_go_on_with_another_tokenizer(
     tmp_path: Path, text_file: Path, file: Path, prose: str
 ) -> None:
-    plan = setup.plan("tiny", [parse_overrides([*SETTINGS, f"source={text_file}", "steps=4", f"tokenizer={file}"])])
-    run = setup.start(plan, "run", tmp_path).run
+    plan = run_plan.plan_run(
+        "tiny", [parse_overrides([*SETTINGS, f"source={text_file}", "steps=4", f"tokenizer={file}"])]
+    )
+    run = opening.start_run(plan, "run", tmp_path).run
     shutil.rmtree(tmp_path / "cache")
     save(BPETokenizer.train(prose, 270), file, block_size=8)
     with pytest.raises(CheckpointError, match="has changed since"):
-        setup.resume(run.path)
+        opening.resume_run(run.path)
 
 
 def test_a_run_keeps_the_whole_path_of_a_tokenizer(

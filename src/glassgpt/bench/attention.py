@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from glassgpt.model import ExplicitAttention, FusedAttention
+from glassgpt.planning.memory import free_memory
 from glassgpt.runtime import Runtime, synchronise
 from glassgpt.training import guard
-from glassgpt.training.budget import free_memory
 
 KINDS: dict[str, type[nn.Module]] = {"fused": FusedAttention, "explicit": ExplicitAttention}
 #: Seconds for one measurement, where it is short: repeated until then. And for all of them together.

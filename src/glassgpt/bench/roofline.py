@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 
 import torch
 
@@ -66,29 +65,3 @@ def fastest(work: Callable[[], object], device: torch.device, seconds: float) ->
         synchronise(device)
         best = min(best, (time.perf_counter() - start) / together)
     return best
-
-
-class Stopwatch:
-    """Times the parts of a step without slowing it: on CUDA by events in the stream, which nobody waits for."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._events: list[torch.cuda.Event] = []
-        self._times: list[float] = []
-
-    def mark(self) -> None:
-        """End one part and begin the next."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
-            self._events.append(event)
-            return
-        synchronise(self.device)
-        self._times.append(time.perf_counter())
-
-    def laps(self) -> list[float]:
-        """Seconds between the marks."""
-        synchronise(self.device)
-        if self._events:
-            return [begin.elapsed_time(end) / 1000 for begin, end in pairwise(self._events)]
-        return [end - begin for begin, end in pairwise(self._times)]

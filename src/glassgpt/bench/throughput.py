@@ -1,48 +1,38 @@
-"""Training throughput: real optimiser steps on random tokens, held against the peak of the device.
+"""Training throughput: real optimiser steps on random tokens, compared with the peak of the device.
 
-What is timed is the arithmetic of a step of the training loop. Reading the batch from the text, validations and
-saving are not in it.
+The arithmetic of a training step is timed, by the loop's own :func:`~glassgpt.training.step.train_step`; reading the
+batch from the text, validating and saving are not.
 """
 
-import itertools
+import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 
-from glassgpt import estimate as plan
 from glassgpt.bench.memory import peak_resident
-from glassgpt.bench.roofline import Stopwatch, matrix_peak, memory_bandwidth
+from glassgpt.bench.roofline import matrix_peak, memory_bandwidth
 from glassgpt.config import RunConfig
-from glassgpt.data.batch import Batch
 from glassgpt.errors import ConfigError
-from glassgpt.model import GPT
+from glassgpt.estimate import flops_per_token, memory, optimizer_flops
+from glassgpt.files import Progress
+from glassgpt.planning.timing import StepTimes, TimedTraining
 from glassgpt.runtime import Runtime
-from glassgpt.seeds import derive_seed
-from glassgpt.training import guard, setup
-from glassgpt.training.objective import ModelWithLoss, next_token_loss
-from glassgpt.training.optim import ITERATIONS, Optimizers
-from glassgpt.training.precision import MasterWeights
-from glassgpt.transforms.blocks import prepare_blocks
+from glassgpt.training import guard
+from glassgpt.training.optim import ITERATIONS
 
 #: Steps that are not counted: they pay for allocations, and the first for compiling. The second counts if it is slow.
 WARMUP = 2
-#: Where the number of steps is free: about so many seconds, and within these bounds.
-SECONDS, FEWEST, MOST = 10.0, 3, 200
+#: If the number of steps is free: about so many seconds, and within these bounds.
+SECONDS, MIN_STEPS, MAX_STEPS = 10.0, 3, 200
 #: Micro-batches timed per step at most: they are all alike, so the time of the others follows.
 MICRO_BATCHES = 4
-#: Share of the peak learning rates: random tokens have nothing to teach, and the weights should stay ordinary.
-UPDATE_SCALE = 1e-3
-
-#: Told of the steps done, of all, and the seconds left.
-Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
 class TrainBench:
-    """What a training configuration achieves on this machine. Seconds are medians of an optimiser step.
+    """The speed of a training configuration on this machine. Seconds are medians of an optimiser step.
 
     Attributes:
         parameters: of the model; a tied head counts once.
@@ -91,125 +81,49 @@ class TrainBench:
     planned_memory: int
 
 
-class TrainingStep:
-    """A model and its optimisers on random tokens, for taking one optimiser step after another.
-
-    Args:
-        config: of the run; only ``model``, ``train`` and ``optim`` count.
-        runtime: where to compute.
-        micro_batches: of a step at most, however many the configuration has; 0: all.
-    """
-
-    def __init__(self, config: RunConfig, runtime: Runtime, micro_batches: int = 0):
-        self.train, self.runtime = config.train, runtime
-        rows = min(config.train.micro_batch_size or config.train.batch_size, config.train.batch_size)
-        every = [min(rows, config.train.batch_size - start) for start in range(0, config.train.batch_size, rows)]
-        self.micro_batches, self.sizes = len(every), every[:micro_batches] if micro_batches else every
-        self.model = GPT(config.model)
-        self.model.init_weights(derive_seed(config.train.seed, "weights"))
-        self.model = self.model.to(runtime.device).train()
-        self.optimizers = Optimizers(self.model, config.optim, MasterWeights(self.model, runtime.dtype))
-        self.network = ModelWithLoss(self.model, next_token_loss)
-        # Lower than where training begins to look for it: a step that overflows is skipped, and would be timed as one.
-        self.loss_scale = 2.0**10 if runtime.dtype == torch.float16 else 1.0
-        prepare_blocks(self.model, recompute=config.train.activation_checkpointing, compile=runtime.compile)
-        generator = torch.Generator().manual_seed(0)
-        shape = (sum(self.sizes), config.model.block_size + 1)
-        ids = torch.randint(config.model.vocab_size, shape, generator=generator)
-        self.batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-
-    def run(self) -> tuple[float, float, float]:
-        """Take a step. Returns the seconds of its forward passes, its backward passes, and its update."""
-        watch = Stopwatch(self.runtime.device)
-        weight = self.loss_scale / self.batch.num_loss_tokens()
-        total = torch.zeros((), device=self.runtime.device)
-        watch.mark()
-        start = 0
-        for rows in self.sizes:
-            loss = self.network(self.batch.micro_batch(start, start + rows, self.runtime.device))
-            watch.mark()
-            (loss * weight).backward()
-            self.optimizers.weights.collect()
-            total += loss.detach()
-            watch.mark()
-            start += rows
-        float(total)  # as the loop does, which reports the loss
-        self._update()
-        watch.mark()
-        *laps, update = watch.laps()
-        return sum(laps[::2]), sum(laps[1::2]), update
-
-    def _update(self) -> None:
-        weights = self.optimizers.weights
-        gradients = weights.gradients()
-        if self.loss_scale != 1.0:
-            for gradient in gradients:
-                gradient.mul_(1 / self.loss_scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        float(norm)  # as the loop does, which looks whether it is finite
-        if self.train.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(weights.named.values(), self.train.grad_clip, norm)
-        self.optimizers.step(UPDATE_SCALE)
-        self.optimizers.zero_grad()
-
-
-def settle(config: RunConfig, runtime: Runtime) -> tuple[RunConfig, Runtime]:
-    """Choose what is left to the machine as training does: the compute type, then the micro-batch.
-
-    Compiling is not chosen: whether it pays depends on how long a run is.
-    """
-    if config.runtime.dtype == "auto":
-        runtime, _ = setup.measured_dtype(config, runtime)
-    config, _ = setup.fit_memory(config, runtime)
-    return config.replace("runtime", **runtime.resolved()), runtime
-
-
 def bench_train(config: RunConfig, runtime: Runtime, steps: int = 0, *, progress: Progress | None = None) -> TrainBench:
     """Measure optimiser steps of a configuration, then the peaks of the device.
 
     Args:
-        config: what to train, and in what batches.
-        runtime: where.
+        config: with its micro-batch size; only ``model``, ``train`` and ``optim`` count.
+        runtime: where to compute.
         steps: to measure, besides the warm-up; 0: as many as fit in about ten seconds.
-        progress: told after every step.
+        progress: called after every step.
 
     Raises:
         ConfigError: if memory runs out, or the compiler fails.
     """
-    device = runtime.device
+    device, train = runtime.device, config.train
     base = peak_resident()
     if device.type == "cuda":
         base = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-    step, first, laps = _measure(config, runtime, steps, progress)
+    rows = min(train.micro_batch_size or train.batch_size, train.batch_size)
+    timed_rows = min(train.batch_size, MICRO_BATCHES * rows)
+    parameters, first, times = _measure(config, runtime, timed_rows, rows, steps, progress)
     # Before the products of the roofline, which take memory of their own.
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
-    parameters, timed, micro_batches = step.model.num_parameters(), len(step.sizes), step.micro_batches
-    rows, scale = step.sizes[0], config.train.batch_size / sum(step.sizes)
-    del step
-    forward, backward, update = ([lap[part] for lap in laps] for part in range(3))
-    seconds = median(scale * (f + b) + u for f, b, u in zip(forward, backward, update, strict=True))
-    tokens = config.train.batch_size * config.model.block_size
-    flops = plan.flops_per_token(config.model).training
-    fastest = matrix_peak(device, runtime.dtype)
-    planned = plan.memory(
+    scale, tokens = train.batch_size / timed_rows, train.batch_size * config.model.block_size
+    seconds = median(scale * (step.forward + step.backward) + step.update for step in times)
+    flops, fastest = flops_per_token(config.model).training, matrix_peak(device, runtime.dtype)
+    planned = memory(
         config.model, rows, bytes_per_weight=runtime.dtype.itemsize, optimizer=config.optim.optimizer,
-        recompute=config.train.activation_checkpointing, device=device.type,
+        recompute=train.activation_checkpointing, device=device.type,
     )  # fmt: skip
     return TrainBench(
         parameters=parameters,
         tokens=tokens,
-        micro_batches=micro_batches,
-        micro_batches_timed=timed,
-        steps=len(laps),
+        micro_batches=math.ceil(train.batch_size / rows),
+        micro_batches_timed=math.ceil(timed_rows / rows),
+        steps=len(times),
         step_seconds=seconds,
-        forward_seconds=scale * median(forward),
-        backward_seconds=scale * median(backward),
-        update_seconds=median(update),
+        forward_seconds=scale * median(step.forward for step in times),
+        backward_seconds=scale * median(step.backward for step in times),
+        update_seconds=median(step.update for step in times),
         first_step_seconds=first,
         tokens_per_second=tokens / seconds,
         flops_per_token=flops,
-        optimizer_flops=plan.optimizer_flops(config.model, config.optim.optimizer, ITERATIONS),
+        optimizer_flops=optimizer_flops(config.model, config.optim.optimizer, ITERATIONS),
         flops_per_second=flops * tokens / seconds,
         matrix_peak=fastest,
         mfu=flops * tokens / seconds / fastest,
@@ -221,12 +135,12 @@ def bench_train(config: RunConfig, runtime: Runtime, steps: int = 0, *, progress
 
 
 def _measure(
-    config: RunConfig, runtime: Runtime, steps: int, progress: Progress | None
-) -> tuple[TrainingStep, float, list[tuple[float, float, float]]]:
-    """The steps, the seconds of the very first, and the parts of each after the warm-up."""
+    config: RunConfig, runtime: Runtime, rows: int, micro_batch_size: int, steps: int, progress: Progress | None
+) -> tuple[int, float, list[StepTimes]]:
+    """The number of parameters, the seconds of the very first step, and the times of each after the warm-up."""
     try:
-        step = TrainingStep(config, runtime, MICRO_BATCHES)
-        return step, *_time_steps(step, steps, progress)
+        timed = TimedTraining(config, runtime, rows, micro_batch_size)
+        return timed.model.num_parameters(), *_time_steps(timed, steps, progress)
     except RuntimeError as error:
         if guard.is_compile_failure(error):
             reason = str(error).strip().splitlines()[0][:200]
@@ -234,29 +148,27 @@ def _measure(
         if not guard.is_out_of_memory(error):
             raise
     raise ConfigError(
-        f"memory ran out with {config.train.micro_batch_size or config.train.batch_size} sequences of "
-        f"{config.model.block_size} tokens in a forward pass; give a smaller micro_batch_size"
+        f"memory ran out with {micro_batch_size} sequences of {config.model.block_size} tokens in a forward pass; use "
+        "a smaller micro_batch_size"
     )
 
 
-def _time_steps(
-    step: TrainingStep, steps: int, progress: Progress | None
-) -> tuple[float, list[tuple[float, float, float]]]:
-    """Seconds of the very first step, and the parts of each step after the warm-up."""
-    laps: list[tuple[float, float, float]] = []
+def _time_steps(timed: TimedTraining, steps: int, progress: Progress | None) -> tuple[float, list[StepTimes]]:
+    """Seconds of the very first step, and the times of each step after the warm-up."""
+    times: list[StepTimes] = []
     began = start = time.perf_counter()
-    first = 0.0
-    for number in itertools.count(1):
-        lap = step.run()
+    first, number = 0.0, 0
+    while True:
+        number += 1
+        step = timed.step()
         took, start = time.perf_counter() - start, time.perf_counter()
         first = first or took
         if number > WARMUP or (number == WARMUP and took > SECONDS / 2):
-            laps.append(lap)
-        # Where it is free, as the newest step says: the first ones are slower, and a machine may change its speed.
-        fitting = len(laps) + int(max(0.0, began + SECONDS - start) / took)
-        wanted = steps or min(max(FEWEST, fitting), MOST)
+            times.append(step)
+        # If it is free, by the newest step: the first ones are slower, and a machine may change its speed.
+        fitting = len(times) + int(max(0.0, began + SECONDS - start) / took)
+        wanted = steps or min(max(MIN_STEPS, fitting), MAX_STEPS)
         if progress:
-            progress(len(laps), wanted, (wanted - len(laps)) * took)
-        if len(laps) >= wanted:
-            return first, laps
-    raise AssertionError("itertools.count does not end")
+            progress("timing", len(times), wanted)
+        if len(times) >= wanted:
+            return first, times

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, show_line, split_arguments
+from glassgpt.cli.common import JSON_OPTION, ProgressLine, print_json, print_table, say, show_line, split_arguments
 from glassgpt.config import build, parse_overrides
 from glassgpt.errors import ConfigError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from glassgpt.bench.throughput import TrainBench
     from glassgpt.bench.tokenizer import Measured, TokenizerBench
     from glassgpt.config import RunConfig
+    from glassgpt.planning.run_plan import RunPlan
     from glassgpt.runtime import Runtime
 
 app = typer.Typer(
@@ -49,14 +50,16 @@ def train(
     Takes real optimiser steps on random tokens, then measures the fastest matrix product and the memory bandwidth of
     this device to hold them against.
     """
-    from glassgpt.bench.throughput import bench_train, settle
+    from glassgpt.bench.throughput import bench_train
 
-    config, runtime, asked = _resolve(arguments or [])
-    if config.runtime.compile == "true" and not runtime.compile:
-        say("warning: not compiled: torch.compile needs a C++ compiler, and none was found")
-    config, runtime = settle(config, runtime)
-    result = bench_train(config, runtime, steps or asked, progress=None if json else _show_steps)
-    show_line("")
+    plan, user_steps = _plan(arguments or [])
+    config, runtime = plan.config, plan.runtime
+    assert runtime is not None
+    if "not compiled" in runtime.reason:
+        say(f"warning: {runtime.reason}")
+    progress = ProgressLine({"timing": "steps"})
+    result = bench_train(config, runtime, steps or user_steps, progress=None if json else progress)
+    progress.clear()
     if json:
         print_json({"config": config.to_dict(), **_where(runtime), **dataclasses.asdict(result)})
     else:
@@ -85,10 +88,12 @@ def attention(
 
         require_plotting(plot)
     from glassgpt.bench.attention import bench_attention
-    from glassgpt.bench.throughput import settle
+    from glassgpt.planning.run_plan import measured_dtype
     from glassgpt.runtime import resolve
 
-    _, runtime = settle(config, resolve(config.runtime))
+    runtime = resolve(config.runtime)
+    if config.runtime.dtype == "auto":
+        runtime, _ = measured_dtype(config, runtime)
     show = None if json else lambda context, kind: show_line(f"context {context:,}, {kind}")
     rows = bench_attention(lengths, heads, head_dim, runtime, batch=batch, progress=show)
     show_line("")
@@ -148,26 +153,19 @@ def tokenizer(
         _print_tokenizer(source.name, settings, result)
 
 
-def _resolve(arguments: Sequence[str]) -> tuple["RunConfig", "Runtime", int]:
-    """The whole configuration of what to train, without a text; where; and the steps asked for as ``steps=``."""
-    from glassgpt.config import presets
-    from glassgpt.runtime import resolve
-    from glassgpt.training.budget import require_memory
+def _plan(arguments: Sequence[str]) -> tuple["RunPlan", int]:
+    """The plan of a training without a text, and the steps that the user set as ``steps=``."""
+    from glassgpt import api
 
-    preset, source, layers = split_arguments(arguments)
+    preset, source, overrides = split_arguments(arguments)
     if source:
         raise ConfigError(
-            f"bench train takes random tokens and no text; leave out {source!r}, and set vocab_size= to that of "
-            "its tokenizer"
+            f"bench train uses random tokens and no text; leave out {source!r}, and set vocab_size= to that of its "
+            "tokenizer"
         )
-    preset = preset or PRESET
-    described = preset == "auto" and any("model" in layer for layer in layers)  # by the run.toml of an earlier run
-    if preset == "auto" and not described:
-        raise ConfigError("bench train cannot choose a size without a text; name a preset, such as preset=small")
-    config = build(preset, [{} if described else presets.get(preset).layer, *layers])
-    require_memory(config.model)
-    # Those of a file or a preset are how long a training is, and say nothing of how long to measure.
-    return config, resolve(config.runtime), layers[-1].get("train", {}).get("steps", 0)
+    plan = api.plan(preset or PRESET, overrides=overrides, with_text=False, measure="choices")
+    # The steps of a file or a preset are the length of a training, not of a measurement.
+    return plan, overrides[-1].get("train", {}).get("steps", 0)
 
 
 def _lengths(text: str) -> list[int]:
@@ -196,7 +194,7 @@ def _attention_config(settings: Sequence[str]) -> "RunConfig":
 
 
 def _print_train(config: "RunConfig", runtime: "Runtime", result: "TrainBench") -> None:
-    from glassgpt.training.objective import LARGE_VOCABULARY
+    from glassgpt.estimate import LARGE_VOCABULARY
 
     train, model = config.train, config.model
     print(
@@ -338,7 +336,3 @@ def _place(runtime: "Runtime") -> str:
 def _where(runtime: "Runtime") -> dict[str, Any]:
     """Where it was computed, as JSON values: device, dtype, threads, compile."""
     return runtime.resolved()
-
-
-def _show_steps(done: int, steps: int, seconds_left: float) -> None:
-    show_line(f"step {done} of {steps}, {seconds_left:.0f} s left")

@@ -1,4 +1,4 @@
-"""What training looks like: a live panel in a terminal, plain lines elsewhere."""
+"""How training is displayed: a live panel in a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ from glassgpt.training.metrics import EvaluationEvent, Reporter, StepEvent
 
 
 def make_reporter(quiet: bool = False) -> Reporter:
-    """The live display if standard output is a terminal, plain lines if not, nothing if quiet."""
+    """The live display if standard output is a terminal, plain lines if not, a silent one if quiet."""
     if quiet:
         return Reporter()
     console = Console()
@@ -26,61 +26,64 @@ class PlainReporter(Reporter):
     """Plain lines, about twenty for the steps of a run besides its validations."""
 
     def __init__(self) -> None:
-        self._floors: Baselines | None = None
-        self._preparing = ("", 0.0, 0.0)  # what, since when, when it was last told
+        self._baselines: Baselines | None = None
+        self._progress = ("", 0.0, 0.0)  # label, when it began, when it was last printed
 
-    def started(self, header: dict[str, str], shapes: list[Shape], baselines: Baselines, steps: int, step: int) -> None:
+    def on_start(
+        self, header: dict[str, str], shapes: list[Shape], baselines: Baselines | None, steps: int, step: int
+    ) -> None:
         """Print the machine, the shapes of the first batch, and the baselines."""
-        self._floors = baselines
+        self._baselines = baselines
         self._print(", ".join(f"{name} {value}" for name, value in header.items()))
         if step == 0:
             self._print("shapes of the first batch:")
             for shape in shapes:
                 self._print(f"  {shape}")
         else:
-            self._print(f"going on from step {step:,} of {steps:,}")
-        self._print(
-            f"losses to hold it against, in nats per token: {baselines.uniform:.3f} ln V (knows nothing), "
-            f"{baselines.unigram:.3f} knows the frequencies, {baselines.bigram:.3f} knows the previous token"
-        )
+            self._print(f"resuming at step {step:,} of {steps:,}")
+        if baselines is not None:
+            self._print(
+                f"baseline losses (nats/token): uniform (ln V) {baselines.uniform:.3f}, "
+                f"unigram {baselines.unigram:.3f}, bigram {baselines.bigram:.3f}"
+            )
 
     def note(self, message: str) -> None:
         """Print it."""
         self._print(message)
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def on_progress(self, label: str, done: int, total: int) -> None:
         """Print it every two seconds, with the time left."""
         now = time.monotonic()
-        if self._preparing[0] != what:
-            self._preparing = (what, now, now)
-        _, began, told = self._preparing
-        if now - told >= 2 and done:
+        if self._progress[0] != label:
+            self._progress = (label, now, now)
+        _, began, printed = self._progress
+        if now - printed >= 2 and done:
             left = f" of {total:,}, {duration((now - began) * (total - done) / done)} left" if total else ""
-            self._print(f"{what}: {done:,}{left}")
-            self._preparing = (what, began, now)
+            self._print(f"{label}: {done:,}{left}")
+            self._progress = (label, began, now)
 
     def warn(self, message: str) -> None:
         """Print it as a warning, on standard error."""
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
-    def stepped(self, event: StepEvent) -> None:
+    def on_step(self, event: StepEvent) -> None:
         """Print one step in twenty."""
         if event.step % max(1, event.steps // 20) == 0:
             self._print(
-                f"step {event.step:,}/{event.steps:,}  loss {event.loss:.3f}  {event.tokens_per_second:,.0f} tokens/s  "
-                f"{duration(event.seconds_left)} left"
+                f"step {event.step:,}/{event.steps:,}  loss {event.loss:.3f}  {learning_rates(event)}  "
+                f"{event.tokens_per_second:,.0f} tokens/s  {duration(event.seconds_left)} left"
             )
 
-    def evaluated(self, event: EvaluationEvent) -> None:
-        """Print the validation loss and where it stands."""
+    def on_eval(self, event: EvaluationEvent) -> None:
+        """Print the validation loss, and compare it with the baselines."""
         best = " (best so far)" if event.is_best else ""
-        standing = f"  {standing_of(event.evaluation.loss, self._floors)}" if self._floors else ""
-        loss, bits = event.evaluation.loss, event.bits_per_byte
-        recipe = f"  {against_band(loss, event.expected)}" if event.expected else ""
+        loss, bits = event.evaluation.loss, event.evaluation.bits_per_byte
+        comparison = f"  {compare_with_baselines(loss, self._baselines)}" if self._baselines else ""
+        recipe = f"  {compare_with_recipe(loss, event.expected)}" if event.expected else ""
         unit = f"  {bits:.3f} bits/byte" if bits is not None else ""
-        self._print(f"step {event.step:,}  validation {loss:.4f}{unit}{best}{recipe}{standing}")
+        self._print(f"step {event.step:,}  validation {loss:.4f}{unit}{best}{recipe}{comparison}")
 
-    def sampled(self, step: int, text: str) -> None:
+    def on_sample(self, step: int, text: str) -> None:
         """Print it, indented."""
         lines = "\n".join(f"  | {line}" for line in text.strip().splitlines())
         self._print(f"a sample at step {step:,}:\n{lines}")
@@ -101,22 +104,24 @@ class LiveReporter(PlainReporter):
         self._speed = 0.0
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self._render)  # renders at once
 
-    def started(self, header: dict[str, str], shapes: list[Shape], baselines: Baselines, steps: int, step: int) -> None:
-        """Print what stays, then open the panel."""
-        super().started(header, shapes, baselines, steps, step)
+    def on_start(
+        self, header: dict[str, str], shapes: list[Shape], baselines: Baselines | None, steps: int, step: int
+    ) -> None:
+        """Print the start, then open the panel."""
+        super().on_start(header, shapes, baselines, steps, step)
         self.live.start()
 
-    def stepped(self, event: StepEvent) -> None:
+    def on_step(self, event: StepEvent) -> None:
         """Show the step; the speed is smoothed over about ten steps."""
         self._speed = 0.9 * self._speed + 0.1 * event.tokens_per_second if self._speed else event.tokens_per_second
         self.event = event
 
-    def evaluated(self, event: EvaluationEvent) -> None:
+    def on_eval(self, event: EvaluationEvent) -> None:
         """Show the validation loss; print it too, so that the history stays readable."""
         self.validation = event
-        super().evaluated(event)
+        super().on_eval(event)
 
-    def sampled(self, step: int, text: str) -> None:
+    def on_sample(self, step: int, text: str) -> None:
         """Show the sample."""
         self.sample = (step, text.strip())
 
@@ -124,7 +129,7 @@ class LiveReporter(PlainReporter):
         """Print it above the panel."""
         self.console.print(Text(f"warning: {message}", style="yellow"))
 
-    def finished(self) -> None:
+    def on_end(self) -> None:
         """Close the panel."""
         self.live.stop()
 
@@ -136,32 +141,39 @@ class LiveReporter(PlainReporter):
         panel = Table.grid()
         if self.sample is not None:
             step, text = self.sample
-            panel.add_row(Text(f"it writes, at step {step:,}:", style="dim"))
+            panel.add_row(Text(f"sample at step {step:,}:", style="dim"))
             panel.add_row(Text("\n".join(text.splitlines()[:8]), style="cyan"))
         if self.event is not None:
             event = self.event
             panel.add_row(ProgressBar(total=event.steps, completed=event.step, width=60))
             speed, left = f"{self._speed:,.0f} tokens/s", f"{duration(event.seconds_left)} left"
             panel.add_row(f"step {event.step:,}/{event.steps:,}   training loss {event.loss:.3f}   {speed}   {left}")
-        if self.validation is not None and self._floors is not None:
+            panel.add_row(learning_rates(event))
+        if self.validation is not None and self._baselines is not None:
             loss = self.validation.evaluation.loss
-            panel.add_row(f"validation {loss:.4f} at step {self.validation.step:,}: {standing_of(loss, self._floors)}")
+            comparison = compare_with_baselines(loss, self._baselines)
+            panel.add_row(f"validation {loss:.4f} at step {self.validation.step:,}: {comparison}")
         return panel
 
 
-def standing_of(loss: float, baselines: Baselines) -> str:
-    """Where a validation loss stands among the baselines, in words."""
+def learning_rates(event: StepEvent) -> str:
+    """``lr adamw 5.0e-03, muon 1.5e-02``."""
+    return "lr " + ", ".join(f"{name} {rate:.1e}" for name, rate in event.learning_rates.items())
+
+
+def compare_with_baselines(loss: float, baselines: Baselines) -> str:
+    """The best baseline that a validation loss is below, and the next one."""
     if loss < baselines.bigram:
-        return f"below {baselines.bigram:.3f}: it uses more than the previous token"
+        return f"better than the bigram baseline {baselines.bigram:.3f}"
     if loss < baselines.unigram:
-        return f"below {baselines.unigram:.3f}: it knows the frequencies; {baselines.bigram:.3f} is next"
+        return f"better than the unigram baseline; next: bigram {baselines.bigram:.3f}"
     if loss < baselines.uniform:
-        return f"below ln V; {baselines.unigram:.3f} is next"
-    return "at or above ln V: it knows nothing yet"
+        return f"better than the uniform baseline; next: unigram {baselines.unigram:.3f}"
+    return "not better than the uniform baseline (ln V)"
 
 
-def against_band(loss: float, band: tuple[float, float]) -> str:
-    """Whether a validation loss is what the recipe gave where it was measured, in words."""
+def compare_with_recipe(loss: float, band: tuple[float, float]) -> str:
+    """Whether a validation loss lies in the band that the recipe was measured to have."""
     low, high = band
     place = (
         "as expected" if low <= loss <= high else "ABOVE what is expected" if loss > high else "better than expected"

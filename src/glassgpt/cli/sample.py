@@ -60,7 +60,7 @@ def sample(
     source = api.open_source(run, runs=runs)
     for note in source.notes:
         say(f"note: {note}")
-    model, tokenizer = api.load_opened(source, device=device, progress=loading)
+    model, tokenizer = api.load_from_source(source, device=device, progress=loading)
     loading.clear()
     from glassgpt.inference.decode import generate, start_ids
 

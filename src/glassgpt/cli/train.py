@@ -32,9 +32,7 @@ def train(
     arguments: list[str] = typer.Argument(
         None, metavar="TEXT | FILE.toml | preset=NAME | key=value", help="What to train on, and how."
     ),
-    resume: str = typer.Option(
-        "", "--resume", metavar="RUN", help="Go on with this run, to its end or for more steps."
-    ),
+    resume: str = typer.Option("", "--resume", metavar="RUN", help="Resume this run, to its end or for more steps."),
     name: str = typer.Option("", "--name", help="Name of the run; by default the text's name."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing."),
     profile: bool = typer.Option(
@@ -51,9 +49,7 @@ def train(
     preset, source, layers = split_arguments(arguments or [])
     if resume:
         if source or preset or dry_run or name:
-            raise ConfigError(
-                "--resume RUN goes on with the run's own text, preset and name; give only key=value settings"
-            )
+            raise ConfigError("--resume RUN keeps the run's own text, preset and name; give only key=value settings")
         _resume(resume, layers, runs, json, profile)
     elif not source and all("source" not in layer.get("data", {}) for layer in layers):
         raise ConfigError(
@@ -71,7 +67,7 @@ def quickstart(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Train a small model on Shakespeare's plays for two minutes, and let it write."""
+    """Train a small model on Shakespeare's plays for two minutes, and generate a text with it."""
     from glassgpt import assets
     from glassgpt.cli.common import say
 
@@ -93,11 +89,10 @@ def _train(
 ) -> None:
     from glassgpt import api
     from glassgpt.cli.display import make_reporter
-    from glassgpt.training.setup import AUTO
 
     reporter = make_reporter(quiet=json)
-    result = api.train_new(preset or AUTO, layers, name=name or None, runs=runs, reporter=reporter, profile=profile)
-    _close(result, json)
+    result = api.start_run(preset or "auto", layers, name=name or None, runs=runs, reporter=reporter, profile=profile)
+    _print_result_and_exit(result, json)
 
 
 def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, profile: bool) -> None:
@@ -108,16 +103,17 @@ def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, pro
     for layer in layers:
         for section, values in layer.items():
             changes.setdefault(section, {}).update(values)
-    _close(api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json), profile=profile), json)
+    _print_result_and_exit(
+        api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json), profile=profile), json
+    )
 
 
 def _dry_run(preset: str | None, layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
     import tomli_w
 
-    from glassgpt.training.initial import AUTO, located
-    from glassgpt.training.setup import plan
+    from glassgpt import api
 
-    resolved = plan(preset or AUTO, located(layers, runs))
+    resolved = api.plan(preset or "auto", overrides=layers, runs=runs, with_text=True)
     if json:
         print_json({"config": resolved.config.to_dict(), "notes": list(resolved.notes)})
         return
@@ -126,24 +122,24 @@ def _dry_run(preset: str | None, layers: list[ConfigOverrides], runs: Path, json
     print(tomli_w.dumps(resolved.config.to_dict()), end="")
 
 
-def _close(result: "Result", json: bool) -> None:
-    """Say how it ended, show a sample, and name the next commands. An interrupted run exits as its signal says."""
+def _print_result_and_exit(result: "Result", json: bool) -> None:
+    """Print how it ended, a sample of best/, and the next commands. An interrupted run exits with its signal's code."""
     from glassgpt import api
 
     path = result.run.path
-    if not result.speaks:
+    if not result.is_main_process:
         raise typer.Exit(128 + result.interrupted_by if result.interrupted_by else 0)
     if result.interrupted_by is not None:
         print(
             f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.", file=sys.stderr
         )
-        print(f"Go on with:  glassgpt train --resume {path}", file=sys.stderr)
+        print(f"Resume with:  glassgpt train --resume {path}", file=sys.stderr)
         raise typer.Exit(128 + result.interrupted_by)
     assert result.final is not None
     model, tokenizer = api.load(result.run.best, device=result.run.config().runtime.device)
     text = api.generate(model, tokenizer, max_new_tokens=400)
     if json:
-        values = {"loss": result.final.loss, "stderr": result.final.stderr, "bits_per_byte": result.bits_per_byte}
+        values = {"loss": result.final.loss, "stderr": result.final.stderr, "bits_per_byte": result.final.bits_per_byte}
         ending = {"run": str(path), "reason": result.reason, "step": result.step, "validation": values, "sample": text}
         if (trace := path / "profile" / "trace.json").exists():
             ending["profile"] = str(trace)
@@ -152,20 +148,20 @@ def _close(result: "Result", json: bool) -> None:
     reasons = {
         "finished": f"finished {result.step:,} steps",
         "patience": f"stopped at step {result.step:,}: the validation loss no longer improves",
-        "time": f"stopped at step {result.step:,}: the time is over (go on with: glassgpt train --resume {path})",
+        "time": f"time budget reached at step {result.step:,} (resume with: glassgpt train --resume {path})",
     }
     print(f"\n{reasons[result.reason]}")
     error = f" ± {result.final.stderr:.4f}" if math.isfinite(result.final.stderr) else ""
     print(
-        f"validation loss {result.final.loss:.4f}{error} nats per token over the whole split "
+        f"validation loss {result.final.loss:.4f}{error} nats per token on the full split "
         f"({result.final.tokens:,} tokens), "
         + (
-            f"{result.bits_per_byte:.4f} bits per byte"
-            if result.bits_per_byte is not None
-            else "no bits per byte: the tokens do not hold the whole text"
+            f"{result.final.bits_per_byte:.4f} bits per byte"
+            if result.final.bits_per_byte is not None
+            else "no bits per byte: the tokenizer is lossy"
         )
     )
-    print(f"\n--- what {path / 'best'} writes ---\n{text.strip()}\n---\n")
+    print(f"\n--- a sample of {path / 'best'} ---\n{text.strip()}\n---\n")
     print("Next:")
     print(f'  glassgpt sample {path} --prompt "..."      let it continue a text')
     print(f"  glassgpt sample {path} --explain           see every choice it makes")

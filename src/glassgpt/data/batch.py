@@ -32,3 +32,10 @@ class Batch(NamedTuple):
     def num_loss_tokens(self) -> int:
         """How many targets count in the loss."""
         return int((self.targets != IGNORE_INDEX).sum())
+
+
+def random_batch(vocab_size: int, rows: int, block_size: int) -> Batch:
+    """A batch of random tokens for timing, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (rows, block_size + 1), generator=generator)
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())

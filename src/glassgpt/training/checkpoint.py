@@ -1,6 +1,6 @@
 """A run on disk: ``run.toml``, ``metrics.jsonl``, and checkpoints that open in `transformers`.
 
-``last/`` and the numbered ``step-000500/`` carry a ``trainer/`` folder to go on from; ``best/`` is the model alone.
+``last/`` and the numbered ``step-000500/`` have a ``trainer/`` folder to resume from; ``best/`` has only the model.
 There is no random state to save: data, initial weights and dropout are pure functions of (seed, step).
 """
 
@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
-from glassgpt.config import RunConfig, build, read_toml, write_toml
+from glassgpt.config import RunConfig, TrainConfig, build, read_toml, write_toml
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.tokenizer import Tokenizer
+from glassgpt.files import atomic_write
+from glassgpt.model import GPT
+from glassgpt.processes import Processes
+from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.training.metrics import read_metrics
 from glassgpt.training.optim import Optimizers
 from glassgpt.weights.folder import (
@@ -36,7 +40,7 @@ SCHEMA_VERSION = 1
 
 @dataclass
 class TrainState:
-    """Where training stands, beside the weights and the optimiser."""
+    """The position in training, beside the weights and the optimiser."""
 
     step: int = 0
     best_loss: float | None = None
@@ -45,7 +49,7 @@ class TrainState:
     nonfinite_in_a_row: int = 0
     micro_batch_size: int = 0
     loss_scale: float = 0.0
-    good_steps: int = 0
+    growth_tracker: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Run:
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
     def provenance(self) -> dict[str, Any]:
-        """What run.toml says of the run's origin; empty if it cannot be read."""
+        """The table ``[provenance]`` of run.toml; empty if it cannot be read."""
         try:
             content = tomllib.loads((self.path / "run.toml").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -104,12 +108,12 @@ class Run:
         return str(self.provenance().get("created", ""))
 
     def best_loss(self) -> float | None:
-        """The validation loss that ``best/`` was kept for; None if there is none yet."""
+        """The validation loss of ``best/``; None if there is none yet."""
         folder = whole(self.best)
         return read_json(folder / "validation.json")["loss"] if folder else None
 
     def best_or_last(self) -> Path:
-        """The model folder that the run means: its best checkpoint, or the newest while there is none.
+        """The model folder to use for this run: its best checkpoint, else its newest.
 
         Raises:
             CheckpointError: if there is neither yet.
@@ -118,18 +122,22 @@ class Run:
             folder = whole(path)
             if folder is not None:
                 return folder
-        raise CheckpointError(f"{self.path} has no checkpoint yet; go on with: glassgpt train --resume {self.path}")
+        raise CheckpointError(f"{self.path} has no checkpoint yet; resume with: glassgpt train --resume {self.path}")
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that is whole, with what a killed process left behind cleaned up; None if none yet."""
+    def recover_and_find_latest(self) -> Path | None:
+        """Delete the leftovers of a killed process, then find the newest valid checkpoint; None if there is none."""
         recover(self.last)
         recover(self.best)
         for leftover in self.path.glob(".step-*.glassgpt-new"):
             shutil.rmtree(leftover, ignore_errors=True)
-        return self.newest_whole()
+        return self.latest_valid()
 
-    def newest_whole(self) -> Path | None:
-        """The newest checkpoint that is whole; None if there is none yet. Changes nothing."""
+    def latest_valid(self) -> Path | None:
+        """The newest valid checkpoint, or None if there is none; changes nothing.
+
+        Raises:
+            CheckpointError: if all are damaged.
+        """
         damaged = []
         for folder in (self.last, *reversed(self.numbered())):
             if folder.exists():
@@ -139,12 +147,12 @@ class Run:
                 except CheckpointError as error:
                     damaged.append(str(error))
         if damaged:
-            raise CheckpointError(f"no checkpoint of {self.path} is whole: {'; '.join(damaged)}")
+            raise CheckpointError(f"no checkpoint of {self.path} is valid: {'; '.join(damaged)}")
         return None
 
 
 def require_name(name: str) -> None:
-    """Refuse what cannot be the name of a run's folder.
+    """Refuse a name that a folder cannot have.
 
     Raises:
         ConfigError: if so.
@@ -157,7 +165,7 @@ def create_run(parent: Path, name: str, config: RunConfig, provenance: dict[str,
     """Make a new run folder; where the name is taken, the next free of NAME-2, NAME-3, ...
 
     Raises:
-        ConfigError: if the name is none for a folder, or the folder cannot be made.
+        ConfigError: if a folder cannot have that name, or cannot be made.
     """
     require_name(name)
     try:
@@ -171,40 +179,66 @@ def create_run(parent: Path, name: str, config: RunConfig, provenance: dict[str,
             write_run_toml(path, config, provenance)
             return Run(path)
     except OSError as error:
-        raise ConfigError(f"a run cannot be kept in {parent}: {error.strerror}; choose another --runs-dir") from None
+        raise ConfigError(f"cannot create a run in {parent}: {error.strerror}; choose another --runs-dir") from None
     raise AssertionError("itertools.count never ends")
 
 
 def write_run_toml(path: Path, config: RunConfig, provenance: dict[str, Any]) -> None:
     """Write run.toml atomically."""
-    temporary = path / "run.toml.tmp"
-    write_toml(temporary, config, provenance)
-    os.replace(temporary, path / "run.toml")
+    with atomic_write(path / "run.toml") as temporary:
+        write_toml(temporary, config, provenance)
 
 
-def save_best(run: Run, optimizers: Optimizers, tokenizer: Tokenizer, state: TrainState, native: bool) -> None:
-    """Write ``best/``: the model, and the validation loss it is kept for."""
-    weights = optimizers.weights
-    with write_folder(run.best) as temporary:
-        save_model(temporary, weights.model, tokenizer, native=native, state=weights.state_dict())
-        write_json(temporary / "validation.json", {"step": state.best_step, "loss": state.best_loss})
+class CheckpointWriter:
+    """Writes the checkpoints of a run.
+
+    Every process calls the same methods, so that sharded weights can be gathered. Rank 0 writes, and the others wait.
+
+    Args:
+        run: to write into.
+        model: the model to save.
+        optimizers: of it, with its float32 weights.
+        tokenizer: to save with it.
+        config: of the run.
+        processes: that train the model.
+    """
+
+    def __init__(
+        self, run: Run, model: GPT, optimizers: Optimizers, tokenizer: Tokenizer, config: TrainConfig,
+        processes: Processes | None = None,
+    ):  # fmt: skip
+        self.run, self.model, self.optimizers, self.tokenizer = run, model, optimizers, tokenizer
+        self.config, self.processes = config, processes or Processes()
+
+    def save_best(self, state: TrainState) -> None:
+        """Write ``best/``: the model, and the validation loss that it was saved for."""
+        weights = self.optimizers.weights.state_dict()
+        if self.processes.is_main:
+            with write_folder(self.run.best) as temporary:
+                self._save_model(temporary, weights)
+                write_json(temporary / "validation.json", {"step": state.best_step, "loss": state.best_loss})
+        self.processes.wait_for_all()
+
+    def save_last(self, state: TrainState) -> None:
+        """Write ``last/``: all that resuming needs, with float32 weights; and its numbered copy if one is due."""
+        weights, tensors = self.optimizers.weights.state_dict(), self.optimizers.state_dict()
+        if self.processes.is_main:
+            with write_folder(self.run.last) as temporary:
+                self._save_model(temporary, weights)
+                trainer = temporary / "trainer"
+                trainer.mkdir()
+                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+                save_file(tensors, trainer / "optimizer.safetensors")
+                write_json(trainer / "state.json", {"schema_version": SCHEMA_VERSION, **asdict(state)})
+            if state.step and (state.step % self.config.save_interval == 0 or state.step == self.config.steps):
+                keep_numbered(self.run, state.step, self.config.keep_checkpoints)
+        self.processes.wait_for_all()
+
+    def _save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        save_model(folder, self.model, self.tokenizer, native=self.config.format == "native", state=weights)
 
 
-def save_checkpoint(
-    folder: Path, optimizers: Optimizers, tokenizer: Tokenizer, state: TrainState, native: bool
-) -> None:
-    """Write a checkpoint with everything needed to go on, atomically. The weights are the float32 ones."""
-    weights = optimizers.weights
-    with write_folder(folder) as temporary:
-        save_model(temporary, weights.model, tokenizer, native=native, state=weights.state_dict())
-        trainer = temporary / "trainer"
-        trainer.mkdir()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in optimizers.state_tensors().items()}
-        save_file(tensors, trainer / "optimizer.safetensors")
-        write_json(trainer / "state.json", {"schema_version": SCHEMA_VERSION, **asdict(state)})
-
-
-def load_trainer(folder: Path, optimizers: Optimizers) -> TrainState:
+def load_training_state(folder: Path, optimizers: Optimizers) -> TrainState:
     """Restore optimiser and state from a checkpoint; its weights are loaded as any model folder's.
 
     Raises:
@@ -214,14 +248,16 @@ def load_trainer(folder: Path, optimizers: Optimizers) -> TrainState:
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise CheckpointError(f"{folder} has trainer schema {version}; this version reads {SCHEMA_VERSION}")
-    optimizers.load_state_tensors(read_tensors(folder / "trainer" / "optimizer.safetensors"))
+    optimizers.load_state_dict(read_tensors(folder / "trainer" / "optimizer.safetensors"))
+    if "good_steps" in content:  # its name in older checkpoints
+        content["growth_tracker"] = content.pop("good_steps")
     return replace(TrainState(), **content)
 
 
 def keep_numbered(run: Run, step: int, keep: int) -> None:
-    """Keep ``last/`` under its number too, and prune all but the newest ``keep`` numbered checkpoints.
+    """Copy ``last/`` to its numbered folder, and delete all but the newest ``keep`` numbered checkpoints.
 
-    Files are linked, not copied, where the file system can.
+    Files are linked, not copied, if the file system can.
     """
     if keep:
         target = run.path / f"step-{step:06d}"

@@ -1,7 +1,7 @@
 """Cross-entropy for large vocabularies: the logits of a few tokens at a time, never all of them.
 
-With V = 50,257 the logits of 8,192 tokens take 1.6 GB in float32, and autograd would keep them twice. Here each
-chunk's logits become their own gradient in place, at once, so the backward pass has nothing left to compute.
+With V = 50,257 the logits of 8,192 tokens take 1.6 GB in float32, and autograd would keep them twice. Here the
+logits of each chunk become their own gradient in place, at once, so the backward pass has nothing left to compute.
 """
 
 from typing import Any
@@ -13,17 +13,16 @@ from torch.autograd.function import once_differentiable
 
 from glassgpt.estimate import LOGITS_AT_A_TIME
 
-#: Logits held at a time, as a number of elements.
-CHUNK_ELEMENTS = LOGITS_AT_A_TIME
-
 
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, wanted: bool) -> Tensor:
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, needs_grad: bool
+    ) -> Tensor:
         total = torch.zeros((), device=features.device)
-        d_features = torch.empty_like(features) if wanted else None  # [N, C]
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None  # [V, C]
-        rows = max(1, CHUNK_ELEMENTS // weight.size(0))
+        d_features = torch.empty_like(features) if needs_grad else None  # [N, C]
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None  # [V, C]
+        rows = max(1, LOGITS_AT_A_TIME // weight.size(0))
         for start in range(0, len(targets), rows):
             h, target = features[start : start + rows], targets[start : start + rows]  # [n, C], [n]
             log_p = (h @ weight.T).float().log_softmax(dim=-1)  # [n, V]
@@ -48,7 +47,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradients of this loss have been used: it can be propagated back only once")
+            raise RuntimeError("backward() can be called only once on this loss")
         d_features, d_weight = ctx.gradients
         ctx.gradients = None
         return d_features.mul_(grad), d_weight.mul_(grad), None, None, None

@@ -1,18 +1,32 @@
-"""What keeps a run from being lost: signals, non-finite gradients, memory that runs out."""
+"""Keeps a run from being lost: signals, memory that runs out, a compiler that fails, non-finite gradients."""
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from glassgpt.errors import TrainingStopped
+from glassgpt.model import GPT
+from glassgpt.processes import Processes
+from glassgpt.training.checkpoint import TrainState
+from glassgpt.training.metrics import MetricsLog, Reporter
+from glassgpt.training.optim import Optimizers
+from glassgpt.training.precision import LossScale
+from glassgpt.transforms.blocks import stop_compiling
+
+T = TypeVar("T")
 
 
 class Interrupts:
     """While active, Ctrl-C and SIGTERM only set ``received``; a second one interrupts at once.
 
-    Signals can be caught in the main thread alone; elsewhere this does nothing.
+    Signals can only be caught in the main thread; elsewhere this does nothing.
     """
 
     def __init__(self) -> None:
@@ -51,3 +65,87 @@ def is_compile_failure(error: RuntimeError) -> bool:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class Recovery:
+    """Continues a run after a failure, if that is possible, and reports it."""
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizers: Optimizers,
+        state: TrainState,
+        loss_scale: LossScale,
+        rows_together: int,
+        processes: Processes,
+        reporter: Reporter,
+        metrics: MetricsLog,
+    ):
+        self.model, self.optimizers, self.state, self.loss_scale = model, optimizers, state, loss_scale
+        self.rows_together, self.processes = rows_together, processes
+        self.reporter, self.metrics = reporter, metrics
+        self.compiler_failed = False
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows per forward pass: a multiple of the rows that stay together."""
+        return max(self.rows_together, self.state.micro_batch_size // self.rows_together * self.rows_together)
+
+    def retry(self, work: Callable[[], T]) -> T:
+        """Run ``work``; out of memory, halve the micro-batch and retry; if the compiler fails, retry without it.
+
+        Without dropout, a retry changes nothing but rounding.
+        """
+        while True:
+            updates = self.optimizers.updates
+            try:
+                return work()
+            except RuntimeError as error:
+                recover = self._recovery_from(error)
+                if recover is None or self.optimizers.updates > updates:  # an update that has begun is not repeated
+                    raise
+            recover()  # here, where the error no longer keeps the activations alive
+
+    def _recovery_from(self, error: RuntimeError) -> Callable[[], None] | None:
+        """The function to call before a retry; None if a retry would not help."""
+        if is_compile_failure(error) and not self.compiler_failed:
+            return partial(self._stop_compiling, str(error).strip().splitlines()[0][:200])
+        # With several processes, the others would wait for gradients that never come.
+        can_halve = self.micro_batch_size > self.rows_together and self.processes.world_size == 1
+        return self._halve_micro_batch if is_out_of_memory(error) and can_halve else None
+
+    def _stop_compiling(self, reason: str) -> None:
+        self.compiler_failed = True
+        stop_compiling(self.model)
+        self.reporter.warn(f"torch.compile does not work here ({reason}); continuing without it")
+
+    def _halve_micro_batch(self) -> None:
+        self.optimizers.zero_grad()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.state.micro_batch_size = (self.micro_batch_size + 1) // 2
+        message = f"out of memory: the micro-batch is now {self.micro_batch_size}; the batch stays the same"
+        self.reporter.warn(message)
+        self.metrics.append(self.state.step, {"event": message})
+
+    def skip_nonfinite(self, limit: int, last: Path) -> None:
+        """Report a step whose gradient was not finite, and which updated nothing.
+
+        Raises:
+            TrainingStopped: after ``limit`` such steps in a row; ``last`` is the newest checkpoint.
+        """
+        if self.loss_scale.can_decrease:
+            return  # float16 overflowed; the scale is halved
+        state = self.state
+        name = first_nonfinite(self.optimizers.weights.named)
+        name = name or "none: all gradients are finite, but the global norm overflows"
+        state.nonfinite_in_a_row += 1
+        message = f"step {state.step + 1}: the gradient is not finite (first bad tensor: {name}); step skipped"
+        self.reporter.warn(message)
+        self.metrics.append(state.step + 1, {"event": message})
+        if state.nonfinite_in_a_row >= limit:
+            kept = f"{last} is from before" if last.exists() else "no checkpoint was due yet"
+            raise TrainingStopped(
+                f"the gradient was not finite {limit} times in a row; at step {state.step + 1}, first in {name}; "
+                f"{kept}. Try a third of the learning rates, a longer warmup_steps, or dtype=float32"
+            )

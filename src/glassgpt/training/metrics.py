@@ -1,29 +1,34 @@
-"""What a run tells: metrics.jsonl on disk, and events to whoever shows them.
+"""The records of training: metrics.jsonl on disk, and events for a :class:`Reporter` that shows them.
 
 Rows of metrics.jsonl are objects with a ``step`` (optimiser steps completed) and named values: ``train/loss``,
-``val/loss``, ``val/bpb``, ``opt/lr``, ``opt/grad_norm``, ``perf/tok_per_s``, ``time/elapsed_s``; the first row has
-the baselines. Only ``perf/`` and ``time/`` vary from run to run; the rest is reproduced bit for bit on a resume.
+``val/loss``, ``val/bpb``, ``opt/adamw_lr``, ``opt/muon_lr``, ``opt/grad_norm``, ``perf/tok_per_s``,
+``perf/data_time_frac``, ``time/elapsed_s``; the first row has the baselines. Only ``perf/`` and ``time/`` vary from run
+to run; the rest is reproduced bit for bit on a resume.
 """
 
 import json
 import math
-import os
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glassgpt.errors import ConfigError
+from glassgpt.files import write_text
 from glassgpt.loss import Baselines, Evaluation
 from glassgpt.shapes import Shape
 
+#: Steps after which the measured speed is compared with the predicted one.
+COMPARED_AFTER = 20
+
 
 class MetricsLog:
-    """Appends rows to a metrics.jsonl, each written out at once; and, if asked, to TensorBoard.
+    """Appends rows to a metrics.jsonl, each written at once; and, if asked, to TensorBoard.
 
     Args:
         path: the file; None to write nothing.
         events: folder for TensorBoard's event files; None for none.
-        step: where training stands; TensorBoard forgets what an earlier process wrote of later steps.
+        step: the position in training; TensorBoard drops what an earlier process wrote of later steps.
 
     Raises:
         ConfigError: if TensorBoard is asked for and not installed.
@@ -47,24 +52,21 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def cut_after(self, step: int) -> None:
-        """Drop the rows of later steps, which a resumed run is about to write again, and any final evaluation."""
+    def truncate_after(self, step: int) -> None:
+        """Drop the rows of later steps, which a resumed run writes again, and any final evaluation."""
         if self.path is None:
             return
         kept = [row for row in read_metrics(self.path) if row["step"] <= step and "final/val_loss" not in row]
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds."""
+        """Flush TensorBoard's events."""
         if self.events is not None:
             self.events.close()
 
 
 def require_tensorboard() -> Any:
-    """TensorBoard's writer, which comes with an extra.
+    """Import TensorBoard's writer, which comes with an extra.
 
     Raises:
         ConfigError: if it is not installed.
@@ -80,7 +82,7 @@ def require_tensorboard() -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. A torn last line, left by a killed process, is passed over."""
+    """The rows of a metrics.jsonl. An incomplete last line, left by a killed process, is skipped."""
     if not path.exists():
         return []
     rows = []
@@ -94,12 +96,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """A finished optimiser step."""
+    """A finished optimiser step; learning rates by optimiser."""
 
     step: int
     steps: int
     loss: float
-    lr: float
+    learning_rates: dict[str, float]
     grad_norm: float
     tokens_per_second: float
     seconds_left: float
@@ -107,38 +109,60 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EvaluationEvent:
-    """A finished validation."""
+    """A finished validation; ``expected`` is the band of the recipe that the run follows."""
 
     step: int
     evaluation: Evaluation
-    bits_per_byte: float | None  # None where the tokens do not hold the text
     is_best: bool
-    expected: tuple[float, float] | None = None  # the band of the recipe that the run follows
+    expected: tuple[float, float] | None = None
+
+
+class SpeedCheck:
+    """Compares the speed of the first steps with a predicted one, both in tokens per second."""
+
+    def __init__(self, predicted: float | None):
+        self.predicted = predicted
+        self._speeds: list[float] = []
+
+    def add(self, speed: float) -> str:
+        """Add the speed of a step; the comparison once there are enough, else an empty text."""
+        if self.predicted is None or len(self._speeds) == COMPARED_AFTER:
+            return ""
+        self._speeds.append(speed)
+        if len(self._speeds) < COMPARED_AFTER:
+            return ""
+        median = statistics.median(self._speeds)
+        return (
+            f"measured over {COMPARED_AFTER} steps: {median:,.0f} tokens/s; predicted: {self.predicted:,.0f} "
+            f"({median / self.predicted - 1:+.0%})"
+        )
 
 
 class Reporter:
-    """Receives what happens in training. This one is silent; the command line has ones that show it."""
+    """Receives the events of training. This one is silent; the command line has ones that show them."""
 
-    def started(self, header: dict[str, str], shapes: list[Shape], baselines: Baselines, steps: int, step: int) -> None:
-        """Training is about to begin, or to go on from ``step``."""
+    def on_start(
+        self, header: dict[str, str], shapes: list[Shape], baselines: Baselines | None, steps: int, step: int
+    ) -> None:
+        """Training is about to begin, or to resume from ``step``."""
 
     def note(self, message: str) -> None:
-        """Something worth knowing."""
+        """A decision or a fact to show."""
 
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """The text is being prepared, for example a tokenizer trained: what is done, and of how much."""
+    def on_progress(self, label: str, done: int, total: int) -> None:
+        """A long preparation makes progress; see :data:`glassgpt.files.Progress`."""
 
     def warn(self, message: str) -> None:
-        """Something that is probably wrong."""
+        """Something is probably wrong."""
 
-    def stepped(self, event: StepEvent) -> None:
+    def on_step(self, event: StepEvent) -> None:
         """An optimiser step is done."""
 
-    def evaluated(self, event: EvaluationEvent) -> None:
+    def on_eval(self, event: EvaluationEvent) -> None:
         """A validation is done."""
 
-    def sampled(self, step: int, text: str) -> None:
-        """The model has written something."""
+    def on_sample(self, step: int, text: str) -> None:
+        """The model has generated a text."""
 
-    def finished(self) -> None:
-        """Training has ended, in whatever way."""
+    def on_end(self) -> None:
+        """Training has ended, for whatever reason."""

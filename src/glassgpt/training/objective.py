@@ -6,13 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.data.batch import IGNORE_INDEX, Batch
-from glassgpt.estimate import CHUNKED_LOSS_VOCABULARY
+from glassgpt.estimate import LARGE_VOCABULARY
 from glassgpt.model import GPT
 from glassgpt.training.cross_entropy import summed_cross_entropy
-
-#: From this vocabulary on, all logits of a micro-batch are never held at once.
-LARGE_VOCABULARY = CHUNKED_LOSS_VOCABULARY
-
 
 #: The summed loss of the targets that count, a scalar in nats. Training divides by their number in the whole batch.
 LossFn = Callable[[GPT, Batch], Tensor]

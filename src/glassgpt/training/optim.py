@@ -14,19 +14,19 @@ from torch import Tensor
 
 from glassgpt.config import OptimConfig
 from glassgpt.model import GPT
-from glassgpt.training.precision import MasterWeights
+from glassgpt.training.precision import MasterWeights, full_tensor
 
-#: Coefficients of the quintic Newton-Schulz iteration, chosen by Muon's author for the steepest slope at zero.
+#: Coefficients of the quintic Newton-Schulz iteration. Muon's author chose them for the steepest slope at zero.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 #: Muon's author takes five; with four the loss is the same and the step costs a fifth less (see RESULTS.md).
 ITERATIONS = 4
 
 
 def lr_multiplier(step: int, steps: int, config: OptimConfig) -> float:
-    """Share of the peak learning rate at a step counted from 0.
+    """The share of the peak learning rates at a step counted from 0.
 
-    Linear warmup, then half a cosine down to ``min_lr_ratio``; or, as a trapezoid, constant until the last
-    ``decay_fraction`` of the run, and from there straight down.
+    Linear warmup, then half a cosine down to ``min_lr_ratio``; or ("trapezoid", also called WSD: warmup-stable-decay)
+    constant until the last ``decay_fraction`` of the run, then linearly down.
     """
     warmup, low = config.warmup_steps, config.min_lr_ratio
     if step < warmup:
@@ -102,15 +102,18 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """The optimisers of one model, stepped together; state is named by parameter, so that it can be saved.
+    """The optimisers of one model, stepped together. Their state is named by parameter, so that it can be saved.
 
-    Matrices decay, norms and biases do not. With Muon, the matrices inside the blocks are its; embeddings, the head
-    and everything one-dimensional are AdamW's.
+    Matrices have weight decay, norms and biases do not. With Muon, AdamW still updates the embeddings, the head and
+    everything one-dimensional; Muon updates the matrices inside the blocks.
 
     Args:
-        model: whose parameters are trained; with ``weights``, those are updated and copied into it.
+        model: the model to train.
         config: the optimisers' settings.
-        weights: float32 masters of a model that computes in fewer bits.
+        weights: float32 masters of a model that computes in fewer bits: these are updated and copied into it.
+
+    Attributes:
+        updates: how many updates were begun.
     """
 
     def __init__(self, model: GPT, config: OptimConfig, weights: MasterWeights | None = None):
@@ -132,8 +135,8 @@ class Optimizers:
             pairs = [(named[name], self._parts(name, named[name], model)) for name in named if name in hidden]
             dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else None
             self.optimizers.append(Muon(pairs, config.muon_learning_rate, config.momentum, config.weight_decay, dtype))
-        self.named = named
-        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.named, self.updates = named, 0
+        self.base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     @staticmethod
     def _parts(name: str, parameter: Tensor, model: GPT) -> tuple[int, ...]:
@@ -141,30 +144,36 @@ class Optimizers:
             return (parameter.size(0),)
         return model.config.qkv_sizes
 
-    def step(self, scale: float) -> None:
+    def step(self, multiplier: float) -> None:
         """Update the weights, at this share of the peak learning rates."""
-        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * scale
+        self.updates += 1
+        for optimizer, base_lrs in zip(self.optimizers, self.base_lrs, strict=True):
+            for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
+                group["lr"] = base_lr * multiplier
             optimizer.step()
-        self.weights.publish()
+        self.weights.copy_master_to_model()
+
+    def learning_rates(self, multiplier: float) -> dict[str, float]:
+        """The learning rates at a share of their peaks, by optimiser: ``{"adamw": ..., "muon": ...}``."""
+        names = [type(optimizer).__name__.lower() for optimizer in self.optimizers]
+        return {name: base_lrs[0] * multiplier for name, base_lrs in zip(names, self.base_lrs, strict=True)}
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to None."""
         self.weights.zero_grad()
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """All state, flat: ``{"blocks.0.mlp.up.weight/momentum": tensor, ...}``."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """All state, flat: ``{"blocks.0.mlp.up.weight/momentum": tensor, ...}``; all ranks call this."""
         names: dict[Any, str] = {parameter: name for name, parameter in self.named.items()}
         return {
-            f"{names[parameter]}/{key}": value
+            f"{names[parameter]}/{key}": full_tensor(value)
             for optimizer in self.optimizers
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
 
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state_tensors` gave."""
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore the state that :meth:`state_dict` returned."""
         states: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, tensor in tensors.items():
             parameter, _, key = name.rpartition("/")

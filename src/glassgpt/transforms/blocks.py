@@ -1,4 +1,4 @@
-"""How the blocks of a model are run: recomputed in the backward pass, compiled, or both."""
+"""How the blocks of a model run: recomputed in the backward pass, compiled, or both."""
 
 from collections.abc import Callable
 
@@ -35,8 +35,14 @@ def compile_blocks(model: GPT) -> None:
         block.compile(dynamic=False)
 
 
-def prepare_blocks(model: GPT, *, recompute: bool, compile: bool) -> None:
-    """Do what was asked for, in the order in which these wrap each other."""
+def stop_compiling(model: GPT) -> None:
+    """Run the blocks without torch.compile from now on."""
+    for block in model.blocks:
+        block._compiled_call_impl = None
+
+
+def prepare_blocks(model: GPT, recompute: bool, compile: bool) -> None:
+    """Recompute and compile the blocks, in the order in which the two wrap each other."""
     if recompute:
         recompute_blocks(model)
     if compile:

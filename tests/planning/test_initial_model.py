@@ -18,9 +18,9 @@ from glassgpt.config import ModelConfig, parse_overrides, presets
 from glassgpt.errors import CheckpointError, ConfigError, GlassError
 from glassgpt.loss import evaluate, subset
 from glassgpt.model import GPT
+from glassgpt.planning import opening, run_plan
 from glassgpt.runtime import Runtime
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer
-from glassgpt.training import setup
 from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
 from glassgpt.weights.folder import save_model, write_folder
@@ -54,7 +54,7 @@ def published(folder: Path, prose: str, config: ModelConfig = CLASSIC, **how: An
 
 def trained(init: str | Path, text: Path, *settings: str, runs: Path | None = None, name: str = "run") -> Run:
     layer = parse_overrides([*SHORT, f"source={text}", f"init_from={init}", *settings])
-    return api.train_new("auto", [layer], runs=runs or text.parent / "runs", name=name).run
+    return api.start_run("auto", [layer], runs=runs or text.parent / "runs", name=name).run
 
 
 def losses(run: Run, key: str) -> list[float]:
@@ -68,7 +68,7 @@ def test_the_first_loss_is_that_of_the_model_and_it_falls(
     native = which == "native"
     folder = published(tmp_path / "m", prose, MODELS[which], native=native)
     run = trained(folder, text_file, "steps=8", "adamw_learning_rate=0.01", "dropout=0.1")
-    config, stream = run.config(), setup._stream_of(run, run.config())
+    config, stream = run.config(), opening._load_stream(run, run.config())
     assert config.model == dataclasses.replace(MODELS[which], dropout=0.1)
     assert (config.train.init_from, config.train.format) == (str(folder), "native" if native else "hf")
     validated = losses(run, "val/loss")
@@ -128,13 +128,10 @@ def test_a_shorter_context_keeps_the_positions_it_has(which: str, tmp_path: Path
 def test_a_text_too_short_for_the_context_shortens_it_and_says_so(tmp_path: Path, prose: str) -> None:
     folder, text = published(tmp_path / "m", prose), tmp_path / "short.txt"
     text.write_text(prose[:24], "utf-8")
-    plan = setup.plan("auto", [parse_overrides([*SHORT, f"source={text}", f"init_from={folder}"])])
+    plan = run_plan.plan_run("auto", [parse_overrides([*SHORT, f"source={text}", f"init_from={folder}"])])
     assert plan.config.model.block_size == 21
     assert any("the context is 21 instead of 32" in note for note in plan.notes)
-    assert (
-        plan.notes[0]
-        == f"going on from {folder}; unless asked otherwise with optimizer=adamw, adamw_learning_rate=0.0001"
-    )
+    assert plan.notes[0] == f"fine-tuning {folder}; by default with optimizer=adamw, adamw_learning_rate=0.0001"
 
 
 def test_another_shape_is_refused_with_every_difference(tmp_path: Path, prose: str, text_file: Path) -> None:
@@ -166,11 +163,11 @@ def test_another_tokenizer_is_refused_and_the_same_is_not(tmp_path: Path, prose:
 def test_what_cannot_go_on_is_one_message(tmp_path: Path, prose: str, text_file: Path) -> None:
     folder = published(tmp_path / "m", prose)
     with pytest.raises(ConfigError, match=r"preset=small describes a model of its own, and train\.init"):
-        setup.plan("small", [parse_overrides([f"source={text_file}", f"init_from={folder}"])])
+        run_plan.plan_run("small", [parse_overrides([f"source={text_file}", f"init_from={folder}"])])
     with pytest.raises(GlassError, match="no/such/model"):
         trained("no/such/model", text_file)
     with pytest.raises(ConfigError, match=r"expected float|expected a number|norm_eps"):
-        setup.plan("auto", [{"model": {"norm_eps": "x"}, "train": {"init_from": str(folder)}}])
+        run_plan.plan_run("auto", [{"model": {"norm_eps": "x"}, "train": {"init_from": str(folder)}}])
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
         trained(folder, text_file)
@@ -180,16 +177,16 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from glassgpt.config import parse_overrides
-from glassgpt.training import setup
+from glassgpt.planning import opening, run_plan
 from glassgpt.training.metrics import Reporter
 
 class Killer(Reporter):
-    def stepped(self, event):
+    def on_step(self, event):
         if event.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-plan = setup.plan("auto", [parse_overrides(sys.argv[2:])])
-setup.start(plan, "run", Path(sys.argv[1]), reporter=Killer()).train()
+plan = run_plan.plan_run("auto", [parse_overrides(sys.argv[2:])])
+opening.start_run(plan, "run", Path(sys.argv[1]), reporter=Killer()).train()
 """
 
 
@@ -205,7 +202,7 @@ def test_killed_before_the_first_checkpoint_it_resumes_without_the_model(
         f"source={text_file}",
         f"init_from={folder}",
     ]
-    whole = api.train_new("auto", [parse_overrides(settings)], runs=tmp_path / "whole", name="run").run
+    whole = api.start_run("auto", [parse_overrides(settings)], runs=tmp_path / "whole", name="run").run
     command = [sys.executable, "-c", KILLED, str(tmp_path / "broken"), *settings]
     assert subprocess.run(command, check=False, stderr=subprocess.PIPE).returncode < 0
     shutil.rmtree(folder)

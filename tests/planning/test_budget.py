@@ -15,12 +15,14 @@ from glassgpt.config import RunConfig, RuntimeConfig, build, parse_duration, par
 from glassgpt.errors import ConfigError
 from glassgpt.estimate import SHARE_OF_FREE, memory
 from glassgpt.model import GPT
+from glassgpt.planning import budget, timing
+from glassgpt.planning import memory as machine_memory
+from glassgpt.planning.budget import SIZES, choose_size
+from glassgpt.planning.run_plan import RunPlan, plan_run
+from glassgpt.planning.timing import Timing, measure_steps
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
-from glassgpt.training import budget
-from glassgpt.training.budget import SIZES, Speed, choose_size, measure
 from glassgpt.training.metrics import Reporter
-from glassgpt.training.setup import Plan, plan
 from glassgpt.weights.mapping import family_of
 
 V = 65
@@ -42,15 +44,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """A machine of 50 GFLOP/s; returns what was measured on it."""
     measured: list[RunConfig] = []
 
-    def fake(
-        config: RunConfig, vocab_size: int, runtime: Runtime, seconds: float = 1.5, *, processes: int = 1
-    ) -> Speed:
-        assert vocab_size == config.model.vocab_size
+    def fake(config: RunConfig, runtime: Runtime, seconds: float = 1.5, *, world_size: int = 1) -> Timing:
         measured.append(config)
         forward = 2 * parameters(config) / 50e9
-        return Speed(3 * forward * config.train.batch_size * config.model.block_size, forward)
+        return Timing(3 * forward * config.train.batch_size * config.model.block_size, forward)
 
-    monkeypatch.setattr(budget, "measure", fake)
+    monkeypatch.setattr(timing, "measure_steps", fake)
     return measured
 
 
@@ -103,7 +102,7 @@ def test_small_texts_stay_small(tokens: int, runtime: Runtime, machine: list[Run
     shape = (config.model.n_layer, config.model.n_head, config.model.n_embd)
     assert shape == SIZES[0][:3] or parameters(config) <= budget.PARAMETERS_PER_TEXT_TOKEN * train
     assert config.model.block_size <= train - 1
-    assert f"{train:,} tokens" in why and "by heart" in why
+    assert f"{train:,} tokens" in why and "overfit" in why
 
 
 def test_too_little_time_still_chooses_the_smallest(runtime: Runtime, machine: list[RunConfig]) -> None:
@@ -155,7 +154,7 @@ def test_training_asks_for_a_size_that_goes_with_the_users_word(
         {"model": asked, "data": {"source": str(text_file)}, "train": {"time": "10m"}, "runtime": {"dtype": "float32"}}
     ]
     try:
-        config = plan("auto", layers).config
+        config = plan_run("auto", layers).config
     except ConfigError as error:  # a family that has not what was asked for may be refused: then by that name
         assert next(iter(asked)) in str(error) and "n_head" not in asked
     else:
@@ -175,11 +174,11 @@ def small(time: str = "5m", **train: Any) -> RunConfig:
     return build("small", [{"model": {"vocab_size": V}, "train": {"time": time, **train}}])
 
 
-def steps(speed: Speed, time: str, tokens: int = 10**6, **train: Any) -> int:
+def steps(speed: Timing, time: str, tokens: int = 10**6, **train: Any) -> int:
     values, final, why = budget.fit_steps(small(time, **train), text(tokens), speed, parse_duration(time))
-    assert final == pytest.approx(text(tokens).info.tokens["val"] * speed.validation_token)
+    assert final == pytest.approx(text(tokens).info.tokens["val"] * speed.seconds_per_val_token)
     assert f"{values['steps']:,} steps of 4,096 tokens" in why and time in why
-    assert f"{16 * 256 / speed.step:,.0f} tokens/s" in why
+    assert f"{16 * 256 / speed.seconds_per_step:,.0f} tokens/s" in why
     return values["steps"]
 
 
@@ -189,25 +188,25 @@ def steps(speed: Speed, time: str, tokens: int = 10**6, **train: Any) -> int:
 @pytest.mark.parametrize("eval_tokens", [1000, 100_000])
 def test_a_run_fits_its_time_and_uses_it(time: str, step: float, validation_token: float, eval_tokens: int) -> None:
     seconds = parse_duration(time)
-    found = steps(Speed(step, validation_token), time, eval_tokens=eval_tokens)
+    found = steps(Timing(step, validation_token), time, eval_tokens=eval_tokens)
     validating = (11 * min(eval_tokens, 100_000) + 100_000) * validation_token  # ten of them, one before, one of it all
     assert found * step + validating < 0.9 * seconds  # some is left for a machine that slows down
     assert found * step + validating > 0.6 * seconds
 
 
 def test_steps_follow_the_speed() -> None:
-    base = steps(Speed(0.1, 1e-6), "10m")
-    assert steps(Speed(0.05, 1e-6), "10m") in (2 * base, 2 * base + 1)
-    assert 2 * base <= steps(Speed(0.1, 1e-6), "20m") <= 2.2 * base
-    assert steps(Speed(0.1, 1e-4), "10m") < base  # slow validation
-    assert steps(Speed(0.1, 1e-6), "10m", sample_tokens=0) > base  # no samples
-    assert steps(Speed(0.1, 1e-5), "10m", tokens=10**7) < base  # a long validation text
+    base = steps(Timing(0.1, 1e-6), "10m")
+    assert steps(Timing(0.05, 1e-6), "10m") in (2 * base, 2 * base + 1)
+    assert 2 * base <= steps(Timing(0.1, 1e-6), "20m") <= 2.2 * base
+    assert steps(Timing(0.1, 1e-4), "10m") < base  # slow validation
+    assert steps(Timing(0.1, 1e-6), "10m", sample_tokens=0) > base  # no samples
+    assert steps(Timing(0.1, 1e-5), "10m", tokens=10**7) < base  # a long validation text
 
 
 @pytest.mark.parametrize(("time", "step"), [("1s", 0.001), ("30s", 5.0), ("5m", 60.0)])
 def test_too_short_a_time_is_a_clear_error(time: str, step: float) -> None:
     with pytest.raises(ConfigError) as caught:
-        steps(Speed(step, 1e-6), time)
+        steps(Timing(step, 1e-6), time)
     message = str(caught.value)
     assert f"train.time: {time} is too short" in message and f"{step:.2f} s" in message
     assert "more time" in message and "smaller model" in message
@@ -229,23 +228,24 @@ class Told(Reporter):
 def compiling(
     monkeypatch: pytest.MonkeyPatch, runtime: Runtime, asked: str, *, step: float = 1.0, compiled: Any = 0.5,
     seconds: float = 3600.0, steps: int = 0, found: bool = True,
-) -> tuple[Runtime, Speed, str, int, list[str]]:  # fmt: skip
+) -> tuple[Runtime, Timing, str, int, list[str]]:  # fmt: skip
     """What is chosen where a step takes ``step`` seconds, and ``compiled`` if compiled; and how often it was tried."""
-    eager, measured, told = Speed(step, 1e-6), [0], Told()
+    eager, measured, told = Timing(step, 1e-6), [0], Told()
 
-    def fake(config: RunConfig, vocab_size: int, place: Runtime, *_: Any, processes: int = 1) -> Speed:
+    def fake(config: RunConfig, place: Runtime, *_: Any, world_size: int = 1) -> Timing:
         assert place == dataclasses.replace(runtime, compile=True)
-        assert (vocab_size, processes) == (V, 3)
+        assert (config.model.vocab_size, world_size) == (V, 3)
         measured[0] += 1
         if isinstance(compiled, Exception):
             raise compiled
-        return Speed(compiled, 2e-6)
+        return Timing(compiled, 2e-6)
 
-    monkeypatch.setattr(budget, "measure", fake)
-    monkeypatch.setattr(budget, "compiler_found", lambda device: found)
+    monkeypatch.setattr(timing, "measure_steps", fake)
+    monkeypatch.setattr(timing, "compiler_found", lambda device: found)
     config = small(steps=steps).replace("runtime", compile=asked)
-    place, speed, why = budget.choose_compile(config, eager, seconds, runtime, told, 3)
-    assert speed == (Speed(compiled, 2e-6) if place.compile else eager), "the speed is that of what was chosen"
+    chosen = timing._choose_compile(config, eager, seconds, runtime, told, 3)
+    place, speed, why = chosen.runtime, chosen.timing, "".join(chosen.notes)
+    assert speed == (Timing(compiled, 2e-6) if place.compile else eager), "the speed is that of what was chosen"
     return place, speed, why, measured[0], told.notes
 
 
@@ -305,7 +305,7 @@ def test_a_long_run_is_shorter_on_a_gpu() -> None:
 
     def first(kind: str) -> int:
         device = torch.device(kind)
-        return next(n for n in range(1, 2000) if budget.earns_compiling_back(config, Speed(n, 0), 0.0, device))
+        return next(n for n in range(1, 2000) if timing.worth_compiling(config, Timing(n, 0), 0.0, device))
 
     assert 30 < first("cuda") < first("cpu") < 900
 
@@ -313,9 +313,9 @@ def test_a_long_run_is_shorter_on_a_gpu() -> None:
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-def planned(text_file: Path, *settings: str, processes: Processes | None = None) -> Plan:
+def planned(text_file: Path, *settings: str, processes: Processes | None = None) -> RunPlan:
     layer = parse_overrides([f"source={text_file}", "dtype=float32", "compile=false", *settings])
-    return plan("tiny", [layer], processes=processes)
+    return plan_run("tiny", [layer], processes=processes)
 
 
 @pytest.mark.parametrize("length", ["steps=20", "time=1m"])
@@ -349,7 +349,7 @@ def test_the_micro_batch_is_what_fits_in_as_few_passes_as_can_be(
     free = int(needed(whole, rows_that_fit) / SHARE_OF_FREE) + 1
     most = max(rows for rows in range(1, 33) if needed(whole, rows) <= SHARE_OF_FREE * free)  # one by one
     assert most >= min(rows_that_fit, 32)
-    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+    monkeypatch.setattr(machine_memory, "free_memory", lambda device: free)
     made = planned(text_file, "steps=2", *settings)
     rows, batch_size = made.config.train.micro_batch_size, made.config.train.batch_size
     assert batch_size == 32, "the step stays what it is"
@@ -365,7 +365,7 @@ def test_the_micro_batch_is_what_fits_in_as_few_passes_as_can_be(
 def test_a_micro_batch_that_was_asked_for_stays(
     text_file: Path, machine: list[RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "free_memory", lambda device: 1)
+    monkeypatch.setattr(machine_memory, "free_memory", lambda device: 1)
     assert planned(text_file, "steps=2", "micro_batch_size=20").config.train.micro_batch_size == 20
     assert planned(text_file, "steps=2", "micro_batch_size=20", "batch=auto").config.train.micro_batch_size == 1
 
@@ -373,11 +373,11 @@ def test_a_micro_batch_that_was_asked_for_stays(
 def test_processes_share_the_memory_and_the_time_of_a_batch(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
 
-    def fake(*_: Any, processes: int = 1) -> Speed:
-        counts.append(processes)
-        return Speed(0.01, 1e-6)
+    def fake(*_: Any, world_size: int = 1) -> Timing:
+        counts.append(world_size)
+        return Timing(0.01, 1e-6)
 
-    monkeypatch.setattr(budget, "measure", fake)
+    monkeypatch.setattr(timing, "measure_steps", fake)
     made = planned(text_file, "steps=2", processes=Processes(0, 5))
     assert counts == [5]
     assert made.config.train.micro_batch_size == 7, "32 rows on five processes: 6 or 7 each"
@@ -385,11 +385,14 @@ def test_processes_share_the_memory_and_the_time_of_a_batch(text_file: Path, mon
 
 def test_measure_times_the_real_model(runtime: Runtime) -> None:
     config = build("tiny", [{"model": {"n_layer": 1, "n_embd": 8, "block_size": 8}, "train": {"batch_size": 4}}])
-    found = measure(config, 7, runtime, seconds=0.0)
-    assert found.step > 0 and found.validation_token > 0
-    huge = measure(config.replace("train", batch_size=1 << 20), 7, runtime, seconds=0.0)  # timed on a part, and scaled
-    assert huge.step > 50 * found.step
-    shared = measure(config.replace("train", batch_size=1 << 20), 7, runtime, seconds=0.0, processes=64)
-    assert shared.step < huge.step / 8
-    recomputed = measure(config.replace("train", activation_checkpointing=True), 7, runtime, seconds=0.0)
-    assert recomputed.step > 0
+    config = config.replace("model", vocab_size=7)
+    found = measure_steps(config, runtime, seconds=0.0)
+    assert found.seconds_per_step > 0 and found.seconds_per_val_token > 0
+    huge = measure_steps(
+        config.replace("train", batch_size=1 << 20), runtime, seconds=0.0
+    )  # a part is timed, and scaled
+    assert huge.seconds_per_step > 50 * found.seconds_per_step
+    shared = measure_steps(config.replace("train", batch_size=1 << 20), runtime, seconds=0.0, world_size=64)
+    assert shared.seconds_per_step < huge.seconds_per_step / 8
+    recomputed = measure_steps(config.replace("train", activation_checkpointing=True), runtime, seconds=0.0)
+    assert recomputed.seconds_per_step > 0

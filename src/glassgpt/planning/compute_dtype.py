@@ -1,0 +1,125 @@
+"""Choose the compute type by a measured self-check: faster than float32 on this device, and close to it."""
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from glassgpt.config import ModelConfig, OptimConfig
+from glassgpt.data.batch import random_batch
+from glassgpt.model import GPT
+from glassgpt.runtime import Stopwatch, synchronise
+from glassgpt.training.objective import ModelWithLoss, next_token_loss
+from glassgpt.training.optim import Optimizers
+from glassgpt.training.precision import MasterWeights
+from glassgpt.training.step import train_step
+
+#: A type has to be this much faster than float32, and its logits and gradients this close, to be chosen.
+MIN_SPEEDUP = 1.1
+MAX_LOGITS_ERROR = 0.05
+MIN_GRADIENT_COSINE = 0.99
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """A compute type on this device, compared with float32 on the same batch.
+
+    Attributes:
+        dtype: the type.
+        speedup: time of a forward and backward pass in float32 over that in this type; 0 if it was not worth trying.
+        logits_error: root mean square of the difference of logits, over that of the logits.
+        gradient_cosine: cosine between all gradients and those of float32.
+        problem: why it could not be checked; empty if it was.
+    """
+
+    dtype: torch.dtype
+    speedup: float
+    logits_error: float = 0.0
+    gradient_cosine: float = 1.0
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether to compute in this type."""
+        agrees = self.logits_error <= MAX_LOGITS_ERROR and self.gradient_cosine >= MIN_GRADIENT_COSINE
+        return self.speedup >= MIN_SPEEDUP and agrees
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        if self.problem:
+            return f"{name} could not be checked: {self.problem}"
+        if self.speedup < MIN_SPEEDUP:
+            return f"{name} is not faster than float32 here ({self.speedup:.2f}x)"
+        verdict = "" if self.passed else ": too much, not used"
+        return (
+            f"{name} is {self.speedup:.1f}x as fast as float32 here; logits differ by {self.logits_error:.2%}, "
+            f"gradients by an angle of cosine {self.gradient_cosine:.4f}{verdict}"
+        )
+
+
+def choose_dtype(config: ModelConfig, rows: int, device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute type to use for a model on a device (bfloat16, else float16, else float32), and why."""
+    reports = []
+    for dtype in (torch.bfloat16, torch.float16):
+        result = check(dtype, config, rows, device)
+        reports.append(str(result))
+        if result.passed:
+            return dtype, reports[-1]
+    return torch.float32, "; ".join(reports)
+
+
+def check(dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device) -> SelfCheck:
+    """Measure one compute type against float32 on a fresh model and random tokens ``[rows, block_size]``.
+
+    A type without hardware support can be a hundred times slower, so a small matrix product goes first.
+    """
+    try:
+        product_speedup = matrix_flops_per_second(dtype, device) / matrix_flops_per_second(torch.float32, device)
+        if product_speedup < MIN_SPEEDUP:
+            return SelfCheck(dtype, product_speedup)
+        expected = _run(torch.float32, config, rows, device)
+        found = _run(dtype, config, rows, device)
+    except (RuntimeError, NotImplementedError) as error:  # out of memory, or a kernel that this type lacks
+        return SelfCheck(dtype, 0.0, problem=str(error).strip().splitlines()[0][:120])
+    distance = float((found[0] - expected[0]).norm() / expected[0].norm())
+    cosine = float(torch.cosine_similarity(found[1], expected[1], dim=0))
+    return SelfCheck(dtype, expected[2] / found[2], distance, cosine)
+
+
+def matrix_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
+    """The speed of a small square product of matrices, roughly: the fastest of some, or of a few slow ones."""
+    size = 256 if device.type == "cpu" else 2048
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    seconds: list[float] = []
+    while len(seconds) < 10 and sum(seconds) < 0.05:
+        synchronise(device)
+        began = time.perf_counter()
+        a @ a
+        synchronise(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def _run(
+    dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device, passes: int = 3
+) -> tuple[Tensor, Tensor, float]:
+    """Logits and gradients (flat; gradients in float64, in which a cosine stays below 1), and the fewest seconds."""
+    model = GPT(replace(config, dropout=0.0))  # would differ
+    model.init_weights(0)
+    model = model.to(device)
+    optimizers = Optimizers(model, OptimConfig(optimizer="adamw"), MasterWeights(model, dtype))
+    batch = random_batch(config.vocab_size, rows, config.block_size)
+    seconds = []
+    for _ in range(passes):
+        watch = Stopwatch(device)
+        watch.mark()
+        train_step(
+            ModelWithLoss(model, next_token_loss), optimizers, batch, batch.num_loss_tokens(), micro_batch_size=rows,
+            lr_multiplier=0.0, grad_clip=0.0, device=device, mark=watch.mark,
+        )  # fmt: skip
+        seconds.append(sum(watch.laps()[:2]))  # forward and backward
+    with torch.no_grad():
+        logits = model(batch.idx[:1].to(device)).float().flatten()
+    gradients = torch.cat([gradient.double().flatten() for gradient in optimizers.weights.gradients()])
+    return logits, gradients, min(seconds)

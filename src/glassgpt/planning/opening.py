@@ -1,0 +1,216 @@
+"""Make the :class:`~glassgpt.training.loop.Trainer` of a run: new, joined by another process, or resumed."""
+
+import time
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from glassgpt import data
+from glassgpt.config import ConfigOverrides, RunConfig, build, differences, parse_duration, presets
+from glassgpt.data import TokenStream
+from glassgpt.errors import CheckpointError
+from glassgpt.model import GPT
+from glassgpt.planning import initial_model
+from glassgpt.planning.run_plan import RunPlan, fill_derived_settings
+from glassgpt.processes import Processes
+from glassgpt.runtime import Runtime, resolve, versions
+from glassgpt.seeds import derive_seed
+from glassgpt.tokenizer import load as load_tokenizer
+from glassgpt.training.checkpoint import (
+    CheckpointWriter,
+    Run,
+    TrainState,
+    create_run,
+    load_training_state,
+    write_run_toml,
+)
+from glassgpt.training.loop import Trainer
+from glassgpt.training.metrics import MetricsLog, Reporter
+from glassgpt.training.optim import Optimizers
+from glassgpt.training.precision import MasterWeights
+from glassgpt.training.pretraining import Pretraining
+from glassgpt.training.profiling import Profile
+from glassgpt.weights.folder import load_weights
+
+#: Settings that a resumed run may not change.
+FIXED_SETTINGS = ("init_from", "seed", "batch_size", "format", "eval_tokens")
+
+
+def start_run(
+    plan: RunPlan, name: str, parent: Path, *, reporter: Reporter | None = None, deadline: float | None = None,
+    processes: Processes | None = None, profile: bool = False,
+) -> Trainer:  # fmt: skip
+    """Create the run's folder and a trainer at step 0. An existing run is never overwritten."""
+    assert plan.stream and plan.runtime, "a run needs a text, and choices that were measured"
+    info = plan.stream.info
+    provenance = {
+        "created": datetime.now().astimezone().isoformat(),
+        "text_sha256": info.text_sha256,
+        "data_sha256": info.data_sha256,
+        "tokenizer": info.tokenizer,
+        "train_tokens": info.tokens["train"],
+        "val_tokens": info.tokens["val"],
+        "notes": list(plan.notes),
+        **initial_model.provenance(plan.config),
+        **versions(),
+    }
+    run = create_run(parent, name, plan.config, provenance)
+    return _trainer(
+        run, plan.config, plan.stream, plan.runtime, reporter=reporter, deadline=deadline, processes=processes,
+        predicted=plan.tokens_per_second, profile=_profile(run, plan.runtime, profile),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What rank 0 sends to the other ranks."""
+
+    path: Path
+    micro_batch_size: int
+
+
+def join_run(info: RunInfo, processes: Processes) -> Trainer:
+    """The trainer, in any other process, of a run that rank 0 has just started or resumed."""
+    run = Run(info.path)
+    config = run.config()
+    runtime = resolve(config.runtime, processes.local_rank)
+    trainer = _trainer(run, config, _load_stream(run, config), runtime, processes=processes)
+    trainer.state.micro_batch_size = info.micro_batch_size
+    return trainer
+
+
+def resume_run(
+    path: Path, changes: ConfigOverrides | None = None, *, reporter: Reporter | None = None,
+    processes: Processes | None = None, profile: bool = False,
+) -> Trainer:  # fmt: skip
+    """A trainer that resumes a run from its newest checkpoint (or from step 0, if it was killed before the first).
+
+    Raises:
+        CheckpointError: if the run cannot be read, or the changes describe another model or other data; the message
+            shows the difference.
+    """
+    run = Run(path)
+    saved = run.config()
+    config = build(saved.preset, [saved.to_dict(), _without_auto(changes or {})])
+    _require_resumable(run, saved, config)
+    stream = _load_stream(run, config)
+    config = fill_derived_settings(config)
+    user_settings = (changes or {}).get("train", {})
+    deadline = time.monotonic() + parse_duration(config.train.time) if "time" in user_settings else None
+    processes = processes or Processes()
+    runtime = resolve(config.runtime, processes.local_rank)
+    trainer = _trainer(
+        run, config, stream, runtime, reporter=reporter, deadline=deadline, processes=processes,
+        profile=_profile(run, runtime, profile),
+    )  # fmt: skip
+    write_run_toml(run.path, config, run.provenance())  # only now is it certain that it resumes
+    if config.runtime.compile == "true" and not runtime.compile:
+        trainer.reporter.warn(
+            "the run was compiled, and no compiler is found here: resuming without torch.compile; results match only "
+            "up to rounding"
+        )
+    if "micro_batch_size" in user_settings:
+        trainer.state.micro_batch_size = config.train.micro_batch_size or config.train.batch_size
+    return trainer
+
+
+def _require_resumable(run: Run, saved: RunConfig, config: RunConfig) -> None:
+    """Refuse changed settings that would make another run of it, and a run that has finished.
+
+    Raises:
+        CheckpointError: if so.
+    """
+    refused = differences(saved.model, config.model) + differences(saved.data, config.data)
+    fixed = {name: getattr(saved.train, name) for name in FIXED_SETTINGS}
+    refused += differences(replace(config.train, **fixed), config.train)
+    refused += differences(replace(config.optim, optimizer=saved.optim.optimizer), config.optim)
+    if refused:
+        lines = "\n  ".join(refused)
+        raise CheckpointError(f"{run.path} cannot resume with changed settings:\n  {lines}\nStart a new run for that.")
+    done = max((row["step"] for row in run.metrics), default=0)
+    finished = any("final/val_loss" in row for row in run.metrics)
+    if (finished and done >= config.train.steps) or done > config.train.steps:
+        raise CheckpointError(f"{run.path} has finished its {done} steps; to train it longer, add steps={2 * done}")
+
+
+def _without_auto(changes: ConfigOverrides) -> ConfigOverrides:
+    """The changes without those to "auto": its value was measured when the run started, and is kept."""
+    auto = {"runtime": "auto", "train": 0}
+    return {
+        section: {
+            name: value
+            for name, value in values.items()
+            if not (name in ("dtype", "compile", "device", "micro_batch_size") and value == auto.get(section))
+        }
+        for section, values in changes.items()
+    }
+
+
+def _trainer(
+    run: Run, config: RunConfig, stream: TokenStream, runtime: Runtime, *, processes: Processes | None = None,
+    **settings: Any,
+) -> Trainer:  # fmt: skip
+    """Load or initialise the weights, then cast to the compute type, then make the optimisers.
+
+    A fine-tuning run starts with a checkpoint, so that it never needs the initial model again.
+    """
+    processes = processes or Processes()
+    folder = run.recover_and_find_latest() if processes.is_main else run.latest_valid()
+    model = GPT(config.model)
+    if not folder and not config.train.init_from:
+        model.init_weights(derive_seed(config.train.seed, "weights"))
+    model = model.to(runtime.device)
+    if folder:
+        load_weights(folder, model)
+    elif config.train.init_from:
+        initial_model.load_initial_weights(config, model)
+    optimizers = Optimizers(model, config.optim, MasterWeights(model, runtime.dtype))
+    state = load_training_state(folder, optimizers) if folder else TrainState()
+    if processes.is_main:
+        MetricsLog(run.path / "metrics.jsonl").truncate_after(state.step or -1)
+        if config.train.init_from and not folder:
+            CheckpointWriter(run, model, optimizers, stream.tokenizer, config.train).save_last(state)
+    expected = presets.expected_curve(config, stream.info.text_sha256)
+    task = Pretraining(config, stream, runtime.device, processes)
+    return Trainer(
+        run, config, model, optimizers, task, runtime, state, processes=processes, expected=expected, **settings
+    )
+
+
+def _profile(run: Run, runtime: Runtime, wanted: bool) -> Profile | None:
+    return Profile(run.path / "profile" / "trace.json", runtime.device) if wanted else None
+
+
+def _load_stream(run: Run, config: RunConfig) -> TokenStream:
+    """Load the run's tokens; fail if the data changed.
+
+    Raises:
+        CheckpointError: if the text, its tokenizer or the prepared corpus is not what the run started with.
+    """
+    provenance = run.provenance()
+    expected, tokenizer = provenance.get("text_sha256", ""), provenance.get("tokenizer", "char")
+    cached = data.find_prepared(expected, tokenizer, config.data)
+    if cached is not None and provenance.get("data_sha256", cached.info.data_sha256) == cached.info.data_sha256:
+        return cached
+    source, folder = data.find(config.data), run.latest_valid()
+    if folder:  # the run carries its tokenizer: the file that it came from may be gone
+        stream = data.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
+    else:
+        stream = data.prepare(source, config.data)
+    if stream.info.text_sha256 != expected:
+        raise CheckpointError(
+            f"the text {config.data.source} has changed since {run.path} began (SHA-256 {expected[:12]}... then, "
+            f"{stream.info.text_sha256[:12]}... now); put the old text back, or start a new run"
+        )
+    if stream.info.tokenizer != tokenizer and not source.prepared:
+        raise CheckpointError(
+            f"the tokenizer {config.data.tokenizer} has changed since {run.path} began, and there is no checkpoint yet "
+            "that carries the old one; put the old file back, or start a new run"
+        )
+    if provenance.get("data_sha256", stream.info.data_sha256) != stream.info.data_sha256:
+        raise CheckpointError(
+            f"the prepared corpus {stream.folder} has changed since {run.path} began; prepare it as it was, or start a "
+            "new run"
+        )
+    return stream

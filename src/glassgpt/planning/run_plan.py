@@ -1,0 +1,343 @@
+"""The one way from a request to a plan, used by ``train``, ``train --dry-run``, ``plan`` and ``bench``.
+
+Choices that are left to the machine (size, steps, compute type, compiling, micro-batch) are measured here, once, and
+become part of the run's configuration.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from glassgpt import data
+from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, build, parse_duration
+from glassgpt.config.presets import MODERN
+from glassgpt.data import Source, TokenStream
+from glassgpt.errors import ConfigError, DataError
+from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_steps
+from glassgpt.planning.compute_dtype import choose_dtype
+from glassgpt.planning.initial_model import (
+    AUTO,
+    InitialModel,
+    check_tokenizer_matches,
+    starting_point,
+    with_run_paths,
+)
+from glassgpt.planning.memory import choose_micro_batch_size, require_memory
+from glassgpt.planning.timing import TIME_BUDGET_FRACTION, Timing, measure_speed
+from glassgpt.processes import Processes
+from glassgpt.runtime import Runtime, resolve
+from glassgpt.tokenizer import specs
+from glassgpt.training import guard
+from glassgpt.training.metrics import Reporter, require_tensorboard
+from glassgpt.weights.mapping import family_of
+
+#: Share of a time budget after which training stops, if it is slower than planned.
+DEADLINE_FRACTION = 0.97
+#: What to measure: everything; only the compute type and the micro-batch; or nothing.
+Measure = Literal["speed", "choices", "nothing"]
+#: The settings without which preset=auto needs a text to choose a size for.
+SIZE_KEYS = {"n_layer", "n_head", "n_embd"}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run before anything is written, with all its numbers resolved.
+
+    Attributes:
+        config: resolved.
+        name: of the run, by default.
+        runtime: where and how to compute; None if nothing was measured.
+        stream: the prepared text; None if it was planned without one.
+        timing: the predicted speed; None if nothing was timed.
+        timed: whether the number of steps came from ``time``.
+        final_seconds: predicted for validating on the full split at the end.
+        notes: why the choices were made.
+    """
+
+    config: RunConfig
+    name: str
+    runtime: Runtime | None = None
+    stream: TokenStream | None = None
+    timing: Timing | None = None
+    timed: bool = False
+    final_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The predicted speed of the steps; None if nothing was timed."""
+        tokens = self.config.train.batch_size * self.config.model.block_size
+        return tokens / self.timing.seconds_per_step if self.timing else None
+
+    def deadline(self, began: float) -> float | None:
+        """When to stop a run that began at a ``time.monotonic``; None if its number of steps was given.
+
+        The time after the last step (the full validation split, a sample) is part of the budget, too.
+        """
+        seconds = DEADLINE_FRACTION * parse_duration(self.config.train.time) - self.final_seconds
+        return began + seconds if self.timed else None
+
+
+def plan_run(
+    preset: str,
+    overrides: Sequence[ConfigOverrides],
+    *,
+    runs: Path = Path("runs"),
+    with_text: bool = True,
+    measure: Measure = "speed",
+    reporter: Reporter | None = None,
+    processes: Processes | None = None,
+) -> RunPlan:
+    """Resolve everything that a new run needs: text, tokenizer, size, compute type, micro-batch, number of steps.
+
+    Args:
+        preset: a name, or "auto" to choose the size for the text, the machine and the time.
+        overrides: the user's settings; later ones win.
+        runs: the folder in which ``init_from`` looks for a run by name.
+        with_text: False plans without a text: for the preset's vocabulary, and random tokens.
+        measure: "speed" measures everything; "choices" the compute type and the micro-batch; "nothing" only does
+            arithmetic.
+        reporter: gets notes and progress.
+        processes: that will train together.
+
+    Raises:
+        ConfigError: with every problem of the configuration.
+        DataError: if the text cannot be used.
+    """
+    began, processes = time.monotonic(), processes or Processes()
+    draft = _Draft.of(preset, with_run_paths(overrides, runs), reporter or Reporter(), with_text and measure == "speed")
+    config = draft.config()
+    if config.train.format == "hf":
+        family_of(config.model)
+    processes.share(config.train.batch_size)
+    if config.train.tensorboard:
+        require_tensorboard()
+    runtime = None if measure == "nothing" else resolve(config.runtime, processes.local_rank)
+    source = stream = None
+    if with_text:
+        source = data.find(config.data, draft.reporter.on_progress)
+        stream = data.prepare(source, config.data, draft.reporter.on_progress)
+        draft.fit_text(stream)
+    if runtime is None:
+        if stream:
+            draft.fit_context(stream)
+        return RunPlan(draft.config(), source.name if source else draft.preset, stream=stream)
+    if draft.preset != AUTO:
+        require_memory(config.model)
+    if config.runtime.dtype == "auto":
+        runtime, why = measured_dtype(draft.config(), runtime)
+        draft.note(why)
+    if stream:
+        if draft.preset == AUTO:
+            eager = replace(runtime, compile=False)
+            draft.fit_size(stream, eager, processes.world_size)
+        draft.fit_context(stream)
+    config = draft.config()
+    require_memory(config.model)
+    config, why = choose_micro_batch_size(config, runtime, processes)
+    draft.note(why)
+    if measure == "choices":
+        return RunPlan(config.replace("runtime", **runtime.resolved()), draft.preset, runtime, notes=draft.notes)
+    if source and stream:
+        config = config.replace("data", **_data_as_prepared(source, stream, config.data, draft.overrides))
+    if draft.initial:  # under a name that finds it again from anywhere
+        config = config.replace("train", init_from=draft.initial.name)
+    plan = RunPlan(
+        config, source.name if source else draft.preset, replace(runtime, compile=False), stream,
+        timed=config.train.steps == 0,
+    )  # fmt: skip
+    return _measure_and_set_steps(plan, began + parse_duration(config.train.time), draft, processes)
+
+
+@dataclass
+class _Draft:
+    """The settings while they are being resolved: ``base`` below the user's ``overrides``."""
+
+    preset: str
+    base: ConfigOverrides
+    overrides: Sequence[ConfigOverrides]
+    initial: InitialModel | None
+    reporter: Reporter
+    _notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, preset: str, overrides: Sequence[ConfigOverrides], reporter: Reporter, choose_size: bool) -> "_Draft":
+        """The draft of a request. Without choosing a size, preset=auto needs one.
+
+        Raises:
+            ConfigError: if it has none.
+        """
+        preset, base, initial = starting_point(preset, overrides)
+        draft = cls(preset, base, overrides, initial, reporter)
+        if preset == AUTO and not choose_size:
+            if size_is_open(preset, overrides):
+                raise ConfigError(
+                    "the size of the model is open: name a preset, such as preset=small, or set n_layer, n_head and "
+                    "n_embd; it is chosen by measuring only if there is a text"
+                )
+            draft.base = {"model": MODERN}
+        return draft
+
+    def config(self) -> RunConfig:
+        """What it describes, checked."""
+        return build(self.preset, [self.base, *self.overrides])
+
+    def user_set_keys(self, *sections: str) -> set[str]:
+        """The keys of these sections that the user set."""
+        return {key for layer in self.overrides for section in sections for key in layer.get(section, {})}
+
+    def set(self, section: str, **values: Any) -> None:
+        """Set values below the user's."""
+        self.base = {**self.base, section: {**self.base.get(section, {}), **values}}
+
+    def note(self, note: str) -> None:
+        """Report and keep a note, unless it is empty."""
+        if note:
+            self.reporter.note(note)
+            self._notes.append(note)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(self._notes)
+
+    def fit_text(self, stream: TokenStream) -> None:
+        """Check that the text is long enough and the tokenizer fits, and set the vocabulary.
+
+        Raises:
+            DataError: if the text is too short.
+            ConfigError: if the user's vocabulary is too small, or the tokenizer is not the initial model's.
+        """
+        tokens, vocab_size, config = stream.info.tokens, stream.info.vocab_size, self.config()
+        if tokens["train"] < 2 or tokens["val"] < 2:
+            raise DataError(
+                f"the text is too short: {tokens['train']} training tokens and {tokens['val']} validation tokens; "
+                "each needs at least 2. Use a longer text (5 KB already work), or a larger data.val_fraction"
+            )
+        if self.initial:
+            self.note(check_tokenizer_matches(self.initial, stream.tokenizer))
+        keys = self.user_set_keys("model")
+        if "block_size" in keys:
+            data.Batches(
+                stream.train, config.model.block_size, config.train.batch_size, config.train.seed, config.data.order
+            )  # or a DataError
+        if "vocab_size" in keys or self.initial:
+            if config.model.vocab_size < vocab_size:
+                raise ConfigError(
+                    f"model.vocab_size: {config.model.vocab_size} is less than the {vocab_size} of the tokenizer"
+                )
+        else:
+            self.set("model", vocab_size=vocab_size)
+
+    def fit_size(self, stream: TokenStream, runtime: Runtime, world_size: int) -> None:
+        """Choose the size for the text, the machine and the time."""
+        config = self.config()
+        seconds = parse_duration(config.train.time)
+        chosen, why = choose_size(config, self.user_set_keys("model", "train"), stream, runtime, seconds, world_size)
+        self.set("model", **chosen["model"])
+        self.set("train", **chosen["train"])
+        self.note(why)
+
+    def fit_context(self, stream: TokenStream) -> None:
+        """Shorten a context that the user did not set to the length of the text."""
+        block_size, longest = self.config().model.block_size, stream.info.tokens["train"] - 1
+        if "block_size" not in self.user_set_keys("model") and block_size > longest:
+            self.set("model", block_size=longest)
+            self.note(
+                f"the text has only {longest + 1} training tokens: the context is {longest} instead of {block_size}"
+            )
+
+
+def size_is_open(preset: str, overrides: Sequence[ConfigOverrides]) -> bool:
+    """Whether the size of the model is left to the machine."""
+    fine_tuning = any(layer.get("train", {}).get("init_from") for layer in overrides)
+    keys = {key for layer in overrides for key in layer.get("model", {})}
+    return preset == AUTO and not fine_tuning and not keys >= SIZE_KEYS
+
+
+def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
+    """The compute type that this device's self-check chooses, on at most 2,048 tokens."""
+    rows = max(1, min(config.train.batch_size, 2048 // config.model.block_size))
+    dtype, why = choose_dtype(config.model, rows, runtime.device)
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()  # so that the free memory can be read
+    return replace(runtime, dtype=dtype, reason=why), why
+
+
+def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes: Processes) -> RunPlan:
+    """Measure the speed, choose whether to compile, and set the number of steps and the intervals."""
+    config, runtime = plan.config, plan.runtime
+    assert runtime is not None
+    draft.reporter.note("measuring the speed of this machine")
+    seconds = min(1.5, 0.05 * parse_duration(config.train.time)) if plan.timed else 0.5
+    try:
+        measured = measure_speed(
+            config, runtime, seconds, time_left=ends - time.monotonic(), reporter=draft.reporter,
+            world_size=processes.world_size,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not guard.is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"train.micro_batch_size: {config.train.micro_batch_size} sequences at a time do not fit into memory; "
+            "use a smaller micro_batch_size (the batch stays the same), or activation_checkpointing=true"
+        ) from None
+    for note in measured.notes:
+        draft.note(note)
+    per_step, final_seconds = measured.timing.seconds_per_step, 0.0
+    if plan.timed and plan.stream:
+        values, final_seconds, why = fit_steps(config, plan.stream, measured.timing, ends - time.monotonic())
+        config = config.replace("train", **values)
+    elif plan.timed:
+        steps = int(parse_duration(config.train.time) * TIME_BUDGET_FRACTION / per_step)
+        config, why = config.replace("train", steps=steps), f"{steps:,} steps fit into {config.train.time}"
+    else:
+        why = f"{config.train.steps:,} steps of {per_step:.3g} s: about {config.train.steps * per_step:,.0f} s"
+    plan = replace(plan, runtime=measured.runtime, timing=measured.timing, final_seconds=final_seconds)
+    draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s")
+    config = fill_derived_settings(config).replace("runtime", **measured.runtime.resolved())
+    return replace(plan, config=config, notes=draft.notes)
+
+
+def fill_derived_settings(config: RunConfig) -> RunConfig:
+    """Replace every derived interval and number (0) by its value."""
+    train = config.train
+    eval_interval = train.eval_interval or max(1, train.steps // (VALIDATIONS - 1))
+    config = config.replace(
+        "train",
+        eval_interval=eval_interval,
+        eval_tokens=train.eval_tokens or MAX_VALIDATION_TOKENS,
+        save_interval=train.save_interval or eval_interval,
+        sample_interval=train.sample_interval or 2 * eval_interval,
+        log_interval=train.log_interval or max(1, train.steps // 200),
+    )
+    warmup = config.optim.warmup_steps or min(200, max(1, train.steps // 20))
+    return config.replace("optim", warmup_steps=warmup)
+
+
+def _data_as_prepared(
+    source: Source, stream: TokenStream, config: DataConfig, overrides: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The section ``data`` as the run keeps it: absolute paths, and the settings that the corpus was prepared with.
+
+    Raises:
+        ConfigError: if the user set others.
+    """
+    if not source.prepared:
+        return {"source": source.source, "tokenizer": specs.absolute(config.tokenizer)}
+    user_set_keys = {key for layer in overrides for key in layer.get("data", {})}
+    manifest = stream.manifest
+    refused = [
+        f"data.{key}: {value!r} in the prepared corpus, {getattr(config, key)!r} asked for"
+        for key, value in manifest.settings.items()
+        if key in user_set_keys and getattr(config, key) != value
+    ]
+    if "tokenizer" in user_set_keys and specs.identity(specs.parse(config.tokenizer)) != manifest.tokenizer:
+        refused.append(f"data.tokenizer: {manifest.tokenizer} in the prepared corpus, {config.tokenizer} asked for")
+    if refused:
+        raise ConfigError(refused)
+    return {**manifest.settings, "source": source.source, "tokenizer": str(stream.folder)}

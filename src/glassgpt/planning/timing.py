@@ -1,0 +1,230 @@
+"""Time real training steps on this machine: how fast a configuration trains, and whether compiling makes it faster."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+
+from glassgpt.config import RunConfig
+from glassgpt.data.batch import random_batch
+from glassgpt.estimate import TOKENS_PER_PASS, flops_per_token, optimizer_flops
+from glassgpt.model import GPT
+from glassgpt.planning.compute_dtype import matrix_flops_per_second
+from glassgpt.runtime import Runtime, Stopwatch, compiler_found
+from glassgpt.training import guard
+from glassgpt.training.metrics import Reporter
+from glassgpt.training.objective import ModelWithLoss, next_token_loss
+from glassgpt.training.optim import ITERATIONS, Optimizers
+from glassgpt.training.precision import LossScale, MasterWeights
+from glassgpt.training.step import train_step
+from glassgpt.transforms.blocks import prepare_blocks
+
+#: Share of a time budget that is planned for; the rest is for a machine that slows down.
+TIME_BUDGET_FRACTION = 0.75
+#: Runs that are predicted to take so many seconds try compiling, on a CPU and on a GPU. Compiling takes 15 to 30 s.
+COMPILE_MIN_RUN_SECONDS = (300.0, 90.0)
+#: Compiled steps have to be this much faster.
+COMPILE_MIN_SPEEDUP = 1.03
+#: Passes that are estimated to take longer, in seconds, are timed on fewer rows, then on fewer layers.
+LONGEST_PASS = 5.0
+#: Tokens in a pass that are enough to time it, and the depths from which deeper models are extrapolated.
+MIN_TOKENS = 2048
+DEPTHS = (1, 3)
+#: Share of the peak learning rates: random tokens teach nothing, and the weights should stay ordinary.
+UPDATE_SCALE = 1e-3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured seconds: of an optimiser step, and of the forward pass of one token in validation."""
+
+    seconds_per_step: float
+    seconds_per_val_token: float
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of the parts of one step."""
+
+    forward: float
+    backward: float
+    update: float
+
+
+class TimedTraining:
+    """A fresh model and its optimisers, which take real training steps on random tokens, and time their parts.
+
+    Args:
+        config: of the run; only ``model``, ``train`` and ``optim`` count.
+        runtime: where to compute.
+        rows: in the batch of a step.
+        micro_batch_size: rows per forward pass.
+    """
+
+    def __init__(self, config: RunConfig, runtime: Runtime, rows: int, micro_batch_size: int):
+        self.train, self.runtime, self.micro_batch_size = config.train, runtime, micro_batch_size
+        self.model = GPT(config.model)
+        self.model.init_weights(0)
+        self.model = self.model.to(runtime.device).train()
+        self.optimizers = Optimizers(self.model, config.optim, MasterWeights(self.model, runtime.dtype))
+        self.loss_module = ModelWithLoss(self.model, next_token_loss)
+        # Lower than in training: a step that overflows is skipped, and would be timed as one.
+        self.loss_scale = LossScale.for_dtype(runtime.dtype, 2.0**10)
+        prepare_blocks(self.model, recompute=config.train.activation_checkpointing, compile=runtime.compile)
+        self.batch = random_batch(config.model.vocab_size, rows, config.model.block_size)
+
+    def step(self) -> StepTimes:
+        """Take one step."""
+        watch = Stopwatch(self.runtime.device)
+        watch.mark()
+        train_step(
+            self.loss_module, self.optimizers, self.batch, self.batch.num_loss_tokens(),
+            micro_batch_size=self.micro_batch_size, lr_multiplier=UPDATE_SCALE, grad_clip=self.train.grad_clip,
+            device=self.runtime.device, loss_scale=self.loss_scale, mark=watch.mark,
+        )  # fmt: skip
+        self.optimizers.zero_grad()
+        *passes, update = watch.laps()
+        return StepTimes(sum(passes[::2]), sum(passes[1::2]), update)
+
+    def forward(self) -> float:
+        """Seconds of a forward pass of one micro-batch, as in validation."""
+        watch, micro_batch = (
+            Stopwatch(self.runtime.device),
+            self.batch.micro_batch(0, self.micro_batch_size, self.device),
+        )
+        watch.mark()
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            next_token_loss(self.model, micro_batch)
+        watch.mark()
+        return watch.laps()[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.runtime.device
+
+
+def measure_steps(config: RunConfig, runtime: Runtime, seconds: float = 1.5, *, world_size: int = 1) -> Timing:
+    """Time real optimiser steps for about so many seconds; three at least, unless they are slow.
+
+    Large batches are timed on one micro-batch of at most 8,192 tokens and scaled; several processes share a batch.
+    Compiling is not part of the time.
+    """
+    share = math.ceil(config.train.batch_size / world_size)
+    rows = min(config.train.micro_batch_size or share, share)
+    if not runtime.compile:  # else what is compiled here should serve the run, too
+        rows = min(rows, max(1, TOKENS_PER_PASS // config.model.block_size))
+    timed = TimedTraining(config, runtime, rows, rows)
+    if runtime.compile:
+        timed.step()
+    steps: list[StepTimes] = []
+    passes: list[float] = []
+    began = time.perf_counter()
+    while True:
+        steps.append(timed.step())
+        passes.append(timed.forward())
+        spent = time.perf_counter() - began
+        if spent > seconds and (len(steps) >= 3 or spent > 4 * seconds):
+            break
+    warm = slice(len(steps) > 1, None)  # the first step paid for allocations
+    gradients, updates = median(s.forward + s.backward for s in steps[warm]), median(s.update for s in steps[warm])
+    return Timing(gradients * share / rows + updates, median(passes[warm]) / timed.batch.idx.numel())
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """The runtime with compiling decided, the timing in it, and notes that say why."""
+
+    runtime: Runtime
+    timing: Timing
+    notes: tuple[str, ...] = ()
+
+
+def measure_speed(
+    config: RunConfig,
+    runtime: Runtime,
+    seconds: float,
+    *,
+    time_left: float,
+    reporter: Reporter | None = None,
+    world_size: int = 1,
+) -> MeasuredSpeed:
+    """Measure real steps, and choose whether to compile. Steps that take too long are extrapolated from fewer layers.
+
+    Args:
+        config: what is going to be trained.
+        runtime: the device and the compute type; compiling is decided here.
+        seconds: to measure for, about.
+        time_left: seconds that a run without a number of steps has.
+        reporter: gets a note before compiling.
+        world_size: how many processes share a batch.
+    """
+    reduced = _reduced_config(config, runtime, world_size)
+    timing = measure_steps(reduced, runtime, seconds, world_size=world_size)
+    depth, n_layer = reduced.model.n_layer, config.model.n_layer
+    if depth == n_layer:
+        return _choose_compile(config, timing, time_left, runtime, reporter or Reporter(), world_size)
+    shallow = measure_steps(reduced.replace("model", n_layer=DEPTHS[0]), runtime, seconds, world_size=world_size)
+    further = (n_layer - depth) / (depth - DEPTHS[0])
+    timing = Timing(
+        timing.seconds_per_step + further * (timing.seconds_per_step - shallow.seconds_per_step),
+        timing.seconds_per_val_token + further * (timing.seconds_per_val_token - shallow.seconds_per_val_token),
+    )
+    note = f"the speed is extrapolated from {DEPTHS[0]} and {depth} layers: full steps would have taken too long"
+    return MeasuredSpeed(replace(runtime, compile=config.runtime.compile == "true"), timing, (note,))
+
+
+def _reduced_config(config: RunConfig, runtime: Runtime, world_size: int) -> RunConfig:
+    """A configuration whose passes do not take too long to time: with fewer rows, then with fewer layers."""
+    model, train = config.model, config.train
+    flops_per_second = matrix_flops_per_second(runtime.dtype, runtime.device)
+
+    def seconds(rows: int) -> float:
+        passes = rows * model.block_size * 4 * flops_per_token(model).forward  # with validation's
+        return (passes + optimizer_flops(model, config.optim.optimizer, ITERATIONS)) / flops_per_second
+
+    rows = min(train.micro_batch_size or train.batch_size, math.ceil(train.batch_size / world_size))
+    rows = min(rows, max(1, TOKENS_PER_PASS // model.block_size))
+    if seconds(rows) <= LONGEST_PASS:
+        return config
+    rows = min(rows, max(1, MIN_TOKENS // model.block_size))
+    config = config.replace("train", micro_batch_size=rows)
+    if seconds(rows) > LONGEST_PASS and model.n_layer > DEPTHS[1]:
+        config = config.replace("model", n_layer=DEPTHS[1])
+    return config
+
+
+def worth_compiling(config: RunConfig, timing: Timing, seconds: float, device: torch.device) -> bool:
+    """Whether a run is long enough for compiling to be worth its time, if it speeds up the steps by a tenth."""
+    steps = config.train.steps
+    predicted = timing.seconds_per_step * steps if steps else TIME_BUDGET_FRACTION * seconds
+    return predicted > COMPILE_MIN_RUN_SECONDS[device.type == "cuda"]
+
+
+def _choose_compile(
+    config: RunConfig, eager: Timing, seconds: float, runtime: Runtime, reporter: Reporter, world_size: int
+) -> MeasuredSpeed:
+    """Compile if the user set compile=true, or if it is measured to be faster and the run is long enough."""
+    setting = config.runtime.compile
+    if setting == "false":
+        return MeasuredSpeed(runtime, eager)
+    if not compiler_found(runtime.device):
+        return MeasuredSpeed(runtime, eager, ("not compiled: torch.compile needs a C++ compiler, and none was found",))
+    if setting == "auto" and not worth_compiling(config, eager, seconds, runtime.device):
+        return MeasuredSpeed(runtime, eager)
+    reporter.note("compiling the blocks, to see whether that is faster")
+    compiled_runtime, began = replace(runtime, compile=True), time.monotonic()
+    try:
+        compiled = measure_steps(config, compiled_runtime, world_size=world_size)
+    except RuntimeError as error:
+        if not guard.is_compile_failure(error):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        return MeasuredSpeed(runtime, eager, (f"not compiled: torch.compile does not work here ({reason})",))
+    took, gain = time.monotonic() - began, eager.seconds_per_step / compiled.seconds_per_step
+    why = f"compiled, the steps run {gain:.2f}x as fast; compiling and measuring took {took:.0f} s"
+    if setting == "auto" and gain < COMPILE_MIN_SPEEDUP:
+        return MeasuredSpeed(runtime, eager, (f"{why}: not worth it, so not compiled",))
+    return MeasuredSpeed(compiled_runtime, compiled, (why,))

@@ -1,0 +1,53 @@
+"""The self-check that chooses the compute type."""
+
+import math
+
+import pytest
+import torch
+
+from glassgpt.config import ModelConfig, presets
+from glassgpt.planning import compute_dtype
+from glassgpt.planning.compute_dtype import SelfCheck, check, choose_dtype
+
+CPU = torch.device("cpu")
+LOW = [torch.bfloat16, torch.float16]
+CONFIG = ModelConfig(vocab_size=19, block_size=16, n_layer=2, n_head=2, n_embd=32, **presets.MODERN)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_the_self_check_measures_agreement(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        compute_dtype, "matrix_flops_per_second", lambda kind, device: 1.0 if kind == torch.float32 else 9.0
+    )
+    found = check(dtype, CONFIG, 4, CPU)
+    assert found.speedup > 0
+    assert 0 < found.logits_error < compute_dtype.MAX_LOGITS_ERROR
+    assert compute_dtype.MIN_GRADIENT_COSINE < found.gradient_cosine <= 1
+
+
+def test_the_self_check_refuses_what_is_slow_wrong_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not check(torch.float32, CONFIG, 4, CPU).passed, "nothing is faster than itself"
+    slow = SelfCheck(torch.bfloat16, 1.05)
+    wrong_logits = SelfCheck(torch.bfloat16, 3.0, logits_error=0.2)
+    wrong_gradients = SelfCheck(torch.bfloat16, 3.0, gradient_cosine=0.9)
+    not_a_number = SelfCheck(torch.bfloat16, 3.0, math.nan, math.nan)
+    assert not any(found.passed for found in (slow, wrong_logits, wrong_gradients, not_a_number))
+    assert SelfCheck(torch.bfloat16, 1.5, 0.01, 0.999).passed
+
+    def missing(dtype: torch.dtype, device: torch.device) -> float:
+        raise RuntimeError("not implemented for 'BFloat16'")
+
+    monkeypatch.setattr(compute_dtype, "matrix_flops_per_second", missing)
+    dtype, why = choose_dtype(CONFIG, 4, CPU)
+    assert dtype == torch.float32
+    assert "bfloat16" in why
+    assert "float16" in why
+
+
+def test_the_first_type_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def passes(name: torch.dtype):  # type: ignore[no-untyped-def]
+        return lambda dtype, *rest: SelfCheck(dtype, 2.0 if dtype == name else 0.5)
+
+    for expected in LOW:
+        monkeypatch.setattr(compute_dtype, "check", passes(expected))
+        assert choose_dtype(CONFIG, 4, CPU)[0] == expected
