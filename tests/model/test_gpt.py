@@ -49,6 +49,11 @@ def build(config: ModelConfig, attend: type = FusedAttention, seed: int = 0) -> 
     return model.eval().requires_grad_(False)
 
 
+def roll_back(cache: KVCache, lengths: list[int]) -> None:
+    for row, length in enumerate(lengths):
+        cache.roll_back(row, length)
+
+
 def tokens(config: ModelConfig, B: int, T: int, seed: int = 1) -> Tensor:
     return torch.randint(config.vocab_size, (B, T), generator=torch.Generator().manual_seed(seed))
 
@@ -151,7 +156,7 @@ def test_explicit_model_equals_fused_model(config: ModelConfig) -> None:
     for chunk in (idx[:, :5], idx[:, 5:8], idx[:, 8:9]):
         close(explicit(chunk, cache=caches[0]), fused(chunk, cache=caches[1]))
     for cache in caches:
-        cache.set_lengths([2, 9, 5])
+        roll_back(cache, [2, 9, 5])
     close(explicit(idx[:, 9:], cache=caches[0]), fused(idx[:, 9:], cache=caches[1]))
 
 
@@ -166,7 +171,7 @@ def test_cached_equals_full_forward(config: ModelConfig, attend: type, chunks: l
     cache, parts = KVCache(config, 3), []
     for chunk in idx.split(chunks, dim=1):
         parts.append(model(chunk, cache=cache))
-        assert cache.longest == cache.lengths.max() == sum(part.size(1) for part in parts)
+        assert cache.longest == max(cache.lengths) == sum(part.size(1) for part in parts)
     close(torch.cat(parts, dim=1), model(idx))
 
 
@@ -182,7 +187,7 @@ def test_ragged_rows_equal_each_row_alone(config: ModelConfig, attend: type, chu
         padded[row, length:] = (row * 5 + 3) % config.vocab_size
     cache = KVCache(config, 4)
     prefilled = model(padded, cache=cache)
-    cache.set_lengths(lengths)
+    roll_back(cache, lengths)
     assert cache.ragged
     later = []
     done = 0
@@ -195,18 +200,18 @@ def test_ragged_rows_equal_each_row_alone(config: ModelConfig, attend: type, chu
         alone = model(idx[row : row + 1, : length + done])[0]
         close(prefilled[row, :length], alone[:length])
         close(after[row], alone[length:])
-    assert cache.lengths.tolist() == [n + done for n in lengths]
+    assert cache.lengths == [n + done for n in lengths]
 
 
-def test_set_lengths_forgets_and_can_make_rows_even_again() -> None:
+def test_roll_back_forgets_and_can_make_rows_equal_in_length_again() -> None:
     model, idx = build(CLASSIC), tokens(CLASSIC, 2, 12)
     cache = KVCache(CLASSIC, 2)
     model(tokens(CLASSIC, 2, 10, seed=9), cache=cache)
-    cache.set_lengths([0, 4])
-    cache.set_lengths([0, 0])  # all of it
+    roll_back(cache, [0, 4])
+    roll_back(cache, [0, 0])  # all of it
     assert not cache.ragged
     model(idx[:, :6], cache=cache)
-    cache.set_lengths([4, 4])
+    roll_back(cache, [4, 4])
     assert not cache.ragged
     close(model(idx[:, 4:], cache=cache), model(idx)[:, 4:])
 
