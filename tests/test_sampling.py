@@ -227,7 +227,7 @@ def test_all_settings_together_equal_transformers() -> None:
         config = SamplingConfig(temperature, top_k, top_p, min_p, penalty)
         names = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p or None}
         settings = GenerationConfig(do_sample=True, repetition_penalty=penalty, **names)
-        processors = theirs._get_logits_processor(settings)
+        processors = theirs._get_logits_processor(settings, input_ids_seq_length=9)
         for _ in range(4):
             logits = 2 * torch.randn(3, 40, generator=generator, dtype=torch.float64)
             ids = torch.randint(40, (3, 9), generator=generator)

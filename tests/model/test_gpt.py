@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -214,6 +215,114 @@ def test_roll_back_forgets_and_can_make_rows_equal_in_length_again() -> None:
     roll_back(cache, [4, 4])
     assert not cache.ragged
     close(model(idx[:, 4:], cache=cache), model(idx)[:, 4:])
+
+
+class Texts:
+    """Rows of a cache, each checked against a full forward pass of its own text after every pass."""
+
+    def __init__(self, model: GPT, max_rows: int):
+        self.model = model
+        self.cache = KVCache(model.config, max_rows, rows=0)
+        self.rows: list[list[int]] = []
+        self.generator = torch.Generator().manual_seed(4)
+
+    def random(self, length: int) -> list[int]:
+        return torch.randint(self.model.config.vocab_size, (length,), generator=self.generator).tolist()
+
+    def admit(self, *lengths: int) -> None:
+        """Prefill prompts of these lengths, padded, in a cache of their own that is just large enough."""
+        other = KVCache(self.model.config, len(lengths), capacity=max(lengths))
+        prompts = [self.random(length) for length in lengths]
+        self.model(torch.tensor([row + [7] * (max(lengths) - len(row)) for row in prompts]), cache=other)
+        roll_back(other, list(lengths))
+        self.cache.admit(other)
+        self.rows += prompts
+
+    def evict(self, *rows: int) -> None:
+        self.cache.evict(rows)
+        self.rows = [row for r, row in enumerate(self.rows) if r not in rows]
+
+    def roll_back(self, row: int, length: int) -> None:
+        self.cache.roll_back(row, length)
+        del self.rows[row][length:]
+
+    def step(self, T: int) -> None:
+        new = [self.random(T) for _ in self.rows]
+        logits = self.model(torch.tensor(new), cache=self.cache)  # [B, T, V]
+        for row, more, got in zip(self.rows, new, logits, strict=True):
+            row += more
+            close(got, self.model(torch.tensor([row]))[0, -T:])
+        assert self.cache.lengths == [len(row) for row in self.rows]
+
+
+WINDOWED = {name: dataclasses.replace(CONFIGS[name], sliding_window=5) for name in ("classic", "modern-gqa")}
+with_windows = pytest.mark.parametrize(
+    "config", [*CONFIGS.values(), *WINDOWED.values()], ids=[*CONFIGS, *(f"{name}-window" for name in WINDOWED)]
+)
+
+
+@both_ways
+@with_windows
+def test_rows_admitted_evicted_and_rolled_back_equal_full_forward(config: ModelConfig, attend: type) -> None:
+    texts = Texts(build(config, attend), 4)
+    texts.admit(5)
+    texts.step(1)
+    texts.admit(2, 5)  # ragged from here
+    texts.step(1)
+    texts.step(3)
+    texts.roll_back(1, 4)  # as after rejected drafts
+    texts.step(2)
+    texts.evict(0)  # the rows behind it move up
+    texts.step(1)
+    texts.admit(12, 1)  # full again, in memory that held other rows
+    texts.step(1)
+    texts.roll_back(0, 0)
+    texts.roll_back(2, 3)
+    texts.step(2)
+    texts.evict(0, 2, 3)
+    texts.step(1)
+    texts.evict(0)
+    texts.admit(6, 6)  # rows of one length, so without a ragged mask
+    assert not texts.cache.ragged
+    texts.step(1)
+    texts.step(2)
+
+
+@both_ways
+@with_windows
+@pytest.mark.parametrize("seed", range(3))
+def test_any_sequence_of_cache_operations_equals_full_forward(config: ModelConfig, attend: type, seed: int) -> None:
+    texts, choice = Texts(build(config, attend), 4), random.Random(seed)
+    for _ in range(25):
+        free = 4 - len(texts.rows)
+        match choice.choice(["admit", "evict", "roll back", "step", "step"]):
+            case "admit" if free:
+                texts.admit(*(choice.randint(1, 12) for _ in range(choice.randint(1, free))))
+            case "evict" if texts.rows:
+                texts.evict(*choice.sample(range(len(texts.rows)), choice.randint(1, len(texts.rows))))
+            case "roll back" if texts.rows:
+                row = choice.randrange(len(texts.rows))
+                texts.roll_back(row, choice.randint(0, len(texts.rows[row])))
+            case "step" if texts.rows and texts.cache.longest < config.block_size:
+                texts.step(choice.randint(1, min(3, config.block_size - texts.cache.longest)))
+
+
+def test_rows_that_do_not_fit_are_refused_and_change_nothing() -> None:
+    model = build(CLASSIC)
+    texts = Texts(model, 2)
+    texts.admit(5)
+    two, long = KVCache(CLASSIC, 2), KVCache(CLASSIC, 1, capacity=20)
+    long.advance(17)
+    for other, message in (
+        (two, "2 rows of up to 0 tokens"),
+        (long, "1 rows of up to 17 tokens do not fit: 1 rows of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            texts.cache.admit(other)
+    for length in (-1, 6):
+        with pytest.raises(ValueError, match=f"row 0 holds 5 tokens; it cannot be rolled back to {length}"):
+            texts.cache.roll_back(0, length)
+    texts.step(2)
 
 
 @pytest.mark.parametrize("config", [CONFIGS["classic"], CONFIGS["modern"]], ids=["classic", "modern"])
