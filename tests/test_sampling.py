@@ -59,7 +59,7 @@ def naive_softmax(logits: list[float]) -> list[float]:
 
 
 def naive_order(logits: list[float]) -> list[int]:
-    """Likeliest first; of equal ones, the lowest id."""
+    """The most likely first; among equals, the lowest id first."""
     return sorted(range(len(logits)), key=lambda i: (-logits[i], i))
 
 
@@ -251,7 +251,10 @@ def test_greedy_with_a_repetition_penalty_equals_transformers() -> None:
     assert not torch.equal(expected, logits.argmax(dim=-1))
 
 
-def test_top_p_measures_what_top_k_left() -> None:
+# --- order, precision, greedy
+
+
+def test_top_p_is_relative_to_the_mass_that_top_k_kept() -> None:
     """Of [.4 .3 .2 .1], top-k 2 leaves [4/7 3/7]: top-p .5 then keeps one, where alone it would keep two."""
     logits = t([0.4, 0.3, 0.2, 0.1]).log()
     assert (probabilities(logits, SamplingConfig(top_p=0.5)) > 0).sum() == 2
@@ -259,7 +262,7 @@ def test_top_p_measures_what_top_k_left() -> None:
     assert (probabilities(logits, SamplingConfig(top_k=2, top_p=0.58)) > 0).sum() == 2
 
 
-def test_temperature_comes_before_the_cuts() -> None:
+def test_temperature_comes_before_top_p() -> None:
     """At temperature 1, .7 is enough for top-p .6; at 2 the same token has less than .6 and another joins it."""
     logits = t([0.7, 0.2, 0.1]).log()
     assert (probabilities(logits, SamplingConfig(1.0, top_p=0.6)) > 0).sum() == 1
@@ -289,7 +292,7 @@ def test_probabilities_of_low_precision_logits_are_computed_in_double() -> None:
         torch.testing.assert_close(got.sum(-1), torch.ones(3, dtype=torch.float64), atol=1e-14, rtol=0)
 
 
-# --- the draw
+# --- sampling by inverse CDF
 
 
 shares = st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any)
@@ -297,7 +300,7 @@ shares = st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any)
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(shares, st.floats(0, JUST_BELOW_ONE) | st.sampled_from([0.0, 0.25, 0.5, JUST_BELOW_ONE]))
-def test_draw_inverts_the_cumulative_distribution(counts: list[int], uniform: float) -> None:
+def test_sampling_inverts_the_cumulative_distribution(counts: list[int], uniform: float) -> None:
     """Shares of 2**k parts are exact, so the edges are too: each belongs to the token above it."""
     counts = [*counts, 64 - sum(counts)]  # at most 60 before
     probability = [n / 64 for n in counts]
@@ -324,8 +327,8 @@ def test_zeros_at_both_ends_and_a_single_token() -> None:
     assert sample_inverse_cdf(t([1]).expand(2, -1), ends).tolist() == [0, 0]
 
 
-def test_draws_follow_the_distribution() -> None:
-    """Chi-square over 20,000 draws of a stream, with cuts; 9 degrees of freedom, 0.1 % critical value 27.88."""
+def test_sampled_tokens_follow_the_distribution() -> None:
+    """Chi-square over 20,000 tokens of one row, with top-k; 9 degrees of freedom, 0.1 % critical value 27.88."""
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(2))
     config, n = SamplingConfig(1.3, top_k=10), 20_000
     uniform = uniforms(3, 0, n)

@@ -1,4 +1,4 @@
-"""The Transformer: what reaches what, two attentions, the cache, packed documents, initialisation."""
+"""The Transformer: causality, two attentions, the cache, packed documents, initialisation."""
 
 import copy
 import dataclasses
@@ -94,7 +94,7 @@ def test_a_position_is_reached_by_all_of_its_past_and_by_none_of_its_future(conf
 
 @both_ways
 @everywhere
-def test_what_is_computed_of_a_beginning_stays_when_more_follows(config: ModelConfig, attend: type) -> None:
+def test_logits_do_not_change_when_more_tokens_follow(config: ModelConfig, attend: type) -> None:
     model, idx = build(config, attend), tokens(config, 2, config.block_size)
     whole = model(idx)
     for length in range(1, config.block_size):
@@ -115,7 +115,7 @@ def test_rows_of_a_batch_do_not_mix(config: ModelConfig) -> None:
 
 @everywhere
 def test_order_matters(config: ModelConfig) -> None:
-    """Without positions, attention would see its past as a bag."""
+    """Without positions, attention would treat its past as a set."""
     model, idx = build(config), tokens(config, 1, 8)
     swapped = idx[:, [1, 0, 2, 3, 4, 5, 6, 7]]
     assert (model(idx)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-3
@@ -126,7 +126,7 @@ def test_order_matters(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("KV", [1, 2, 4])
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (7, 7), (1, 7), (3, 7)])
-def test_explicit_attention_equals_fused_and_its_weights_say_how(KV: int, T: int, S: int) -> None:
+def test_explicit_attention_equals_fused_and_its_weights_give_the_output(KV: int, T: int, S: int) -> None:
     g = torch.Generator().manual_seed(3)
     q = 2 * torch.randn(2, 4, T, 6, generator=g)
     k, v = (2 * torch.randn(2, KV, S, 6, generator=g) for _ in "kv")
@@ -148,7 +148,7 @@ def test_explicit_attention_equals_fused_and_its_weights_say_how(KV: int, T: int
 
 @everywhere
 def test_explicit_model_equals_fused_model(config: ModelConfig) -> None:
-    """In every way that a mask comes about: plain, packed documents, cached chunks, ragged rows."""
+    """With every kind of mask: plain, packed documents, cached chunks, ragged rows."""
     fused, explicit = build(config), build(config, ExplicitAttention)
     idx, documents = tokens(config, 3, 12), torch.tensor([[0] * 5 + [1] * 7, [0] * 12, [0] + [1] * 11])
     close(explicit(idx), fused(idx))
@@ -180,7 +180,7 @@ def test_cached_equals_full_forward(config: ModelConfig, attend: type, chunks: l
 @everywhere
 @pytest.mark.parametrize("chunks", [[1, 1, 1, 1, 1], [3, 2], [2, 1, 2]], ids=str)
 def test_ragged_rows_equal_each_row_alone(config: ModelConfig, attend: type, chunks: list[int]) -> None:
-    """Prompts padded on the right, with a token that would change everything if it were seen."""
+    """Prompts padded on the right, with a token that would change the logits if it were attended to."""
     model, lengths = build(config, attend), [3, 11, 1, 7]
     idx = tokens(config, 4, 16)
     padded = idx[:, :11].clone()
@@ -307,7 +307,7 @@ def test_any_sequence_of_cache_operations_equals_full_forward(config: ModelConfi
                 texts.step(choice.randint(1, min(3, config.block_size - texts.cache.longest)))
 
 
-def test_rows_that_do_not_fit_are_refused_and_change_nothing() -> None:
+def test_rows_that_do_not_fit_raise_and_change_nothing() -> None:
     model = build(CLASSIC)
     texts = Texts(model, 2)
     texts.admit(5)
@@ -326,7 +326,7 @@ def test_rows_that_do_not_fit_are_refused_and_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("config", [CONFIGS["classic"], CONFIGS["modern"]], ids=["classic", "modern"])
-def test_what_does_not_fit_is_refused_and_changes_nothing(config: ModelConfig) -> None:
+def test_too_many_tokens_raise_and_change_nothing(config: ModelConfig) -> None:
     model, idx = build(config), tokens(config, 2, 17)
     with pytest.raises(ValueError, match=r"17 tokens do not fit .* 16"):
         model(idx)
@@ -385,7 +385,7 @@ def test_positions_default_to_the_next_ones(config: ModelConfig) -> None:
 
 
 def test_rotation_is_a_rotation_by_position_times_frequency() -> None:
-    """Against complex numbers: channel i and channel i + D/2 are one complex number, turned."""
+    """Against complex numbers: channel i and channel i + D/2 are one complex number, rotated."""
     D, theta = 10, 500.0
     x = torch.randn(2, 3, 9, D, generator=torch.Generator().manual_seed(4))
     config = ModelConfig(block_size=9, n_embd=D, n_head=1, position="rope", rope_theta=theta)
@@ -469,7 +469,7 @@ def test_state_dict_holds_parameters_only_and_carries_the_whole_model(config: Mo
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].model.vocab_size == 65])
-def test_initial_loss_is_that_of_knowing_nothing(name: str) -> None:
+def test_initial_loss_is_ln_of_the_vocabulary_size(name: str) -> None:
     config = PRESETS[name].model
     model = GPT(config)
     model.init_weights(1337)
