@@ -1,5 +1,7 @@
-"""Sampling, against plain Python on plain lists."""
+"""Sampling, against plain Python on plain lists, and against transformers."""
 
+import dataclasses
+import itertools
 import math
 import random
 from collections import Counter
@@ -15,17 +17,20 @@ from conftest import thread_count
 from glassgpt.errors import ConfigError
 from glassgpt.sampling import (
     SamplingConfig,
-    UniformStreams,
     apply_temperature,
-    draw,
     explain,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
     next_token,
+    next_uniform,
+    penalize_repetition,
     probabilities,
+    row_generator,
+    sample_inverse_cdf,
 )
 
-JUST_BELOW_ONE = math.nextafter(1.0, 0.0)  # the largest number that a stream can give
+JUST_BELOW_ONE = math.nextafter(1.0, 0.0)  # the largest random number there is
 NEVER = float("-inf")
 
 
@@ -39,6 +44,11 @@ def t(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def uniforms(seed: int, row: int, count: int) -> Tensor:
+    generator = row_generator(seed, row)
+    return torch.stack([next_uniform(generator) for _ in range(count)])
+
+
 # --- brute force
 
 
@@ -49,7 +59,7 @@ def naive_softmax(logits: list[float]) -> list[float]:
 
 
 def naive_order(logits: list[float]) -> list[int]:
-    """Likeliest first; of equal ones, the lowest id."""
+    """The most likely first; among equals, the lowest id first."""
     return sorted(range(len(logits)), key=lambda i: (-logits[i], i))
 
 
@@ -69,7 +79,24 @@ def naive_top_p(logits: list[float], p: float) -> tuple[set[int], float]:
     return kept, margin
 
 
-def naive_probabilities(logits: list[float], config: SamplingConfig) -> tuple[list[float], float]:
+def naive_penalty(logits: list[float], previous_ids: list[int], penalty: float) -> list[float]:
+    changed = [x / penalty if x > 0 else x * penalty for x in logits]
+    return [changed[i] if i in previous_ids else x for i, x in enumerate(logits)]
+
+
+def naive_min_p(logits: list[float], p: float) -> tuple[set[int], float]:
+    """The kept ids, and how close the decision was. The most likely token is always kept."""
+    share = naive_softmax(logits)
+    rest = [x for i, x in enumerate(share) if i != share.index(max(share))]
+    return {i for i, x in enumerate(share) if x >= p * max(share)}, min(
+        (abs(x - p * max(share)) for x in rest), default=1
+    )
+
+
+def naive_probabilities(
+    logits: list[float], config: SamplingConfig, previous_ids: list[int] | None = None
+) -> tuple[list[float], float]:
+    logits = naive_penalty(logits, previous_ids or [], config.repetition_penalty)
     if config.temperature == 0:
         first = logits.index(max(logits))
         return [float(i == first) for i in range(len(logits))], 1.0
@@ -77,6 +104,10 @@ def naive_probabilities(logits: list[float], config: SamplingConfig) -> tuple[li
     kept = naive_top_k(scaled, config.top_k)
     cut = [x if i in kept else NEVER for i, x in enumerate(scaled)]
     kept, margin = naive_top_p(cut, config.top_p) if config.top_p < 1 else (set(range(len(cut))), 1.0)
+    cut = [x if i in kept else NEVER for i, x in enumerate(cut)]
+    if config.min_p:
+        kept, other_margin = naive_min_p(cut, config.min_p)
+        margin = min(margin, other_margin)
     return naive_softmax([x if i in kept else NEVER for i, x in enumerate(cut)]), margin
 
 
@@ -98,7 +129,10 @@ configs = st.builds(
     temperature=st.sampled_from([0.0, 0.1, 0.7, 1.0, 3.0]),
     top_k=st.integers(0, 14),
     top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.31, 1e-9]),
+    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.3, 0.8]),
 )
+previous = st.lists(st.integers(0, 11), max_size=5)
 
 
 # --- each stage
@@ -132,34 +166,95 @@ def test_top_p_is_exact_where_the_arithmetic_is() -> None:
         assert (keep_top_p(logits, p) > NEVER).sum() == count, p
 
 
+def test_min_p_is_relative_to_the_most_likely_token() -> None:
+    """Quarters and eighths have no rounding: exactly p times the largest is enough."""
+    logits = t([0.5, 0.25, 0.125, 0.125]).log2() * math.log(2)
+    for p, count in ((0, 4), (0.25, 4), (0.26, 2), (0.5, 2), (0.51, 1), (1, 1)):
+        assert (keep_min_p(logits, p) > NEVER).sum() == count, p
+
+
+def test_the_repetition_penalty_counts_a_token_once_and_lowers_both_signs() -> None:
+    logits = t([2.0, -2.0, 0.0, 3.0, NEVER])
+    assert penalize_repetition(logits, [0, 1, 1, 2, 4, 0], 2.0).tolist() == [[1, -4, 0, 3, NEVER]]
+    assert penalize_repetition(logits, [], 2.0) is logits
+    assert penalize_repetition(logits, [0], 1.0) is logits
+
+
 def test_stages_work_row_by_row_and_leave_their_input_alone() -> None:
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     copy = logits.clone()
-    config = SamplingConfig(0.8, 4, 0.7)
+    config = SamplingConfig(0.8, 4, 0.7, 0.1, 1.2)
     for stage in (
         lambda x: apply_temperature(x, 0.5),
         lambda x: keep_top_k(x, 3),
         lambda x: keep_top_p(x, 0.6),
-        lambda x: probabilities(x, config),
+        lambda x: keep_min_p(x, 0.2),
+        lambda x: penalize_repetition(x, [1, 5], 1.5),
+        lambda x: probabilities(x, config, [0, 8]),
     ):
         whole = stage(logits)
         assert torch.equal(whole, torch.cat([stage(row[None]) for row in logits]))
+        assert torch.equal(whole, torch.stack([stage(row) for row in logits]))
         assert torch.equal(logits, copy)
     assert torch.equal(apply_temperature(logits, 0.5), (logits - logits.amax(-1, keepdim=True)) * 2)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(rows_of_logits, configs)
-def test_probabilities_equal_brute_force(logits: list[float], config: SamplingConfig) -> None:
-    expected, margin = naive_probabilities(logits, config)
+@given(rows_of_logits, configs, previous)
+def test_probabilities_equal_brute_force(logits: list[float], config: SamplingConfig, ids: list[int]) -> None:
+    ids = [i for i in ids if i < len(logits)]
+    expected, margin = naive_probabilities(logits, config, ids)
     assume(margin > 1e-9)
-    got = probabilities(t(logits), config)
+    got = probabilities(t(logits), config, ids)
     assert got.dtype == torch.float64
     torch.testing.assert_close(got[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-9)
     assert [p > 0 for p in got[0].tolist()] == [p > 0 for p in expected]
 
 
-def test_top_p_measures_what_top_k_left() -> None:
+# --- against transformers
+
+
+def test_all_settings_together_equal_transformers() -> None:
+    """Also the order in which `generate` of transformers applies them."""
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=8, n_embd=4, n_layer=1, n_head=1))
+    generator = torch.Generator().manual_seed(4)
+    seen: Counter[int] = Counter()
+    for top_k, top_p, min_p, penalty, temperature in itertools.product(
+        (0, 12), (1.0, 0.8), (0.0, 0.06), (1.0, 1.4, 0.7), (0.6, 1.5)
+    ):
+        config = SamplingConfig(temperature, top_k, top_p, min_p, penalty)
+        names = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p or None}
+        settings = GenerationConfig(do_sample=True, repetition_penalty=penalty, **names)
+        processors = theirs._get_logits_processor(settings, input_ids_seq_length=9)
+        for _ in range(4):
+            logits = 2 * torch.randn(3, 40, generator=generator, dtype=torch.float64)
+            ids = torch.randint(40, (3, 9), generator=generator)
+            expected = processors(ids, logits).softmax(dim=-1)
+            for row in range(3):
+                got = probabilities(logits[row], config, ids[row].tolist())
+                torch.testing.assert_close(got, expected[row], atol=1e-12, rtol=1e-9)
+                assert torch.equal(got > 0, expected[row] > 0)
+                seen[int((got > 0).sum())] += 1
+    assert len(seen) > 12, "the settings must drop various numbers of tokens"
+
+
+def test_greedy_with_a_repetition_penalty_equals_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.randn(20, 30, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    config, ids = SamplingConfig(0.0, repetition_penalty=3.0), logits.topk(2).indices  # [20, 2]
+    expected = RepetitionPenaltyLogitsProcessor(3.0)(ids, logits).argmax(dim=-1)
+    got = [int(probabilities(row, config, seen.tolist()).argmax()) for row, seen in zip(logits, ids, strict=True)]
+    assert got == expected.tolist()
+    assert not torch.equal(expected, logits.argmax(dim=-1))
+
+
+# --- order, precision, greedy
+
+
+def test_top_p_is_relative_to_the_mass_that_top_k_kept() -> None:
     """Of [.4 .3 .2 .1], top-k 2 leaves [4/7 3/7]: top-p .5 then keeps one, where alone it would keep two."""
     logits = t([0.4, 0.3, 0.2, 0.1]).log()
     assert (probabilities(logits, SamplingConfig(top_p=0.5)) > 0).sum() == 2
@@ -167,7 +262,7 @@ def test_top_p_measures_what_top_k_left() -> None:
     assert (probabilities(logits, SamplingConfig(top_k=2, top_p=0.58)) > 0).sum() == 2
 
 
-def test_temperature_comes_before_the_cuts() -> None:
+def test_temperature_comes_before_top_p() -> None:
     """At temperature 1, .7 is enough for top-p .6; at 2 the same token has less than .6 and another joins it."""
     logits = t([0.7, 0.2, 0.1]).log()
     assert (probabilities(logits, SamplingConfig(1.0, top_p=0.6)) > 0).sum() == 1
@@ -197,7 +292,7 @@ def test_probabilities_of_low_precision_logits_are_computed_in_double() -> None:
         torch.testing.assert_close(got.sum(-1), torch.ones(3, dtype=torch.float64), atol=1e-14, rtol=0)
 
 
-# --- the draw
+# --- sampling by inverse CDF
 
 
 shares = st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any)
@@ -205,11 +300,11 @@ shares = st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any)
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(shares, st.floats(0, JUST_BELOW_ONE) | st.sampled_from([0.0, 0.25, 0.5, JUST_BELOW_ONE]))
-def test_draw_inverts_the_cumulative_distribution(counts: list[int], uniform: float) -> None:
+def test_sampling_inverts_the_cumulative_distribution(counts: list[int], uniform: float) -> None:
     """Shares of 2**k parts are exact, so the edges are too: each belongs to the token above it."""
     counts = [*counts, 64 - sum(counts)]  # at most 60 before
     probability = [n / 64 for n in counts]
-    got = int(draw(t(probability), torch.tensor([uniform], dtype=torch.float64)))
+    got = int(sample_inverse_cdf(t(probability), torch.tensor([uniform], dtype=torch.float64)))
     assert got == naive_draw(probability, uniform)
     assert probability[got] > 0
 
@@ -221,23 +316,22 @@ def test_a_token_of_probability_zero_is_never_drawn(weights: list[float]) -> Non
     probability = t([w / sum(weights) for w in weights])
     edges = [min(float(c), JUST_BELOW_ONE) for c in probability[0].cumsum(0)]
     numbers = [0.0, 5e-324, JUST_BELOW_ONE, *edges, *(math.nextafter(edge, 0) for edge in edges)]
-    drawn = draw(probability.expand(len(numbers), -1), torch.tensor(numbers, dtype=torch.float64))
+    drawn = sample_inverse_cdf(probability.expand(len(numbers), -1), torch.tensor(numbers, dtype=torch.float64))
     assert (probability[0, drawn] > 0).all()
 
 
 def test_zeros_at_both_ends_and_a_single_token() -> None:
     ends = torch.tensor([0.0, JUST_BELOW_ONE], dtype=torch.float64)
-    assert draw(t([0, 0, 0.5, 0, 0.5, 0, 0]).expand(2, -1), ends).tolist() == [2, 4]
-    assert draw(t([0, 0, 1, 0]).expand(2, -1), ends).tolist() == [2, 2]
-    assert draw(t([1]).expand(2, -1), ends).tolist() == [0, 0]
+    assert sample_inverse_cdf(t([0, 0, 0.5, 0, 0.5, 0, 0]).expand(2, -1), ends).tolist() == [2, 4]
+    assert sample_inverse_cdf(t([0, 0, 1, 0]).expand(2, -1), ends).tolist() == [2, 2]
+    assert sample_inverse_cdf(t([1]).expand(2, -1), ends).tolist() == [0, 0]
 
 
-def test_draws_follow_the_distribution() -> None:
-    """Chi-square over 20,000 draws of a stream, with cuts; 9 degrees of freedom, 0.1 % critical value 27.88."""
+def test_sampled_tokens_follow_the_distribution() -> None:
+    """Chi-square over 20,000 tokens of one row, with top-k; 9 degrees of freedom, 0.1 % critical value 27.88."""
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(2))
     config, n = SamplingConfig(1.3, top_k=10), 20_000
-    streams = UniformStreams(3, 1)
-    uniform = torch.cat([streams.next() for _ in range(n)])
+    uniform = uniforms(3, 0, n)
     seen = Counter(next_token(logits.expand(n, -1), config, uniform).tolist())
     expected, _ = naive_probabilities(logits[0].double().tolist(), config)
     assert set(seen) == {i for i, p in enumerate(expected) if p > 0}
@@ -249,15 +343,19 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_every_setting_out_of_range_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        SamplingConfig(temperature=-1, top_k=-2, top_p=0)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == ["temperature", "top_k", "top_p"]
-    for found in ("-1", "-2"):
+        SamplingConfig(temperature=-1, top_k=-2, top_p=0, min_p=-0.25, repetition_penalty=-3.5)
+    named = [problem.split(":")[0] for problem in caught.value.problems]
+    assert named == ["temperature", "top_k", "top_p", "min_p", "repetition_penalty"]
+    for found in ("-1", "-2", "-0.25", "-3.5"):
         assert found in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", v) for v in (-0.1, math.inf, math.nan)] + [("top_p", v) for v in (0, -1, 1.01, math.nan)],
+    [("temperature", v) for v in (-0.1, math.inf, math.nan)]
+    + [("top_p", v) for v in (0, -1, 1.01, math.nan)]
+    + [("min_p", v) for v in (-0.1, 1.01, math.nan)]
+    + [("repetition_penalty", v) for v in (0, -1, math.inf, math.nan)],
 )
 def test_a_setting_out_of_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
@@ -266,30 +364,32 @@ def test_a_setting_out_of_range_is_refused(name: str, value: float) -> None:
 
 def test_the_ends_of_the_ranges_are_allowed() -> None:
     assert SamplingConfig(0, 0, 1) == SamplingConfig(0.0, 0, 1.0)
-    SamplingConfig(1e-9, 10**9, 1e-9)
+    SamplingConfig(1e-9, 10**9, 1e-9, 1, 1e-9)
 
 
-# --- the streams
+# --- the random numbers
 
 
-def test_a_stream_depends_on_seed_and_row_only() -> None:
-    many, few = UniformStreams(11, 6), UniformStreams(11, 2)
+def test_random_numbers_depend_on_seed_and_row_only() -> None:
     torch.manual_seed(0)
-    first = torch.stack([many.next() for _ in range(20)])  # [draws, rows]
+    first = torch.stack([uniforms(11, row, 20) for row in range(6)])  # [rows, numbers]
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    assert torch.equal(torch.stack([few.next() for _ in range(20)]), first[:, :2])
+    one, two = row_generator(11, 1), row_generator(11, 4)
+    for number in range(20):  # in turn
+        assert next_uniform(two) == first[4, number]
+        assert next_uniform(one) == first[1, number]
     assert torch.equal(torch.get_rng_state(), state)
     assert first.dtype == torch.float64
     assert ((first >= 0) & (first < 1)).all()
 
 
-def test_streams_of_neighbouring_seeds_and_rows_are_unlike() -> None:
-    draws = {}
-    for seed in range(12):
-        streams = UniformStreams(seed, 12)
-        numbers = torch.stack([streams.next() for _ in range(200)], dim=1)  # [rows, draws]
-        draws |= {(seed, row): numbers[row] for row in range(12)}
+def test_random_numbers_stay_the_same_from_version_to_version() -> None:
+    assert uniforms(11, 3, 3).tolist() == [0.6372195506051875, 0.043289121031173994, 0.18528215441377494]
+
+
+def test_random_numbers_of_neighbouring_seeds_and_rows_are_uncorrelated() -> None:
+    draws = {(seed, row): uniforms(seed, row, 200) for seed in range(12) for row in range(12)}
     correlation = torch.corrcoef(torch.stack(list(draws.values()))).fill_diagonal_(0)
     assert correlation.abs().max() < 0.4  # 10,000 pairs of 200 numbers: 5.5 standard deviations
     firsts = torch.tensor([float(numbers[0]) for numbers in draws.values()])
@@ -300,22 +400,26 @@ def test_streams_of_neighbouring_seeds_and_rows_are_unlike() -> None:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(rows_of_logits, configs, st.integers(1, 14))
-def test_explain_shows_the_stages_of_what_is_drawn_from(logits: list[float], config: SamplingConfig, n: int) -> None:
-    row = torch.tensor(logits, dtype=torch.float32)
-    candidates = explain(row, config, n)
-    assert [c.token for c in candidates] == naive_order(row.tolist())[:n]
-    final = probabilities(row[None], config)[0]
-    stages = {
-        "after_temperature": SamplingConfig(config.temperature),
-        "after_top_k": SamplingConfig(config.temperature, config.top_k),
-        "after_top_p": config,
+@given(rows_of_logits, configs, st.integers(1, 14), previous)
+def test_explain_shows_the_stages_that_lead_to_the_distribution(
+    logits: list[float], config: SamplingConfig, n: int, ids: list[int]
+) -> None:
+    row, ids = torch.tensor(logits, dtype=torch.float32), [i for i in ids if i < len(logits)]
+    candidates = explain(row, config, n, ids)
+    penalized = penalize_repetition(row.double(), ids, config.repetition_penalty)
+    assert [c.token for c in candidates] == naive_order(penalized.tolist())[:n]
+    without = {
+        "after_temperature": {"top_k": 0, "top_p": 1.0, "min_p": 0.0},
+        "after_top_k": {"top_p": 1.0, "min_p": 0.0},
+        "after_top_p": {"min_p": 0.0},
+        "after_min_p": {},
     }
     for c in candidates:
         assert c.logit == row[c.token].item()
-        assert c.after_top_p == final[c.token].item()
-        for name, upto in stages.items():
-            assert getattr(c, name) == probabilities(row[None], upto)[0, c.token].item()
+        assert c.penalized_logit == penalized[c.token].item()
+        for name, later in without.items():
+            expected = probabilities(row[None], dataclasses.replace(config, **later), ids)
+            assert getattr(c, name) == expected[0, c.token].item()
 
 
 def test_explaining_is_deterministic_for_a_large_vocabulary_full_of_ties() -> None:

@@ -152,17 +152,20 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
     seed: int = 0,
 ) -> str:
-    """Continue a prompt; the continuation alone is returned.
+    """Continue a prompt; return the continuation alone, which ends before the first stop string.
 
     Raises:
         ConfigError: for sampling settings out of range.
         TokenizerError: if the prompt has characters that the tokenizer does not know.
     """
-    config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     model.eval()
-    return complete(model, tokenizer, [prompt], max_new_tokens, config, seed=seed)[0]
+    return complete(model, tokenizer, [prompt], max_new_tokens, sampling, seed=seed, stop=stop)[0]
 
 
 def save(model: GPT, tokenizer: Tokenizer, folder: str | Path) -> None:

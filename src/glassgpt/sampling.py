@@ -1,11 +1,15 @@
 """From logits to the next token: pure functions, each of which can be read and tested by itself.
 
-The order is temperature, then top-k, then top-p, then the draw. Everything is computed in float64, so that the
-probabilities shown by ``--explain`` are the ones drawn from.
+The order is that of `transformers`: repetition penalty, temperature, top-k, top-p, min-p, then the random choice.
+Everything is computed in float64, so that ``--explain`` shows the very probabilities that are sampled from.
 
-Sources: top-k (Fan et al., 2018, arXiv:1805.04833); top-p, or nucleus (Holtzman et al., 2019, arXiv:1904.09751).
+Every function takes one row of logits ``[V]`` or several ``[B, V]``.
+
+Sources: repetition penalty (Keskar et al., 2019, arXiv:1909.05858); top-k (Fan et al., 2018, arXiv:1805.04833); top-p,
+or nucleus (Holtzman et al., 2019, arXiv:1904.09751); min-p (Nguyen et al., 2024, arXiv:2407.01082).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +23,8 @@ from glassgpt.seeds import derive_seed
 class SamplingConfig:
     """How the next token is chosen.
 
-    ``temperature=0`` is greedy. ``top_k=0`` and ``top_p=1`` keep everything.
+    ``temperature=0`` is greedy. ``top_k=0``, ``top_p=1`` and ``min_p=0`` keep every token; ``repetition_penalty=1``
+    changes nothing.
 
     Raises:
         ConfigError: with every value that is out of range.
@@ -28,111 +33,135 @@ class SamplingConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         problems = []
         if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature: {self.temperature} is not a number from 0 (greedy) up")
+            problems.append(f"temperature: {self.temperature} is not a finite number >= 0; 0 is greedy")
         if self.top_k < 0:
             problems.append(f"top_k: {self.top_k} is negative; 0 keeps every token")
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p: {self.top_p} is not in (0, 1]; 1 keeps every token")
+        if not 0 <= self.min_p <= 1:
+            problems.append(f"min_p: {self.min_p} is not in [0, 1]; 0 keeps every token")
+        if not 0 < self.repetition_penalty < float("inf"):
+            problems.append(f"repetition_penalty: {self.repetition_penalty} is not a finite number > 0; 1 is none")
         if problems:
             raise ConfigError(problems)
 
 
+def penalize_repetition(logits: Tensor, previous_ids: Sequence[int], penalty: float) -> Tensor:
+    """Divide positive logits of previous tokens by the penalty and multiply negative ones by it, once per token."""
+    if penalty == 1 or not previous_ids:
+        return logits
+    ids = torch.tensor(sorted(set(previous_ids)))
+    old = logits[..., ids]
+    return logits.index_copy(-1, ids, torch.where(old > 0, old / penalty, old * penalty))
+
+
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divide logits ``[B, V]`` by the temperature, which must be above zero, after shifting their maximum to 0.
+    """Divide logits by the temperature, after shifting their maximum to 0; temperature 0 keeps the first maximum only.
 
     The shift changes no probability, and keeps a tiny temperature from overflowing.
     """
+    if temperature == 0:
+        best = torch.full_like(logits, float("-inf"))
+        return best.scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
     return (logits - logits.max(dim=-1, keepdim=True).values) / temperature
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Set all but the k largest logits of each row ``[B, V]`` to -inf. Of equal ones, the lowest ids stay."""
+    """Set all but the k largest logits to -inf. Among equal logits, the lowest ids are kept."""
     if k <= 0 or k >= logits.size(-1):
         return logits
-    order = logits.sort(dim=-1, descending=True, stable=True).indices  # [B, V]
-    return logits.scatter(-1, order[:, k:], float("-inf"))
+    order = logits.sort(dim=-1, descending=True, stable=True).indices  # [..., V]
+    return logits.scatter(-1, order[..., k:], float("-inf"))
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest most likely tokens whose probabilities sum to at least p; set the rest to -inf.
 
-    The most likely token always stays.
+    The most likely token is always kept.
     """
     if p >= 1:
         return logits
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # [B, V]
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # [..., V]
     probability = ordered.softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability  # the mass of all likelier tokens
     dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
     return logits.masked_fill(dropped, float("-inf"))
 
 
-def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """The distribution ``[B, V]`` that is drawn from, float64. Greedy puts all of it on the first largest logit."""
-    logits = logits.double()
-    if config.temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.size(-1)).double()
-    logits = apply_temperature(logits, config.temperature)
-    return keep_top_p(keep_top_k(logits, config.top_k), config.top_p).softmax(dim=-1)
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Set the logits of tokens that are less than p times as likely as the most likely token to -inf."""
+    if p <= 0:
+        return logits
+    probability = logits.softmax(dim=-1)
+    return logits.masked_fill(probability < p * probability.max(dim=-1, keepdim=True).values, float("-inf"))
 
 
-def draw(probability: Tensor, uniform: Tensor) -> Tensor:
-    """Invert the cumulative distribution: the token in whose share of [0, 1) each number falls.
+def stages(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int] = ()) -> list[Tensor]:
+    """Return the logits, float64, after each stage: repetition penalty, temperature, top-k, top-p, min-p."""
+    penalized = penalize_repetition(logits.double(), previous_ids, sampling.repetition_penalty)
+    scaled = apply_temperature(penalized, sampling.temperature)
+    top_k = keep_top_k(scaled, sampling.top_k)
+    top_p = keep_top_p(top_k, sampling.top_p)
+    return [penalized, scaled, top_k, top_p, keep_min_p(top_p, sampling.min_p)]
+
+
+def probabilities(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int] = ()) -> Tensor:
+    """Return the distribution that is sampled from, float64. Greedy: all of it on the first largest logit."""
+    return stages(logits, sampling, previous_ids)[-1].softmax(dim=-1)
+
+
+def sample_inverse_cdf(probability: Tensor, uniform: Tensor) -> Tensor:
+    """Choose the first token whose cumulative probability exceeds the random number.
 
     Args:
-        probability: ``[B, V]``, float64.
-        uniform: ``[B]``, float64, in [0, 1).
+        probability: ``[V]`` or ``[B, V]``, float64.
+        uniform: ``[]`` or ``[B]``, float64, in [0, 1).
 
     Returns:
-        Token ids ``[B]``, never one of probability zero.
+        Token ids ``[]`` or ``[B]``, never one of probability zero.
     """
-    cumulative = probability.cumsum(dim=-1)  # [B, V]
-    threshold = uniform * cumulative[:, -1]  # [B]; the sum may miss 1 by rounding
+    cumulative = probability.cumsum(dim=-1)
+    threshold = uniform * cumulative[..., -1]  # the sum may miss 1 by rounding
     return (cumulative > threshold.unsqueeze(-1)).int().argmax(dim=-1)
 
 
-def next_token(logits: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:
-    """Choose a token for each row: ``logits [B, V]``, ``uniform [B]`` -> ids ``[B]``."""
-    return draw(probabilities(logits, config), uniform)
+def next_token(logits: Tensor, sampling: SamplingConfig, uniform: Tensor, previous_ids: Sequence[int] = ()) -> Tensor:
+    """Choose the next token: ``logits [V]``, ``uniform []`` -> id ``[]``; with a batch dimension, one per row."""
+    return sample_inverse_cdf(probabilities(logits, sampling, previous_ids), uniform)
 
 
-class UniformStreams:
-    """One stream of random numbers per row, each a pure function of (seed, row).
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """Create the random generator of one row: a pure function of (seed, row), whatever else is in its batch."""
+    return torch.Generator().manual_seed(derive_seed(seed, "draws", row))
 
-    A row's numbers do not depend on which other rows are in its batch.
-    """
 
-    def __init__(self, seed: int, rows: int):
-        self.generators = [torch.Generator().manual_seed(derive_seed(seed, "draws", row)) for row in range(rows)]
-
-    def next(self) -> Tensor:
-        """The next number in [0, 1) of every row: ``[rows]``, float64."""
-        return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators])
+def next_uniform(generator: torch.Generator) -> Tensor:
+    """Draw the next number in [0, 1): ``[]``, float64."""
+    return torch.rand((), generator=generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One token that could have come next, with its probability after each stage (0 where it was cut)."""
+    """A possible next token, with its logit and its probability after each stage (0 where it was dropped)."""
 
     token: int
     logit: float
+    penalized_logit: float
     after_temperature: float
     after_top_k: float
     after_top_p: float
+    after_min_p: float
 
 
-def explain(logits: Tensor, config: SamplingConfig, count: int) -> list[Candidate]:
-    """The ``count`` most likely candidates of one row of logits ``[V]``, likeliest first."""
-    row = logits.double().unsqueeze(0)  # [1, V]
-    if config.temperature == 0:
-        stages = [probabilities(row, config)] * 3
-    else:
-        scaled = apply_temperature(row, config.temperature)
-        cut = keep_top_k(scaled, config.top_k)
-        stages = [stage.softmax(dim=-1) for stage in (scaled, cut, keep_top_p(cut, config.top_p))]
-    order = row[0].sort(descending=True, stable=True).indices[:count].tolist()
-    return [Candidate(i, float(row[0, i]), *(float(stage[0, i]) for stage in stages)) for i in order]
+def explain(logits: Tensor, sampling: SamplingConfig, count: int, previous_ids: Sequence[int] = ()) -> list[Candidate]:
+    """Return the ``count`` most likely candidates of one row of logits ``[V]``, the most likely first."""
+    penalized, *later = stages(logits, sampling, previous_ids)
+    shown = [logits.double(), penalized, *(stage.softmax(dim=-1) for stage in later)]
+    order = penalized.sort(descending=True, stable=True).indices[:count].tolist()
+    return [Candidate(i, *(float(values[i]) for values in shown)) for i in order]

@@ -1,4 +1,4 @@
-"""Generation, against a loop that reads everything again for every token."""
+"""Generation, against a loop that runs a full forward pass for every token."""
 
 import dataclasses
 import itertools
@@ -6,29 +6,29 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
-from glassgpt.errors import TokenizerError
-from glassgpt.inference.decode import Step, TextStream, complete, generate, start_ids
+from glassgpt.errors import ConfigError, TokenizerError
+from glassgpt.inference.decode import DecodeStep, Request, Row, complete, generate, generate_rows, generate_text
+from glassgpt.inference.stream import encode_prompt
 from glassgpt.model import GPT, ExplicitAttention
 from glassgpt.runtime import Runtime
-from glassgpt.sampling import SamplingConfig, UniformStreams, next_token
+from glassgpt.sampling import SamplingConfig, next_token, next_uniform, row_generator
 from glassgpt.tokenizer import CharTokenizer
 
 CPU = Runtime(torch.device("cpu"), torch.float32, 1, compile=False, reason="test")
 GREEDY, SAMPLED = SamplingConfig(0.0), SamplingConfig(0.9, top_k=12, top_p=0.95)
+PENALIZED = SamplingConfig(1.1, min_p=0.02, repetition_penalty=1.3)
 CLASSIC = ModelConfig(vocab_size=19, block_size=16, n_layer=2, n_head=4, n_embd=32, tie_embeddings=False)
 CONFIGS = {
     "classic": CLASSIC,
     "modern-gqa": dataclasses.replace(CLASSIC, **MODERN, n_kv_head=2, head_dim=12, intermediate_size=48),
 }
 both_families = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-both_choices = pytest.mark.parametrize("choice", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+all_choices = pytest.mark.parametrize("choice", [GREEDY, SAMPLED, PENALIZED], ids=["greedy", "sampled", "penalized"])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 
 def build(config: ModelConfig, seed: int = 0) -> GPT:
-    """A model with opinions: its next token depends on all that it sees."""
+    """A model whose next token depends on every token that it sees."""
     model = GPT(config)
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
@@ -53,7 +53,7 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 
 def window_lengths(prompt: int, context: int) -> Iterator[int]:
-    """The policy, as arithmetic: how many tokens are seen at each step. Full: go on from the newest half."""
+    """How many tokens the model sees at each step. When the context is full, the newest half is kept."""
     yield from range(min(prompt, context), context + 1)
     while True:
         yield from range(max(1, context // 2), context + 1)
@@ -64,45 +64,45 @@ def naive(
     model: GPT, prompt: Sequence[int], n: int, choice: SamplingConfig, seed: int, row: int
 ) -> tuple[list[int], Tensor]:
     """Tokens, and the logits ``[n, V]`` they came from; no cache, no batch."""
-    streams, seen, logits = UniformStreams(seed, row + 1), list(prompt), []
+    generator, seen, logits = row_generator(seed, row), list(prompt), []
     for length in itertools.islice(window_lengths(len(prompt), model.config.block_size), n):
         logits.append(model(torch.tensor([seen[-length:]]))[0, -1])
-        seen += next_token(logits[-1][None], choice, streams.next()[row:]).tolist()
+        seen.append(int(next_token(logits[-1], choice, next_uniform(generator), seen)))
     return seen[len(prompt) :], torch.stack(logits)
 
 
-def by_row(steps: Sequence[Step]) -> list[list[int]]:
+def by_row(steps: Sequence[DecodeStep]) -> list[list[int]]:
     return [list(row) for row in zip(*(step.tokens for step in steps), strict=True)]
 
 
-def check(model: GPT, prompts: list[list[int]], n: int, choice: SamplingConfig, seed: int = 5) -> list[Step]:
+def check(model: GPT, prompts: list[list[int]], n: int, choice: SamplingConfig, seed: int = 5) -> list[DecodeStep]:
     steps = list(generate(model, prompts, n, choice, seed=seed))
     assert len(steps) == n
-    made, logits = by_row(steps), torch.stack([step.logits for step in steps])  # [n, B, V]
+    generated, logits = by_row(steps), torch.stack([step.logits for step in steps])  # [n, B, V]
     for row, prompt in enumerate(prompts):
         tokens, expected = naive(model, prompt, n, choice, seed, row)
         torch.testing.assert_close(logits[:, row], expected, atol=1e-4, rtol=1e-4)
-        assert made[row] == tokens
+        assert generated[row] == tokens
     return steps
 
 
 # --- equal to the naive loop
 
 
-@both_choices
+@all_choices
 @both_families
 def test_within_the_context(config: ModelConfig, choice: SamplingConfig) -> None:
     check(build(config), [prompt_of(5), prompt_of(5, 1)], 12, choice)
 
 
-@both_choices
+@all_choices
 @both_families
 def test_a_ragged_batch_equals_each_prompt_alone(config: ModelConfig, choice: SamplingConfig) -> None:
     """Over several refills, which the rows reach at different steps."""
     check(build(config), [prompt_of(n, n) for n in (3, 16, 1, 40, 9, 17)], 40, choice)
 
 
-@both_choices
+@all_choices
 @both_families
 @pytest.mark.parametrize("context", [16, 7, 2, 1])
 def test_four_contexts_long(config: ModelConfig, choice: SamplingConfig, context: int) -> None:
@@ -113,7 +113,7 @@ def test_four_contexts_long(config: ModelConfig, choice: SamplingConfig, context
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 50])
-def test_of_a_long_prompt_the_newest_context_is_read(length: int) -> None:
+def test_a_long_prompt_is_cut_to_the_newest_context(length: int) -> None:
     model, prompt = build(CLASSIC), prompt_of(length)
     first = check(model, [prompt], 20, SAMPLED)[0]
     other = [(token + 1) % 19 for token in prompt[:-16]] + prompt[-16:]
@@ -121,7 +121,7 @@ def test_of_a_long_prompt_the_newest_context_is_read(length: int) -> None:
     assert torch.equal(first.logits, again.logits)
 
 
-def test_a_step_costs_one_tokens_work_and_a_refill_half_a_context() -> None:
+def test_a_step_computes_one_token_and_a_refill_half_a_context() -> None:
     model, seen = build(CLASSIC), []
     model.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].size(1)))
     list(generate(model, [prompt_of(10)], 27, GREEDY))
@@ -160,11 +160,11 @@ def test_bfloat16_stays_near_float32(config: ModelConfig) -> None:
 def test_a_row_does_not_depend_on_the_others() -> None:
     model, prompt = build(CLASSIC), prompt_of(6)
     alone = by_row(list(generate(model, [prompt], 40, SAMPLED, seed=3)))[0]
-    crowd = [prompt, prompt_of(15), prompt_of(1), prompt]
-    made = by_row(list(generate(model, crowd, 40, SAMPLED, seed=3)))
-    assert made[0] == alone
-    assert made[3] != alone, "rows draw from streams of their own"
-    assert by_row(list(generate(model, crowd, 40, SAMPLED, seed=4)))[0] != alone
+    batch = [prompt, prompt_of(15), prompt_of(1), prompt]
+    generated = by_row(list(generate(model, batch, 40, SAMPLED, seed=3)))
+    assert generated[0] == alone
+    assert generated[3] != alone, "every row has its own random numbers"
+    assert by_row(list(generate(model, batch, 40, SAMPLED, seed=4)))[0] != alone
 
 
 def test_generation_touches_no_global_state_and_no_argument() -> None:
@@ -183,21 +183,21 @@ def test_generation_touches_no_global_state_and_no_argument() -> None:
     assert not any(block.attention.qkv._forward_hooks for block in model.blocks)
 
 
-def test_steps_carry_what_decided_them() -> None:
+def test_steps_have_the_logits_and_random_numbers_of_their_tokens() -> None:
     for step in generate(build(CLASSIC), [prompt_of(3), prompt_of(7)], 20, SAMPLED, seed=2):
         assert step.tokens == next_token(step.logits, SAMPLED, step.uniform).tolist()
         assert step.logits.shape == (2, 19)
         assert step.logits.dtype == torch.float32
 
 
-def test_nothing_is_made_where_nothing_is_asked() -> None:
+def test_no_tokens_wanted_gives_no_steps() -> None:
     assert list(generate(build(CLASSIC), [prompt_of(3)], 0, GREEDY)) == []
 
 
 # --- the end token
 
 
-def test_a_row_that_ends_stops_while_the_others_go_on() -> None:
+def test_a_row_that_ends_stops_while_the_others_continue() -> None:
     model, prompts = build(CLASSIC), [prompt_of(n, n) for n in (3, 9, 14)]
     free = by_row(list(generate(model, prompts, 60, SAMPLED, seed=1)))
     ends, eos = max(
@@ -225,7 +225,7 @@ class Letters(CharTokenizer):
         self.eos_token_id = self.bos_token_id = eos_token_id
 
 
-@both_choices
+@all_choices
 def test_complete_gives_the_text_before_the_end(choice: SamplingConfig) -> None:
     model, prompts = build(CLASSIC), ["abc", "", "hijklmnopqrabcdefghijk"]
     ids = [[1, 2, 3], [0], Letters().encode(prompts[2])]
@@ -238,65 +238,102 @@ def test_complete_gives_the_text_before_the_end(choice: SamplingConfig) -> None:
     assert len(cut[0]) < 50
 
 
-# --- text as it comes
+# --- requests
 
 
-class Bytes:
-    """A byte is a token."""
-
-    def token_bytes(self, i: int) -> bytes:
-        return bytes([i])
-
-    def decode(self, ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=12))
-def test_a_character_comes_whole_with_its_last_byte(text: str) -> None:
-    stream = TextStream(Bytes())
-    for character in text:
-        pieces = [stream.push(byte) for byte in character.encode("utf-8")]
-        assert pieces == [""] * (len(pieces) - 1) + [character]
+MIXED = [
+    Request(prompt_of(3, 3), 30, SamplingConfig(0.0), seed=1),
+    Request(prompt_of(16, 16), 12, SAMPLED, seed=2, sample_index=5),
+    Request(prompt_of(1, 1), 45, PENALIZED, seed=2),
+    Request(prompt_of(40, 40), 1, SamplingConfig(2.0, min_p=0.1), seed=4),
+    Request(prompt_of(9, 9), 21, SamplingConfig(0.0, repetition_penalty=1.5)),
+    Request(prompt_of(4), 0, SAMPLED),
+]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.binary(max_size=24))
-def test_of_any_bytes_the_stream_shows_a_growing_part_of_their_text(data: bytes) -> None:
-    """A model may produce bytes that are no text; they neither stop the stream nor garble what follows."""
-    stream = TextStream(Bytes())
-    shown = ""
-    for i, byte in enumerate(data, 1):
-        shown += stream.push(byte)
-        whole = Bytes().decode(list(data[:i]))
-        assert whole.startswith(shown)
-        assert set(whole[len(shown) :]) <= {"\ufffd"}
-    assert shown + "".join(stream.push(byte) for byte in b"end") == data.decode("utf-8", errors="replace") + "end"
+def run(model: GPT, requests: Sequence[Request]) -> tuple[list[Row], list[DecodeStep]]:
+    rows = [Row(request) for request in requests]
+    return rows, list(generate_rows(model, rows))
 
 
-def test_tokens_of_several_characters_and_parts_of_them() -> None:
-    class Pieces(Bytes):
-        pieces = (b"Gr", "ü".encode()[:1], "ü".encode()[1:] + b"ns", "pa\N{EURO SIGN}".encode()[:-1], b"\xac!")
+@both_families
+def test_rows_with_different_settings_equal_each_request_alone(config: ModelConfig) -> None:
+    """Also equal to the loop without a cache. Rows end at different steps, and the context is refilled."""
+    model = build(config)
+    rows, steps = run(model, MIXED)
+    assert len(steps) == 45
+    for r, (row, request) in enumerate(zip(rows, MIXED, strict=True)):
+        count = request.max_new_tokens
+        assert [step.active[r] for step in steps] == [i < count for i in range(45)]
+        generated = row.ids[len(request.prompt) :]
+        assert generated == [step.tokens[r] for step in steps][:count]
+        assert generated == run(model, [request])[0][0].ids[len(request.prompt) :]
+        if count:
+            expected = naive(model, request.prompt, count, request.sampling, request.seed, request.sample_index)
+            assert generated == expected[0]
 
-        def token_bytes(self, i: int) -> bytes:
-            return self.pieces[i]
 
-    stream = TextStream(Pieces())
-    assert [stream.push(i) for i in (0, 1, 2, 3, 4, 0)] == ["Gr", "", "üns", "pa", "€!", "Gr"]
-
-
-# --- where to start
+def test_a_request_can_be_run_again() -> None:
+    model = build(CLASSIC)
+    assert [row.ids for row in run(model, MIXED)[0]] == [row.ids for row in run(model, MIXED)[0]]
 
 
-def test_start_ids() -> None:
-    assert start_ids(Letters(), "ab") == [1, 2]
-    assert start_ids(Letters(), "") == [0], "a line end"
-    assert start_ids(CharTokenizer(["x", "\n"]), "") == [1]
-    assert start_ids(CharTokenizer(["x", "y"]), "") == [0], "no line end: the first token there is"
-    assert start_ids(Letters(eos_token_id=18), "") == [18]
+def test_a_row_ended_by_the_caller_stops_at_once() -> None:
+    model, rows = build(CLASSIC), [Row(Request(prompt_of(3), 20, SAMPLED)), Row(Request(prompt_of(5), 9, SAMPLED))]
+    count = 0
+    for count, _ in enumerate(generate_rows(model, rows), 1):
+        rows[0].active = rows[0].active and count < 6
+    assert (len(rows[0].ids), len(rows[1].ids), count) == (3 + 6, 5 + 9, 9)
+
+
+# --- stop strings
+
+
+def test_stop_strings_end_the_text_of_their_own_row() -> None:
+    model, tokenizer = build(CLASSIC), Letters()
+    free = complete(model, tokenizer, ["abc", "hij"], 50, SAMPLED, seed=8)
+    assert [len(text) for text in free] == [50, 50]
+    stop = free[0][20:23]
+    end = free[0].index(stop)
+    requests = [
+        Request(encode_prompt(tokenizer, "abc"), 50, SAMPLED, 8, 0, [stop, "never"]),
+        Request(encode_prompt(tokenizer, "hij"), 50, SAMPLED, 8, 1),
+    ]
+    steps = list(generate_text(model, tokenizer, requests))
+    streamers = steps[-1][1]
+    assert [streamer.text for streamer in streamers] == [free[0][:end], free[1]]
+    assert len(streamers[0].tokens) == end + 3, "the tokens of the stop string were generated"
+    assert [step.active[0] for step, _ in steps] == [i < end + 3 for i in range(50)]
+    assert complete(model, tokenizer, ["abc"], 50, SAMPLED, seed=8, stop=stop) == [free[0][:end]], "one string will do"
+    assert len(list(generate_text(model, tokenizer, requests[:1]))) == end + 3, "then there is no more to generate"
+
+
+def test_text_is_complete_at_every_end() -> None:
+    """Held back as the beginning of a stop string; final when the tokens or the text end."""
+    model, tokenizer = build(CLASSIC), Letters()
+    free = complete(model, tokenizer, ["abc"], 12, SAMPLED, seed=8)[0]
+    assert complete(model, tokenizer, ["abc"], 12, SAMPLED, seed=8, stop=[free[-2:] + "x"]) == [free]
+    ending = Letters(tokenizer.encode(free[-1])[0])
+    ending.bos_token_id = None
+    cut = free[: free.index(free[-1])]
+    assert complete(model, ending, ["abc"], 12, SAMPLED, seed=8, stop=[cut[-2:] + "x"]) == [cut]
+    assert complete(model, tokenizer, ["abc", ""], 0, SAMPLED) == ["", ""]
+    with pytest.raises(ConfigError, match="empty"):
+        complete(model, tokenizer, ["abc"], 5, SAMPLED, stop=["x", ""])
+
+
+# --- prompts
+
+
+def test_encode_prompt() -> None:
+    assert encode_prompt(Letters(), "ab") == [1, 2]
+    assert encode_prompt(Letters(), "") == [0], "a line end"
+    assert encode_prompt(CharTokenizer(["x", "\n"]), "") == [1]
+    assert encode_prompt(CharTokenizer(["x", "y"]), "") == [0], "no line end: the first token there is"
+    assert encode_prompt(Letters(eos_token_id=18), "") == [18]
     ending = Letters(eos_token_id=18)
     ending.bos_token_id = None
-    assert start_ids(ending, "") == [0], "models were not trained to go on from the end"
-    assert start_ids(Letters(eos_token_id=18), "ab") == [1, 2], "a prompt is read as it is"
+    assert encode_prompt(ending, "") == [0], "models were not trained to continue after the end token"
+    assert encode_prompt(Letters(eos_token_id=18), "ab") == [1, 2], "a prompt is encoded as it is"
     with pytest.raises(TokenizerError, match="'Z'"):
-        start_ids(Letters(), "aZ")
+        encode_prompt(Letters(), "aZ")

@@ -1,8 +1,9 @@
-"""The Transformer: what reaches what, two attentions, the cache, packed documents, initialisation."""
+"""The Transformer: causality, two attentions, the cache, packed documents, initialisation."""
 
 import copy
 import dataclasses
 import math
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -49,6 +50,11 @@ def build(config: ModelConfig, attend: type = FusedAttention, seed: int = 0) -> 
     return model.eval().requires_grad_(False)
 
 
+def roll_back(cache: KVCache, lengths: list[int]) -> None:
+    for row, length in enumerate(lengths):
+        cache.roll_back(row, length)
+
+
 def tokens(config: ModelConfig, B: int, T: int, seed: int = 1) -> Tensor:
     return torch.randint(config.vocab_size, (B, T), generator=torch.Generator().manual_seed(seed))
 
@@ -88,7 +94,7 @@ def test_a_position_is_reached_by_all_of_its_past_and_by_none_of_its_future(conf
 
 @both_ways
 @everywhere
-def test_what_is_computed_of_a_beginning_stays_when_more_follows(config: ModelConfig, attend: type) -> None:
+def test_logits_do_not_change_when_more_tokens_follow(config: ModelConfig, attend: type) -> None:
     model, idx = build(config, attend), tokens(config, 2, config.block_size)
     whole = model(idx)
     for length in range(1, config.block_size):
@@ -109,7 +115,7 @@ def test_rows_of_a_batch_do_not_mix(config: ModelConfig) -> None:
 
 @everywhere
 def test_order_matters(config: ModelConfig) -> None:
-    """Without positions, attention would see its past as a bag."""
+    """Without positions, attention would treat its past as a set."""
     model, idx = build(config), tokens(config, 1, 8)
     swapped = idx[:, [1, 0, 2, 3, 4, 5, 6, 7]]
     assert (model(idx)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-3
@@ -120,7 +126,7 @@ def test_order_matters(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("KV", [1, 2, 4])
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (7, 7), (1, 7), (3, 7)])
-def test_explicit_attention_equals_fused_and_its_weights_say_how(KV: int, T: int, S: int) -> None:
+def test_explicit_attention_equals_fused_and_its_weights_give_the_output(KV: int, T: int, S: int) -> None:
     g = torch.Generator().manual_seed(3)
     q = 2 * torch.randn(2, 4, T, 6, generator=g)
     k, v = (2 * torch.randn(2, KV, S, 6, generator=g) for _ in "kv")
@@ -142,7 +148,7 @@ def test_explicit_attention_equals_fused_and_its_weights_say_how(KV: int, T: int
 
 @everywhere
 def test_explicit_model_equals_fused_model(config: ModelConfig) -> None:
-    """In every way that a mask comes about: plain, packed documents, cached chunks, ragged rows."""
+    """With every kind of mask: plain, packed documents, cached chunks, ragged rows."""
     fused, explicit = build(config), build(config, ExplicitAttention)
     idx, documents = tokens(config, 3, 12), torch.tensor([[0] * 5 + [1] * 7, [0] * 12, [0] + [1] * 11])
     close(explicit(idx), fused(idx))
@@ -151,7 +157,7 @@ def test_explicit_model_equals_fused_model(config: ModelConfig) -> None:
     for chunk in (idx[:, :5], idx[:, 5:8], idx[:, 8:9]):
         close(explicit(chunk, cache=caches[0]), fused(chunk, cache=caches[1]))
     for cache in caches:
-        cache.set_lengths([2, 9, 5])
+        roll_back(cache, [2, 9, 5])
     close(explicit(idx[:, 9:], cache=caches[0]), fused(idx[:, 9:], cache=caches[1]))
 
 
@@ -166,7 +172,7 @@ def test_cached_equals_full_forward(config: ModelConfig, attend: type, chunks: l
     cache, parts = KVCache(config, 3), []
     for chunk in idx.split(chunks, dim=1):
         parts.append(model(chunk, cache=cache))
-        assert cache.longest == cache.lengths.max() == sum(part.size(1) for part in parts)
+        assert cache.longest == max(cache.lengths) == sum(part.size(1) for part in parts)
     close(torch.cat(parts, dim=1), model(idx))
 
 
@@ -174,7 +180,7 @@ def test_cached_equals_full_forward(config: ModelConfig, attend: type, chunks: l
 @everywhere
 @pytest.mark.parametrize("chunks", [[1, 1, 1, 1, 1], [3, 2], [2, 1, 2]], ids=str)
 def test_ragged_rows_equal_each_row_alone(config: ModelConfig, attend: type, chunks: list[int]) -> None:
-    """Prompts padded on the right, with a token that would change everything if it were seen."""
+    """Prompts padded on the right, with a token that would change the logits if it were attended to."""
     model, lengths = build(config, attend), [3, 11, 1, 7]
     idx = tokens(config, 4, 16)
     padded = idx[:, :11].clone()
@@ -182,7 +188,7 @@ def test_ragged_rows_equal_each_row_alone(config: ModelConfig, attend: type, chu
         padded[row, length:] = (row * 5 + 3) % config.vocab_size
     cache = KVCache(config, 4)
     prefilled = model(padded, cache=cache)
-    cache.set_lengths(lengths)
+    roll_back(cache, lengths)
     assert cache.ragged
     later = []
     done = 0
@@ -195,24 +201,132 @@ def test_ragged_rows_equal_each_row_alone(config: ModelConfig, attend: type, chu
         alone = model(idx[row : row + 1, : length + done])[0]
         close(prefilled[row, :length], alone[:length])
         close(after[row], alone[length:])
-    assert cache.lengths.tolist() == [n + done for n in lengths]
+    assert cache.lengths == [n + done for n in lengths]
 
 
-def test_set_lengths_forgets_and_can_make_rows_even_again() -> None:
+def test_roll_back_forgets_and_can_make_rows_equal_in_length_again() -> None:
     model, idx = build(CLASSIC), tokens(CLASSIC, 2, 12)
     cache = KVCache(CLASSIC, 2)
     model(tokens(CLASSIC, 2, 10, seed=9), cache=cache)
-    cache.set_lengths([0, 4])
-    cache.set_lengths([0, 0])  # all of it
+    roll_back(cache, [0, 4])
+    roll_back(cache, [0, 0])  # all of it
     assert not cache.ragged
     model(idx[:, :6], cache=cache)
-    cache.set_lengths([4, 4])
+    roll_back(cache, [4, 4])
     assert not cache.ragged
     close(model(idx[:, 4:], cache=cache), model(idx)[:, 4:])
 
 
+class Texts:
+    """Rows of a cache, each checked against a full forward pass of its own text after every pass."""
+
+    def __init__(self, model: GPT, max_rows: int):
+        self.model = model
+        self.cache = KVCache(model.config, max_rows, rows=0)
+        self.rows: list[list[int]] = []
+        self.generator = torch.Generator().manual_seed(4)
+
+    def random(self, length: int) -> list[int]:
+        return torch.randint(self.model.config.vocab_size, (length,), generator=self.generator).tolist()
+
+    def admit(self, *lengths: int) -> None:
+        """Prefill prompts of these lengths, padded, in a cache of their own that is just large enough."""
+        other = KVCache(self.model.config, len(lengths), capacity=max(lengths))
+        prompts = [self.random(length) for length in lengths]
+        self.model(torch.tensor([row + [7] * (max(lengths) - len(row)) for row in prompts]), cache=other)
+        roll_back(other, list(lengths))
+        self.cache.admit(other)
+        self.rows += prompts
+
+    def evict(self, *rows: int) -> None:
+        self.cache.evict(rows)
+        self.rows = [row for r, row in enumerate(self.rows) if r not in rows]
+
+    def roll_back(self, row: int, length: int) -> None:
+        self.cache.roll_back(row, length)
+        del self.rows[row][length:]
+
+    def step(self, T: int) -> None:
+        new = [self.random(T) for _ in self.rows]
+        logits = self.model(torch.tensor(new), cache=self.cache)  # [B, T, V]
+        for row, more, got in zip(self.rows, new, logits, strict=True):
+            row += more
+            close(got, self.model(torch.tensor([row]))[0, -T:])
+        assert self.cache.lengths == [len(row) for row in self.rows]
+
+
+WINDOWED = {name: dataclasses.replace(CONFIGS[name], sliding_window=5) for name in ("classic", "modern-gqa")}
+with_windows = pytest.mark.parametrize(
+    "config", [*CONFIGS.values(), *WINDOWED.values()], ids=[*CONFIGS, *(f"{name}-window" for name in WINDOWED)]
+)
+
+
+@both_ways
+@with_windows
+def test_rows_admitted_evicted_and_rolled_back_equal_full_forward(config: ModelConfig, attend: type) -> None:
+    texts = Texts(build(config, attend), 4)
+    texts.admit(5)
+    texts.step(1)
+    texts.admit(2, 5)  # ragged from here
+    texts.step(1)
+    texts.step(3)
+    texts.roll_back(1, 4)  # as after rejected drafts
+    texts.step(2)
+    texts.evict(0)  # the rows behind it move up
+    texts.step(1)
+    texts.admit(12, 1)  # full again, in memory that held other rows
+    texts.step(1)
+    texts.roll_back(0, 0)
+    texts.roll_back(2, 3)
+    texts.step(2)
+    texts.evict(0, 2, 3)
+    texts.step(1)
+    texts.evict(0)
+    texts.admit(6, 6)  # rows of one length, so without a ragged mask
+    assert not texts.cache.ragged
+    texts.step(1)
+    texts.step(2)
+
+
+@both_ways
+@with_windows
+@pytest.mark.parametrize("seed", range(3))
+def test_any_sequence_of_cache_operations_equals_full_forward(config: ModelConfig, attend: type, seed: int) -> None:
+    texts, choice = Texts(build(config, attend), 4), random.Random(seed)
+    for _ in range(25):
+        free = 4 - len(texts.rows)
+        match choice.choice(["admit", "evict", "roll back", "step", "step"]):
+            case "admit" if free:
+                texts.admit(*(choice.randint(1, 12) for _ in range(choice.randint(1, free))))
+            case "evict" if texts.rows:
+                texts.evict(*choice.sample(range(len(texts.rows)), choice.randint(1, len(texts.rows))))
+            case "roll back" if texts.rows:
+                row = choice.randrange(len(texts.rows))
+                texts.roll_back(row, choice.randint(0, len(texts.rows[row])))
+            case "step" if texts.rows and texts.cache.longest < config.block_size:
+                texts.step(choice.randint(1, min(3, config.block_size - texts.cache.longest)))
+
+
+def test_rows_that_do_not_fit_raise_and_change_nothing() -> None:
+    model = build(CLASSIC)
+    texts = Texts(model, 2)
+    texts.admit(5)
+    two, long = KVCache(CLASSIC, 2), KVCache(CLASSIC, 1, capacity=20)
+    long.advance(17)
+    for other, message in (
+        (two, "2 rows of up to 0 tokens"),
+        (long, "1 rows of up to 17 tokens do not fit: 1 rows of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            texts.cache.admit(other)
+    for length in (-1, 6):
+        with pytest.raises(ValueError, match=f"row 0 holds 5 tokens; it cannot be rolled back to {length}"):
+            texts.cache.roll_back(0, length)
+    texts.step(2)
+
+
 @pytest.mark.parametrize("config", [CONFIGS["classic"], CONFIGS["modern"]], ids=["classic", "modern"])
-def test_what_does_not_fit_is_refused_and_changes_nothing(config: ModelConfig) -> None:
+def test_too_many_tokens_raise_and_change_nothing(config: ModelConfig) -> None:
     model, idx = build(config), tokens(config, 2, 17)
     with pytest.raises(ValueError, match=r"17 tokens do not fit .* 16"):
         model(idx)
@@ -271,7 +385,7 @@ def test_positions_default_to_the_next_ones(config: ModelConfig) -> None:
 
 
 def test_rotation_is_a_rotation_by_position_times_frequency() -> None:
-    """Against complex numbers: channel i and channel i + D/2 are one complex number, turned."""
+    """Against complex numbers: channel i and channel i + D/2 are one complex number, rotated."""
     D, theta = 10, 500.0
     x = torch.randn(2, 3, 9, D, generator=torch.Generator().manual_seed(4))
     config = ModelConfig(block_size=9, n_embd=D, n_head=1, position="rope", rope_theta=theta)
@@ -355,7 +469,7 @@ def test_state_dict_holds_parameters_only_and_carries_the_whole_model(config: Mo
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].model.vocab_size == 65])
-def test_initial_loss_is_that_of_knowing_nothing(name: str) -> None:
+def test_initial_loss_is_ln_of_the_vocabulary_size(name: str) -> None:
     config = PRESETS[name].model
     model = GPT(config)
     model.init_weights(1337)

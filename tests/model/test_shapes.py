@@ -1,4 +1,4 @@
-"""The shape trace: what it sees, and that it leaves no trace."""
+"""The shape trace: its content, and that it leaves the model unchanged."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def build(config: ModelConfig) -> GPT:
 
 
 def snapshot(model: GPT) -> list[object]:
-    """Everything about a model that a visitor could have moved."""
+    """Everything about a model that tracing could have changed."""
     return [
         (
             name,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from texts import ANY_TEXT, MIXED, MIXED_TEXT, gpt2, plays
 
 from glassgpt.errors import TokenizerError
-from glassgpt.inference.decode import start_ids
+from glassgpt.inference.stream import encode_prompt
 from glassgpt.tokenizer import BPETokenizer, load, pretrained, save
 from glassgpt.tokenizer.base import adds_bos_token
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
@@ -186,7 +186,7 @@ def test_which_texts_begin_with_a_token(kind: str, pre: str | None, said: bool |
     ours, content = adds_bos_token(found), found.files()["tokenizer.json"].decode("utf-8")
     assert ours == first and found.encode("a")[0] != 1
     assert (1 in tokenizers.Tokenizer.from_str(content).encode("a").ids) == first
-    assert start_ids(found, "ab")[0] == (1 if first else found.encode("ab")[0])
+    assert encode_prompt(found, "ab")[0] == (1 if first else found.encode("ab")[0])
 
 
 @settings(**SOME | {"max_examples": 150})

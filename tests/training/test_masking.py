@@ -12,7 +12,7 @@ from torch.nn import functional
 from glassgpt import api
 from glassgpt.config import parse_overrides
 from glassgpt.data.batch import Batch
-from glassgpt.inference.decode import start_ids
+from glassgpt.inference.stream import encode_prompt
 from glassgpt.loss import evaluate
 from glassgpt.planning import opening, run_plan
 from glassgpt.tokenizer import load
@@ -116,8 +116,8 @@ def test_workers_and_resuming_change_nothing(tmp_path: Path, rows: Path) -> None
 def test_generation_from_nothing_starts_where_documents_do(tmp_path: Path, rows: Path, text_file: Path) -> None:
     run = begin(tmp_path, rows, "steps=2").train().run
     tokenizer = load(run.best)
-    assert start_ids(tokenizer, "") == [tokenizer.eos_token_id]
+    assert encode_prompt(tokenizer, "") == [tokenizer.eos_token_id]
     shares = [row["perf/data_time_frac"] for row in run.metrics if "perf/data_time_frac" in row]
     assert shares and all(0 < share < 1 for share in shares)
     single = begin(tmp_path / "single", text_file, "steps=2").train().run
-    assert start_ids(load(single.best), "") != [tokenizer.eos_token_id], "a single text never shows that token"
+    assert encode_prompt(load(single.best), "") != [tokenizer.eos_token_id], "a single text never shows that token"

@@ -19,7 +19,8 @@ from glassgpt.cli.tokens import quoted
 from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from glassgpt.inference.decode import Step
+    from glassgpt.inference.decode import DecodeStep, Request
+    from glassgpt.model import GPT
     from glassgpt.sampling import SamplingConfig
     from glassgpt.tokenizer import Tokenizer
     from glassgpt.weights.sources import Source
@@ -29,136 +30,128 @@ def sample(
     run: str = typer.Argument("", metavar="RUN", help=f"{SOURCE_HELP} By default the newest run."),
     prompt: str = typer.Option("", "--prompt", "-p", help="Text to continue; - reads standard input."),
     prompt_file: Path = typer.Option(None, "--prompt-file", help="File with the text to continue."),
-    chat: bool = typer.Option(False, "--chat", help="The prompt is a user's message; put it as the model expects it."),
+    chat: bool = typer.Option(False, "--chat", help="The prompt is a user's message; apply the chat template."),
     max_new_tokens: int = typer.Option(300, "--max-new-tokens", "-n", min=1, help="Tokens to generate."),
-    num_samples: int = typer.Option(1, "--num-samples", min=1, help="Continuations, made as one batch."),
-    temperature: float = typer.Option(0.8, "--temperature", help="Below 1 safer, above 1 wilder; 0 is greedy."),
-    top_k: int = typer.Option(0, "--top-k", help="Draw from the k likeliest tokens; 0: all."),
-    top_p: float = typer.Option(1.0, "--top-p", help="Draw from the likeliest tokens that make up this probability."),
-    greedy: bool = typer.Option(False, "--greedy", help="Always take the likeliest token."),
-    seed: int = typer.Option(0, "--seed", help="Seed of the draws."),
-    explain: bool = typer.Option(False, "--explain", help="Show the candidates of every step, and the draw."),
+    num_samples: int = typer.Option(1, "--num-samples", min=1, help="Continuations, generated as one batch."),
+    temperature: float = typer.Option(0.8, "--temperature", help="Below 1 less random, above 1 more; 0 is greedy."),
+    top_k: int = typer.Option(0, "--top-k", help="Keep the k most likely tokens; 0: all."),
+    top_p: float = typer.Option(1.0, "--top-p", help="Keep the most likely tokens that make up this probability."),
+    min_p: float = typer.Option(0.0, "--min-p", help="Drop tokens less likely than this times the most likely one."),
+    repetition_penalty: float = typer.Option(1.0, "--repetition-penalty", help="Above 1: earlier tokens less likely."),
+    greedy: bool = typer.Option(False, "--greedy", help="Always take the most likely token."),
+    stop: list[str] = typer.Option([], "--stop", metavar="TEXT", help="End before this text; can be repeated."),
+    seed: int = typer.Option(0, "--seed", help="Seed of the random numbers."),
+    explain: bool = typer.Option(False, "--explain", help="Show the candidates and the random number of every step."),
     candidates: int = typer.Option(6, "--candidates", min=1, help="Candidates shown by --explain."),
     device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:N or mps."),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Let a model continue a text. The prompt is an option, a file, or what is piped in (less its last line end)."""
+    """Continue a text. The prompt is an option, a file, or piped in (without its last line end)."""
     from glassgpt import api
     from glassgpt.sampling import SamplingConfig
 
     loading = ProgressLine({"loading": "parameters"})
     text = _read_prompt(prompt, prompt_file)
-    config = SamplingConfig(temperature=0.0 if greedy else temperature, top_k=top_k, top_p=top_p)
+    sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     if explain and num_samples > 1:
         raise ConfigError("--explain shows one sample at a time; leave out --num-samples")
     if not run:
-        known = api.list_runs(runs)
-        if not known:
+        all_runs = api.list_runs(runs)
+        if not all_runs:
             raise ConfigError(f"there is no run in {runs}/ to sample from; `glassgpt quickstart` makes one")
-        run = str(known[-1].path)
+        run = str(all_runs[-1].path)
     source = api.open_source(run, runs=runs)
     for note in source.notes:
         say(f"note: {note}")
     model, tokenizer = api.load_from_source(source, device=device, progress=loading)
     loading.clear()
-    from glassgpt.inference.decode import generate, start_ids
+    from glassgpt.inference.decode import Request
+    from glassgpt.inference.stream import encode_prompt
 
-    ids = _chat_ids(source, tokenizer, text) if chat else start_ids(tokenizer, text)
-    limits = {"eos_token_id": tokenizer.eos_token_id, "vocab_size": tokenizer.vocab_size}
-    steps = generate(model, [ids] * num_samples, max_new_tokens, config, seed=seed, **limits)
-    shown = Printer(
-        tokenizer,
-        config,
-        "" if chat else text,
-        candidates=candidates,
-        explain=explain,
-        live=not json and num_samples == 1,
-    )
-    texts = shown.run(steps, num_samples)
+    ids = _chat_ids(source, tokenizer, text) if chat else encode_prompt(tokenizer, text)
+    requests = [Request(ids, max_new_tokens, sampling, seed, index, stop) for index in range(num_samples)]
+    prefix = "" if chat else text
+    live = not json and num_samples == 1
+    rows = _generate(model, tokenizer, requests, prefix, candidates=candidates if explain else 0, live=live)
     if json:
-        print_json([{"prompt": text, "text": made, **extra} for made, extra in zip(texts, shown.extras, strict=True)])
-    elif num_samples > 1:
-        print(f"\n{'-' * 40}\n".join(("" if chat else text) + made for made in texts))
+        print_json([{"prompt": text, **row} for row in rows])
+    elif not live:
+        print(f"\n{'-' * 40}\n".join(prefix + row["text"] for row in rows))
 
 
-class Printer:
-    """Collects the rows of a generation, and shows the first one as it comes if ``live``."""
+def _generate(
+    model: "GPT", tokenizer: "Tokenizer", requests: list["Request"], prefix: str, *, candidates: int, live: bool
+) -> list[dict[str, Any]]:
+    """Generate the text and tokens of every row; if live, print those of the first row as they come.
 
-    def __init__(
-        self,
-        tokenizer: "Tokenizer",
-        config: "SamplingConfig",
-        prompt: str,
-        *,
-        candidates: int,
-        explain: bool,
-        live: bool,
-    ):
-        self.tokenizer, self.config, self.prompt = tokenizer, config, prompt
-        self.candidates, self.explain, self.live = candidates, explain, live
-        self.extras: list[dict[str, Any]] = []
+    With ``candidates``, explain every step of the first row by that many.
+    """
+    from glassgpt.inference.decode import generate_text
 
-    def run(self, steps: Any, rows: int) -> list[str]:
-        """Take every step; the texts of all rows."""
-        from glassgpt.inference.decode import TextStream
+    first = requests[0]
+    steps: list[dict[str, Any]] = []
+    printed = ""
+    if live and not candidates:
+        print(prefix, end="", flush=True)
+    for step, streamers in generate_text(model, tokenizer, requests):
+        if candidates:
+            previous_ids = [*first.prompt, *streamers[0].tokens[: len(steps)]]
+            steps.append(_explain(step, first.sampling, previous_ids, tokenizer, candidates))
+            if live:
+                _print_step(len(steps), steps[-1], prefix + printed, first.sampling, tokenizer)
+        elif live:
+            print(streamers[0].text[len(printed) :], end="", flush=True)
+        printed = streamers[0].text
+    if live:
+        print(f"\n{prefix}{printed}" if candidates else "")
+    extra = {"steps": steps} if candidates else {}
+    return [{"text": streamer.text, "tokens": streamer.tokens} | extra for streamer in streamers]
 
-        streams = [TextStream(self.tokenizer) for _ in range(rows)]
-        texts = [""] * rows
-        tokens: list[list[int]] = [[] for _ in range(rows)]
-        explained: list[dict[str, Any]] = []
-        if self.live and not self.explain:
-            print(self.prompt, end="", flush=True)
-        for number, step in enumerate(steps, 1):
-            if self.explain:
-                explained.append(self._explain(number, step, texts[0]))
-            for row in range(rows):
-                if step.active[row] and step.tokens[row] != self.tokenizer.eos_token_id:
-                    tokens[row].append(step.tokens[row])
-                    piece = streams[row].push(step.tokens[row])
-                    texts[row] += piece
-                    if self.live and not self.explain:
-                        print(piece, end="", flush=True)
-        rests = [stream.finish() for stream in streams]
-        texts = [text + rest for text, rest in zip(texts, rests, strict=True)]
-        if self.live:
-            print(f"\n{self.prompt}{texts[0]}" if self.explain else rests[0])
-        self.extras = [{"tokens": row} | ({"steps": explained} if self.explain else {}) for row in tokens]
-        return texts
 
-    def _explain(self, number: int, step: "Step", so_far: str) -> dict[str, Any]:
-        """The candidates of one step, shown as a table if live."""
-        from glassgpt import sampling
+def _explain(
+    step: "DecodeStep", sampling: "SamplingConfig", previous_ids: list[int], tokenizer: "Tokenizer", count: int
+) -> dict[str, Any]:
+    """Return the token chosen in the first row, its random number, and the most likely candidates."""
+    from glassgpt.sampling import explain
 
-        chosen, uniform = step.tokens[0], float(step.uniform[0])
-        shown = sampling.explain(step.logits[0], self.config, self.tokenizer.vocab_size)
-        shown = [c for rank, c in enumerate(shown) if rank < self.candidates or c.token == chosen]
-        if self.live:
-            how = "greedy: no draw" if self.config.temperature == 0 else f"draw {uniform:.4f}"
-            print(f"step {number}  after {(self.prompt + so_far)[-24:]!r}  {how}")
-            print(f"    {'token':<10} {'logit':>9} {'temperature':>12} {'top-k':>8} {'top-p':>8}")
-            for c in shown:
-                mark = ">" if c.token == chosen else " "
-                name = quoted(self.tokenizer.token_bytes(c.token))
-                numbers = f"{c.after_temperature:>12.4f} {c.after_top_k:>8.4f} {c.after_top_p:>8.4f}"
-                print(f"  {mark} {name:<10} {c.logit:>9.3f} {numbers}")
-        candidates = [{"text": self.tokenizer.decode([c.token]), **vars(c)} for c in shown]
-        return {"chosen": chosen, "draw": uniform, "candidates": candidates}
+    chosen = step.tokens[0]
+    candidates = explain(step.logits[0], sampling, tokenizer.vocab_size, previous_ids)
+    shown = [c for rank, c in enumerate(candidates) if rank < count or c.token == chosen]
+    described = [{"text": tokenizer.decode([c.token]), **vars(c)} for c in shown]
+    return {"chosen": chosen, "draw": float(step.uniform[0]), "candidates": described}
+
+
+def _print_step(
+    number: int, step: dict[str, Any], text: str, sampling: "SamplingConfig", tokenizer: "Tokenizer"
+) -> None:
+    """Print the candidates of a step as a table."""
+    columns = [("logit", "logit", 9, 3)]  # heading, key, width, decimals
+    columns += [("penalized", "penalized_logit", 10, 3)] * (sampling.repetition_penalty != 1)
+    columns += [("temperature", "after_temperature", 12, 4), ("top-k", "after_top_k", 8, 4)]
+    columns += [("top-p", "after_top_p", 8, 4)] + [("min-p", "after_min_p", 8, 4)] * (sampling.min_p > 0)
+    draw = "greedy: no draw" if sampling.temperature == 0 else f"draw {step['draw']:.4f}"
+    print(f"step {number}  after {text[-24:]!r}  {draw}")
+    print(f"    {'token':<10} " + " ".join(f"{heading:>{width}}" for heading, _, width, _ in columns))
+    for candidate in step["candidates"]:
+        mark = ">" if candidate["token"] == step["chosen"] else " "
+        numbers = " ".join(f"{candidate[key]:>{width}.{decimals}f}" for _, key, width, decimals in columns)
+        print(f"  {mark} {quoted(tokenizer.token_bytes(candidate['token'])):<10} {numbers}")
 
 
 def _chat_ids(source: "Source", tokenizer: "Tokenizer", text: str) -> list[int]:
-    """The prompt as a user's message, in the model's own form."""
+    """Apply the model's chat template to the prompt as a user's message; return the token ids."""
     from glassgpt.tokenizer import chat
     from glassgpt.weights.transfer import chat_template
 
     template = chat_template(source)
     if template is None:
-        raise ConfigError(f"{source.where} has no chat template: it continues texts; leave out --chat")
+        raise ConfigError(f"{source.where} has no chat template; leave out --chat to continue the text")
     return chat.encode(tokenizer, template, [{"role": "user", "content": text}])
 
 
 def _read_prompt(prompt: str, prompt_file: Path | None) -> str:
-    """The prompt, from the one place it was given in."""
+    """Return the prompt from --prompt, --prompt-file or standard input."""
     if prompt and prompt_file:
         raise ConfigError("give --prompt or --prompt-file, not both")
     if prompt_file:

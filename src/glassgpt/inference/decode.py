@@ -1,32 +1,78 @@
-"""Generation: a batch of prompts in, one token per row and step out.
+"""Generation: a batch of requests in, one token per row and step out.
 
-The key/value cache makes a step cost one token's work. When a row reaches the end of the context, the newest half of
-it is kept and prefilled again, so generation can go on for ever and always equals the full forward pass of what was
-kept. What a row generates depends on its own prompt and seed, never on the other rows of the batch.
+With the key/value cache, a step computes one token per row. When a row reaches the end of the context, its newest half
+is kept and prefilled again: generation can go on for ever, and always equals the full forward pass of the tokens kept.
+A row depends on its own request only, never on the other rows of the batch.
 """
 
-import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from glassgpt.inference.stream import TextStreamer, encode_prompt
 from glassgpt.model import GPT, KVCache
-from glassgpt.sampling import SamplingConfig, UniformStreams, next_token
+from glassgpt.sampling import SamplingConfig, next_token, next_uniform, row_generator
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.tokenizer.base import adds_bos_token
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of generation.
+class Request:
+    """A prompt to continue, with its own settings and its own random numbers.
 
     Attributes:
-        tokens: the token chosen in each row, ``[B]``.
-        active: which rows were still generating, that is, had not produced the end token before.
-        logits: what they were chosen from, ``[B, V]``, on the CPU.
-        uniform: the random numbers that decided, ``[B]``.
+        prompt: token ids, at least one. If it is longer than the context, the model reads the newest block_size tokens.
+        max_new_tokens: tokens to generate at most.
+        sampling: how tokens are chosen.
+        seed: of the random numbers, which are a pure function of (seed, sample_index).
+        sample_index: distinguishes requests with the same seed; :func:`generate` uses the row.
+        stop: strings that end the text and are not part of it; only :func:`generate_text` finds them.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: SamplingConfig
+    seed: int = 0
+    sample_index: int = 0
+    stop: str | Sequence[str] = ()
+
+
+class Row:
+    """A request while it is being generated.
+
+    Attributes:
+        ids: the prompt and the tokens generated so far.
+        start: index of the first id that the model sees.
+        active: whether the row is still generating. Set it to False to end the row early.
+    """
+
+    def __init__(self, request: Request):
+        assert request.prompt, "a prompt needs at least one token"
+        self.request = request
+        self.ids = list(request.prompt)
+        self.start = 0
+        self.remaining = request.max_new_tokens
+        self.active = self.remaining > 0
+        self.generator = row_generator(request.seed, request.sample_index)
+
+    def append(self, token: int, eos_token_id: int | None) -> None:
+        """Add a token, unless the row has ended; the row ends with the end token or the last token it may have."""
+        if self.active:
+            self.ids.append(token)
+            self.remaining -= 1
+            self.active = self.remaining > 0 and token != eos_token_id
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """One token per row.
+
+    Attributes:
+        tokens: the token chosen in each row, ``[B]``; without meaning in rows that have ended.
+        active: which rows were still generating, that is, had not ended before this step.
+        logits: the logits that the tokens were chosen from, ``[B, V]``, on the CPU.
+        uniform: the random numbers that they were chosen with, ``[B]``.
     """
 
     tokens: list[int]
@@ -36,101 +82,94 @@ class Step:
 
 
 @torch.inference_mode()
-def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    config: SamplingConfig,
-    *,
-    seed: int = 0,
-    eos_token_id: int | None = None,
-    vocab_size: int | None = None,
-) -> Iterator[Step]:
-    """Generate from prompts of any lengths, each at least one token; yields as it goes.
+def generate_rows(
+    model: GPT, rows: Sequence[Row], *, eos_token_id: int | None = None, vocab_size: int | None = None
+) -> Iterator[DecodeStep]:
+    """Generate until every row has ended; yields each step, after its tokens were added to the rows.
 
     Args:
         model: in eval mode.
-        prompts: token ids per row. Of a prompt longer than the context, the newest block_size tokens are read.
-        max_new_tokens: steps at most.
-        config: how tokens are chosen.
-        seed: of the draws; row r uses the stream (seed, r).
-        eos_token_id: a row ends after producing it.
-        vocab_size: the tokenizer's; tokens beyond it, where a model's vocabulary is padded, are never drawn.
+        rows: new rows; they may differ in everything.
+        eos_token_id: a row ends after generating it.
+        vocab_size: the tokenizer's; tokens beyond it, where a model's vocabulary is padded, are never generated.
     """
-    assert prompts and all(prompts), "every row needs at least one token to start from"
-    context = model.config.block_size
-    rows = [list(prompt[-context:]) for prompt in prompts]  # what the model can see, per row
-    active = [True] * len(rows)
-    streams = UniformStreams(seed, len(rows))
+    for row in rows:
+        row.start = max(0, len(row.ids) - model.config.block_size)
     cache: KVCache | None = None
-    for done in range(max_new_tokens):
+    while any(row.active for row in rows):
         if cache is None or cache.longest == cache.capacity:
-            rows = [row if len(row) <= context else row[-max(1, context // 2) :] for row in rows]
-            cache, logits = _prefill(model, rows, room=max_new_tokens - done)
+            cache, logits = _prefill(model, rows)
         else:
-            last = torch.tensor([[row[-1]] for row in rows], device=model.device)  # [B, 1]
+            last = torch.tensor([[row.ids[-1]] for row in rows], device=model.device)  # [B, 1]
             logits = model(last, cache=cache)[:, -1]  # [B, V]
         logits = logits.float().cpu()
         if vocab_size is not None:
             logits[:, vocab_size:] = float("-inf")
-        uniform = streams.next()
-        tokens: list[int] = next_token(logits, config, uniform).tolist()
-        yield Step(tokens, list(active), logits, uniform)
+        active = [row.active for row in rows]
+        uniform = torch.stack([next_uniform(row.generator) for row in rows])  # [B]
+        tokens = [int(next_token(logits[r], row.request.sampling, uniform[r], row.ids)) for r, row in enumerate(rows)]
         for row, token in zip(rows, tokens, strict=True):
-            row.append(token)
-        active = [on and token != eos_token_id for on, token in zip(active, tokens, strict=True)]
-        if not any(active):
-            return
+            row.append(token, eos_token_id)
+        yield DecodeStep(tokens, active, logits, uniform)
 
 
-def _prefill(model: GPT, rows: list[list[int]], room: int) -> tuple[KVCache, Tensor]:
-    """Read the rows at once, padded on the right; the cache and the logits ``[B, V]`` after each row's last token.
+def _prefill(model: GPT, rows: Sequence[Row]) -> tuple[KVCache, Tensor]:
+    """Read all rows in one pass, padded on the right; return the cache and the logits ``[B, V]`` after the last tokens.
 
-    The cache has room for as many tokens more as will be needed, up to the context.
+    Of a row that is longer than the context, the newest half of a context is read. The cache has room for all tokens
+    that are still to come, up to the context.
     """
-    lengths = [len(row) for row in rows]
-    padded = [row + [0] * (max(lengths) - len(row)) for row in rows]
-    idx = torch.tensor(padded, device=model.device)  # [B, T]
-    capacity = min(model.config.block_size, max(lengths) + room)
+    context = model.config.block_size
+    for row in rows:
+        if len(row.ids) - row.start > context:
+            row.start = len(row.ids) - max(1, context // 2)
+    visible = [row.ids[row.start :] for row in rows]
+    lengths = [len(ids) for ids in visible]
+    longest = max(lengths)
+    idx = torch.tensor([ids + [0] * (longest - len(ids)) for ids in visible], device=model.device)  # [B, T]
+    capacity = min(context, longest + max(row.remaining for row in rows))
     cache = KVCache(model.config, len(rows), capacity=capacity, device=model.device, dtype=model.dtype)
     hidden_states = model(idx, cache=cache, apply_head=False)  # [B, T, C]
     ends = torch.tensor(lengths, device=model.device) - 1
     logits = model.head(hidden_states[torch.arange(len(rows), device=model.device), ends])  # [B, V]
-    cache.set_lengths(lengths)
+    for r, length in enumerate(lengths):
+        cache.roll_back(r, length)
     return cache, logits
 
 
-class TextStream:
-    """Turns tokens into text as they come, holding back bytes that do not yet make a character."""
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    *,
+    seed: int = 0,
+    eos_token_id: int | None = None,
+    vocab_size: int | None = None,
+) -> Iterator[DecodeStep]:
+    """Generate with the same settings for all prompts; row r uses the random numbers of (seed, r)."""
+    rows = [Row(Request(ids, max_new_tokens, sampling, seed, r)) for r, ids in enumerate(prompts)]
+    return generate_rows(model, rows, eos_token_id=eos_token_id, vocab_size=vocab_size)
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int) -> str:
-        """The text that this token completes; empty while a character is unfinished."""
-        return self._decoder.decode(self.tokenizer.token_bytes(token))
-
-    def finish(self) -> str:
-        """What is still held back when no more tokens come, as it is."""
-        return self._decoder.decode(b"", final=True)
-
-
-def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids to generate from, begun as texts were in the model's training.
-
-    For an empty prompt: the token that begins a text where models were trained with one, else a line end, else the
-    first token there is.
+def generate_text(
+    model: GPT, tokenizer: Tokenizer, requests: Sequence[Request]
+) -> Iterator[tuple[DecodeStep, list[TextStreamer]]]:
+    """Generate until every row has ended, also at a stop string; yields each step, and the text so far of every row.
 
     Raises:
-        TokenizerError: if the prompt has characters that the tokenizer does not know.
+        ConfigError: for an empty stop string.
     """
-    if prompt:
-        first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and adds_bos_token(tokenizer) else []
-        return first + tokenizer.encode(prompt)
-    if tokenizer.bos_token_id is not None:
-        return [tokenizer.bos_token_id]
-    return [next((i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\n"), 0)]
+    rows = [Row(request) for request in requests]
+    streamers = [TextStreamer(tokenizer, request.stop) for request in requests]
+    for step in generate_rows(model, rows, eos_token_id=tokenizer.eos_token_id, vocab_size=tokenizer.vocab_size):
+        for row, streamer, token, active in zip(rows, streamers, step.tokens, step.active, strict=True):
+            if active:
+                streamer.push(token)
+                row.active = row.active and not streamer.stopped
+                if not row.active:
+                    streamer.finish()
+        yield step, streamers
 
 
 def complete(
@@ -138,20 +177,20 @@ def complete(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     max_new_tokens: int,
-    config: SamplingConfig,
+    sampling: SamplingConfig,
     *,
     seed: int = 0,
+    stop: str | Sequence[str] = (),
 ) -> list[str]:
-    """The continuation of each prompt, without the prompt and without the end token.
+    """Return the continuation of each prompt, without the prompt, the end token and the stop string.
 
     Raises:
         TokenizerError: if a prompt has characters that the tokenizer does not know.
+        ConfigError: for an empty stop string.
     """
-    ids = [start_ids(tokenizer, prompt) for prompt in prompts]
-    made: list[list[int]] = [[] for _ in prompts]
-    known = {"eos_token_id": tokenizer.eos_token_id, "vocab_size": tokenizer.vocab_size}
-    for step in generate(model, ids, max_new_tokens, config, seed=seed, **known):
-        for row, token, active in zip(made, step.tokens, step.active, strict=True):
-            if active and token != tokenizer.eos_token_id:
-                row.append(token)
-    return [b"".join(map(tokenizer.token_bytes, row)).decode("utf-8", errors="replace") for row in made]
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    requests = [Request(prompt, max_new_tokens, sampling, seed, r, stop) for r, prompt in enumerate(ids)]
+    texts = [""] * len(prompts)
+    for _, streamers in generate_text(model, tokenizer, requests):
+        texts = [streamer.text for streamer in streamers]
+    return texts

@@ -1,6 +1,6 @@
-"""Scaled dot-product attention, twice: fused for speed, explicit for looking inside. They are equal.
+"""Scaled dot-product attention, twice: fused for speed, explicit to return its weights. Their outputs are equal.
 
-Both are modules, so that a hook on them sees q, k and v, and one can be swapped for the other in a built model.
+Both are modules: a hook on them sees q, k and v, and one can replace the other in a finished model.
 """
 
 import math
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 def causal_mask(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
-    """Which keys each query may look at: bool ``[..., T, S]``, for positions ``[..., T]`` and ``[S]``.
+    """Return the attention mask, True = attend: positions of queries ``[..., T]`` and keys ``[S]`` -> ``[..., T, S]``.
 
-    Its own and all before it; with a window, the newest ``window`` of these.
+    A query attends to its own position and all before it; with a window, to the newest ``window`` of these.
     """
     queries = queries.unsqueeze(-1)  # [..., T, 1]
     past = keys <= queries  # [..., T, S]
@@ -21,21 +21,21 @@ def causal_mask(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
 
 
 class FusedAttention(nn.Module):
-    """``F.scaled_dot_product_attention``: never holds the ``[B, H, T, S]`` scores."""
+    """``F.scaled_dot_product_attention``: never stores the ``[B, H, T, S]`` scores."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Mix the values by attention.
+        """Average the values by attention weight.
 
         Args:
             q: ``[B, H, T, D]``.
             k: ``[B, KV, S, D]``; each of the KV heads serves H / KV query heads.
             v: ``[B, KV, S, D]``.
-            mask: bool ``[B or 1, 1, T, S]``, true where a query may look; None for causal (then T is 1 or S).
+            mask: bool ``[B or 1, 1, T, S]``, True = attend; None = causal (then T is 1 or S).
 
         Returns:
-            The mixed values ``[B, H, T, D]``, and None for the weights, which are never formed.
+            The averaged values ``[B, H, T, D]``, and None in place of the weights.
         """
-        causal = mask is None and q.size(2) > 1  # a single query sees every key it is given
+        causal = mask is None and q.size(2) > 1  # a single query attends to every key
         grouped = q.size(1) != k.size(1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped), None
 
@@ -44,7 +44,7 @@ class ExplicitAttention(nn.Module):
     """Softmax attention written out; returns its weights."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As :class:`FusedAttention`; the second result is the weights ``[B, H, T, S]``, each row summing to 1."""
+        """As :class:`FusedAttention`, but the second result is the weights ``[B, H, T, S]``; each row sums to 1."""
         _, H, T, D = q.shape
         KV, S = k.shape[1:3]
         k = k.repeat_interleave(H // KV, dim=1)  # [B, H, S, D]

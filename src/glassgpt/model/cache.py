@@ -1,9 +1,11 @@
-"""The key/value cache: what attention has already computed for the tokens so far.
+"""The key/value cache: the keys and values of the tokens so far.
 
-Slot j of a row holds the keys and values of that row's token j, so a query at position p may look at slots 0..p
-and at nothing else. Rows of different lengths need no padding logic: what a shorter row has beyond its length is
-never visible, and is overwritten as the row grows.
+Slot j of a row holds the key and value of that row's token j, so a query at position p may attend to slots 0..p and to
+no others. Rows of different lengths need no padding: slots beyond a row's length are masked, and are overwritten as the
+row grows. Rows can be admitted, evicted and rolled back one at a time; the cached pass always equals the full one.
 """
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -13,47 +15,61 @@ from glassgpt.model.attention import causal_mask
 
 
 class KVCache:
-    """Preallocated keys and values, ``[n_layer, B, KV, capacity, D]`` each.
+    """Preallocated keys and values, ``[n_layer, max_rows, KV, capacity, D]`` each.
 
     Args:
         config: of the model that will fill it.
-        batch_size: rows.
+        max_rows: rows that it has memory for.
+        rows: rows in use at first, all of length 0; by default all of them. The model runs on the rows in use.
         capacity: tokens per row; the model's block_size by default.
         device: where to keep it.
         dtype: of the keys and values.
+
+    Attributes:
+        lengths: tokens held, per row in use.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        batch_size: int,
+        max_rows: int,
         *,
+        rows: int | None = None,
         capacity: int | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        capacity = config.block_size if capacity is None else capacity
-        shape = (config.n_layer, batch_size, config.n_kv_head, capacity, config.head_dim)
+        self.capacity = config.block_size if capacity is None else capacity
+        shape = (config.n_layer, max_rows, config.n_kv_head, self.capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.capacity = capacity
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # tokens held, per row
-        self.longest = 0  # the same as lengths.max(), known without asking the device
-        self.ragged = False  # whether rows may differ in length
+        self.lengths = [0] * (max_rows if rows is None else rows)
+
+    @property
+    def longest(self) -> int:
+        """The largest of the lengths."""
+        return max(self.lengths, default=0)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows differ in length."""
+        return len(set(self.lengths)) > 1
 
     def next_slots(self, T: int) -> Tensor:
-        """The slots that the next T tokens of each row will fill: ``[T]``, or ``[B, T]`` if rows differ.
+        """Return the slots that the next T tokens of each row will fill: ``[T]``, or ``[B, T]`` if rows differ.
 
         Raises:
             ValueError: if they do not fit.
         """
         if self.longest + T > self.capacity:
             raise ValueError(f"the cache holds {self.longest} of {self.capacity} tokens; {T} more do not fit")
-        offsets = torch.arange(T, device=self.lengths.device)  # [T]
-        return self.lengths[:, None] + offsets if self.ragged else self.longest + offsets
+        offsets = torch.arange(T, device=self.keys.device)  # [T]
+        if self.ragged:
+            return torch.tensor(self.lengths, device=self.keys.device)[:, None] + offsets
+        return self.longest + offsets
 
     def attention_mask(self, slots: Tensor, window: int = 0) -> Tensor | None:
-        """Attention mask for the new tokens: bool ``[B or 1, 1, T, S]``, True = attend; None: plain causal attention.
+        """Return the mask for the new tokens: bool ``[B or 1, 1, T, S]``, True = attend; None = plain causal attention.
 
         With a window, a token attends to the newest ``window`` tokens, itself included.
         """
@@ -65,9 +81,10 @@ class KVCache:
         return mask.unsqueeze(1) if self.ragged else mask[None, None]
 
     def update(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``k, v [B, KV, T, D]`` of one layer and return all that is held: ``[B, KV, S, D]`` each."""
+        """Store ``k, v [B, KV, T, D]`` of one layer; return those of all tokens so far: ``[B, KV, S, D]`` each."""
         end = self.longest + slots.size(-1)
-        keys, values = self.keys[layer], self.values[layer]  # [B, KV, capacity, D]
+        rows = len(self.lengths)
+        keys, values = self.keys[layer, :rows], self.values[layer, :rows]  # [B, KV, capacity, D]
         if self.ragged:
             index = slots[:, None, :, None].expand_as(k)  # [B, KV, T, D]
             keys.scatter_(2, index, k.to(keys.dtype))
@@ -79,12 +96,35 @@ class KVCache:
 
     def advance(self, T: int) -> None:
         """Count T more tokens in every row. Called once per forward pass, after the last layer."""
-        self.lengths += T
-        self.longest += T
+        self.lengths = [length + T for length in self.lengths]
 
-    def set_lengths(self, lengths: list[int]) -> None:
-        """Declare how many tokens of each row are real, after a padded batch of prompts; the rest is forgotten."""
-        assert max(lengths) <= self.longest, "a row cannot hold more than was written"
-        self.lengths = torch.tensor(lengths, device=self.lengths.device)
-        self.longest = max(lengths)
-        self.ragged = min(lengths) != self.longest
+    def roll_back(self, row: int, length: int) -> None:
+        """Forget all but the first ``length`` tokens of a row: padding, or drafted tokens that were rejected."""
+        if not 0 <= length <= self.lengths[row]:
+            raise ValueError(f"row {row} holds {self.lengths[row]} tokens; it cannot be rolled back to {length}")
+        self.lengths[row] = length
+
+    def admit(self, other: "KVCache") -> None:
+        """Copy the rows of another cache of this model, such as newly prefilled prompts, behind the rows in use.
+
+        Raises:
+            ValueError: if they do not fit; nothing is changed.
+        """
+        first, last = len(self.lengths), len(self.lengths) + len(other.lengths)
+        if last > self.keys.size(1) or other.longest > self.capacity:
+            raise ValueError(
+                f"{len(other.lengths)} rows of up to {other.longest} tokens do not fit: "
+                f"{self.keys.size(1) - first} rows of {self.capacity} tokens are free"
+            )
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            mine[:, first:last, :, : other.longest] = theirs[:, : len(other.lengths), :, : other.longest]
+        self.lengths += other.lengths
+
+    def evict(self, rows: Collection[int]) -> None:
+        """Remove these rows. The rows behind them move up, in order, as with ``del`` on a list."""
+        kept = [row for row in range(len(self.lengths)) if row not in rows]
+        for new, old in enumerate(kept):
+            if new != old:
+                for tensor in (self.keys, self.values):
+                    tensor[:, new, :, : self.lengths[old]] = tensor[:, old, :, : self.lengths[old]]
+        self.lengths = [self.lengths[row] for row in kept]

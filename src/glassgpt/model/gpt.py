@@ -1,7 +1,7 @@
-"""A decoder-only Transformer, described by its numbers (see ModelConfig), readable from top to bottom.
+"""A decoder-only Transformer, described by a ModelConfig; to be read from top to bottom.
 
 Shapes: B batch, T time (tokens), C n_embd, H query heads, KV key/value heads, D head_dim, V vocab_size,
-S keys a query can see (T, or more with a cache). The model knows nothing of losses, sampling or files.
+S keys (T, or more with a cache). The model does not depend on losses, sampling or files.
 
 Sources: GPT-2 (Radford et al., 2019), rotary positions (arXiv:2104.09864), RMSNorm (arXiv:1910.07467),
 SwiGLU (arXiv:2002.05202), grouped queries (arXiv:2305.13245), QK-norm as in Qwen-3 (arXiv:2505.09388),
@@ -37,7 +37,7 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries. One matrix makes q, k and v."""
+    """Causal self-attention with grouped queries. One matrix projects to q, k and v."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         cache: KVCache | None,
         slots: Tensor | None,
     ) -> Tensor:
-        """``x [B, T, C] -> [B, T, C]``. ``slots`` are where the cache keeps these tokens."""
+        """``x [B, T, C] -> [B, T, C]``. ``slots`` are the cache slots of these tokens."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_dim)  # [B, T, H + 2 KV, D]
         q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)  # [B, H, T, D], [B, KV, T, D] twice
@@ -120,7 +120,7 @@ class GPT(nn.Module):
     """The language model: tokens in, logits for the next token out.
 
     The weights are set by :meth:`init_weights` or a loader, not here, so that a model can be built on the meta device,
-    rewritten, and only then given memory (:func:`glassgpt.model.materialize`).
+    transformed, and allocated after that (:func:`glassgpt.model.materialize`).
     """
 
     rope_cos: Tensor
@@ -139,7 +139,7 @@ class GPT(nn.Module):
         self.tie_weights_and_build_rope()
 
     def tie_weights_and_build_rope(self) -> None:
-        """Tie the head to the token embedding and compute the rotary tables, on the device the weights are on."""
+        """Tie the head to the token embedding and compute the rotary tables, on the device of the weights."""
         if self.config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         if self.config.position == "rope":
@@ -152,8 +152,8 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> None:
         """GPT-2's initialisation: normal(0, 0.02), zero biases, unit norms; a pure function of the seed.
 
-        The two projections that write to the residual stream start smaller by sqrt(2 n_layer), so that the
-        stream's variance does not grow with depth.
+        The two projections into the residual stream are divided by sqrt(2 n_layer), so that its variance does not
+        grow with depth.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -175,14 +175,14 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Predict the token after each of ``idx``.
 
-        This is the only entry point, so that forward hooks (for example those of FSDP) see every pass.
+        This is the only entry point, so that forward hooks (for example FSDP's) run in every pass.
 
         Args:
             idx: token ids ``[B, T]``, int64.
             cache: keys and values of the tokens before; the new ones are added to it.
             position_ids: ``[T]`` or ``[B, T]``; by default positions continue after the cache.
             document_ids: ``[B, T]``; a token attends only to tokens of its own document. Not with a cache.
-            apply_head: False returns the hidden states that the head would read.
+            apply_head: False returns the hidden states, the head's input.
 
         Returns:
             Logits ``[B, T, V]``, or hidden states ``[B, T, C]`` after the final norm.
@@ -216,7 +216,7 @@ class GPT(nn.Module):
     def _mask(
         idx: Tensor, window: int, cache: KVCache | None, slots: Tensor | None, document_ids: Tensor | None
     ) -> Tensor | None:
-        """The attention mask: bool ``[B or 1, 1, T, S]``, True = attend; None for plain causal attention."""
+        """Return the attention mask: bool ``[B or 1, 1, T, S]``, True = attend; None = plain causal attention."""
         if cache is not None and slots is not None:
             assert document_ids is None, "documents are packed in training, without a cache"
             return cache.attention_mask(slots, window)
@@ -230,7 +230,7 @@ class GPT(nn.Module):
         return mask
 
     def _rope(self, T: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines for these positions: ``[T, D]``, or ``[B, 1, T, D]`` where rows differ."""
+        """Return cosines and sines at these positions: ``[T, D]``, or ``[B, 1, T, D]`` where rows differ."""
         if self.config.position != "rope":
             return None
         if position_ids is None:
@@ -240,14 +240,14 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, which is where the model computes."""
+        """The device of the weights, on which the model computes."""
         return self.token_embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are held in, which is what the model computes in."""
+        """The dtype of the weights, in which the model computes."""
         return self.token_embedding.weight.dtype
 
     def num_parameters(self) -> int:
-        """Distinct parameters; a tied head is counted once."""
+        """Count the parameters; a tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -1,4 +1,4 @@
-"""A model that takes no memory: to know its shapes, or to give it its weights later."""
+"""A model without memory for its weights: to know its shapes, or to load the weights later."""
 
 from typing import Any
 
@@ -9,11 +9,8 @@ from glassgpt.config import ModelConfig
 from glassgpt.model.gpt import GPT
 
 
-class _LeftUnfilled(TorchFunctionMode):
-    """Leaves out the random values that torch gives new weights.
-
-    There are none on the meta device, and drawing them there imports torch's compiler, which takes two seconds.
-    """
+class _SkipInit(TorchFunctionMode):
+    """Skips ``torch.nn.init``. It has no effect on the meta device, but would import torch's compiler (two seconds)."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", "") == "torch.nn.init":
@@ -22,16 +19,13 @@ class _LeftUnfilled(TorchFunctionMode):
 
 
 def meta_model(config: ModelConfig) -> GPT:
-    """A model on the meta device; :func:`materialize` gives it memory."""
-    with torch.device("meta"), _LeftUnfilled():
+    """Build a model on the meta device; :func:`materialize` allocates its weights."""
+    with torch.device("meta"), _SkipInit():
         return GPT(config)
 
 
 def materialize(model: GPT, dtype: torch.dtype, device: torch.device) -> None:
-    """Give a model from the meta device memory for its weights, whose values are then still to come.
-
-    As ``to_empty`` does, which imports torch's compiler.
-    """
+    """Allocate the weights of a model on the meta device, uninitialised. (``to_empty`` imports torch's compiler.)"""
     state: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
         tied = name == "head.weight" and model.config.tie_embeddings

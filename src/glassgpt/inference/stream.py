@@ -1,0 +1,87 @@
+"""A prompt to tokens, and generated tokens to text."""
+
+import codecs
+from collections.abc import Sequence
+
+from glassgpt.errors import ConfigError
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer.base import adds_bos_token
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Encode the prompt; prepend BOS if the model was trained with it.
+
+    An empty prompt becomes BOS if there is one, else a line end, else token 0.
+
+    Raises:
+        TokenizerError: if the prompt has characters that the tokenizer does not know.
+    """
+    bos = tokenizer.bos_token_id
+    if prompt:
+        first = [bos] if bos is not None and adds_bos_token(tokenizer) else []
+        return first + tokenizer.encode(prompt)
+    if bos is not None:
+        return [bos]
+    return [next((i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\n"), 0)]
+
+
+class TextStreamer:
+    """Turns the tokens of one row into text as they come, up to the end token or the first stop string.
+
+    It returns only text that is final: bytes that do not yet make a character are held back, and so is text that may be
+    the beginning of a stop string. The stop string that is completed first counts; if several are completed by the
+    same character, the longest. So the text does not depend on how it was cut into tokens.
+
+    Args:
+        tokenizer: gives the bytes of a token.
+        stop: strings that end the text; they are not part of it.
+
+    Attributes:
+        tokens: the tokens so far, without the end token.
+        text: the text so far, without what is held back.
+        stopped: whether a stop string was found. Later tokens add no text.
+
+    Raises:
+        ConfigError: for an empty stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = ()):
+        self.tokenizer = tokenizer
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in self.stop:
+            raise ConfigError("stop: an empty string would end every text at once; leave it out")
+        self.tokens: list[int] = []
+        self.text = ""
+        self.stopped = False
+        self._held = ""  # a beginning of a stop string
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that became final with it, often none."""
+        if token == self.tokenizer.eos_token_id:
+            return self.finish()
+        self.tokens.append(token)
+        return self._release(self._decoder.decode(self.tokenizer.token_bytes(token)))
+
+    def finish(self) -> str:
+        """Return the text that is still held back, when no more tokens come."""
+        released = self._release(self._decoder.decode(b"", final=True)) + self._held
+        self.text += self._held
+        self._held = ""
+        return released
+
+    def _release(self, new: str) -> str:
+        """Add new text; return all that cannot be part of a stop string any more."""
+        released = ""
+        for character in "" if self.stopped else new:
+            self._held += character
+            longest = max((len(stop) for stop in self.stop if self._held.endswith(stop)), default=0)
+            if longest:
+                released += self._held[:-longest]
+                self.stopped, self._held = True, ""
+                break
+            while self._held and not any(stop.startswith(self._held) for stop in self.stop):
+                released += self._held[0]
+                self._held = self._held[1:]
+        self.text += released
+        return released
