@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, show_line, split_arguments
+from glassgpt.cli.arguments import JSON_OPTION, split_arguments
+from glassgpt.cli.output import print_json, print_table, say, show_line
 from glassgpt.config import build, parse_overrides
 from glassgpt.errors import ConfigError
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, split_arguments
+from glassgpt.cli.arguments import JSON_OPTION, split_arguments
+from glassgpt.cli.output import print_json, print_table, say
 from glassgpt.config import ConfigOverrides, RunConfig, build, parse_duration
 from glassgpt.errors import ConfigError
 from glassgpt.estimate import SHARE_OF_FREE
