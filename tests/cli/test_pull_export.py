@@ -134,7 +134,7 @@ MISTAKES = {
     "a damaged file": (["pull", "bad.gguf"], ["bad.gguf is no GGUF file"]),
     "an existing target": (["pull", "m", "-o", "m"], ["m exists, and is not overwritten; name another with -o"]),
     "an existing file": (["export", "m", "--to", "gguf", "-o", "bad.gguf"], ["bad.gguf exists"]),
-    "no such format": (["export", "m", "--to", "onnx"], ["--to 'onnx' is none of hf, gguf, tiktoken"]),
+    "no such format": (["export", "m", "--to", "onnx"], ["--to 'onnx' is not one of hf, gguf, tiktoken"]),
     "no format": (["export", "m"], ["--to"]),
     "a type of the other format": (["export", "m", "--to", "gguf", "--dtype", "float16"], ["f32, f16, bf16, q8_0"]),
     "a type that is none": (["pull", "m", "-o", "x", "--dtype", "f16"], ["'f16' is none of float32, float16"]),

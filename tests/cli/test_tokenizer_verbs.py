@@ -1,4 +1,4 @@
-"""`glassgpt tokenizer train | show | compare`: what they find, print and write, and what they say to a mistake."""
+"""`glassgpt tokenizer train | show | compare`: their output, the files they write, and their errors."""
 
 import contextlib
 import json
@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from glassgpt.cli import common, learned, tokens
+from glassgpt.glass import tokenizer_comparison
+from glassgpt.glass.tokens import escaped, merge_steps
 from glassgpt.tokenizer import BPETokenizer, WordTokenizer, load, save
 
 BYTES_ALONE = "bpe:257"  # no merges: every byte is a token
@@ -24,7 +23,7 @@ BYTES_ALONE = "bpe:257"  # no merges: every byte is a token
 
 @pytest.fixture
 def folder(cli: Any, text_file: Path) -> Path:
-    """A byte-level BPE tokenizer of 400 tokens, in the folder ``tok`` of where the command line stands."""
+    """A byte-level BPE tokenizer of 400 tokens, in the folder ``tok`` of the working directory."""
     code, _, err = cli("tokenizer", "train", text_file, "bpe:400", "-o", "tok")
     assert code == 0, err
     return Path("tok")
@@ -86,7 +85,7 @@ def test_train_takes_every_setting(cli: Any, text_file: Path, prose: str) -> Non
     names = ("<|endoftext|>", "<|a|>", "<|b|>")
     same = BPETokenizer.train(prose, 5000, pattern="qwen2", min_frequency=40, special=names)
     assert json.loads(Path("tok.json").read_text(encoding="utf-8")) == same.to_json()
-    assert "fewer than the 5,000 asked for: the text is used up, no pair of neighbours occurs 40 times any more" in out
+    assert "fewer than the 5,000 requested: no remaining pair occurs 40 times" in out
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_train_takes_every_setting(cli: Any, text_file: Path, prose: str) -> Non
         ("char", "char, "),
         ("word", "word, "),
         ("word:50", "of its words are unknown and lost"),
-        ("word:5000", "fewer than the 5,000 asked for: the text is used up, it has no more words"),
+        ("word:5000", "fewer than the 5,000 requested: the text has no more words"),
     ],
 )
 def test_train_closed_and_open_vocabularies(cli: Any, text_file: Path, prose: str, spec: str, said: str) -> None:
@@ -119,7 +118,7 @@ def test_train_to_ranks(cli: Any, text_file: Path, prose: str, tmp_path: Path) -
 def test_long_texts_are_measured_at_their_beginning(
     cli: Any, text_file: Path, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned, "_MEASURED", 1000)
+    monkeypatch.setattr(tokenizer_comparison, "MAX_CHARACTERS", 1000)
     found = answer(cli, "train", text_file, "word", "-o", "tok")
     cut = max(prose.rfind(" ", 0, 1000), prose.rfind("\n", 0, 1000))
     assert found["measured_on"] == f"the first {cut:,} characters of the text"
@@ -138,8 +137,8 @@ def test_nothing_is_overwritten_and_all_is_known_before_the_training(
     model.mkdir()
     (model / "config.json").write_text("{}", encoding="utf-8")
     mistakes = {
-        "tok": "tok/tokenizer.json is there already",
-        "tok/tokenizer.json": "tok/tokenizer.json is there already",
+        "tok": "tok/tokenizer.json exists",
+        "tok/tokenizer.json": "tok/tokenizer.json exists",
         "missing/tok": "there is no folder missing",
         "missing/tok.json": "there is no folder missing",
         f"{text_file}": "ends in .json or .tiktoken",
@@ -357,12 +356,12 @@ def test_the_merges_of_a_word_lead_to_its_tokens(cli: Any, folder: Path, word: s
     assert isinstance(tokenizer, BPETokenizer)
     assert found["ids"] == [i for piece in found["pieces"] for i in piece["ids"]] == tokenizer.encode(word)
     ranks = {pair: rank for rank, pair in enumerate(tokenizer.model.merges)}
-    for piece, shown in zip(tokens.replay(tokenizer, word), found["pieces"], strict=True):
-        assert shown["piece"] == tokens.spelled(piece.content)
+    for piece, shown in zip(merge_steps(tokenizer, word), found["pieces"], strict=True):
+        assert shown["piece"] == escaped(piece.content)
         for number, step in enumerate(piece.steps):
             neighbours = [pair for pair in pairwise(step.tokens) if pair in ranks]
             assert step.rank == min((ranks[pair] for pair in neighbours), default=None)
-            assert shown["steps"][number]["rank"] == step.rank and shown["steps"][number]["id"] == step.made
+            assert shown["steps"][number]["rank"] == step.rank and shown["steps"][number]["id"] == step.merged_id
             assert b"".join(step.tokens) == piece.content
         assert len(piece.steps[0].tokens) == len(piece.content), "it begins with bytes"
 
@@ -459,17 +458,17 @@ MISTAKES = {
     "no size": (["train", "{text}", "bpe", "-o", "x"], "for example bpe:4096"),
     "too small": (["train", "{text}", "bpe:256", "-o", "x"], "at least 257 tokens"),
     "too few words": (["train", "{text}", "word:2", "-o", "x"], "at least 3 tokens"),
-    "nothing to learn": (["train", "{text}", "gpt2", "-o", "x"], "'gpt2' is not learned from a text"),
-    "a wrong kind": (["train", "{text}", "bqe:300", "-o", "x"], "'bqe:300' is not learned from a text"),
+    "nothing to learn": (["train", "{text}", "gpt2", "-o", "x"], "'gpt2' cannot be trained"),
+    "a wrong kind": (["train", "{text}", "bqe:300", "-o", "x"], "'bqe:300' cannot be trained"),
     "a setting of another kind": (
         ["train", "{text}", "word", "-o", "x", "--pattern", "gpt2", "--min-frequency", "3"],
-        "word has no use for --pattern and --min-frequency",
+        "--pattern and --min-frequency: only for bpe:N, and the tokenizer is word",
     ),
     "a wrong pattern": (["train", "{text}", "-o", "x", "--pattern", "gpt4"], "there are gpt2, llama3, qwen2"),
     "a wrong frequency": (["train", "{text}", "-o", "x", "--min-frequency", "0"], "'--min-frequency'"),
     "a nameless token": (["train", "{text}", "-o", "x", "--special", ""], "special tokens have names"),
     "a token twice": (["train", "{text}", "-o", "x", "--special", "<a>", "--special", "<a>"], "all different"),
-    "ranks of words": (["train", "{text}", "char", "-o", "x.tiktoken"], "holds byte-level BPE, and char is none"),
+    "ranks of words": (["train", "{text}", "char", "-o", "x.tiktoken"], "holds byte-level BPE, not char"),
     "show nothing": (["show"], "Missing argument 'TOKENIZER'"),
     "show a missing file": (["show", "nothing"], "no tokenizer 'nothing'"),
     "show nobody's home": (["show", "~nobody-of-that-name/x"], "no tokenizer '~nobody"),
@@ -514,76 +513,7 @@ def test_a_mistake_gets_one_message_and_exit_code_2(cli: Any, text_file: Path, t
     assert {path.name for path in tmp_path.iterdir()} == before, "a mistake leaves nothing behind"
 
 
-# --- how things are written ------------------------------------------------------------------------------------------
-
-
-def read_back(shown: str) -> list[bytes]:
-    """What `separated` wrote, undone."""
-    found = [b""]
-    for raw, escape, mark, plain in re.findall(
-        r"<((?:[0-9A-F]{2} ?)+)>|(\\(?:x..|u.{4}|U.{8}|.))|(│)|([^│\\])", shown, re.DOTALL
-    ):
-        if mark:
-            found.append(b"")
-        elif raw:
-            found[-1] += bytes.fromhex(raw)
-        elif escape in ("\\│", "\\<"):
-            found[-1] += escape[1:].encode("utf-8")
-        elif escape:
-            found[-1] += escape.encode("ascii").decode("unicode_escape").encode("utf-8")
-        else:
-            found[-1] += plain.encode("utf-8")
-    return found
-
-
-LIKE_MARKS = st.sampled_from(
-    ["│", "|", "\\", "<E4>", "<E4 BD>", "\\<", "\\n", "\n", "\\x41", "<", "你", "\x1b[31m", "\xa0"]
-)
-CONTENTS = st.one_of(st.binary(max_size=4), st.lists(LIKE_MARKS).map(lambda parts: "".join(parts).encode("utf-8")))
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(contents=st.lists(CONTENTS, min_size=1, max_size=6))
-def test_separators_and_escapes_cannot_be_confused_with_the_text(contents: list[bytes]) -> None:
-    shown = tokens.separated(contents)
-    assert shown.isprintable()
-    assert read_back(shown) == contents
-    assert tokens.separated(contents, line_breaks=True).replace("\\n\n", "\\n") == shown
-
-
-def test_a_character_in_parts_is_named_wherever_it_is_cut() -> None:
-    stream = "a你b🦜".encode()
-    notes = {
-        (1, 2): "byte 1 of 3 of '你'", (1, 3): "bytes 1-2 of 3 of '你'", (2, 4): "bytes 2-3 of 3 of '你'",
-        (3, 5): "byte 3 of 3 of '你'", (2, 3): "byte 2 of 3 of '你'", (0, 2): "byte 1 of 3 of '你'",
-        (3, 7): "byte 3 of 3 of '你', bytes 1-2 of 4 of '🦜'", (6, 8): "bytes 2-3 of 4 of '🦜'",
-    }  # fmt: skip
-    for (begin, end), note in notes.items():
-        assert tokens._parts(stream, begin, end) == note
-    assert tokens._parts(b"a\xff", 1, 2) == "not UTF-8"
-
-
-def test_wide_characters_keep_columns_aligned(capsys: pytest.CaptureFixture[str]) -> None:
-    common.print_table(["a", "b"], [["你好", "x"], ["🦜", "x"], ["\x1b[1mab\x1b[0m", "x"], ["abcd", "x"]], right=(0,))
-    assert capsys.readouterr().out == "   a  b\n你好  x\n  🦜  x\n  \x1b[1mab\x1b[0m  x\nabcd  x\n"
-
-
-def test_progress_is_told_with_rate_and_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("glassgpt.cli.common.time.monotonic", lambda: clock[0])
-    progress = common.ProgressLine({"merging": "merges"})
-    progress("merging", 5, 100)
-    assert capsys.readouterr().err == "", "no terminal"
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    for clock[0], done in ((101.0, 10), (101.05, 15), (102.0, 40)):
-        progress("merging", done, 100)
-    progress.clear()
-    start = "\r\x1b[K"
-    assert capsys.readouterr().err == (
-        f"{start}merging: 10%, 10 merges/s, 9 s left{start}merging: 40%, 20 merges/s, 3 s left{start}"
-    )
+# --- terminals and imports --------------------------------------------------------------------------------------------
 
 
 def test_a_terminal_shows_colours_unless_told_not_to(cli: Any, folder: Path) -> None:
