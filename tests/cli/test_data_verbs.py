@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stories(cli: Cli) -> list[str]:
-    """Documents in stories.jsonl; the last is that of number 7 again, word for word, and one nearly that of 8."""
+    """Documents in stories.jsonl; the last two are a near duplicate of number 8 and a copy of number 7."""
     generator = random.Random(1)
     words = [f"{a}{b}" for a in ("sun", "moon", "star", "cloud", "wind", "rain") for b in ("rise", "set", "light", "y")]
     texts = [f"{i} " + " ".join(generator.choices(words, k=60)) for i in range(60)]

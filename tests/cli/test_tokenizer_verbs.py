@@ -37,7 +37,7 @@ def answer(cli: Any, *arguments: object) -> Any:
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Lets the next command line read these bytes from its standard input."""
+    """Give these bytes to the next command as its standard input."""
     with contextlib.ExitStack() as files:
 
         def put(content: bytes) -> None:
@@ -50,7 +50,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
 # --- train -----------------------------------------------------------------------------------------------------------
 
 
-def test_train_writes_what_others_read_with_the_same_ids(cli: Any, folder: Path, prose: str) -> None:
+def test_train_writes_files_that_other_libraries_read_with_the_same_ids(cli: Any, folder: Path, prose: str) -> None:
     ours, theirs = load(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert isinstance(ours, BPETokenizer) and ours.vocab_size == theirs.get_vocab_size() == 400
     text = prose[:3000] + " né 你好 🦜"
@@ -59,7 +59,7 @@ def test_train_writes_what_others_read_with_the_same_ids(cli: Any, folder: Path,
     assert json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"] == "<|endoftext|>"
 
 
-def test_train_says_what_it_learned(cli: Any, text_file: Path, prose: str) -> None:
+def test_train_reports_the_result(cli: Any, text_file: Path, prose: str) -> None:
     code, out, err = cli("tokenizer", "train", text_file, "bpe:400", "-o", "tok", "--special", "<|user|>")
     assert (code, err) == (0, "")
     size, count = len(prose.encode("utf-8")), len(load(Path("tok")).encode(prose))
@@ -105,7 +105,7 @@ def test_train_closed_and_open_vocabularies(cli: Any, text_file: Path, prose: st
     assert (tokenizer.decode(tokenizer.encode(prose)) == prose) == (spec != "word:50")
 
 
-def test_train_to_ranks(cli: Any, text_file: Path, prose: str, tmp_path: Path) -> None:
+def test_train_writes_tiktoken_files(cli: Any, text_file: Path, prose: str, tmp_path: Path) -> None:
     code, out, _ = cli("tokenizer", "train", text_file, "bpe:400", "-o", "my ranks.tiktoken", "--pattern", "llama3")
     assert code == 0 and "holds neither special tokens nor split pattern" in out
     assert "show 'my ranks.tiktoken' 'Any text' --pattern llama3" in out and "tokenizer=" not in out
@@ -126,7 +126,7 @@ def test_long_texts_are_measured_at_their_beginning(
     assert answer(cli, "train", text_file, "word", "-o", "two")["measured_on"] == "the text", "nowhere to cut"
 
 
-def test_nothing_is_overwritten_and_all_is_known_before_the_training(
+def test_output_paths_are_checked_before_training_and_nothing_is_overwritten(
     cli: Any, folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object, **__: object) -> None:
@@ -217,7 +217,7 @@ def test_show_as_json(cli: Any, folder: Path) -> None:
     assert found["bytes_per_token"] == size / len(found["tokens"]) and found["gives_text_back"]
 
 
-def test_special_tokens_of_a_text_take_permission(cli: Any, folder: Path) -> None:
+def test_special_tokens_in_a_text_need_allow_special(cli: Any, folder: Path) -> None:
     text = "one<|endoftext|>two"
     _, out, _ = cli("tokenizer", "show", "tok", text)
     assert "note: <|endoftext|> was taken as text" in out
@@ -239,7 +239,7 @@ def test_unknown_words_are_named(cli: Any, text_file: Path) -> None:
 
 
 @pytest.mark.parametrize("argument", [["-"], []])
-def test_text_is_piped_in_less_its_last_line_end(
+def test_piped_text_loses_its_last_line_end(
     cli: Any, folder: Path, pipe: Callable[[bytes], None], argument: list[str]
 ) -> None:
     pipe(b"first\nsecond\n")
@@ -259,7 +259,7 @@ def test_any_bytes_can_be_shown_by_byte_level_bpe(cli: Any, folder: Path, pipe: 
     assert code == 2 and "byte 0xff at offset 1" in err
 
 
-def test_an_empty_pipe_is_no_text_but_an_empty_text_is_refused(
+def test_an_empty_pipe_is_ignored_but_an_empty_text_is_refused(
     cli: Any, folder: Path, pipe: Callable[[bytes], None]
 ) -> None:
     pipe(b"")
@@ -284,7 +284,7 @@ def test_a_file_name_given_as_text_is_pointed_out(cli: Any, folder: Path, text_f
     assert err == "note: 'prose.txt' is taken as the text itself; to show the file: < prose.txt\n"
 
 
-def test_show_what_a_tokenizer_is(cli: Any, folder: Path) -> None:
+def test_show_describes_a_tokenizer(cli: Any, folder: Path) -> None:
     found = answer(cli, "show", "tok")
     tokenizer = load(folder)
     assert isinstance(tokenizer, BPETokenizer)
@@ -311,7 +311,7 @@ def test_show_what_a_tokenizer_is(cli: Any, folder: Path) -> None:
     ("spec", "said"),
     [("char", "characters: a text with any other is refused"), ("word", "words: "), ("word:9", "lost")],
 )
-def test_show_what_closed_vocabularies_are(cli: Any, text_file: Path, spec: str, said: str) -> None:
+def test_show_describes_closed_vocabularies(cli: Any, text_file: Path, spec: str, said: str) -> None:
     assert cli("tokenizer", "train", text_file, spec, "-o", "tok")[0] == 0
     code, out, _ = cli("tokenizer", "show", "tok")
     assert code == 0 and said in out and "first tokens" in out and "merge" not in out
@@ -332,7 +332,7 @@ def test_a_tokenizer_of_another_library_is_shown(cli: Any, text_file: Path) -> N
     assert rows[0]["unknown"] is not None and rows[0]["gives_text_back"] is False
 
 
-def test_a_run_has_a_tokenizer_by_its_name(cli: Any, folder: Path, prose: str) -> None:
+def test_a_run_name_opens_its_tokenizer(cli: Any, folder: Path, prose: str) -> None:
     run = Path("runs") / "mine"
     (run / "best").mkdir(parents=True)
     (run / "run.toml").write_text("", encoding="utf-8")
@@ -382,7 +382,7 @@ def test_the_merges_are_printed_step_by_step(cli: Any, text_file: Path) -> None:
     assert lines[14].startswith("4 tokens: ' ' ") and "'<E4>' " in lines[14]
 
 
-def test_tokens_that_are_taken_whole_are_told(cli: Any, folder: Path) -> None:
+def test_tokens_that_are_not_merged_are_reported(cli: Any, folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     content["added_tokens"].append({"id": 400, "content": "<tool>", **flags})
@@ -417,7 +417,7 @@ def test_compare_trains_on_the_beginning_and_measures_on_the_end(cli: Any, text_
     assert found["tokenizers"][2]["bytes_per_token"] == 1
 
 
-def test_compare_prints_a_table_with_a_row_for_what_cannot_encode(cli: Any, folder: Path, text_file: Path) -> None:
+def test_compare_prints_a_row_for_a_tokenizer_that_cannot_encode(cli: Any, folder: Path, text_file: Path) -> None:
     with text_file.open("a", encoding="utf-8") as file:
         file.write("Ω unheard")
     code, out, err = cli("tokenizer", "compare", text_file, "char", "word", "word:100", "bpe:300", "tok")
@@ -516,7 +516,7 @@ def test_a_mistake_gets_one_message_and_exit_code_2(cli: Any, text_file: Path, t
 # --- terminals and imports --------------------------------------------------------------------------------------------
 
 
-def test_a_terminal_shows_colours_unless_told_not_to(cli: Any, folder: Path) -> None:
+def test_a_terminal_shows_colours_unless_no_color_is_set(cli: Any, folder: Path) -> None:
     pty = pytest.importorskip("pty")
 
     def in_terminal(*arguments: str, **environment: str) -> str:

@@ -18,7 +18,7 @@ _SUFFIXES = {"hf": "", "gguf": ".gguf", "tiktoken": ".tiktoken"}
 
 
 def pull(
-    source: str = typer.Argument(..., metavar="SOURCE", help=SOURCE_HELP),
+    name: str = typer.Argument(..., metavar="SOURCE", help=SOURCE_HELP),
     out: Path = typer.Option(None, "--out", "-o", help="Folder to write; by default named after the model."),
     dtype: str = typer.Option("auto", "--dtype", help="float32, bfloat16 or float16; auto: as stored."),
     revision: str = typer.Option(None, "--revision", help="Branch, tag or commit of a model on the hub."),
@@ -32,18 +32,18 @@ def pull(
     from glassgpt.weights import transfer
 
     weights_dtype = None if dtype == "auto" else api.weights_dtype(dtype)
-    opened = _open(source, runs, revision, token)
+    source = _open(name, runs, revision, token)
     if explain:
-        _explain(opened, json)
+        _explain(source, json)
         return
-    target = out or Path(_default_name(source, opened))
+    target = out or Path(_default_name(name, source))
     with ProgressLine() as progress:
-        weights_dtype = transfer.to_folder(opened, target, dtype=weights_dtype, progress=progress)
-    _report(target, opened, str(weights_dtype).removeprefix("torch."), [], json)
+        weights_dtype = transfer.to_folder(source, target, dtype=weights_dtype, progress=progress)
+    _report(target, source, str(weights_dtype).removeprefix("torch."), [], json)
 
 
 def export(
-    source: str = typer.Argument(..., metavar="RUN", help=SOURCE_HELP),
+    name: str = typer.Argument(..., metavar="RUN", help=SOURCE_HELP),
     to: str = typer.Option(..., "--to", help="gguf (llama.cpp), hf (a model folder), or tiktoken (the tokenizer)."),
     out: Path = typer.Option(None, "--out", "-o", help="File or folder to write; by default named after the model."),
     dtype: str = typer.Option(
@@ -61,62 +61,62 @@ def export(
     weights_dtype = api.weights_dtype(dtype) if to == "hf" and dtype != "auto" else None
     if to == "tiktoken" and dtype != "auto":
         raise ConfigError("--dtype is for weights; a .tiktoken file holds the tokenizer alone")
-    opened = _open(source, runs)
-    target, notes = out or Path(_default_name(source, opened) + _SUFFIXES[to]), list[str]()
+    source = _open(name, runs)
+    target, notes = out or Path(_default_name(name, source) + _SUFFIXES[to]), list[str]()
     with ProgressLine() as progress:
         if to == "hf":
-            dtype = str(transfer.to_folder(opened, target, dtype=weights_dtype, progress=progress))
+            dtype = str(transfer.to_folder(source, target, dtype=weights_dtype, progress=progress))
         elif to == "gguf":
             dtype = "f16" if dtype == "auto" else dtype
-            notes = transfer.to_gguf(opened, target, dtype=dtype, progress=progress)
+            notes = transfer.to_gguf(source, target, dtype=dtype, progress=progress)
         else:
-            tokenizer = transfer.to_tiktoken(opened, target)
+            tokenizer = transfer.to_tiktoken(source, target)
             dtype, notes = "", [f"split pattern: {tokenizer.model.patterns[0]}"]
             notes += [f"special token: {name} {i}" for name, i in tokenizer.special_ids().items()]
-    _report(target, opened, dtype.removeprefix("torch."), notes, json)
+    _report(target, source, dtype.removeprefix("torch."), notes, json)
 
 
-def _open(source: str, runs: Path, revision: str | None = None, token: str | None = None) -> "Source":
+def _open(name: str, runs: Path, revision: str | None = None, token: str | None = None) -> "Source":
     from glassgpt import api
 
-    opened = api.open_source(source, revision=revision, token=token, runs=runs)
-    for note in opened.notes:
+    source = api.open_source(name, revision=revision, token=token, runs=runs)
+    for note in source.notes:
         say(f"note: {note}")
-    return opened
+    return source
 
 
-def _default_name(source: str, opened: "Source") -> str:
+def _default_name(name: str, source: "Source") -> str:
     """Return the name of a model without its folders: ``gpt2``, or ``my-best`` for ``runs/my/best``."""
-    if opened.where.suffix == ".gguf":
-        return opened.where.stem if Path(source).suffix == ".gguf" else source
-    parts = [part for part in re.split(r"[/\\]", source.partition("@")[0]) if part not in ("", ".", "..")]
-    name = parts[-1] if parts else "model"
-    return f"{parts[-2]}-{name}" if name in ("best", "last") and len(parts) > 1 else name
+    if source.where.suffix == ".gguf":
+        return source.where.stem if Path(name).suffix == ".gguf" else name
+    parts = [part for part in re.split(r"[/\\]", name.partition("@")[0]) if part not in ("", ".", "..")]
+    last = parts[-1] if parts else "model"
+    return f"{parts[-2]}-{last}" if last in ("best", "last") and len(parts) > 1 else last
 
 
-def _report(target: Path, opened: "Source", dtype: str, notes: list[str], json: bool) -> None:
+def _report(target: Path, source: "Source", dtype: str, notes: list[str], json: bool) -> None:
     files = [target] if target.is_file() else sorted(path for path in target.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     if json:
-        print_json({"path": str(target), "from": str(opened.where), "dtype": dtype, "bytes": size, "notes": notes})
+        print_json({"path": str(target), "from": str(source.where), "dtype": dtype, "bytes": size, "notes": notes})
         return
     for note in notes:
         say(f"note: {note}")
     print(f"{target}  {size / 1e6:,.1f} MB" + (f", {dtype}" if dtype else ""))
 
 
-def _explain(opened: "Source", json: bool) -> None:
+def _explain(source: "Source", json: bool) -> None:
     """Print which published tensor becomes which of ours. In the table, blocks 1 and up are one line."""
     from glassgpt.weights import loading, mapping
 
-    config, family = loading.describe(opened)
+    config, family = loading.describe(source)
     placements = mapping.explain(config, family)
-    names = mapping.names_in(opened.shapes, family)
+    names = mapping.names_in(source.shapes, family)
     rows = [
         {
-            "published": (name := names.get(placement.published, placement.published)),
-            "shape": list(opened.shapes.get(name, placement.published_shape)),
-            "stored": opened.stored.get(name, "-"),
+            "published": (published := names.get(placement.published, placement.published)),
+            "shape": list(source.shapes.get(published, placement.published_shape)),
+            "stored": source.stored.get(published, "-"),
             "ours": placement.ours,
             "our shape": list(placement.our_shape),
             "operation": placement.operation,
@@ -130,7 +130,7 @@ def _explain(opened: "Source", json: bool) -> None:
         print_table(list(rows[0]), shown)
         if config.n_layer > 1:
             print(f"blocks.1 to blocks.{config.n_layer - 1}: as blocks.0  (--json lists them all)")
-        count = sum(len(shape) > 0 for shape in opened.shapes.values())
+        count = sum(len(shape) > 0 for shape in source.shapes.values())
         ours = len({placement.ours for placement in placements})
         print(f"\n{family.model_type}: {count} published tensors, {ours} of ours")
-    loading.check(opened, config, family)
+    loading.check(source, config, family)

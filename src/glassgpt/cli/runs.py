@@ -54,20 +54,20 @@ def list_runs(folder: Path = RUNS_OPTION, json: bool = JSON_OPTION) -> None:
 
 
 @app.command()
-def show(run: str = typer.Argument(..., metavar="RUN"), folder: Path = RUNS_OPTION, json: bool = JSON_OPTION) -> None:
+def show(name: str = typer.Argument(..., metavar="RUN"), folder: Path = RUNS_OPTION, json: bool = JSON_OPTION) -> None:
     """Show one run: its losses, its checkpoints, and its full configuration."""
     from glassgpt import api
     from glassgpt.glass.runs import summarize_run
 
-    found = api.find_run(run, folder)
-    summary = summarize_run(found)
-    checkpoints = [path.name for path in (found.best, found.last, *found.numbered()) if path.exists()]
+    run = api.find_run(name, folder)
+    summary = summarize_run(run)
+    checkpoints = [path.name for path in (run.best, run.last, *run.numbered()) if path.exists()]
     if json:
-        print_json(summary | {"checkpoints": checkpoints, "config": found.config().to_dict()})
+        print_json(summary | {"checkpoints": checkpoints, "config": run.config().to_dict()})
         return
     print_table(["", ""], [[key, _cell(value)] for key, value in summary.items()])
     print(f"checkpoints      {', '.join(checkpoints)}\n")
-    print((found.path / "run.toml").read_text(encoding="utf-8"), end="")
+    print((run.path / "run.toml").read_text(encoding="utf-8"), end="")
 
 
 @app.command()
@@ -78,15 +78,15 @@ def compare(
     from glassgpt import api
     from glassgpt.glass.runs import differing_settings, summarize_run
 
-    found = [api.find_run(name, folder) for name in names]
-    summaries, differing = [summarize_run(run) for run in found], differing_settings(found)
+    runs = [api.find_run(name, folder) for name in names]
+    summaries, differing = [summarize_run(run) for run in runs], differing_settings(runs)
     if json:
         print_json({"runs": summaries, "differ": differing})
         return
     results = ["parameters", "steps", "best validation", "whole split", "bits per byte", "seconds"]
     rows = [[key, *(_cell(summary[key]) for summary in summaries)] for key in results]
     rows += [[key, *(_cell(value) for value in values)] for key, values in differing.items()]
-    print_table(["", *(run.name for run in found)], rows, right=range(1, len(found) + 1))
+    print_table(["", *(run.name for run in runs)], rows, right=range(1, len(runs) + 1))
 
 
 def plot(
@@ -99,9 +99,9 @@ def plot(
     from glassgpt import api
     from glassgpt.glass.curves import draw_curves
 
-    found = [api.find_run(name, folder) for name in names]
-    target = out or found[0].path / "curve.png"
-    draw_curves(found, target)
+    runs = [api.find_run(name, folder) for name in names]
+    target = out or runs[0].path / "curve.png"
+    draw_curves(runs, target)
     if json:
         print_json({"path": str(target)})
     else:

@@ -308,19 +308,19 @@ def compare(
     parsed = [specs.parse(name) for name in tokenizers]
     if pattern and not any(name.endswith(".tiktoken") for name in tokenizers):
         raise ConfigError("--pattern is for .tiktoken files, and there is none among these tokenizers")
-    opened: dict[str, Tokenizer] = {}
+    existing: dict[str, Tokenizer] = {}
     for spec in parsed:
         if spec.trained:
             specs.make(spec, "a")  # raises for a size that is too small, before anything takes long
         else:
-            opened[spec.text] = _open(spec.text, runs, pattern if spec.text.endswith(".tiktoken") else None)
+            existing[spec.text] = _open(spec.text, runs, pattern if spec.text.endswith(".tiktoken") else None)
     source = read(text)
     split = tokenizer_comparison.split_text(source.content, limit)
     rows = []
     with ProgressLine() as progress:
         for spec in parsed:
             show_line(f"training {spec.text}" if spec.trained else "")
-            tokenizer = opened.get(spec.text) or specs.make(spec, split.train, progress=progress)
+            tokenizer = existing.get(spec.text) or specs.make(spec, split.train, progress=progress)
             show_line(f"measuring {spec.text}")
             warm_up = split.train[-len(split.test) :]
             rows.append(tokenizer_comparison.measure_tokenizer(spec.text, tokenizer, split.test, warm_up))
