@@ -1,4 +1,4 @@
-"""``data prepare`` and ``data show`` as people use them: what they print, write, and say of wrong arguments."""
+"""``data prepare`` and ``data show``: their output, the files they write, and their errors."""
 
 import json
 import random
@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stories(cli: Cli) -> list[str]:
-    """Documents in stories.jsonl; the last is that of number 7 again, word for word, and one nearly that of 8."""
+    """Documents in stories.jsonl; the last two are a near duplicate of number 8 and a copy of number 7."""
     generator = random.Random(1)
     words = [f"{a}{b}" for a in ("sun", "moon", "star", "cloud", "wind", "rain") for b in ("rise", "set", "light", "y")]
     texts = [f"{i} " + " ".join(generator.choices(words, k=60)) for i in range(60)]
@@ -71,21 +71,21 @@ def test_prepare_a_text(cli: Cli, prose: str) -> None:
 
 def test_prepare_drops_duplicates(cli: Cli, stories: list[str]) -> None:
     code, out, _ = cli("data", "prepare", "stories.jsonl", "duplicates=drop", "-o", "ready")
-    assert code == 0 and "left out 1 documents that repeat an earlier one, 1 that nearly do" in out
+    assert code == 0 and "dropped 1 exact and 1 near duplicates" in out
     found = numbers(cli, "prepare", "stories.jsonl", "duplicates=drop", "-o", "ready")
     assert found["duplicates_dropped"] == {"exact": 1, "near": 1}
     assert sum(found["documents"].values()) == len(stories) - 2
 
 
-def test_prepare_says_what_of_validation_is_not_used(cli: Cli, stories: list[str]) -> None:
+def test_prepare_reports_unused_validation_documents(cli: Cli, stories: list[str]) -> None:
     code, out, _ = cli("data", "prepare", "stories.jsonl", "val_fraction=0.5", "max_val_tokens=2000", "-o", "ready")
     stream = data.open_stream(Path("ready"))
     unused = stream.manifest.total("documents")["val"] - stream.info.documents["val"]
     assert code == 0 and unused > 5 and stream.info.bytes["val"] <= 2000
-    assert f"{unused} more validation documents are beyond max_val_tokens and used for nothing" in out
+    assert f"{unused} more validation documents are beyond max_val_tokens and not used" in out
 
 
-def test_prepare_interrupted_goes_on(cli: Cli, stories: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_prepare_is_resumed(cli: Cli, stories: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: encoding.Encoder, task: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
@@ -157,7 +157,7 @@ def test_show_duplicates(cli: Cli, stories: list[str], cache: Path) -> None:
     code, out, err = cli("data", "show", "stories.jsonl", "--duplicates", "val_fraction=0.0001")
     assert (code, err) == (0, "")
     assert "62 documents, 2 of them like an earlier one:" in out
-    assert "data.duplicates=drop leaves out 1 that are the same and 1 that are nearly so" in out
+    assert "data.duplicates=drop drops 1 exact and 1 near duplicates" in out
     place = Path("stories.jsonl").read_bytes().index(stories[-1].encode()) - len('{"text": "')
     assert f"stories.jsonl, byte {place}" in out and repr(stories[7][:160]) in out
     found = numbers(cli, "show", "stories.jsonl", "--duplicates", "val_fraction=0.0001", "--rows", 1)
@@ -166,7 +166,7 @@ def test_show_duplicates(cli: Cli, stories: list[str], cache: Path) -> None:
     assert not (cache / "streams").exists(), "nothing is prepared for it"
 
 
-# --- what is wrong ---------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 WRONG = {
     "nowhere to write": (["prepare", "stories.jsonl"], "'--out'"),

@@ -1,4 +1,4 @@
-"""``glassgpt pull``, ``export`` and what takes a model of any kind: as a user types it."""
+"""``glassgpt pull`` and ``export`` through the command line, and models of every kind as a source."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def tokenizer() -> BPETokenizer:
 
 
 def model_folder(folder: Path, tokenizer: Tokenizer, **changes: Any) -> Path:
-    """A small random model in a folder, with everything that a published one has beside its weights."""
+    """A small random model in a folder, with all files of a published model."""
     shape: dict[str, Any] = {"n_layer": 3, "n_head": 2, "n_embd": 32, "block_size": 64, "qkv_bias": False}
     shape |= {"norm": "rmsnorm", "norm_bias": False, "mlp": "swiglu", "position": "rope", "attention_out_bias": False}
     model = GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size, mlp_bias=False, **changes)).eval()
@@ -51,7 +51,7 @@ def weights(source: str | Path) -> dict[str, torch.Tensor]:
     return glassgpt.load(source, device="cpu")[0].state_dict()
 
 
-def test_a_folder_is_pulled_with_all_that_came_along(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_pulled_with_all_its_files(cli: Cli, folder: Path, tmp_path: Path) -> None:
     code, out, err = cli("pull", folder, "-o", "half", "--dtype", "bfloat16", "--json")
     assert (code, err) == (0, "")
     said = json.loads(out)
@@ -134,7 +134,7 @@ MISTAKES = {
     "a damaged file": (["pull", "bad.gguf"], ["bad.gguf is no GGUF file"]),
     "an existing target": (["pull", "m", "-o", "m"], ["m exists, and is not overwritten; name another with -o"]),
     "an existing file": (["export", "m", "--to", "gguf", "-o", "bad.gguf"], ["bad.gguf exists"]),
-    "no such format": (["export", "m", "--to", "onnx"], ["--to 'onnx' is none of hf, gguf, tiktoken"]),
+    "no such format": (["export", "m", "--to", "onnx"], ["--to 'onnx' is not one of hf, gguf, tiktoken"]),
     "no format": (["export", "m"], ["--to"]),
     "a type of the other format": (["export", "m", "--to", "gguf", "--dtype", "float16"], ["f32, f16, bf16, q8_0"]),
     "a type that is none": (["pull", "m", "-o", "x", "--dtype", "f16"], ["'f16' is none of float32, float16"]),
@@ -158,7 +158,7 @@ def test_a_mistake_is_one_message(which: str, cli: Cli, folder: Path, tmp_path: 
     assert "Traceback" not in err
 
 
-def test_what_is_told_first_is_what_is_there(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_the_order_in_which_names_are_looked_up(cli: Cli, folder: Path, tmp_path: Path) -> None:
     """A run before a folder, a folder before an asset and a name on the hub."""
     model_folder(tmp_path / "gpt2", tokenizer(), rope_theta=77.0)
     model_folder(tmp_path / "smollm2-135m-instruct", tokenizer(), rope_theta=88.0)

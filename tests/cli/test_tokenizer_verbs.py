@@ -1,4 +1,4 @@
-"""`glassgpt tokenizer train | show | compare`: what they find, print and write, and what they say to a mistake."""
+"""`glassgpt tokenizer train | show | compare`: their output, the files they write, and their errors."""
 
 import contextlib
 import json
@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from glassgpt.cli import common, learned, tokens
+from glassgpt.glass import tokenizer_comparison
+from glassgpt.glass.tokens import escaped, merge_steps
 from glassgpt.tokenizer import BPETokenizer, WordTokenizer, load, save
 
 BYTES_ALONE = "bpe:257"  # no merges: every byte is a token
@@ -24,7 +23,7 @@ BYTES_ALONE = "bpe:257"  # no merges: every byte is a token
 
 @pytest.fixture
 def folder(cli: Any, text_file: Path) -> Path:
-    """A byte-level BPE tokenizer of 400 tokens, in the folder ``tok`` of where the command line stands."""
+    """A byte-level BPE tokenizer of 400 tokens, in the folder ``tok`` of the working directory."""
     code, _, err = cli("tokenizer", "train", text_file, "bpe:400", "-o", "tok")
     assert code == 0, err
     return Path("tok")
@@ -38,7 +37,7 @@ def answer(cli: Any, *arguments: object) -> Any:
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Lets the next command line read these bytes from its standard input."""
+    """Give these bytes to the next command as its standard input."""
     with contextlib.ExitStack() as files:
 
         def put(content: bytes) -> None:
@@ -51,7 +50,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
 # --- train -----------------------------------------------------------------------------------------------------------
 
 
-def test_train_writes_what_others_read_with_the_same_ids(cli: Any, folder: Path, prose: str) -> None:
+def test_train_writes_files_that_other_libraries_read_with_the_same_ids(cli: Any, folder: Path, prose: str) -> None:
     ours, theirs = load(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert isinstance(ours, BPETokenizer) and ours.vocab_size == theirs.get_vocab_size() == 400
     text = prose[:3000] + " né 你好 🦜"
@@ -60,7 +59,7 @@ def test_train_writes_what_others_read_with_the_same_ids(cli: Any, folder: Path,
     assert json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"] == "<|endoftext|>"
 
 
-def test_train_says_what_it_learned(cli: Any, text_file: Path, prose: str) -> None:
+def test_train_reports_the_result(cli: Any, text_file: Path, prose: str) -> None:
     code, out, err = cli("tokenizer", "train", text_file, "bpe:400", "-o", "tok", "--special", "<|user|>")
     assert (code, err) == (0, "")
     size, count = len(prose.encode("utf-8")), len(load(Path("tok")).encode(prose))
@@ -86,7 +85,7 @@ def test_train_takes_every_setting(cli: Any, text_file: Path, prose: str) -> Non
     names = ("<|endoftext|>", "<|a|>", "<|b|>")
     same = BPETokenizer.train(prose, 5000, pattern="qwen2", min_frequency=40, special=names)
     assert json.loads(Path("tok.json").read_text(encoding="utf-8")) == same.to_json()
-    assert "fewer than the 5,000 asked for: the text is used up, no pair of neighbours occurs 40 times any more" in out
+    assert "fewer than the 5,000 requested: no remaining pair occurs 40 times" in out
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_train_takes_every_setting(cli: Any, text_file: Path, prose: str) -> Non
         ("char", "char, "),
         ("word", "word, "),
         ("word:50", "of its words are unknown and lost"),
-        ("word:5000", "fewer than the 5,000 asked for: the text is used up, it has no more words"),
+        ("word:5000", "fewer than the 5,000 requested: the text has no more words"),
     ],
 )
 def test_train_closed_and_open_vocabularies(cli: Any, text_file: Path, prose: str, spec: str, said: str) -> None:
@@ -106,7 +105,7 @@ def test_train_closed_and_open_vocabularies(cli: Any, text_file: Path, prose: st
     assert (tokenizer.decode(tokenizer.encode(prose)) == prose) == (spec != "word:50")
 
 
-def test_train_to_ranks(cli: Any, text_file: Path, prose: str, tmp_path: Path) -> None:
+def test_train_writes_tiktoken_files(cli: Any, text_file: Path, prose: str, tmp_path: Path) -> None:
     code, out, _ = cli("tokenizer", "train", text_file, "bpe:400", "-o", "my ranks.tiktoken", "--pattern", "llama3")
     assert code == 0 and "holds neither special tokens nor split pattern" in out
     assert "show 'my ranks.tiktoken' 'Any text' --pattern llama3" in out and "tokenizer=" not in out
@@ -119,7 +118,7 @@ def test_train_to_ranks(cli: Any, text_file: Path, prose: str, tmp_path: Path) -
 def test_long_texts_are_measured_at_their_beginning(
     cli: Any, text_file: Path, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned, "_MEASURED", 1000)
+    monkeypatch.setattr(tokenizer_comparison, "MAX_CHARACTERS", 1000)
     found = answer(cli, "train", text_file, "word", "-o", "tok")
     cut = max(prose.rfind(" ", 0, 1000), prose.rfind("\n", 0, 1000))
     assert found["measured_on"] == f"the first {cut:,} characters of the text"
@@ -127,7 +126,7 @@ def test_long_texts_are_measured_at_their_beginning(
     assert answer(cli, "train", text_file, "word", "-o", "two")["measured_on"] == "the text", "nowhere to cut"
 
 
-def test_nothing_is_overwritten_and_all_is_known_before_the_training(
+def test_output_paths_are_checked_before_training_and_nothing_is_overwritten(
     cli: Any, folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object, **__: object) -> None:
@@ -138,8 +137,8 @@ def test_nothing_is_overwritten_and_all_is_known_before_the_training(
     model.mkdir()
     (model / "config.json").write_text("{}", encoding="utf-8")
     mistakes = {
-        "tok": "tok/tokenizer.json is there already",
-        "tok/tokenizer.json": "tok/tokenizer.json is there already",
+        "tok": "tok/tokenizer.json exists",
+        "tok/tokenizer.json": "tok/tokenizer.json exists",
         "missing/tok": "there is no folder missing",
         "missing/tok.json": "there is no folder missing",
         f"{text_file}": "ends in .json or .tiktoken",
@@ -218,7 +217,7 @@ def test_show_as_json(cli: Any, folder: Path) -> None:
     assert found["bytes_per_token"] == size / len(found["tokens"]) and found["gives_text_back"]
 
 
-def test_special_tokens_of_a_text_take_permission(cli: Any, folder: Path) -> None:
+def test_special_tokens_in_a_text_need_allow_special(cli: Any, folder: Path) -> None:
     text = "one<|endoftext|>two"
     _, out, _ = cli("tokenizer", "show", "tok", text)
     assert "note: <|endoftext|> was taken as text" in out
@@ -240,7 +239,7 @@ def test_unknown_words_are_named(cli: Any, text_file: Path) -> None:
 
 
 @pytest.mark.parametrize("argument", [["-"], []])
-def test_text_is_piped_in_less_its_last_line_end(
+def test_piped_text_loses_its_last_line_end(
     cli: Any, folder: Path, pipe: Callable[[bytes], None], argument: list[str]
 ) -> None:
     pipe(b"first\nsecond\n")
@@ -260,7 +259,7 @@ def test_any_bytes_can_be_shown_by_byte_level_bpe(cli: Any, folder: Path, pipe: 
     assert code == 2 and "byte 0xff at offset 1" in err
 
 
-def test_an_empty_pipe_is_no_text_but_an_empty_text_is_refused(
+def test_an_empty_pipe_is_ignored_but_an_empty_text_is_refused(
     cli: Any, folder: Path, pipe: Callable[[bytes], None]
 ) -> None:
     pipe(b"")
@@ -285,7 +284,7 @@ def test_a_file_name_given_as_text_is_pointed_out(cli: Any, folder: Path, text_f
     assert err == "note: 'prose.txt' is taken as the text itself; to show the file: < prose.txt\n"
 
 
-def test_show_what_a_tokenizer_is(cli: Any, folder: Path) -> None:
+def test_show_describes_a_tokenizer(cli: Any, folder: Path) -> None:
     found = answer(cli, "show", "tok")
     tokenizer = load(folder)
     assert isinstance(tokenizer, BPETokenizer)
@@ -312,7 +311,7 @@ def test_show_what_a_tokenizer_is(cli: Any, folder: Path) -> None:
     ("spec", "said"),
     [("char", "characters: a text with any other is refused"), ("word", "words: "), ("word:9", "lost")],
 )
-def test_show_what_closed_vocabularies_are(cli: Any, text_file: Path, spec: str, said: str) -> None:
+def test_show_describes_closed_vocabularies(cli: Any, text_file: Path, spec: str, said: str) -> None:
     assert cli("tokenizer", "train", text_file, spec, "-o", "tok")[0] == 0
     code, out, _ = cli("tokenizer", "show", "tok")
     assert code == 0 and said in out and "first tokens" in out and "merge" not in out
@@ -333,7 +332,7 @@ def test_a_tokenizer_of_another_library_is_shown(cli: Any, text_file: Path) -> N
     assert rows[0]["unknown"] is not None and rows[0]["gives_text_back"] is False
 
 
-def test_a_run_has_a_tokenizer_by_its_name(cli: Any, folder: Path, prose: str) -> None:
+def test_a_run_name_opens_its_tokenizer(cli: Any, folder: Path, prose: str) -> None:
     run = Path("runs") / "mine"
     (run / "best").mkdir(parents=True)
     (run / "run.toml").write_text("", encoding="utf-8")
@@ -357,12 +356,12 @@ def test_the_merges_of_a_word_lead_to_its_tokens(cli: Any, folder: Path, word: s
     assert isinstance(tokenizer, BPETokenizer)
     assert found["ids"] == [i for piece in found["pieces"] for i in piece["ids"]] == tokenizer.encode(word)
     ranks = {pair: rank for rank, pair in enumerate(tokenizer.model.merges)}
-    for piece, shown in zip(tokens.replay(tokenizer, word), found["pieces"], strict=True):
-        assert shown["piece"] == tokens.spelled(piece.content)
+    for piece, shown in zip(merge_steps(tokenizer, word), found["pieces"], strict=True):
+        assert shown["piece"] == escaped(piece.content)
         for number, step in enumerate(piece.steps):
             neighbours = [pair for pair in pairwise(step.tokens) if pair in ranks]
             assert step.rank == min((ranks[pair] for pair in neighbours), default=None)
-            assert shown["steps"][number]["rank"] == step.rank and shown["steps"][number]["id"] == step.made
+            assert shown["steps"][number]["rank"] == step.rank and shown["steps"][number]["id"] == step.merged_id
             assert b"".join(step.tokens) == piece.content
         assert len(piece.steps[0].tokens) == len(piece.content), "it begins with bytes"
 
@@ -383,7 +382,7 @@ def test_the_merges_are_printed_step_by_step(cli: Any, text_file: Path) -> None:
     assert lines[14].startswith("4 tokens: ' ' ") and "'<E4>' " in lines[14]
 
 
-def test_tokens_that_are_taken_whole_are_told(cli: Any, folder: Path) -> None:
+def test_tokens_that_are_not_merged_are_reported(cli: Any, folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     content["added_tokens"].append({"id": 400, "content": "<tool>", **flags})
@@ -418,7 +417,7 @@ def test_compare_trains_on_the_beginning_and_measures_on_the_end(cli: Any, text_
     assert found["tokenizers"][2]["bytes_per_token"] == 1
 
 
-def test_compare_prints_a_table_with_a_row_for_what_cannot_encode(cli: Any, folder: Path, text_file: Path) -> None:
+def test_compare_prints_a_row_for_a_tokenizer_that_cannot_encode(cli: Any, folder: Path, text_file: Path) -> None:
     with text_file.open("a", encoding="utf-8") as file:
         file.write("Ω unheard")
     code, out, err = cli("tokenizer", "compare", text_file, "char", "word", "word:100", "bpe:300", "tok")
@@ -459,17 +458,17 @@ MISTAKES = {
     "no size": (["train", "{text}", "bpe", "-o", "x"], "for example bpe:4096"),
     "too small": (["train", "{text}", "bpe:256", "-o", "x"], "at least 257 tokens"),
     "too few words": (["train", "{text}", "word:2", "-o", "x"], "at least 3 tokens"),
-    "nothing to learn": (["train", "{text}", "gpt2", "-o", "x"], "'gpt2' is not learned from a text"),
-    "a wrong kind": (["train", "{text}", "bqe:300", "-o", "x"], "'bqe:300' is not learned from a text"),
+    "nothing to learn": (["train", "{text}", "gpt2", "-o", "x"], "'gpt2' cannot be trained"),
+    "a wrong kind": (["train", "{text}", "bqe:300", "-o", "x"], "'bqe:300' cannot be trained"),
     "a setting of another kind": (
         ["train", "{text}", "word", "-o", "x", "--pattern", "gpt2", "--min-frequency", "3"],
-        "word has no use for --pattern and --min-frequency",
+        "--pattern and --min-frequency: only for bpe:N, and the tokenizer is word",
     ),
     "a wrong pattern": (["train", "{text}", "-o", "x", "--pattern", "gpt4"], "there are gpt2, llama3, qwen2"),
     "a wrong frequency": (["train", "{text}", "-o", "x", "--min-frequency", "0"], "'--min-frequency'"),
     "a nameless token": (["train", "{text}", "-o", "x", "--special", ""], "special tokens have names"),
     "a token twice": (["train", "{text}", "-o", "x", "--special", "<a>", "--special", "<a>"], "all different"),
-    "ranks of words": (["train", "{text}", "char", "-o", "x.tiktoken"], "holds byte-level BPE, and char is none"),
+    "ranks of words": (["train", "{text}", "char", "-o", "x.tiktoken"], "holds byte-level BPE, not char"),
     "show nothing": (["show"], "Missing argument 'TOKENIZER'"),
     "show a missing file": (["show", "nothing"], "no tokenizer 'nothing'"),
     "show nobody's home": (["show", "~nobody-of-that-name/x"], "no tokenizer '~nobody"),
@@ -514,79 +513,10 @@ def test_a_mistake_gets_one_message_and_exit_code_2(cli: Any, text_file: Path, t
     assert {path.name for path in tmp_path.iterdir()} == before, "a mistake leaves nothing behind"
 
 
-# --- how things are written ------------------------------------------------------------------------------------------
+# --- terminals and imports --------------------------------------------------------------------------------------------
 
 
-def read_back(shown: str) -> list[bytes]:
-    """What `separated` wrote, undone."""
-    found = [b""]
-    for raw, escape, mark, plain in re.findall(
-        r"<((?:[0-9A-F]{2} ?)+)>|(\\(?:x..|u.{4}|U.{8}|.))|(│)|([^│\\])", shown, re.DOTALL
-    ):
-        if mark:
-            found.append(b"")
-        elif raw:
-            found[-1] += bytes.fromhex(raw)
-        elif escape in ("\\│", "\\<"):
-            found[-1] += escape[1:].encode("utf-8")
-        elif escape:
-            found[-1] += escape.encode("ascii").decode("unicode_escape").encode("utf-8")
-        else:
-            found[-1] += plain.encode("utf-8")
-    return found
-
-
-LIKE_MARKS = st.sampled_from(
-    ["│", "|", "\\", "<E4>", "<E4 BD>", "\\<", "\\n", "\n", "\\x41", "<", "你", "\x1b[31m", "\xa0"]
-)
-CONTENTS = st.one_of(st.binary(max_size=4), st.lists(LIKE_MARKS).map(lambda parts: "".join(parts).encode("utf-8")))
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(contents=st.lists(CONTENTS, min_size=1, max_size=6))
-def test_separators_and_escapes_cannot_be_confused_with_the_text(contents: list[bytes]) -> None:
-    shown = tokens.separated(contents)
-    assert shown.isprintable()
-    assert read_back(shown) == contents
-    assert tokens.separated(contents, line_breaks=True).replace("\\n\n", "\\n") == shown
-
-
-def test_a_character_in_parts_is_named_wherever_it_is_cut() -> None:
-    stream = "a你b🦜".encode()
-    notes = {
-        (1, 2): "byte 1 of 3 of '你'", (1, 3): "bytes 1-2 of 3 of '你'", (2, 4): "bytes 2-3 of 3 of '你'",
-        (3, 5): "byte 3 of 3 of '你'", (2, 3): "byte 2 of 3 of '你'", (0, 2): "byte 1 of 3 of '你'",
-        (3, 7): "byte 3 of 3 of '你', bytes 1-2 of 4 of '🦜'", (6, 8): "bytes 2-3 of 4 of '🦜'",
-    }  # fmt: skip
-    for (begin, end), note in notes.items():
-        assert tokens._parts(stream, begin, end) == note
-    assert tokens._parts(b"a\xff", 1, 2) == "not UTF-8"
-
-
-def test_wide_characters_keep_columns_aligned(capsys: pytest.CaptureFixture[str]) -> None:
-    common.print_table(["a", "b"], [["你好", "x"], ["🦜", "x"], ["\x1b[1mab\x1b[0m", "x"], ["abcd", "x"]], right=(0,))
-    assert capsys.readouterr().out == "   a  b\n你好  x\n  🦜  x\n  \x1b[1mab\x1b[0m  x\nabcd  x\n"
-
-
-def test_progress_is_told_with_rate_and_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("glassgpt.cli.common.time.monotonic", lambda: clock[0])
-    progress = common.ProgressLine({"merging": "merges"})
-    progress("merging", 5, 100)
-    assert capsys.readouterr().err == "", "no terminal"
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    for clock[0], done in ((101.0, 10), (101.05, 15), (102.0, 40)):
-        progress("merging", done, 100)
-    progress.clear()
-    start = "\r\x1b[K"
-    assert capsys.readouterr().err == (
-        f"{start}merging: 10%, 10 merges/s, 9 s left{start}merging: 40%, 20 merges/s, 3 s left{start}"
-    )
-
-
-def test_a_terminal_shows_colours_unless_told_not_to(cli: Any, folder: Path) -> None:
+def test_a_terminal_shows_colours_unless_no_color_is_set(cli: Any, folder: Path) -> None:
     pty = pytest.importorskip("pty")
 
     def in_terminal(*arguments: str, **environment: str) -> str:

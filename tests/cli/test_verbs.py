@@ -1,4 +1,4 @@
-"""Every verb, as a user types it: what it does, and what it says to a mistake (one message, exit code 2)."""
+"""Every verb through the command line: its result, and its errors (one message, exit code 2)."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ SHORT += PLAIN
 
 @pytest.fixture
 def run(cli: Any, text_file: Path, tmp_path: Path) -> Path:
-    """A trained run, in the folder that the command line stands in."""
+    """A trained run, in the working directory."""
     code, _, err = cli("train", text_file, *SHORT)
     assert code == 0, err
     return tmp_path / "runs" / "prose"
@@ -81,7 +81,7 @@ def test_a_mistake_gets_one_message_and_exit_code_2(cli: Any, text_file: Path, t
     assert not (tmp_path / "runs").exists(), "a mistake leaves nothing behind"
 
 
-def test_train_tells_what_matters(cli: Any, text_file: Path, tmp_path: Path) -> None:
+def test_train_prints_shapes_baselines_and_speed(cli: Any, text_file: Path, tmp_path: Path) -> None:
     code, out, err = cli("train", text_file, *SHORT, "--name", "mine")
     assert (code, err) == (0, "")
     for line in (
@@ -135,7 +135,7 @@ def test_tiny_texts_end_in_a_note_or_an_error_never_a_crash(
 
 
 def settings(toml: str) -> list[str]:
-    """What a configuration file says, without the notes in it: they tell of speeds, which differ from time to time."""
+    """The lines of a configuration file without its notes, which hold speeds."""
     return [line for line in toml.splitlines() if not line.startswith("#")]
 
 
@@ -178,7 +178,7 @@ def test_sample_is_reproducible_and_needs_no_corpus(cli: Any, run: Path, text_fi
     assert "'日' (U+65E5, at position 0)" in err
 
 
-def test_the_library_gives_what_the_command_line_gives(cli: Any, run: Path) -> None:
+def test_the_library_and_the_command_line_give_the_same_text(cli: Any, run: Path) -> None:
     import glassgpt
 
     _, out, _ = cli(
@@ -316,6 +316,8 @@ def test_quickstart_in_short_with_the_network_denied(tmp_path: Path) -> None:
         "runs",
         "runs list",
         "data show",
+        "tokenizer show",
+        "tokenizer compare",
         "pull",
         "export",
     ],
@@ -345,7 +347,7 @@ def test_a_padded_vocabulary_is_never_drawn_from(cli: Any, text_file: Path, tmp_
     assert cli("sample", "-n", 200, "--temperature", 50)[0] == 0
 
 
-def test_every_problem_is_told_at_once(cli: Any, text_file: Path) -> None:
+def test_all_problems_are_reported_at_once(cli: Any, text_file: Path) -> None:
     code, _, err = cli("train", text_file, "preset=tiny", "lerning_rate=1", "n_layer=-1", "time=soon", "seed=x")
     assert code == 2
     for problem in (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, ProgressLine, print_json, print_table, say, show_line, split_arguments
+from glassgpt.cli.arguments import JSON_OPTION, split_arguments
+from glassgpt.cli.output import ProgressLine, print_json, print_table, say, show_line
 from glassgpt.config import build, parse_overrides
 from glassgpt.errors import ConfigError
 
@@ -57,7 +58,7 @@ def train(
     assert runtime is not None
     if "not compiled" in runtime.reason:
         say(f"warning: {runtime.reason}")
-    progress = ProgressLine({"timing": "steps"})
+    progress = ProgressLine()
     result = bench_train(config, runtime, steps or user_steps, progress=None if json else progress)
     progress.clear()
     if json:

@@ -1,100 +1,271 @@
-"""``glassgpt data list | fetch``; see :mod:`glassgpt.cli.dataset` for ``prepare`` and ``show``."""
+"""``glassgpt data list | fetch | prepare | show``."""
 
-import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli import dataset
-from glassgpt.cli.common import JSON_OPTION, print_json, print_table, say, show_line
-from glassgpt.errors import ConfigError
+from glassgpt.cli.arguments import JSON_OPTION, split_arguments
+from glassgpt.cli.output import ProgressLine, pluralize, print_json, print_table, say
+from glassgpt.config import ConfigOverrides, RunConfig, build, presets
+from glassgpt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from glassgpt.data import Batches, TokenStream
+    from glassgpt.data.audit.duplicates import Duplicates, Pair
+    from glassgpt.data.audit.leaks import Overlap
+    from glassgpt.data.sources.documents import Document
 
 app = typer.Typer(
-    name="data", help="Corpora, shards, and what a batch really is.", no_args_is_help=True, rich_markup_mode=None
-)
+    name="data", help="List, fetch, prepare and examine texts to train on.", no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
+
+#: The kinds of duplicates, for people.
+_KINDS = {
+    "train": "within training",
+    "validation": "within validation",
+    "across": "a training document like a validation one",
+}
 
 
 @app.command("list")
 def list_corpora(json: bool = JSON_OPTION) -> None:
-    """List the corpora known by name: where each is or would come from, its size, and what a document of it is."""
+    """List the corpora known by name: where each is, its size, its documents and its licence."""
     from glassgpt import assets
     from glassgpt.assets.table import readable
 
     corpora = [assets.ASSETS[name] for name in assets.names("corpus")]
-    where = {corpus.name: assets.available(corpus.name) for corpus in corpora}
+    places = {corpus.name: assets.available(corpus.name) for corpus in corpora}
     if json:
         keys = ("name", "download_size", "documents", "licence", "description", "held_out")
-        described = [{key: getattr(corpus, key) for key in keys} for corpus in corpora]
-        print_json([{**row, "here": where[row["name"]]} for row in described])
+        rows = [{key: getattr(corpus, key) for key in keys} for corpus in corpora]
+        print_json([{**row, "here": places[row["name"]]} for row in rows])
         return
     table = []
     for corpus in corpora:
         size = readable(corpus.download_size) if corpus.download_size else ""
-        place = where[corpus.name] or "not here"
+        place = places[corpus.name] or "not here"
         table.append([corpus.name, place, size, corpus.documents, corpus.licence, corpus.description])
     print_table(["name", "where", "size", "documents", "licence", "description"], table, right=(2,))
-    print("\nWhat is not here, `glassgpt data fetch NAME` brings. Held-out texts have names of their own.")
+    print("\n`glassgpt data fetch NAME` fetches a corpus that is not here. Held-out texts have names of their own.")
 
 
 @app.command()
 def fetch(
     name: str = typer.Argument(..., help="A name from `glassgpt data list`."),
     files: int = typer.Option(
-        0, "--files", min=0, max=10_000, help="How many of several files; 0: those that are here, or else one."
+        0, "--files", min=0, max=10_000, help="How many of several files; 0: those that are here, else one."
     ),
     json: bool = JSON_OPTION,
 ) -> None:
-    """Bring a corpus to this machine, check it, and print where it is. A download that was stopped goes on."""
+    """Download a corpus if it is not here, check it, and print its path. An interrupted download is resumed."""
     from glassgpt import assets
 
     if name not in assets.names("corpus"):
         raise ConfigError(f"there is no corpus {name!r}; there are {', '.join(assets.names('corpus'))}")
-    progress = _BytesLine()
-    try:
-        corpus = assets.corpus(name, files or None, progress)
-    except KeyboardInterrupt:
-        progress.clear()
-        kept = f"what came of it is kept, and `glassgpt data fetch {name}` goes on from there"
-        say(f"stopped; {kept}" if progress.seen else "stopped")
-        raise typer.Exit(130) from None
-    finally:
-        progress.clear()
+    with ProgressLine() as progress:
+        try:
+            corpus = assets.corpus(name, files or None, progress)
+        except KeyboardInterrupt:
+            progress.clear()
+            say("stopped" + (f"; `glassgpt data fetch {name}` resumes the download" if progress.label else ""))
+            raise typer.Exit(130) from None
     if json:
         size = sum(path.stat().st_size for path in corpus.files)
         documents = {"separator": corpus.separator, "text_field": corpus.text_field}
         print_json({"name": name, "files": [str(path) for path in corpus.files], "bytes": size, **documents})
+        return
+    print("\n".join(map(str, corpus.files)))
+    for held_out in assets.ASSETS[name].held_out:
+        say(f"note: its publishers hold out {held_out}: glassgpt data fetch {held_out}")
+
+
+@app.command()
+def prepare(
+    arguments: list[str] = typer.Argument(None, metavar="SOURCE | key=value", help="As for train."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder to write; an interrupted preparation is resumed."),
+    processes: int = typer.Option(0, "--processes", min=0, max=1024, help="Parallel processes; 0: one per CPU."),
+    json: bool = JSON_OPTION,
+) -> None:
+    """Tokenise a corpus of any size into checked shards, for `glassgpt train FOLDER`."""
+    from glassgpt import data
+    from glassgpt.glass.corpus import corpus_sizes
+
+    config = _config(arguments)
+    with ProgressLine() as progress:
+        source = data.find(config.data, progress)
+        if source.prepared:
+            raise DataError(f"{source.prepared} is prepared already; train on it: glassgpt train {source.prepared}")
+        stream = data.prepare(source, config.data, progress, folder=out, processes=processes or None)
+    sizes, shards = corpus_sizes(stream), len(stream.manifest.shards)
+    if json:
+        print_json(sizes | {"folder": str(out), "shards": shards})
+        return
+    _print_sizes(source.name, sizes, stream.manifest.total("documents")["val"])
+    if dropped := stream.manifest.duplicates:
+        print(f"dropped {dropped['exact']:,} exact and {dropped['near']:,} near duplicates")
+    print(f"{pluralize(shards, 'shard')} in {out}; next: glassgpt train {out}")
+
+
+@app.command()
+def show(
+    arguments: list[str] = typer.Argument(None, metavar="SOURCE | key=value", help="As for train."),
+    batch: int = typer.Option(0, "--batch", min=0, max=2**40, help="Number of the batch to show."),
+    rows: int = typer.Option(2, "--rows", min=1, help="Rows of the batch, documents, or pairs to show."),
+    leaks: bool = typer.Option(False, "--leaks", help="Show validation text that is in the training text, too."),
+    against: Path = typer.Option(None, "--against", help="With --leaks: search for this evaluation file, too."),
+    duplicates: bool = typer.Option(False, "--duplicates", help="Show documents that repeat an earlier one."),
+    json: bool = JSON_OPTION,
+) -> None:
+    """Show a corpus in numbers, and one of its batches as text: the targets are the inputs shifted by one token."""
+    from glassgpt import data
+    from glassgpt.glass import corpus
+
+    if leaks and duplicates:
+        raise ConfigError("--leaks and --duplicates are two reports; ask for one at a time")
+    if against and not leaks:
+        raise ConfigError("--against names a file for --leaks; give both")
+    config = _config(arguments)
+    with ProgressLine() as progress:
+        source = data.find(config.data, progress)
+        if duplicates:
+            found, pairs = corpus.find_duplicates(source, config.data, rows, progress)
+        else:
+            stream = data.prepare(source, config.data, progress)
+    if duplicates:
+        _print_duplicates(found, pairs, json)
+    elif leaks:
+        evaluations = {str(against): data.find(replace(config.data, source=str(against)))} if against else {}
+        _print_leaks(corpus.find_leaks(stream, evaluations), json)
     else:
-        print("\n".join(map(str, corpus.files)))
-        for other in assets.ASSETS[name].held_out:
-            say(f"note: its publishers hold out {other}: glassgpt data fetch {other}")
+        model, train = config.model, config.train
+        batches = data.Batches(stream.train, model.block_size, train.batch_size, train.seed, config.data.order)
+        if json:
+            _print_batch_json(stream, batches, batch)
+        else:
+            _print_corpus(source.name, stream, rows)
+            _print_batch(stream, batches, batch, rows)
+            _print_shift(stream, batches, batch, config.data.mask_documents)
 
 
-class _BytesLine:
-    """Tells on one line of a terminal how far a download or a check is, with its rate and the time left."""
-
-    def __init__(self) -> None:
-        self.seen = False
-        self._doing, self._from, self._began, self._shown = "", 0, 0.0, 0.0
-
-    def __call__(self, doing: str, done: int, total: int) -> None:
-        """Show it, ten times a second at most. What was there already counts for the share, not for the rate."""
-        from glassgpt.assets.table import readable
-
-        now = time.monotonic()
-        if doing != self._doing:
-            self._doing, self._from, self._began, self._shown = doing, done, now, now - 1.0
-        self.seen = True
-        if now - self._shown < 0.1:
-            return
-        self._shown = now
-        line = f"{doing}: {readable(done)}" + (f" of {readable(total)}, {done / total:.0%}" if total else "")
-        if (rate := (done - self._from) / max(now - self._began, 1e-3)) and now - self._began >= 0.5:
-            line += f", {readable(rate)}/s" + (f", {(total - done) / rate:,.0f} s left" if total else "")
-        show_line(line)
-
-    def clear(self) -> None:
-        """Leave the line empty."""
-        show_line("")
+def _config(arguments: Sequence[str] | None) -> RunConfig:
+    """Build the configuration; without a preset, batches are small enough to read."""
+    preset, _, overrides = split_arguments(arguments or [])
+    readable: ConfigOverrides = {"model": {"block_size": 32}, "train": {"batch_size": 4}}
+    return build("", [presets.get(preset).layer if preset else readable, *overrides])
 
 
-app.command()(dataset.prepare)
-app.command()(dataset.show)
+# --- a corpus and a batch --------------------------------------------------------------------------------------------
+
+
+def _print_sizes(name: str, sizes: dict[str, Any], val_documents: int) -> None:
+    by_document = sizes["split"] == "documents"
+    print(f"{name}: {'documents, split by their content' if by_document else 'one text, split by position'}")
+    columns = ["tokens", "bytes", "bytes_per_token", *(["documents"] if by_document else [])]
+    table = []
+    for label, split in (("training", "train"), ("validation", "val")):
+        numbers = [sizes[column][split] for column in columns]
+        table.append([label, *(f"{n:.2f}" if isinstance(n, float) else f"{n:,}" for n in numbers)])
+    print_table(["", *(column.replace("_", " ") for column in columns)], table, right=(1, 2, 3, 4))
+    if unused := val_documents - sizes["documents"]["val"]:
+        print(
+            f"{unused:,} more validation documents are beyond max_val_tokens and not used; a smaller val_fraction "
+            "moves them to training"
+        )
+
+
+def _print_corpus(name: str, stream: "TokenStream", documents: int) -> None:
+    from glassgpt.glass import corpus
+
+    _print_sizes(name, corpus.corpus_sizes(stream), stream.manifest.total("documents")["val"])
+    found = corpus.corpus_statistics(stream)
+    part = f" in the first {found['ids_counted']:,}" if found["ids_counted"] < len(stream.train) else ""
+    frequent = "  ".join(token["text"] for token in found["most_frequent"])
+    print(f"vocabulary: {found['distinct_ids']:,} of {stream.info.vocab_size:,} tokens occur{part}; often: {frequent}")
+    if stream.manifest.split == "documents":
+        least, q1, median, q3, most = found["document_tokens"]
+        print(f"documents: {least:,} to {most:,} tokens, quartiles {q1:,}, {median:,} and {q3:,}")
+        for number, (position, text) in enumerate(corpus.first_documents(stream, documents)):
+            print(f"\ndocument {number}, from token {position:,}\n  {text!r}")
+        print()
+
+
+def _print_batch_json(stream: "TokenStream", batches: "Batches", batch: int) -> None:
+    from glassgpt.glass import corpus
+
+    inputs, targets = batches.get(batch)
+    rows = [
+        {"start": int(start), "inputs": x.tolist(), "targets": y.tolist()}
+        for start, x, y in zip(batches.starts(batch), inputs, targets, strict=True)
+    ]
+    numbers = corpus.corpus_sizes(stream) | corpus.corpus_statistics(stream)
+    print_json(numbers | {"batch": batch, "windows": batches.windows, "rows": rows})
+
+
+def _print_batch(stream: "TokenStream", batches: "Batches", batch: int, rows: int) -> None:
+    inputs, targets = batches.get(batch)
+    order = "shard by shard" if batches.sequential else "in random order"
+    print(f"{batches.windows:,} windows of {batches.block_size} tokens in an epoch, {order}")
+    print(f"batch {batch}: inputs and targets are both [{inputs.shape[0]}, {inputs.shape[1]}]")
+    for number, start in enumerate(batches.starts(batch)[:rows]):
+        print(f"\nrow {number}, from token {start:,}")
+        for name, ids in (("inputs ", inputs), ("targets", targets)):
+            print(f"  {name}  {stream.tokenizer.decode(ids[number].tolist())!r}")
+
+
+def _print_shift(stream: "TokenStream", batches: "Batches", batch: int, mask_documents: bool) -> None:
+    """Print the first positions of row 0, token by token."""
+    from glassgpt.glass.tokens import quoted
+
+    inputs, targets = batches.get(batch)
+    document_ids, position_ids = batches.documents(batch)
+    table = []
+    for t in range(min(8, len(inputs[0]))):
+        x, y = int(inputs[0][t]), int(targets[0][t])
+        row = [str(position_ids[0][t] if mask_documents else t)]
+        row += [str(x), quoted(stream.tokenizer.token_bytes(x)), "->", str(y), quoted(stream.tokenizer.token_bytes(y))]
+        table.append([*row, *([str(document_ids[0][t])] if mask_documents else [])])
+    print("\nrow 0, token by token: the input at each position, and the target to predict")
+    header = ["position", "input", "", "", "target", "", *(["document"] if mask_documents else [])]
+    print_table(header, table, right=(0, 1, 4, 6))
+
+
+# --- leaks and duplicates --------------------------------------------------------------------------------------------
+
+
+def _print_leaks(overlaps: "dict[str, Overlap]", json: bool) -> None:
+    from glassgpt.data.audit.leaks import describe
+
+    if json:
+        print_json({name: overlap.to_json() for name, overlap in overlaps.items()})
+        return
+    for name, overlap in overlaps.items():
+        print(f"{name} against the training text:")
+        for line in describe(overlap, "validation" if name == "validation" else "evaluation"):
+            print(f"  {line}")
+
+
+def _print_duplicates(found: "Duplicates", pairs: "list[tuple[Pair, Document, Document]]", json: bool) -> None:
+    documents, repeated = sum(found.documents), sum(found.kinds.values())
+    if json:
+        rows = [
+            {
+                "first": str(first), "second": str(second), "similarity": pair.similarity,
+                "exact": pair.exact, "kind": pair.kind, "dropped": pair.dropped, "text": second.text,
+            }
+            for pair, first, second in pairs
+        ]  # fmt: skip
+        counts = {"documents": documents, "kinds": found.kinds, "exact": found.exact, "near": found.near}
+        print_json(counts | {"pairs": rows})
+        return
+    print(f"{pluralize(documents, 'document')}, {repeated:,} of them like an earlier one:")
+    print_table(["", "documents"], [[_KINDS[kind], f"{count:,}"] for kind, count in found.kinds.items()], right=(1,))
+    print(f"data.duplicates=drop drops {found.exact:,} exact and {found.near:,} near duplicates")
+    for pair, *both in pairs:
+        similarity = "the same text" if pair.exact else f"{pair.similarity:.0%} similar"
+        print(f"\n{_KINDS[pair.kind]}, {similarity}:")
+        for document in both:
+            print(f"  {document}\n    {document.text[:160]!r}{'...' if len(document.text) > 160 else ''}")

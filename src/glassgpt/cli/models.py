@@ -1,54 +1,49 @@
-"""``glassgpt pull`` and ``glassgpt export``: models in, and out."""
+"""``glassgpt pull`` and ``glassgpt export``: read published models, and write models for other programs."""
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, ProgressLine, print_json, print_table, say
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP
+from glassgpt.cli.output import ProgressLine, print_json, print_table, say
 from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from glassgpt.weights.mapping import Placement
     from glassgpt.weights.sources import Source
 
-_UNITS = {"loading": "parameters", "writing": "tensors"}
-_TO = {"hf": "", "gguf": ".gguf", "tiktoken": ".tiktoken"}
+#: What is appended to a model's name, by the format to write.
+_SUFFIXES = {"hf": "", "gguf": ".gguf", "tiktoken": ".tiktoken"}
 
 
 def pull(
-    source: str = typer.Argument(..., metavar="SOURCE", help=SOURCE_HELP),
+    name: str = typer.Argument(..., metavar="SOURCE", help=SOURCE_HELP),
     out: Path = typer.Option(None, "--out", "-o", help="Folder to write; by default named after the model."),
-    dtype: str = typer.Option("auto", "--dtype", help="float32, bfloat16 or float16; auto: what the weights are in."),
+    dtype: str = typer.Option("auto", "--dtype", help="float32, bfloat16 or float16; auto: as stored."),
     revision: str = typer.Option(None, "--revision", help="Branch, tag or commit of a model on the hub."),
-    token: str = typer.Option(None, "--token", help="For the hub; by default HF_TOKEN, or that of `hf auth login`."),
-    explain: bool = typer.Option(False, "--explain", help="Show where each weight goes, side by side; write nothing."),
+    token: str = typer.Option(None, "--token", help="Hub token; by default HF_TOKEN, or that of `hf auth login`."),
+    explain: bool = typer.Option(False, "--explain", help="Show how each weight is mapped; write nothing."),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Fetch a published model into a folder in the Hugging Face layout, or show how its weights are ours."""
+    """Download a published model into a folder in the Hugging Face layout, or show how its weights are mapped."""
     from glassgpt import api
     from glassgpt.weights import transfer
 
-    held = None if dtype == "auto" else api.weights_dtype(dtype)
-    found = api.open_source(source, revision=revision, token=token, runs=runs)
-    for note in found.notes:
-        say(f"note: {note}")
+    weights_dtype = None if dtype == "auto" else api.weights_dtype(dtype)
+    source = _open(name, runs, revision, token)
     if explain:
-        _explain(found, json)
+        _explain(source, json)
         return
-    target = out or Path(_name_of(source, found))
-    progress = ProgressLine(_UNITS)
-    try:
-        held = transfer.to_folder(found, target, dtype=held, progress=progress)
-    finally:
-        progress.clear()
-    _report(target, found, str(held).removeprefix("torch."), [], json)
+    target = out or Path(_default_name(name, source))
+    with ProgressLine() as progress:
+        weights_dtype = transfer.to_folder(source, target, dtype=weights_dtype, progress=progress)
+    _report(target, source, str(weights_dtype).removeprefix("torch."), [], json)
 
 
 def export(
-    source: str = typer.Argument(..., metavar="RUN", help=SOURCE_HELP),
+    name: str = typer.Argument(..., metavar="RUN", help=SOURCE_HELP),
     to: str = typer.Option(..., "--to", help="gguf (llama.cpp), hf (a model folder), or tiktoken (the tokenizer)."),
     out: Path = typer.Option(None, "--out", "-o", help="File or folder to write; by default named after the model."),
     dtype: str = typer.Option(
@@ -58,79 +53,84 @@ def export(
     json: bool = JSON_OPTION,
 ) -> None:
     """Write a model for other programs: a .gguf file, a model folder, or a tokenizer's .tiktoken file."""
-    if to not in _TO:
-        raise ConfigError(f"--to {to!r} is none of {', '.join(_TO)}")
+    if to not in _SUFFIXES:
+        raise ConfigError(f"--to {to!r} is not one of {', '.join(_SUFFIXES)}")
     from glassgpt import api
     from glassgpt.weights import transfer
 
-    held = api.weights_dtype(dtype) if to == "hf" and dtype != "auto" else None
+    weights_dtype = api.weights_dtype(dtype) if to == "hf" and dtype != "auto" else None
     if to == "tiktoken" and dtype != "auto":
         raise ConfigError("--dtype is for weights; a .tiktoken file holds the tokenizer alone")
-    found = api.open_source(source, runs=runs)
-    target = out or Path(_name_of(source, found) + _TO[to])
-    progress, notes = ProgressLine(_UNITS), list[str]()
-    try:
+    source = _open(name, runs)
+    target, notes = out or Path(_default_name(name, source) + _SUFFIXES[to]), list[str]()
+    with ProgressLine() as progress:
         if to == "hf":
-            dtype = str(transfer.to_folder(found, target, dtype=held, progress=progress)).removeprefix("torch.")
+            dtype = str(transfer.to_folder(source, target, dtype=weights_dtype, progress=progress))
         elif to == "gguf":
             dtype = "f16" if dtype == "auto" else dtype
-            notes = transfer.to_gguf(found, target, dtype=dtype, progress=progress)
+            notes = transfer.to_gguf(source, target, dtype=dtype, progress=progress)
         else:
-            tokenizer = transfer.to_tiktoken(found, target)
+            tokenizer = transfer.to_tiktoken(source, target)
             dtype, notes = "", [f"split pattern: {tokenizer.model.patterns[0]}"]
             notes += [f"special token: {name} {i}" for name, i in tokenizer.special_ids().items()]
-    finally:
-        progress.clear()
-    _report(target, found, dtype, notes, json)
+    _report(target, source, dtype.removeprefix("torch."), notes, json)
 
 
-def _name_of(source: str, found: "Source") -> str:
-    """What to call a model's folder or file, in the folder that the user is in."""
-    if found.where.suffix == ".gguf":
-        return found.where.stem if Path(source).suffix == ".gguf" else source
-    parts = [part for part in re.split(r"[/\\]", source.partition("@")[0]) if part not in ("", ".", "..")]
-    name = parts[-1] if parts else "model"
-    return f"{parts[-2]}-{name}" if name in ("best", "last") and len(parts) > 1 else name
+def _open(name: str, runs: Path, revision: str | None = None, token: str | None = None) -> "Source":
+    from glassgpt import api
+
+    source = api.open_source(name, revision=revision, token=token, runs=runs)
+    for note in source.notes:
+        say(f"note: {note}")
+    return source
 
 
-def _report(target: Path, found: "Source", dtype: str, notes: list[str], json: bool) -> None:
+def _default_name(name: str, source: "Source") -> str:
+    """Return the name of a model without its folders: ``gpt2``, or ``my-best`` for ``runs/my/best``."""
+    if source.where.suffix == ".gguf":
+        return source.where.stem if Path(name).suffix == ".gguf" else name
+    parts = [part for part in re.split(r"[/\\]", name.partition("@")[0]) if part not in ("", ".", "..")]
+    last = parts[-1] if parts else "model"
+    return f"{parts[-2]}-{last}" if last in ("best", "last") and len(parts) > 1 else last
+
+
+def _report(target: Path, source: "Source", dtype: str, notes: list[str], json: bool) -> None:
     files = [target] if target.is_file() else sorted(path for path in target.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     if json:
-        print_json({"path": str(target), "from": str(found.where), "dtype": dtype, "bytes": size, "notes": notes})
+        print_json({"path": str(target), "from": str(source.where), "dtype": dtype, "bytes": size, "notes": notes})
         return
     for note in notes:
         say(f"note: {note}")
     print(f"{target}  {size / 1e6:,.1f} MB" + (f", {dtype}" if dtype else ""))
 
 
-def _explain(found: "Source", json: bool) -> None:
-    """The side-by-side table; blocks that are like the one before are one line together."""
+def _explain(source: "Source", json: bool) -> None:
+    """Print which published tensor becomes which of ours. In the table, blocks 1 and up are one line."""
     from glassgpt.weights import loading, mapping
 
-    config, family = loading.describe(found)
-    places = mapping.explain(config, family)
-    names = mapping.names_in(found.shapes, family)
-    rows = [_row(place, found, names) for place in places]
+    config, family = loading.describe(source)
+    placements = mapping.explain(config, family)
+    names = mapping.names_in(source.shapes, family)
+    rows = [
+        {
+            "published": (published := names.get(placement.published, placement.published)),
+            "shape": list(source.shapes.get(published, placement.published_shape)),
+            "stored": source.stored.get(published, "-"),
+            "ours": placement.ours,
+            "our shape": list(placement.our_shape),
+            "operation": placement.operation,
+        }
+        for placement in placements
+    ]
     if json:
         print_json({"family": family.model_type, "tensors": rows})
     else:
-        shown = [list(map(str, row.values())) for row in rows if not re.search(r"^blocks\.[1-9]", row["ours"])]
+        shown = [list(map(str, row.values())) for row in rows if not re.match(r"blocks\.[1-9]", str(row["ours"]))]
         print_table(list(rows[0]), shown)
         if config.n_layer > 1:
             print(f"blocks.1 to blocks.{config.n_layer - 1}: as blocks.0  (--json lists them all)")
-        total = sum(len(found.shapes[name]) > 0 for name in found.shapes)
-        print(f"\n{family.model_type}: {total} published tensors, {len({place.ours for place in places})} of ours")
-    loading.check(found, config, family)
-
-
-def _row(place: "Placement", found: "Source", names: dict[str, str]) -> dict[str, Any]:
-    name = names.get(place.published, place.published)
-    return {
-        "published": name,
-        "shape": list(found.shapes.get(name, place.published_shape)),
-        "stored": found.stored.get(name, "-"),
-        "ours": place.ours,
-        "our shape": list(place.our_shape),
-        "operation": place.operation,
-    }
+        count = sum(len(shape) > 0 for shape in source.shapes.values())
+        ours = len({placement.ours for placement in placements})
+        print(f"\n{family.model_type}: {count} published tensors, {ours} of ours")
+    loading.check(source, config, family)

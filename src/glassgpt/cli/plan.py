@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, print_json, print_table, say, split_arguments
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
+from glassgpt.cli.output import print_json, print_table, say
 from glassgpt.estimate import SHARE_OF_FREE, format_bytes, format_flops
 
 if TYPE_CHECKING:

@@ -6,17 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import (
-    JSON_OPTION,
-    RUNS_OPTION,
-    SOURCE_HELP,
-    ProgressLine,
-    print_json,
-    say,
-    something_piped_in,
-)
-from glassgpt.cli.tokens import quoted
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, stdin_is_piped
+from glassgpt.cli.output import ProgressLine, print_json, say
 from glassgpt.errors import ConfigError
+from glassgpt.glass.tokens import quoted
 
 if TYPE_CHECKING:
     from glassgpt.inference.decode import DecodeStep, Request
@@ -51,7 +44,7 @@ def sample(
     from glassgpt import api
     from glassgpt.sampling import SamplingConfig
 
-    loading = ProgressLine({"loading": "parameters"})
+    loading = ProgressLine()
     text = _read_prompt(prompt, prompt_file)
     sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     if explain and num_samples > 1:
@@ -159,6 +152,6 @@ def _read_prompt(prompt: str, prompt_file: Path | None) -> str:
             return prompt_file.read_text(encoding="utf-8").removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompt-file {prompt_file} cannot be read: {error}") from None
-    if prompt == "-" or (not prompt and something_piped_in()):
+    if prompt == "-" or (not prompt and stdin_is_piped()):
         return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
     return prompt

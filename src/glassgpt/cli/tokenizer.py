@@ -1,26 +1,25 @@
-"""``glassgpt tokenizer train | show | compare``: from text to tokens, and what they are."""
+"""``glassgpt tokenizer train | show | compare``."""
 
 import difflib
+import os
+import re
 import shlex
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli import comparison, learned, tokens
-from glassgpt.cli.common import (
-    JSON_OPTION,
-    RUNS_OPTION,
-    ProgressLine,
-    counted,
-    print_json,
-    say,
-    something_piped_in,
-)
-from glassgpt.errors import ConfigError, DataError, TokenizerError
+from glassgpt.cli import token_tables
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, stdin_is_piped
+from glassgpt.cli.output import ProgressLine, pluralize, print_json, say, show_line
+from glassgpt.errors import ConfigError, TokenizerError
 from glassgpt.files import path_exists
+from glassgpt.glass import tokenizer_comparison, tokens
 
 if TYPE_CHECKING:
     from glassgpt.tokenizer import Tokenizer
@@ -32,9 +31,9 @@ app = typer.Typer(
 )  # fmt: skip
 
 TEXT_HELP = "A text file (UTF-8), or a corpus by name (`glassgpt data list`)."
-PATTERN_HELP = (
-    "Split pattern of .tiktoken files, which do not hold it: gpt2, llama3 or qwen2; by default by their names."
-)
+PATTERN_HELP = "Split pattern of a .tiktoken file, which holds none: gpt2, llama3 or qwen2; by default by its name."
+#: `model_max_length` of a tokenizer that belongs to no model yet.
+_NO_LIMIT = 2**31 - 1
 
 
 # --- train -----------------------------------------------------------------------------------------------------------
@@ -43,14 +42,14 @@ PATTERN_HELP = (
 @app.command()
 def train(
     text: str = typer.Argument(
-        ..., metavar="TEXT", help=f"{TEXT_HELP} All of it is learned from: nothing is kept for validation."
+        ..., metavar="TEXT", help=f"{TEXT_HELP} It is used in full: nothing is kept for validation."
     ),
     spec: str = typer.Argument(
         "bpe:4096", metavar="SPEC", help="bpe:N or word:N (N tokens in all), word (all words of the text), or char."
     ),
     out: Path = typer.Option(
         ..., "--out", "-o", metavar="OUT",
-        help="Where to: a folder, or a file whose name ends in .json or (bpe only) .tiktoken.",
+        help="Folder to write, or a file whose name ends in .json or (bpe only) .tiktoken.",
     ),
     pattern: str = typer.Option(None, "--pattern", help="bpe: split pattern: gpt2 (default), llama3 or qwen2."),
     special: list[str] = typer.Option(
@@ -62,10 +61,10 @@ def train(
     processes: int = typer.Option(
         None, "--processes", min=1, help="bpe: processes that count words; by default one per CPU for a long text."
     ),
-    force: bool = typer.Option(False, "--force", help="Replace a tokenizer that is there."),
+    force: bool = typer.Option(False, "--force", help="Replace an existing tokenizer."),
     json: bool = JSON_OPTION,
 ) -> None:  # fmt: skip
-    """Learn a tokenizer from a text.
+    """Train a tokenizer on a text.
 
     A folder gets tokenizer.json and tokenizer_config.json, which `tokenizers` and `transformers` open, too. Train a
     model with it: glassgpt train TEXT tokenizer=OUT.
@@ -73,43 +72,89 @@ def train(
     from glassgpt.data.sources.source import read
     from glassgpt.tokenizer import specs
 
-    asked = specs.parse(spec)
-    if not asked.trained:
-        raise ConfigError(f"{spec!r} is not learned from a text; what is: bpe:N, word:N, word, char (say, bpe:4096)")
+    parsed = specs.parse(spec)
+    if not parsed.trained:
+        raise ConfigError(f"{spec!r} cannot be trained; write bpe:N, word:N, word or char (for example bpe:4096)")
     settings: dict[str, Any] = {"pattern": pattern, "special": special}
     settings |= {"min_frequency": min_frequency, "processes": processes}
     settings = {name: value for name, value in settings.items() if value}
-    if settings and asked.kind != "bpe":
+    if settings and parsed.kind != "bpe":
         names = " and ".join(f"--{name.replace('_', '-')}" for name in settings)
-        raise ConfigError(f"{spec} has no use for {names}, which bpe:N takes; leave it out")
+        raise ConfigError(f"{names}: only for bpe:N, and the tokenizer is {spec}; leave it out")
     content = read(text).content
-    targets = learned.targets(out, asked.kind, force)
-    began = time.monotonic()
-    made = _trained(asked, content, settings)
-    seconds = time.monotonic() - began
-    learned.write(made, out, targets)
-    result = learned.summary(made, asked, content) | {"seconds": seconds, "files": [str(target) for target in targets]}
+    files = _output_files(out, parsed.kind, force)
+    start = time.monotonic()
+    tokenizer = _train(parsed, content, settings)
+    seconds = time.monotonic() - start
+    _write(tokenizer, out, files)
+    result = tokenizer_comparison.summarize_training(tokenizer, parsed, content)
+    result |= {"seconds": seconds, "files": [str(file) for file in files]}
     if json:
         print_json(result)
     else:
-        learned.print_trained(result, text, out, settings)
+        token_tables.print_trained(result, text, out, settings)
 
 
-def _trained(asked: "Spec", content: str, settings: dict[str, Any]) -> "Tokenizer":
-    """The tokenizer asked for, with progress on the terminal."""
+def _output_files(out: Path, kind: str, force: bool) -> list[Path]:
+    """Return the files to write, after checking, before a long training, that they can be written.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if re.fullmatch(r"gpt2|(char|word|bpe)(:.*)?", str(out)):
+        raise ConfigError(f"--out {out}: tokenizer={out} has another meaning; choose another name")
+    single = out.suffix in (".json", ".tiktoken")
+    if out.suffix in (".model", ".gguf", ".txt"):
+        raise ConfigError(f"--out {out}: name a folder, or a file that ends in .json or .tiktoken")
+    if out.suffix == ".tiktoken" and kind != "bpe":
+        raise ConfigError(f"--out {out}: a .tiktoken file holds byte-level BPE, not {kind}; write a .json file")
+    try:
+        if single == out.is_dir() and out.exists():
+            raise ConfigError(f"--out {out} is {'a folder' if single else 'a file'}; choose another name")
+        folder = out.parent if single else out
+        if (folder / "config.json").exists() and (not single or out.name == "tokenizer.json"):
+            raise ConfigError(f"{folder} holds a model, which needs its own tokenizer; choose another name")
+        files = [out] if single else [out / "tokenizer.json", out / "tokenizer_config.json"]
+        existing = next((file for file in files if file.exists()), None)
+        if existing and not force:
+            raise ConfigError(f"{existing} exists; choose another name, or replace it with --force")
+        parent = out if out.is_dir() else out.parent
+        if not parent.exists():
+            raise ConfigError(f"--out {out}: there is no folder {parent}; create it first")
+        with tempfile.TemporaryFile(dir=parent):
+            return files
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
+def _train(spec: "Spec", content: str, settings: dict[str, Any]) -> "Tokenizer":
     from glassgpt.tokenizer import BPETokenizer, specs
     from glassgpt.tokenizer.base import END_OF_TEXT
 
-    if asked.kind != "bpe" or asked.vocab_size is None:
-        return specs.make(asked, content)
+    if spec.kind != "bpe" or spec.vocab_size is None:
+        return specs.make(spec, content)
     if "special" in settings:
         others = [name for name in settings["special"] if name != END_OF_TEXT]
         settings = settings | {"special": [END_OF_TEXT, *others]}
-    progress = ProgressLine(comparison.UNITS)
-    try:
-        return BPETokenizer.train(content, asked.vocab_size, progress=progress, **settings)
-    finally:
-        progress.clear()
+    with ProgressLine() as progress:
+        return BPETokenizer.train(content, spec.vocab_size, progress=progress, **settings)
+
+
+def _write(tokenizer: "Tokenizer", out: Path, files: Sequence[Path]) -> None:
+    """Write the files, each completely or not at all."""
+    from glassgpt.tokenizer import BPETokenizer, save
+    from glassgpt.tokenizer.pretrained import ranks_file
+
+    folder = files[0].parent
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".glassgpt-", dir=folder) as name:
+        temporary = Path(name)
+        save(tokenizer, temporary, block_size=_NO_LIMIT)
+        if out.suffix == ".tiktoken":
+            assert isinstance(tokenizer, BPETokenizer)
+            (temporary / "tokenizer.json").write_bytes(ranks_file(tokenizer))
+        for file in files:
+            os.replace(temporary / ("tokenizer.json" if file == out else file.name), file)
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -117,17 +162,17 @@ def _trained(asked: "Spec", content: str, settings: dict[str, Any]) -> "Tokenize
 
 @app.command()
 def show(
-    tokenizer: str = typer.Argument(
+    name: str = typer.Argument(
         ..., metavar="TOKENIZER", help="gpt2, a tokenizer file or folder, or a run, which carries its tokenizer."
     ),
     text: str | None = typer.Argument(
-        None, metavar="TEXT", help="What to encode; - reads standard input. Without it, the tokenizer is described."
+        None, metavar="TEXT", help="Text to encode; - reads standard input. Without it, the tokenizer is described."
     ),
     merges: str | None = typer.Option(
         None, "--merges", metavar="WORD", help="Replay how this word is merged, step by step."
     ),
     allow_special: bool = typer.Option(
-        False, "--allow-special", help="Special tokens written in the text become those tokens, and not text."
+        False, "--allow-special", help="Encode special tokens in the text as those tokens, not as text."
     ),
     pattern: str = typer.Option(None, "--pattern", help=PATTERN_HELP),
     rows: int = typer.Option(200, "--rows", min=0, help="Rows of the table of tokens at most; 0: all."),
@@ -136,35 +181,31 @@ def show(
 ) -> None:
     """Show the tokens of a text: their boundaries, ids and bytes.
 
-    The text is an argument, or what is piped in (less its last line end). In a terminal every token has a background;
+    The text is an argument, or standard input (without its last line end). In a terminal every token has a background;
     elsewhere there is a │ between tokens (one in the text is written \\│). Line ends and other control characters are
     written as in \\n, a backslash as \\\\, and bytes that are only a part of a character as <E4 BD>.
 
     A word inside a text begins with its space, also for --merges: ' lower' and 'lower' are not the same.
     """
-    opened = find_tokenizer(tokenizer, runs, pattern)
+    tokenizer = _open(name, runs, pattern)
     if merges is not None:
         if text is not None or allow_special:
             raise ConfigError("--merges WORD replays one word; leave out TEXT and --allow-special")
-        _show_merges(opened, tokenizer, merges, json)
-        return
-    content = _text(text)
-    if content is not None:
-        _show_text(opened, tokenizer, content, allow_special, rows, json)
-        return
-    found = tokens.describe(opened)
-    if json:
-        print_json({"tokenizer": tokenizer, **found})
+        _show_merges(tokenizer, name, merges, json)
+    elif (content := _read_text(text)) is not None:
+        _show_text(tokenizer, name, content, allow_special, rows, json)
+    elif json:
+        print_json({"tokenizer": name, **tokens.describe_tokenizer(tokenizer)})
     else:
-        tokens.print_description(tokenizer, found)
+        token_tables.print_tokenizer(name, tokens.describe_tokenizer(tokenizer))
 
 
-def find_tokenizer(name: str, runs: Path, pattern: str | None = None) -> "Tokenizer":
-    """The tokenizer of that name: gpt2, a file, a folder, or that of a run.
+def _open(name: str, runs: Path, pattern: str | None = None) -> "Tokenizer":
+    """Open a tokenizer: gpt2, a file or folder, or that of a run.
 
     Args:
-        name: what was written.
-        runs: where to look for runs by name.
+        name: as the user wrote it.
+        runs: folder of the runs.
         pattern: the split pattern of a ``.tiktoken`` file.
 
     Raises:
@@ -176,23 +217,19 @@ def find_tokenizer(name: str, runs: Path, pattern: str | None = None) -> "Tokeni
     if pattern and not name.endswith(".tiktoken"):
         raise ConfigError(f"--pattern is for .tiktoken files; {name} has its own")
     if spec.kind == "file" and not path_exists(spec.path) and not path_exists(runs / name):
-        raise TokenizerError(_unknown(name, runs))
+        run_names = sorted(path.parent.name for path in runs.glob("*/run.toml"))
+        near = difflib.get_close_matches(name, [*run_names, "gpt2"], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"runs in {runs}/: {', '.join(run_names) or 'none yet'}"
+        raise TokenizerError(f"there is no tokenizer {name[:80]!r}: not gpt2, a file, a folder or a run; {hint}")
     return specs.open_tokenizer(name, pattern, runs)
 
 
-def _unknown(name: str, runs: Path) -> str:
-    known = sorted(path.parent.name for path in runs.glob("*/run.toml"))
-    near = difflib.get_close_matches(name, [*known, "gpt2"], n=1)
-    hint = f"; did you mean {near[0]}?" if near else f". Runs in {runs}/: {', '.join(known) or 'none yet'}"
-    return f"there is no tokenizer {name[:80]!r}: it is neither gpt2, nor a file or folder, nor a run{hint}"
-
-
-def _text(argument: str | None) -> bytes | None:
-    """The text to show, in UTF-8 unless it is no text; None if there is none."""
-    if argument == "-" or (argument is None and something_piped_in()):
+def _read_text(argument: str | None) -> bytes | None:
+    """Return the text to show, from the argument or standard input; None if there is none."""
+    if argument == "-" or (argument is None and stdin_is_piped()):
         content = sys.stdin.buffer.read().removesuffix(b"\n")
         if not content and argument is None:
-            return None  # a pipe that nothing comes out of, as of other programs that start this one
+            return None  # other programs may start this one with an empty pipe
     elif argument is None:
         return None
     else:
@@ -204,78 +241,46 @@ def _text(argument: str | None) -> bytes | None:
     return content
 
 
-def _show_text(opened: "Tokenizer", name: str, content: bytes, allow_special: bool, rows: int, json: bool) -> None:
-    ids, text = _encode(opened, content, allow_special)
-    shown = tokens.examine(opened, ids, {} if text is None or allow_special else _lost(opened, text, ids))
-    given_back = b"".join(token.content for token in shown) == content or opened.decode(ids) == text
+def _show_text(tokenizer: "Tokenizer", name: str, content: bytes, allow_special: bool, rows: int, json: bool) -> None:
+    ids, text = tokens.encode_bytes(tokenizer, content, allow_special)
+    unknown = {} if text is None or allow_special else tokens.unknown_words(tokenizer, text, ids)
+    found = tokens.examine_tokens(tokenizer, ids, unknown)
+    gives_text_back = b"".join(token.content for token in found) == content or tokenizer.decode(ids) == text
     characters = None if text is None else len(text)
     per_token = len(content) / len(ids) if ids else None
     if json:
         totals = {"characters": characters, "bytes": len(content), "bytes_per_token": per_token}
-        print_json({"tokenizer": name, "tokens": tokens.tokens_json(shown), **totals, "gives_text_back": given_back})
+        values = [token.to_json(position) for position, token in enumerate(found)]
+        print_json({"tokenizer": name, "tokens": values, **totals, "gives_text_back": gives_text_back})
         return
-    tokens.print_tokens(shown, rows)
-    sizes = [counted(len(ids), "token"), *([] if characters is None else [counted(characters, "character")])]
-    print(
-        f"\n{', '.join(sizes)}, {counted(len(content), 'byte')}" + (f": {per_token:.2f} bytes per token" if ids else "")
-    )
-    if not given_back:
+    token_tables.print_tokens(found, rows)
+    sizes = [pluralize(len(ids), "token"), *([] if characters is None else [pluralize(characters, "character")])]
+    ratio = f": {per_token:.2f} bytes per token" if ids else ""
+    print(f"\n{', '.join(sizes)}, {pluralize(len(content), 'byte')}{ratio}")
+    if not gives_text_back:
         print("note: these tokens do not give the text back; decoded, they are another text")
-    written = [special for special in opened.special_ids() if text and special in text]
-    if written and not allow_special:
-        print(f"note: {', '.join(written)} was taken as text; --allow-special makes it a special token")
+    names = [special for special in tokenizer.special_ids() if text and special in text]
+    if names and not allow_special:
+        print(f"note: {', '.join(names)} was taken as text; --allow-special makes it a special token")
 
 
-def _encode(opened: "Tokenizer", content: bytes, allow_special: bool) -> tuple[list[int], str | None]:
-    """The ids, and the text; None if the content is no text, which byte-level BPE can encode nevertheless.
-
-    Raises:
-        GlassError: for what the tokenizer cannot encode.
-    """
+def _show_merges(tokenizer: "Tokenizer", name: str, word: str, json: bool) -> None:
     from glassgpt.tokenizer import BPETokenizer
 
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if isinstance(opened, BPETokenizer) and not allow_special:
-            return opened.encode_bytes(content), None
-        raise DataError(
-            f"the text is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}; bytes that are no text "
-            "can be encoded by byte-level BPE alone, without --allow-special"
-        ) from None
-    return opened.encode(text, allow_special), text
-
-
-def _lost(opened: "Tokenizer", text: str, ids: list[int]) -> dict[int, str]:
-    """The words that became ``<|unk|>``, by the position of the token."""
-    from glassgpt.tokenizer import WordTokenizer
-    from glassgpt.tokenizer.pretokenize import Splitter
-    from glassgpt.tokenizer.word import PATTERN
-
-    if not isinstance(opened, WordTokenizer):
-        return {}
-    pieces = enumerate(zip(Splitter([PATTERN]).split(text), ids, strict=True))
-    return {position: piece for position, (piece, i) in pieces if i == opened.unk_token_id}
-
-
-def _show_merges(opened: "Tokenizer", name: str, word: str, json: bool) -> None:
-    from glassgpt.tokenizer import BPETokenizer
-
-    if not isinstance(opened, BPETokenizer):
-        raise ConfigError(
-            f"{name} has no merges to replay: it is of kind {opened.kind}, and only byte-level BPE merges"
-        )
+    if not isinstance(tokenizer, BPETokenizer):
+        raise ConfigError(f"{name} has no merges to replay: it is {tokenizer.kind}, and only byte-level BPE merges")
     if not word or any("\ud800" <= character <= "\udfff" for character in word):
         raise ConfigError(f"--merges: the word is {'not UTF-8 text' if word else 'empty'}; there is nothing to merge")
-    pieces = tokens.replay(opened, word)
-    ids = opened.encode(word)
+    pre_tokens = tokens.merge_steps(tokenizer, word)
+    ids = tokenizer.encode(word)
     if json:
-        print_json({"tokenizer": name, "word": word, "pieces": tokens.replay_json(pieces), "ids": ids})
+        pieces = [pre_token.to_json() for pre_token in pre_tokens]
+        print_json({"tokenizer": name, "word": word, "pieces": pieces, "ids": ids})
         return
-    tokens.print_replay(pieces)
-    if ids != [i for piece in pieces for i in piece.ids]:
-        whole = ", ".join(f"{tokens.quoted(opened.token_bytes(i))} {i}" for i in ids)
-        print(f"\nnote: encoding gives {whole}, because this tokenizer takes some tokens whole, without merging")
+    token_tables.print_merge_steps(pre_tokens)
+    if ids != [i for pre_token in pre_tokens for i in pre_token.ids]:
+        encoded = ", ".join(f"{tokens.quoted(tokenizer.token_bytes(i))} {i}" for i in ids)
+        print(f"\nnote: encoding gives {encoded}, because this tokenizer does not merge some tokens from bytes")
 
 
 # --- compare ---------------------------------------------------------------------------------------------------------
@@ -287,43 +292,42 @@ def compare(
     tokenizers: list[str] = typer.Argument(
         ..., metavar="TOKENIZER", help="char, word, word:N, bpe:N, gpt2, a tokenizer file or folder, or a run."
     ),
-    limit: int = typer.Option(
-        10_000_000, "--bytes", min=1, help="Bytes of the text to take at most, from its beginning."
-    ),
+    limit: int = typer.Option(10_000_000, "--bytes", min=1, help="Use at most the first bytes of the text."),
     pattern: str = typer.Option(None, "--pattern", help=PATTERN_HELP),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Compare tokenizers on one text: how short it gets, and how fast.
+    """Compare tokenizers on one text: bytes per token and speed.
 
     char, word, word:N and bpe:N are trained on the first 90 % of the text. All are measured on the last 10 %, which
-    those have not seen (a file or a run may have). More bytes per token are fewer tokens for the same text.
+    the trained ones have not seen (a file or a run may have). More bytes per token are fewer tokens for the same text.
     """
     from glassgpt.data.sources.source import read
     from glassgpt.tokenizer import specs
 
-    asked = [specs.parse(name) for name in tokenizers]
+    parsed = [specs.parse(name) for name in tokenizers]
     if pattern and not any(name.endswith(".tiktoken") for name in tokenizers):
         raise ConfigError("--pattern is for .tiktoken files, and there is none among these tokenizers")
-    opened: dict[str, Tokenizer] = {}
-    for spec in asked:
+    existing: dict[str, Tokenizer] = {}
+    for spec in parsed:
         if spec.trained:
-            specs.make(spec, "a")  # refuses a size that is too small, before anything takes long
+            specs.make(spec, "a")  # raises for a size that is too small, before anything takes long
         else:
-            opened[spec.text] = find_tokenizer(spec.text, runs, pattern if spec.text.endswith(".tiktoken") else None)
+            existing[spec.text] = _open(spec.text, runs, pattern if spec.text.endswith(".tiktoken") else None)
     source = read(text)
-    parts = comparison.divide(source.content, limit)
-    result = []
-    progress = ProgressLine(comparison.UNITS)
-    for spec in asked:
-        progress.line(f"training {spec.text}" if spec.trained else f"measuring {spec.text}")
-        found = opened.get(spec.text) or specs.make(spec, parts.train, progress=progress)
-        progress.line(f"measuring {spec.text}")
-        before = parts.train[-len(parts.measured) :]
-        result.append(comparison.measure(spec.text, found, parts.measured, before))
-    progress.clear()
+    split = tokenizer_comparison.split_text(source.content, limit)
+    rows = []
+    with ProgressLine() as progress:
+        for spec in parsed:
+            show_line(f"training {spec.text}" if spec.trained else "")
+            tokenizer = existing.get(spec.text) or specs.make(spec, split.train, progress=progress)
+            show_line(f"measuring {spec.text}")
+            warm_up = split.train[-len(split.test) :]
+            rows.append(tokenizer_comparison.measure_tokenizer(spec.text, tokenizer, split.test, warm_up))
     if json:
-        print_json({"text": source.name, **parts.sizes(), "tokenizers": comparison.as_json(result)})
-        return
-    print(parts.describe(source.name, [spec.text for spec in asked if spec.trained]) + "\n")
-    comparison.print_comparison(result)
+        sizes = {"train_characters": len(split.train), "measured_characters": len(split.test)}
+        sizes |= {"bytes_taken": split.bytes_taken, "bytes_of_text": split.bytes_of_text}
+        print_json({"text": source.name, **sizes, "tokenizers": [asdict(row) for row in rows]})
+    else:
+        trained = [spec.text for spec in parsed if spec.trained]
+        token_tables.print_comparison(source.name, split, trained, rows)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.common import JSON_OPTION, RUNS_OPTION, print_json, split_arguments
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
+from glassgpt.cli.output import print_json
 from glassgpt.config import ConfigOverrides, describe_options
 from glassgpt.errors import AssetError, ConfigError
 
@@ -69,7 +70,7 @@ def quickstart(
 ) -> None:
     """Train a small model on Shakespeare's plays for two minutes, and generate a text with it."""
     from glassgpt import assets
-    from glassgpt.cli.common import say
+    from glassgpt.cli.output import say
 
     preset, source, layers = split_arguments(settings or [])
     if source:

@@ -1,1 +1,1 @@
-"""Seeing inside: what a model and a run look like."""
+"""Examine models, runs, texts and tokens. Each function returns plain values; the command line prints them."""

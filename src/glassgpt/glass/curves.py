@@ -1,4 +1,4 @@
-"""Training and validation curves, with the losses to hold them against."""
+"""Draw training and validation curves with the baseline losses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,15 @@ from typing import Any
 from glassgpt.errors import CheckpointError, MissingExtraError
 from glassgpt.training.checkpoint import Run
 
-_FLOOR_NAMES = {"uniform": "ln V", "unigram": "unigram entropy", "bigram": "bigram entropy"}
+#: Labels of the baseline losses in metrics.jsonl: ``baseline/uniform`` and so on, ``floor/uniform`` in old runs.
+BASELINE_LABELS = {"uniform": "uniform baseline (ln V)", "unigram": "unigram baseline", "bigram": "bigram baseline"}
 
 
 def require_matplotlib() -> None:
-    """Refuse to draw where there is nothing to draw with.
+    """Raise an error if matplotlib is not installed.
 
     Raises:
-        MissingExtraError: if matplotlib is not installed.
+        MissingExtraError: with the command that installs it.
     """
     try:
         import matplotlib.figure  # noqa: F401
@@ -23,11 +24,11 @@ def require_matplotlib() -> None:
 
 
 def draw_curves(runs: Sequence[Run], target: Path) -> None:
-    """Draw the curves of runs on one figure and write it as PNG. Baselines are those of the first run's text.
+    """Draw the curves of runs on one figure, with the baselines of the first run's text, and write it as PNG.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
-        CheckpointError: if a run has nothing to draw yet, or the file cannot be written.
+        CheckpointError: if a run has no losses yet, or the file cannot be written.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -36,13 +37,10 @@ def draw_curves(runs: Sequence[Run], target: Path) -> None:
     axes = figure.add_subplot()
     for number, run in enumerate(runs):
         _draw_run(axes, run, f"C{number}")
-    baselines = next((row for row in runs[0].metrics if "baseline/uniform" in row), {})
-    for name, label in _FLOOR_NAMES.items():
-        if f"baseline/{name}" in baselines:
-            value = baselines[f"baseline/{name}"]
-            axes.axhline(value, color="0.6", linewidth=0.8, linestyle="--")
-            place: Any = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axes.annotate(f"{label} {value:.3f}", xytext=(-4, 3), ha="right", fontsize=8, color="0.4", **place)
+    for label, value in _baselines(runs[0]).items():
+        axes.axhline(value, color="0.6", linewidth=0.8, linestyle="--")
+        place: Any = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(f"{label} {value:.3f}", xytext=(-4, 3), ha="right", fontsize=8, color="0.4", **place)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.2)
@@ -54,12 +52,23 @@ def draw_curves(runs: Sequence[Run], target: Path) -> None:
         raise CheckpointError(f"{target} cannot be written: {error.strerror}") from None
 
 
+def _baselines(run: Run) -> dict[str, float]:
+    """Return the baseline losses of a run, by label."""
+    return {
+        label: row[key]
+        for row in reversed(run.metrics)
+        for prefix in ("floor", "baseline")
+        for name, label in BASELINE_LABELS.items()
+        if (key := f"{prefix}/{name}") in row
+    }
+
+
 def _draw_run(axes: Any, run: Run, color: str) -> None:
     rows = run.metrics
     training = [(row["step"], row["train/loss"]) for row in rows if row.get("train/loss") is not None]
     validation = [(row["step"], row["val/loss"]) for row in rows if row.get("val/loss") is not None]
     if not training and not validation:
-        raise CheckpointError(f"{run.path} has no metrics to draw yet")
+        raise CheckpointError(f"{run.path} has no losses to draw yet")
     if training:
         axes.plot(*zip(*training, strict=True), color=color, alpha=0.35, linewidth=1, label=f"{run.name}, training")
     if validation:

@@ -1,0 +1,72 @@
+"""Options that several verbs share, and the arguments of verbs that take a configuration."""
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glassgpt.config import ConfigOverrides, build, parse_overrides, presets, read_toml
+from glassgpt.errors import ConfigError
+from glassgpt.files import path_exists
+
+SOURCE_HELP = "A run, a model folder, a .gguf file, an asset by its name, or a model on the hub (gpt2, ORG/NAME)."
+JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
+RUNS_OPTION = typer.Option(Path("runs"), "--runs-dir", help="Folder that holds the runs.")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, list[ConfigOverrides]]:
+    """Split ``[TEXT] [FILE.toml] [preset=NAME] [key=value ...]`` into the preset, the text and the overrides.
+
+    Settings of the command line win over those of files, in any order.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    preset: str | None = None
+    sources: list[str] = []
+    overrides: list[ConfigOverrides] = []
+    command_line: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for argument in arguments:
+        try:
+            if argument.startswith("preset="):
+                preset = argument.removeprefix("preset=")
+                if preset != "auto":
+                    presets.get(preset)
+            elif "=" in argument and not path_exists(argument):
+                for section, values in parse_overrides([argument]).items():
+                    command_line.setdefault(section, {}).update(values)
+            elif argument.endswith(".toml"):
+                file_preset, file_overrides = read_toml(Path(argument))
+                preset = preset or file_preset
+                overrides.append(file_overrides)
+            else:
+                sources.append(argument)
+        except ConfigError as error:
+            problems += error.problems
+    if len(sources) > 1:
+        problems.append(f"one text at a time, got {', '.join(sources)}; settings are written key=value")
+    overrides.append(command_line)
+    if sources:
+        overrides.append({"data": {"source": sources[0]}})
+    if problems:  # add those of the settings that could be read
+        base: ConfigOverrides = presets.PRESETS[preset].layer if preset in presets.PRESETS else {}
+        try:
+            build("", [base, *overrides])
+        except ConfigError as error:
+            problems += error.problems
+        raise ConfigError(problems)
+    return preset, sources[0] if sources else None, overrides
+
+
+def stdin_is_piped() -> bool:
+    """Return whether standard input is a pipe or a file, not a terminal."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

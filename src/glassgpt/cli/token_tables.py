@@ -1,0 +1,241 @@
+"""Print tokens, tokenizers and their comparison as tables; tokens of a text in colours if the terminal shows them."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glassgpt.cli.output import pluralize, print_table
+from glassgpt.glass.tokenizer_comparison import TextSplit, TokenizerMeasurement
+from glassgpt.glass.tokens import PreTokenMerges, TokenInText, escaped, quoted
+
+#: Backgrounds of tokens in a terminal (of the 256 colours), used in turn, and of special tokens.
+_COLOURS, _SPECIAL_COLOURS = (153, 223, 157, 225), (161, 126)
+_BLACK, _WHITE = 16, 231
+#: Bytes of a token in a table, at most.
+_MAX_BYTES = 16
+
+
+# --- the tokens of a text --------------------------------------------------------------------------------------------
+
+
+def print_tokens(tokens: Sequence[TokenInText], max_rows: int) -> None:
+    """Print a text with the boundaries of its tokens, then a table of at most ``max_rows`` tokens (0: all)."""
+    if has_colours():
+        print(coloured(tokens))
+    else:
+        print(separated([token.content for token in tokens], line_breaks=True))
+    shown = tokens[: max_rows or None]
+    table = []
+    for position, token in enumerate(shown):
+        content = token.content[:_MAX_BYTES].hex(" ") + (" ..." if len(token.content) > _MAX_BYTES else "")
+        content = "-" if token.special else content
+        table.append([f"{position:,}", str(token.id), content, quoted(token.content), token.note])
+    print()
+    print_table(["position", "id", "bytes", "token", ""], table, right=(0, 1))
+    if len(shown) < len(tokens):
+        print(f"... and {len(tokens) - len(shown):,} more (--rows 0 shows all)")
+
+
+def separator() -> str:
+    """Return the mark between tokens without colours: ``│``, or ``|`` if standard output cannot encode that."""
+    try:
+        "│".encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return "|"
+    return "│"
+
+
+def separated(contents: Sequence[bytes], line_breaks: bool = False) -> str:
+    """Join tokens with the separator; in a token, that character gets a backslash."""
+    mark = separator()
+    return mark.join(escaped(content, line_breaks).replace(mark, f"\\{mark}") for content in contents)
+
+
+def coloured(tokens: Sequence[TokenInText]) -> str:
+    """Join tokens, each on another background than its neighbours."""
+    painted, counts = [], {True: 0, False: 0}
+    for token in tokens:
+        colours, foreground = (_SPECIAL_COLOURS, _WHITE) if token.special else (_COLOURS, _BLACK)
+        colour = colours[counts[token.special] % len(colours)]
+        lines = escaped(token.content, line_breaks=True).split("\n")  # a colour would fill the rest of the line
+        painted.append("\n".join(_paint(line, colour, foreground) if line else "" for line in lines))
+        counts[token.special] += 1
+    return "".join(painted)
+
+
+def has_colours() -> bool:
+    """Return whether standard output is a terminal with colours, and NO_COLOR is not set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _paint(text: str, background: int, foreground: int = _BLACK) -> str:
+    return f"\x1b[38;5;{foreground};48;5;{background}m{text}\x1b[0m"
+
+
+# --- the merges of a word --------------------------------------------------------------------------------------------
+
+
+def print_merge_steps(pre_tokens: Sequence[PreTokenMerges]) -> None:
+    """Print, for each pre-token, its tokens before every merge and the pair that is merged next."""
+    for number, pre_token in enumerate(pre_tokens, start=1):
+        place = f"piece {number} of {len(pre_tokens)}: " if len(pre_tokens) > 1 else ""
+        size = f"{pluralize(len(pre_token.content), 'byte')}, {pluralize(len(pre_token.steps) - 1, 'merge')}"
+        print(f"{place}{quoted(pre_token.content)}, {size}\n")
+        rows = []
+        for count, step in enumerate(pre_token.steps):
+            row = [str(count), separated(step.tokens), "none: no pair has a rank", "", ""]
+            if step.pair:
+                left, right = step.pair
+                merges = len(step.tokens) - len(pre_token.steps[count + 1].tokens)
+                row[1:3] = [_with_pair(step.tokens, step.pair, merges), f"{quoted(left)} + {quoted(right)}"]
+                row[3:] = [f"{step.rank:,}", f"{quoted(left + right)} {step.merged_id}"]
+            rows.append(row)
+        print_table(["step", "tokens", "merged next", "rank", "into"], rows, right=(0, 3))
+        final = pre_token.steps[-1].tokens
+        named = ", ".join(f"{quoted(token)} {i}" for token, i in zip(final, pre_token.ids, strict=True))
+        print(f"\n{pluralize(len(final), 'token')}: {named}" + ("\n" if number < len(pre_tokens) else ""))
+
+
+def _with_pair(tokens: list[bytes], pair: tuple[bytes, bytes], times: int) -> str:
+    """Join tokens with the separator, and colour the first ``times`` places of a pair if there are colours."""
+    parts, position, left = [], 0, times if has_colours() else 0
+    while position < len(tokens):
+        is_pair = left > 0 and tuple(tokens[position : position + 2]) == pair
+        size, left = (2, left - 1) if is_pair else (1, left)
+        text = separated(tokens[position : position + size])
+        parts.append(_paint(text, _COLOURS[0]) if is_pair else text)
+        position += size
+    return separator().join(parts)
+
+
+# --- a tokenizer -----------------------------------------------------------------------------------------------------
+
+
+def print_tokenizer(name: str, description: Mapping[str, Any]) -> None:
+    """Print the result of :func:`glassgpt.glass.tokens.describe_tokenizer`."""
+    roles = {token: role.removesuffix("_token") for role, token in description["roles"].items()}
+    special = [
+        f"{escaped(token.encode())} {i}" + (f" ({roles[token]})" if token in roles else "")
+        for token, i in description["special_tokens"].items()
+    ]
+    size = pluralize(description["vocab_size"], "token")
+    if "merges" in description:
+        size += f": 256 bytes, {pluralize(description['merges'], 'merge')}"
+    lines = [("kind", description["about"]), ("vocabulary", size), ("special tokens", ", ".join(special) or "none")]
+    for token, i in description.get("added_tokens", {}).items():
+        lines.append(("added token", f"{escaped(token.encode())} {i}"))
+    for pattern in description.get("patterns", []):
+        regex = pattern["regex"] if pattern["regex"].isprintable() else repr(pattern["regex"])
+        lines.append(("split pattern", f"{pattern['name'] or 'its own'}: {regex}"))
+    if description.get("normal_form"):
+        lines.append(("normal form", f"text is normalised to {description['normal_form']} first"))
+    if description.get("whole_pieces"):
+        lines.append(("whole pieces", "a piece that is a token is not merged from bytes"))
+    if "merges" not in description:
+        lines.append(("first tokens", ", ".join(map(_named, description["first_tokens"]))))
+    if description["kind"] != "char":
+        longest = description["longest_tokens"]
+        lines += [("" if i else "longest tokens", _named(token)) for i, token in enumerate(longest)]
+    print(f"{name}\n")
+    for label, value in lines:
+        print(f"{label:<14}  {value}")
+    if description.get("some_merges"):
+        print()
+        _print_merges(description["some_merges"])
+
+
+def _print_merges(merges: Sequence[Mapping[str, Any]]) -> None:
+    rows, previous = [], -1
+    for merge in merges:
+        if merge["rank"] != previous + 1:
+            rows.append(["...", "", "", ""])
+        left, right, into = (_content(token) for token in (*merge["pair"], merge["into"]))
+        rows.append([f"{merge['rank']:,}", f"{left} + {right}", into, str(merge["into"]["id"])])
+        previous = merge["rank"]
+    print_table(["rank", "merge", "into", "id"], rows, right=(0, 3))
+
+
+def _content(token: Mapping[str, Any]) -> str:
+    return quoted(bytes.fromhex(token["bytes"]))
+
+
+def _named(token: Mapping[str, Any]) -> str:
+    return f"{_content(token)} {token['id']}"
+
+
+def print_trained(result: Mapping[str, Any], text: str, out: Path, settings: Mapping[str, Any]) -> None:
+    """Print the summary of a trained tokenizer, and the next commands.
+
+    Args:
+        result: from :func:`glassgpt.glass.tokenizer_comparison.summarize_training`, with ``seconds`` and ``files``.
+        text: TEXT, as the user wrote it.
+        out: OUT, as the user wrote it.
+        settings: the BPE options of the command line.
+    """
+    special = [f"{name} {i}" for name, i in result["special_tokens"].items()]
+    size = f"{result['kind']}, {pluralize(result['vocab_size'], 'token')}"
+    if result["merges"] is not None:
+        size += f": 256 bytes, {pluralize(result['merges'], 'merge')}"
+    print(", ".join([size, *special]))
+    if result["asked_for"] is not None and result["vocab_size"] < result["asked_for"]:
+        times = pluralize(settings.get("min_frequency", 2), "time")
+        reason = "the text has no more words" if result["merges"] is None else f"no remaining pair occurs {times}"
+        print(f"fewer than the {result['asked_for']:,} requested: {reason}")
+    lost = f", but {result['unknown']:.1%} of its words are unknown and lost" if result["unknown"] else ""
+    print(f"{result['bytes_per_token']:.2f} bytes per token on {result['measured_on']}{lost}")
+    print(f"trained in {result['seconds']:.1f} s; written to {' and '.join(result['files'])}")
+    hint = ""
+    if out.suffix == ".tiktoken":
+        print("a .tiktoken file holds neither special tokens nor split pattern: give them to the program that reads it")
+        hint = f" --pattern {settings['pattern']}" if "pattern" in settings else ""
+    name = shlex.quote(str(out))
+    print(f"\nnext: glassgpt tokenizer show {name} 'Any text'{hint}")
+    if not hint:  # `train` has no option for a split pattern
+        print(f"      glassgpt train {shlex.quote(text)} tokenizer={name}")
+
+
+# --- several tokenizers ----------------------------------------------------------------------------------------------
+
+
+def print_comparison(name: str, split: TextSplit, trained: Sequence[str], rows: Sequence[TokenizerMeasurement]) -> None:
+    """Print a table of measurements.
+
+    Args:
+        name: of the text.
+        split: of the text.
+        trained: the tokenizers that were trained on its beginning.
+        rows: the measurements on its end.
+    """
+    taken = f"; the first {split.bytes_taken:,} are taken (--bytes takes more)"
+    size = pluralize(split.bytes_of_text, "byte")
+    print(f"{name}, {size}{taken if split.bytes_taken < split.bytes_of_text else ''}")
+    if trained:
+        print(f"trained on the first 90 % ({pluralize(len(split.train), 'character')}): {', '.join(trained)}")
+    print(f"measured on the last 10 % ({pluralize(len(split.test), 'character')}): all\n")
+    has_unknown = any(row.unknown is not None for row in rows)
+    header = ["tokenizer", "vocabulary", "used", "tokens", "bytes/token", "tokens/word", "encode MB/s"]
+    header += ["unknown"] if has_unknown else []
+    table, notes = [], []
+    for row in rows:
+        speed = None if row.bytes_per_second is None else row.bytes_per_second / 1e6
+        mark = "*" if row.gives_text_back is False else " "
+        cells = [row.tokenizer, f"{row.vocab_size:,}", _format(row.vocabulary_used, ".1%"), _format(row.tokens, ",")]
+        cells += [_format(row.bytes_per_token, ".2f") + mark, _format(row.tokens_per_word, ".2f")]
+        cells += [_format(speed, ".2f"), *([_format(row.unknown, ".1%")] if has_unknown else [])]
+        table.append(cells)
+        if row.error is not None:
+            notes.append(f"- {row.tokenizer} cannot encode the last 10 %: {row.error}")
+        elif row.gives_text_back is False and row.unknown:
+            notes.append(f"* {row.tokenizer}: not comparable; the text of its unknown words is lost")
+        elif row.gives_text_back is False:
+            notes.append(f"* {row.tokenizer}: not quite comparable; decoding does not give the text back exactly")
+    print_table(header, table, right=range(1, len(header)))
+    if notes:
+        print("\n" + "\n".join(notes))
+
+
+def _format(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
