@@ -60,6 +60,7 @@ def run_peer(checkout: Path, text: Path, iterations: int) -> dict[str, Any]:
         environment = {**os.environ, "PYTHONPATH": folder}
         subprocess.run([sys.executable, corpus / "prepare.py"], check=True, env=environment, stdout=subprocess.DEVNULL)
         settings = PEER_SETTINGS | {"max_iters": iterations, "lr_decay_iters": iterations}
+        settings["eval_interval"] = min(250, iterations)  # when it saves a checkpoint
         flags = [f"--{key}={value}" for key, value in settings.items()]
         seconds, output = timed([sys.executable, "train.py", "config/train_shakespeare_char.py", *flags], copy)
         steps = [float(ms) / 1000 for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", output, re.MULTILINE)]
