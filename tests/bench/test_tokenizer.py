@@ -35,7 +35,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[T
     (folder / "torch.py").write_text("raise ImportError('torch is not needed here')", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        yield bench_tokenizer(prose + TEXT, 330, pattern="llama3", processes=2, repeat=1)
+        yield bench_tokenizer(prose + TEXT, 330, pattern="llama3", processes=2, repeat=3)
 
 
 class FakeMeasure:
