@@ -1,23 +1,24 @@
-"""Training throughput beside nanoGPT and transformers: tokens per second on the same shape and batch, in one call.
+"""Training throughput of glassgpt, nanoGPT and transformers: tokens per second on the same shape and batch.
 
     python benchmarks/throughput.py --nanogpt CHECKOUT --shape 4x128
     python benchmarks/throughput.py --nanogpt CHECKOUT --shape gpt2 --device cuda --dtype bfloat16 --batch 16 \\
         --block 1024
+    python benchmarks/throughput.py --smoke
 
-Every measurement is a process of its own; they run in turn, for several rounds, and what counts are the medians and
-their ratios. All train the same kind of model on the same random tokens: forward, backward, clipping, optimiser, and
-the loss is read after every step. Reading data, validating and saving are not in it.
+Every measurement is a process of its own; they run in turn, for several rounds, and the figures are medians. All train
+a GPT on the same random tokens: forward, backward, clipping, optimiser, and the loss is read after every step. Loading
+data, validating and saving are not included. A library that is not installed is left out.
 
 glassgpt      GPT-2's blocks and AdamW: the same work
 nanogpt       its GPT, its configure_optimizers (AdamW), the step of its train.py
-transformers  GPT2LMHeadModel and AdamW (fused, as its Trainer has it)
-muon          glassgpt with Qwen-3's blocks and Muon on the same numbers, which is what its presets do: other work
+transformers  GPT2LMHeadModel and AdamW (fused, as in its Trainer)
+muon          glassgpt with Qwen-3's blocks and Muon on the same shape, as in its presets: different work
 
-Each as its own code has it: nanoGPT's GELU is exact, the others' approximated; in bfloat16 the peers use autocast and
-glassgpt holds its weights in bfloat16 beside float32 masters; nanoGPT and transformers compile the whole model,
-glassgpt its blocks. Float32 products on a GPU may use TF32, in all of them, as nanoGPT wants it. The MFU counts the
-FLOPs of glassgpt.estimate, the same for the first three, against the fastest matrix product measured in the same call.
-Peak memory is that of tensors on a GPU, and of the whole process on a CPU, imports included.
+Each keeps its own conventions: nanoGPT's GELU is exact, the others' approximate; in bfloat16 the peers use autocast and
+glassgpt keeps bfloat16 weights with float32 master weights; nanoGPT and transformers compile the whole model, glassgpt
+its blocks. Float32 products on a GPU may use TF32 in all of them, as nanoGPT sets it. The MFU uses the FLOPs of
+glassgpt.estimate, the same for the first three, and the fastest matrix product measured in the same call. Peak memory
+is that of tensors on a GPU, and of the whole process on a CPU, including imports.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-#: Layers, heads, width, context, sequences, vocabulary.
+#: Name -> layers, heads, width, context, batch size, vocabulary.
 SHAPES = {
     "4x128": (4, 4, 128, 64, 12, 65),  # nanoGPT's command for a CPU
     "6x384": (6, 6, 384, 256, 16, 65),  # nanoGPT's character-level model
@@ -49,7 +50,7 @@ Step = Callable[[], object]
 
 
 def glassgpt_step(options: argparse.Namespace) -> Step:
-    """A step of glassgpt, with AdamW on GPT-2's blocks or Muon on Qwen-3's."""
+    """Build a training step of glassgpt."""
     from glassgpt.bench.throughput import TrainingStep
     from glassgpt.config import RuntimeConfig
     from glassgpt.runtime import resolve
@@ -60,7 +61,7 @@ def glassgpt_step(options: argparse.Namespace) -> Step:
 
 
 def glassgpt_config(options: argparse.Namespace) -> Any:
-    """The configuration of the shape."""
+    """The configuration of the shape: GPT-2's blocks with AdamW, or Qwen-3's with Muon."""
     from glassgpt.config import build
     from glassgpt.config.presets import MODERN
 
@@ -80,7 +81,7 @@ def glassgpt_config(options: argparse.Namespace) -> Any:
 
 
 def nanogpt_step(options: argparse.Namespace) -> Step:
-    """A step of nanoGPT's train.py."""
+    """Build a training step of nanoGPT."""
     import torch
 
     module = load_module(options.nanogpt / "model.py")
@@ -98,7 +99,7 @@ def nanogpt_step(options: argparse.Namespace) -> Step:
 
 
 def transformers_step(options: argparse.Namespace) -> Step:
-    """A step on transformers' GPT-2."""
+    """Build a training step of transformers' GPT-2."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -113,12 +114,12 @@ def transformers_step(options: argparse.Namespace) -> Step:
     )
     network = torch.compile(model) if options.mode == "compiled" else model
     inputs, _ = random_batch(options)
-    # It shifts the labels itself, so that one token in a row is not predicted.
+    # The model shifts the labels itself, so each sequence has one target less.
     return peer_step(lambda: network(input_ids=inputs, labels=inputs).loss, model, optimizer, options)
 
 
 def peer_step(loss_of: Callable[[], Any], model: Any, optimizer: Any, options: argparse.Namespace) -> Step:
-    """A step as nanoGPT's train.py takes it: autocast, backward, clip, update, and the loss is read."""
+    """Build a step like that of nanoGPT's train.py: autocast, backward, clip, update, read the loss."""
     import torch
 
     device = torch.device(options.device).type
@@ -139,7 +140,7 @@ def peer_step(loss_of: Callable[[], Any], model: Any, optimizer: Any, options: a
 
 
 def random_batch(options: argparse.Namespace) -> Any:
-    """Inputs and targets ``[B, T]``."""
+    """Random inputs and targets ``[B, T]``."""
     import torch
 
     _, _, _, block_size, batch_size, vocab_size = shape_of(options)
@@ -148,7 +149,7 @@ def random_batch(options: argparse.Namespace) -> Any:
 
 
 def load_module(file: Path) -> ModuleType:
-    """A Python file as a module."""
+    """Import a Python file as a module."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", file)
     assert spec is not None
     assert spec.loader is not None
@@ -162,7 +163,7 @@ def load_module(file: Path) -> ModuleType:
 
 
 def work(options: argparse.Namespace) -> dict[str, float]:
-    """Measure one program, or the fastest matrix product."""
+    """Measure one program, or the fastest matrix product, in this process."""
     import torch
 
     from glassgpt.bench.memory import peak_resident
@@ -175,20 +176,20 @@ def work(options: argparse.Namespace) -> dict[str, float]:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if options.worker == "peak":
-        return {"matrix_peak": matrix_peak(device, getattr(torch, options.dtype))}
+        return {"matrix_peak": matrix_peak(device, getattr(torch, options.dtype), 0.0 if options.smoke else 2.0)}
     torch.manual_seed(0)
-    makers = {"nanogpt": nanogpt_step, "transformers": transformers_step}
-    step = makers.get(options.worker, glassgpt_step)(options)
+    builders = {"nanogpt": nanogpt_step, "transformers": transformers_step}
+    step = builders.get(options.worker, glassgpt_step)(options)
     seconds: list[float] = []
-    began = time.perf_counter()
+    warmed_up = time.perf_counter()
     while len(seconds) < WARMUP + options.steps:
         start = time.perf_counter()
         step()
         synchronise(device)
         seconds.append(time.perf_counter() - start)
         if len(seconds) == WARMUP:
-            began = time.perf_counter()
-        if len(seconds) > WARMUP + 2 and time.perf_counter() - began > options.seconds:
+            warmed_up = time.perf_counter()
+        if len(seconds) > WARMUP + 2 and time.perf_counter() - warmed_up > options.seconds:
             break
     gpu = device.type == "cuda"
     return {
@@ -201,7 +202,7 @@ def work(options: argparse.Namespace) -> dict[str, float]:
 
 
 def measure(program: str, mode: str, arguments: list[str]) -> dict[str, float]:
-    """The same, started from here."""
+    """Measure in a new process."""
     command = [sys.executable, __file__, *arguments, "--worker", program, "--mode", mode]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode:
@@ -213,41 +214,40 @@ def measure(program: str, mode: str, arguments: list[str]) -> dict[str, float]:
 
 
 def shape_of(options: argparse.Namespace) -> tuple[int, int, int, int, int, int]:
-    """Layers, heads, width, context, sequences, vocabulary, as asked for."""
+    """Layers, heads, width, context, batch size and vocabulary, after --block and --batch."""
     n_layer, n_head, n_embd, block_size, batch_size, vocab_size = SHAPES[options.shape]
     return n_layer, n_head, n_embd, options.block or block_size, options.batch or batch_size, vocab_size
 
 
 def compare(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """Run everything in turn, round after round; a round begins one place later than the last."""
-    modes = (
-        options.modes.split(",")
-        if options.modes
-        else ["compiled"]
-        if options.device != "cpu"
-        else ["eager", "compiled"]
-    )
+    """Run everything in turn; each round starts one place later than the last."""
+    default_modes = "eager,compiled" if options.device == "cpu" else "compiled"
     programs = options.programs.split(",") if options.programs else list(PROGRAMS)
-    if options.nanogpt is None and "nanogpt" in programs:
-        programs.remove("nanogpt")
-    runs = [(program, mode) for mode in modes for program in programs]
+    for name, missing in (
+        ("nanogpt", "" if options.nanogpt else "give --nanogpt CHECKOUT"),
+        ("transformers", "" if importlib.util.find_spec("transformers") else "it is not installed"),
+    ):
+        if missing and name in programs:
+            programs.remove(name)
+            print(f"left out: {name}: {missing}")
+    runs = [(program, mode) for mode in (options.modes or default_modes).split(",") for program in programs]
     rounds: dict[str, list[dict[str, float]]] = {f"{program} {mode}": [] for program, mode in runs}
     peaks: list[float] = []
     for number in range(options.rounds):
         peaks.append(measure("peak", "eager", arguments)["matrix_peak"])
-        at = number % len(runs)
-        for program, mode in runs[at:] + runs[:at]:
+        start = number % len(runs)
+        for program, mode in runs[start:] + runs[:start]:
             figures = measure(program, mode, arguments)
             rounds[f"{program} {mode}"].append(figures)
             print(f"round {number + 1} {program:<12} {mode:<8} {figures['step_seconds'] * 1000:>10,.2f} ms", flush=True)
     tokens = shape_of(options)[3] * shape_of(options)[4]
     peak = statistics.median(peaks)
     median: dict[str, dict[str, float]] = {}
-    for name, found in rounds.items():
-        middle = {key: statistics.median(figures[key] for figures in found) for key in found[0]}
-        middle["tokens_per_second"] = tokens / middle["step_seconds"]
-        middle["mfu"] = middle["flops_per_token"] * middle["tokens_per_second"] / peak
-        median[name] = middle
+    for name, rows in rounds.items():
+        row = {key: statistics.median(figures[key] for figures in rows) for key in rows[0]}
+        row["tokens_per_second"] = tokens / row["step_seconds"]
+        row["mfu"] = row["flops_per_token"] * row["tokens_per_second"] / peak
+        median[name] = row
     settings = {key: str(value) for key, value in vars(options).items() if value is not None and key != "nanogpt"}
     return {"settings": settings, "matrix_peak": peak, "median": median, "rounds": rounds}
 
@@ -261,10 +261,10 @@ def show(options: argparse.Namespace, results: dict[str, Any]) -> None:
     )
     median = results["median"]
     print(f"\n{'':<22} {'tokens/s':>12} {'ms/step':>10} {'MFU':>7} {'peak memory':>13}")
-    for name, found in median.items():
+    for name, row in median.items():
         print(
-            f"{name:<22} {found['tokens_per_second']:>12,.0f} {1000 * found['step_seconds']:>10,.2f} "
-            f"{found['mfu']:>7.1%} {found['peak_memory'] / 2**20:>9,.0f} MiB"
+            f"{name:<22} {row['tokens_per_second']:>12,.0f} {1000 * row['step_seconds']:>10,.2f} "
+            f"{row['mfu']:>7.1%} {row['peak_memory'] / 2**20:>9,.0f} MiB"
         )
     print()
     for name in median:
@@ -275,39 +275,39 @@ def show(options: argparse.Namespace, results: dict[str, Any]) -> None:
                 print(f"{name} / {peer} {mode}: {ratio:.2f}x tokens/s")
 
 
-def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--nanogpt", type=Path, metavar="CHECKOUT", help="a checkout of nanoGPT; without, it is left out"
-    )
+    parser.add_argument("--nanogpt", type=Path, metavar="CHECKOUT", help="a checkout of nanoGPT; by default left out")
+    parser.add_argument("--smoke", action="store_true", help="check in seconds that this works: one step, eager")
     parser.add_argument("--shape", choices=SHAPES, default="4x128")
     parser.add_argument("--batch", type=int, default=0, help="sequences per step; 0: the shape's")
     parser.add_argument("--block", type=int, default=0, help="context in tokens; 0: the shape's")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type to compute in")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
-    parser.add_argument("--no-bias", action="store_true", help="no biases in nanoGPT (its default) and glassgpt")
-    parser.add_argument("--modes", help="of eager,compiled; by default both on a CPU, compiled elsewhere")
-    parser.add_argument("--programs", help=f"of {','.join(PROGRAMS)}; by default all")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's default")
+    parser.add_argument("--no-bias", action="store_true", help="without biases in nanoGPT (its default) and glassgpt")
+    parser.add_argument("--modes", help="eager,compiled or one of them; by default both on a CPU, else compiled")
+    parser.add_argument("--programs", help=f"some of {','.join(PROGRAMS)}; by default all")
     parser.add_argument("--steps", type=int, default=30, help=f"steps to time, after {WARMUP} to warm up")
-    parser.add_argument("--seconds", type=float, default=60, help="time fewer steps if they take longer than this")
-    parser.add_argument("--rounds", type=int, default=3, help="times to run all in turn; medians are reported")
+    parser.add_argument("--seconds", type=float, default=60, help="time limit for the steps of one measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="times to run all programs")
     parser.add_argument("--json", type=Path, help="file to write every figure to")
     parser.add_argument("--worker", choices=(*PROGRAMS, "peak"), help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=("eager", "compiled"), default="eager", help=argparse.SUPPRESS)
-    return parser.parse_args(), parser
+    options = parser.parse_args()
+    if options.nanogpt is not None and not (options.nanogpt / "model.py").exists():
+        parser.error(f"{options.nanogpt} is not a checkout of nanoGPT: model.py does not exist")
+    for value, valid in ((options.modes, ("eager", "compiled")), (options.programs, PROGRAMS)):
+        for name in (value or valid[0]).split(","):
+            if name not in valid:
+                parser.error(f"{name!r} is not one of {', '.join(valid)}")
+    if options.smoke:
+        options.modes, options.steps, options.rounds = "eager", 1, 1
+    return options
 
 
 def main() -> None:
-    options, parser = parse()
-    if options.nanogpt is not None and not (options.nanogpt / "model.py").exists():
-        parser.error(f"{options.nanogpt} is no checkout of nanoGPT: it has no model.py")
-    if options.nanogpt is None and "nanogpt" in (options.programs or ""):
-        parser.error("for nanogpt give --nanogpt CHECKOUT")
-    for given, known in ((options.modes, ("eager", "compiled")), (options.programs, PROGRAMS)):
-        for name in (given or known[0]).split(","):
-            if name not in known:
-                parser.error(f"{name!r} is none of {', '.join(known)}")
+    options = parse()
     if options.worker:
         print(json.dumps(work(options)))
         return

@@ -172,7 +172,7 @@ def test_running_out_of_memory_ends_one_measurement(runtime: Runtime, monkeypatc
     monkeypatch.setattr(attention.ExplicitAttention, "forward", forward)
     fused, explicit = bench_attention([64], 2, 16, runtime)
     assert fused.forward_seconds
-    assert explicit == AttentionBench(64, "explicit", skipped="memory ran out")
+    assert explicit == AttentionBench(64, "explicit", skipped="out of memory")
 
 
 def test_growth_stops_when_the_time_is_over(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_growth_stops_when_the_time_is_over(runtime: Runtime, monkeypatch: pytes
     monkeypatch.setattr(attention, "_measure", measure)
     rows = {(row.context, row.kind): row.skipped for row in bench_attention([1, 2, 4], 1, 1, runtime, seconds=15)}
     assert rows[2, "fused"] == "", "expected to take 4 s"
-    assert rows[2, "explicit"] == "would take about 16 s more, and the time is over"
+    assert rows[2, "explicit"] == "time limit reached; would take about 16 s more"
     assert rows[4, "fused"] == "", "explicit is no reason to skip fused"
 
 

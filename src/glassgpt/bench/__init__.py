@@ -1,1 +1,1 @@
-"""How fast, against what the machine can do: training throughput, the cost of attention, and the measured peaks."""
+"""Measure training throughput, attention, byte-level BPE, and the peaks of the device."""

@@ -1,4 +1,4 @@
-"""The cost of attention as the context grows: fused and explicit, in time and in memory."""
+"""Time and memory of attention against the context length, fused and explicit."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,25 +15,25 @@ from glassgpt.runtime import Runtime, synchronise
 from glassgpt.training import guard
 
 KINDS: dict[str, type[nn.Module]] = {"fused": FusedAttention, "explicit": ExplicitAttention}
-#: Seconds for one measurement, where it is short: repeated until then. And for all of them together.
+#: Seconds during which a short measurement is repeated, and seconds for all measurements together.
 EACH, ALL = 0.3, 30.0
-#: What the explicit form holds at once, in ``[B, H, T, T]`` tensors of float32: scores, masked scores, weights, and
-#: in the backward pass the gradients of two of them and room to compute.
-HELD = 6
+#: Number of ``[B, H, T, T]`` float32 tensors that explicit attention needs at once: scores, masked scores, weights,
+#: the gradients of two of them, and temporary space.
+SCORE_TENSORS = 6
 
 
 @dataclass(frozen=True)
 class AttentionBench:
-    """The cost of one attention of one layer at one context length; all numbers None where it was not measured.
+    """Time and memory of one layer's attention at one context length; the numbers are None if it was skipped.
 
     Attributes:
         context: tokens, T.
         kind: ``fused`` or ``explicit``.
-        forward_seconds: of the forward pass without gradients, as in generation; the median of several.
-        training_seconds: of forward and backward together.
-        memory: bytes. On a GPU the peak of forward and backward; on a CPU what the forward pass keeps for the
-            backward pass. q, k and v are in both.
-        skipped: why it was not measured; empty if it was.
+        forward_seconds: median time of the forward pass without gradients, as in generation.
+        training_seconds: median time of forward and backward together.
+        memory: bytes. On a GPU the peak of forward and backward; on a CPU what autograd saves in the forward pass.
+            Both include q, k and v.
+        skipped: why it was not measured; else empty.
     """
 
     context: int
@@ -54,29 +54,29 @@ def bench_attention(
     seconds: float = ALL,
     progress: Callable[[int, str], None] | None = None,
 ) -> list[AttentionBench]:
-    """Time both forms of causal attention on random ``q, k, v [B, H, T, D]``, shortest context first.
+    """Time fused and explicit causal attention on random ``q, k, v [B, H, T, D]``, shortest context first.
 
-    A context whose scores would not fit into half of the free memory is skipped, and so is one that would take
-    longer than what is left of the time, judged from the context before it.
+    A measurement is skipped if it needs more than half of the free memory, or if it would take longer than the time
+    that is left, extrapolated from the previous context.
 
     Args:
         contexts: lengths T in tokens.
         heads: H.
         head_dim: D.
-        runtime: where to compute, and in which type.
+        runtime: device and dtype.
         batch: B.
         seconds: for all measurements together, about.
-        progress: told of each context and kind as its measurement begins.
+        progress: called with context and kind before each measurement.
 
     Returns:
         Two results for each context, fused and explicit.
     """
     deadline = time.perf_counter() + seconds
-    before: dict[str, tuple[int, float]] = {}  # of each kind: the last context, and what measuring it took
+    previous: dict[str, tuple[int, float]] = {}  # kind -> last context, seconds that its measurement took
     rows = []
     for context in sorted(set(contexts)):
         for kind in KINDS:
-            skipped = _why_not(kind, (batch, heads, context, head_dim), runtime, before.get(kind), deadline)
+            skipped = _reason_to_skip(kind, (batch, heads, context, head_dim), runtime, previous.get(kind), deadline)
             if skipped:
                 rows.append(AttentionBench(context, kind, skipped=skipped))
                 continue
@@ -85,26 +85,26 @@ def bench_attention(
             start = time.perf_counter()
             row = _measure(kind, (batch, heads, context, head_dim), runtime)
             if not row.skipped:
-                before[kind] = context, time.perf_counter() - start
+                previous[kind] = context, time.perf_counter() - start
             rows.append(row)
     return rows
 
 
-def _why_not(
-    kind: str, shape: tuple[int, int, int, int], runtime: Runtime, before: tuple[int, float] | None, deadline: float
+def _reason_to_skip(
+    kind: str, shape: tuple[int, int, int, int], runtime: Runtime, previous: tuple[int, float] | None, deadline: float
 ) -> str:
-    """Why a measurement should not be begun; empty if it should."""
+    """Check memory and time before a measurement; empty if it can start."""
     B, H, T, D = shape
     needed = 16 * B * H * T * D * 4  # q, k, v, the result, their gradients, and copies of them
     if kind == "explicit":
-        needed += HELD * B * H * T * T * 4
-    free = free_memory(runtime.device) // 2
-    if needed > free:
-        return f"needs {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB may be taken"
+        needed += SCORE_TENSORS * B * H * T * T * 4
+    limit = free_memory(runtime.device) // 2
+    if needed > limit:
+        return f"needs {needed / 2**30:,.1f} GiB; the limit is half of the free memory, {limit / 2**30:,.1f} GiB"
     left = deadline - time.perf_counter()
-    expected = before[1] * (T / before[0]) ** 2 if before and before[1] > 2 * EACH else 0.0
+    expected = previous[1] * (T / previous[0]) ** 2 if previous and previous[1] > 2 * EACH else 0.0
     if left <= 0 or expected > left:
-        return f"would take about {expected:,.0f} s more, and the time is over" if expected else "the time is over"
+        return "time limit reached" + (f"; would take about {expected:,.0f} s more" if expected else "")
     return ""
 
 
@@ -126,28 +126,28 @@ def _measure(kind: str, shape: tuple[int, int, int, int], runtime: Runtime) -> A
 
     try:
         memory = _memory(lambda: attend(q, k, v, None)[0], training, device, base)
-        return AttentionBench(T, kind, _typical(forward, device), _typical(training, device), memory)
+        return AttentionBench(T, kind, _median_seconds(forward, device), _median_seconds(training, device), memory)
     except RuntimeError as error:
         if not guard.is_out_of_memory(error):
             raise
-        return AttentionBench(T, kind, skipped="memory ran out")
+        return AttentionBench(T, kind, skipped="out of memory")
 
 
-def _typical(work: Callable[[], None], device: torch.device) -> float:
-    """Median seconds of a call: of three at least, and as many as fit in EACH, after one to warm up.
+def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Median time of a call: of at least three, and as many as fit into EACH, after one warm-up call.
 
-    A call that is long by itself is made once: what warming up saves is nothing beside it.
+    A long call is made only once: warming up would not change its time much.
     """
-    taken: list[float] = []
-    began = time.perf_counter()
-    while len(taken) < 4 or time.perf_counter() - began < EACH:
+    times: list[float] = []
+    first_start = time.perf_counter()
+    while len(times) < 4 or time.perf_counter() - first_start < EACH:
         start = time.perf_counter()
         work()
         synchronise(device)
-        taken.append(time.perf_counter() - start)
-        if taken[0] > 3 * EACH > 0:
-            return taken[0]
-    return median(taken[1:])
+        times.append(time.perf_counter() - start)
+        if times[0] > 3 * EACH > 0:
+            return times[0]
+    return median(times[1:])
 
 
 def _memory(forward: Callable[[], Tensor], training: Callable[[], None], device: torch.device, base: int) -> int:
@@ -162,13 +162,13 @@ def _memory(forward: Callable[[], Tensor], training: Callable[[], None], device:
 
 @contextmanager
 def saved_storages() -> Iterator[dict[int, int]]:
-    """Collect what autograd saves for the backward pass: the bytes of every distinct storage, by its address."""
+    """Record the tensors that autograd saves for the backward pass: address of each distinct storage -> bytes."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # itself, where it is a result, would hold on to its own graph
+        return tensor.detach()  # returning a result itself would create a reference cycle with its graph
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield storages

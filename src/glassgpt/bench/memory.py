@@ -1,18 +1,24 @@
-"""How much memory this process has taken, and those it has started."""
+"""Peak memory of this process, and of a command with the processes that it starts."""
 
 import contextlib
 import platform
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+#: Seconds between two readings of the memory of running processes.
+_INTERVAL = 0.02
 
 
 def peak_resident() -> int | None:
-    """Bytes of main memory that this process has occupied at its peak; it never falls. None where none can tell.
+    """The peak resident memory of this process so far, in bytes; None if the system does not report it.
 
-    On Linux from the kernel's status file: ``getrusage`` there starts from the peak of the process that started us.
+    On Linux it is read from the kernel's status file: ``getrusage`` there starts from the peak of the parent process.
     """
     if platform.system() == "Linux":
-        return _kilobytes(Path("/proc/self/status"), "VmHWM")
+        return _peak_of("self")
     try:
         import resource
     except ImportError:  # Windows
@@ -21,53 +27,75 @@ def peak_resident() -> int | None:
     return peak if platform.system() == "Darwin" else 1024 * peak  # bytes on macOS, kilobytes elsewhere
 
 
-def _kilobytes(file: Path, name: str) -> int | None:
-    """Bytes of a line such as ``VmHWM:   123 kB``."""
+def _peak_of(pid: str) -> int | None:
+    """The line ``VmHWM:   123 kB`` of a process, in bytes."""
     try:
-        lines = file.read_text(encoding="ascii").splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    found = next((line.split()[1] for line in lines if line.startswith(f"{name}:")), None)
-    return 1024 * int(found) if found else None
-
-
-class Descendants:
-    """Peak memory of the processes that a process has started, and that those have started. Linux only.
-
-    They are looked at whenever the caller asks; what one takes after the last look is not known.
-
-    Args:
-        pid: of the process; what it takes itself is not counted.
-    """
-
-    def __init__(self, pid: int):
-        self._pid = pid
-        self._peaks: dict[str, int] = {}
-
-    def look(self) -> None:
-        """Note the peaks of those that run now."""
-        waiting = [str(self._pid)]
-        while waiting:
-            for child in _children(waiting.pop()):
-                waiting.append(child)
-                peak = _kilobytes(Path(f"/proc/{child}/status"), "VmHWM")
-                if peak is not None:
-                    self._peaks[child] = peak  # the newest counts: until it runs its own program it has its parent's
-
-    def total(self) -> int | None:
-        """Sum of the peaks in bytes: no less than all took at one time. None where this system does not tell."""
-        return sum(self._peaks.values()) if any(_task_files("self")) else None
-
-
-def _task_files(pid: str) -> Iterator[Path]:
-    """Of each thread of a process, the file that names the processes it has started."""
-    return Path(f"/proc/{pid}/task").glob("*/children")
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _children(pid: str) -> list[str]:
-    """Ids of the processes that a process has started; none once it has ended."""
-    found: list[str] = []
+    """The ids of the child processes of a process; empty once it has ended."""
+    children: list[str] = []
     with contextlib.suppress(OSError):
-        for file in _task_files(pid):
-            found += file.read_text(encoding="ascii").split()
-    return found
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            children += file.read_text(encoding="ascii").split()
+    return children
+
+
+class ProcessTree:
+    """Peak memory of a process and of all its descendants. Linux only; elsewhere it stays empty.
+
+    Attributes:
+        peaks: process id -> bytes, at the last :meth:`update`. Processes that have ended keep their entry.
+    """
+
+    def __init__(self, pid: int):
+        self._pid = str(pid)
+        self.peaks: dict[str, int] = {}
+
+    def update(self) -> None:
+        """Read the peaks of the processes that run now."""
+        waiting = [self._pid]
+        while waiting:
+            pid = waiting.pop()
+            waiting += _children(pid)
+            peak = _peak_of(pid)
+            if peak is not None:
+                self.peaks[pid] = peak  # the newest counts: between fork and exec a child has its parent's peak
+
+
+class ProcessResult(NamedTuple):
+    """A command that has ended: standard output and error, exit code, wall time, the peak memory of each process."""
+
+    output: str
+    error: str
+    exit_code: int
+    seconds: float
+    peaks: list[int]
+
+    @property
+    def memory(self) -> int | None:
+        """The sum of the peaks, so at least the memory used at any one time; None if the system does not report it."""
+        return sum(self.peaks) or None
+
+
+def run_and_measure(command: Sequence[str], environment: Mapping[str, str] | None = None) -> ProcessResult:
+    """Run a command to its end, and read the memory of its processes fifty times a second."""
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, encoding="utf-8"
+    ) as process:
+        tree = ProcessTree(process.pid)
+        try:
+            while True:
+                try:
+                    output, error = process.communicate(timeout=_INTERVAL)
+                    break
+                except subprocess.TimeoutExpired:
+                    tree.update()
+        finally:
+            process.kill()
+    return ProcessResult(output, error, process.returncode, time.perf_counter() - start, list(tree.peaks.values()))

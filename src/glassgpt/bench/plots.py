@@ -1,4 +1,4 @@
-"""Plots of what was measured."""
+"""Plot the measurements of attention."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,26 +14,25 @@ _STYLES: dict[str, dict[str, Any]] = {
     "training_seconds": {"linestyle": "-", "marker": "o"},
 }
 _PASSES = {"forward_seconds": "forward", "training_seconds": "forward and backward"}
-MEGABYTE = 2**20
 
 
 def require_plotting(target: Path) -> None:
-    """Refuse before anything is measured what could not be drawn after it.
+    """Check, before a long measurement, that its plot can be written.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
-        ConfigError: if the file has another type than PNG, or its folder is not there.
+        ConfigError: if the file does not end in .png, is a folder, or its folder does not exist.
     """
     require_matplotlib()
     if target.suffix.lower() != ".png":
-        raise ConfigError(f"--plot: {target} should end in .png; that is the format that is written")
+        raise ConfigError(f"--plot: the file name should end in .png, got {target}")
     if target.is_dir() or not target.parent.is_dir():
-        problem = "is a folder" if target.is_dir() else f"cannot be written: there is no folder {target.parent}"
+        problem = "is a folder" if target.is_dir() else f"cannot be written: the folder {target.parent} does not exist"
         raise ConfigError(f"--plot: {target} {problem}")
 
 
 def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> None:
-    """Draw time and memory of attention against the context, fused and explicit, both axes logarithmic, as PNG.
+    """Plot time and memory of attention against the context length to a PNG file, with logarithmic axes.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -47,14 +46,14 @@ def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> 
     times, memory = figure.subplots(1, 2)
     contexts = sorted({row.context for row in rows})
     for number, kind in enumerate(_NAMES):
-        found = [row for row in rows if row.kind == kind and not row.skipped]
-        x = [row.context for row in found]
+        measured = [row for row in rows if row.kind == kind and not row.skipped]
+        x = [row.context for row in measured]
         for field, style in _STYLES.items():
-            y = [1000 * getattr(row, field) for row in found]
+            y = [1000 * getattr(row, field) for row in measured]
             times.plot(x, y, color=f"C{number}", label=f"{_NAMES[kind]}, {_PASSES[field]}", **style)
-        y = [(row.memory or 0) / MEGABYTE for row in found]
+        y = [(row.memory or 0) / 2**20 for row in measured]
         memory.plot(x, y, color=f"C{number}", marker="o", label=_NAMES[kind])
-    _scale(times, contexts, "time of one layer's attention (milliseconds)")
+    _scale(times, contexts, "time of one layer's attention (ms)")
     _scale(memory, contexts, "memory of one layer's attention (MiB)")
     try:
         figure.savefig(target, dpi=120, format="png")
@@ -70,4 +69,4 @@ def _scale(axes: Any, contexts: Sequence[int], label: str) -> None:
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel(label)
     axes.grid(alpha=0.2, which="both")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=9)  # off the curves
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=9)  # below the curves

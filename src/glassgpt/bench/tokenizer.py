@@ -1,158 +1,104 @@
-"""Training and encoding of byte-level BPE, beside `tokenizers` and tiktoken on the same text.
+"""Speed and memory of glassgpt's byte-level BPE: training, and encoding in Python and by tiktoken's engine.
 
-Every measurement is a process of its own, so that its memory, its caches and its threads are its own. All of them run
-in turn, round after round, and the figures are medians over the rounds. Imports and reading the text are not in the
-seconds, and are in the memory.
-
-Whether all make the same merges and the same ids is checked every time.
+Every measurement runs in a process of its own, because the peak memory of a process never falls. Importing and reading
+the text count as memory, not as time.
 """
 
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+import time
+from collections.abc import Callable, Sized
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
-
-from glassgpt.bench.memory import Descendants
-from glassgpt.bench.tokenizer_ways import ENCODING, TRAINING, WAYS, Job, Way
-from glassgpt.errors import TokenizerError
+from glassgpt.bench.memory import run_and_measure
+from glassgpt.errors import GlassError, TokenizerError
+from glassgpt.tokenizer import pretrained
 from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.bpe.engine import engine_fails
+from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.pretokenize import as_unicode_16
 
-#: The libraries to be compared with.
-LIBRARIES = ("tokenizers", "tiktoken")
-#: Seconds between two looks at the memory of the processes that a measurement has started.
-_LOOK = 0.02
-
-#: Told what is being measured.
-Progress = Callable[[str], None]
+TRAINING, ENCODING = "training", "encoding"
+#: What each process measures: the work, and a name for each time that it takes.
+PROCESSES = {
+    "train": (TRAINING, ["BPETokenizer.train"]),
+    "python": (ENCODING, ["encode in Python, empty cache", "encode in Python, filled cache"]),
+    "tiktoken": (ENCODING, ["encode_array by tiktoken's engine"]),
+}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one way to train or to encode takes; medians, and None where it was not measured.
+class Measurement:
+    """Medians of one method; None if it was not measured.
 
     Attributes:
         work: ``training`` or ``encoding``.
-        library: whose code does it.
-        how: in which way.
+        method: the method and how it is called.
         seconds: of the work alone.
-        bytes_per_second: of UTF-8 text.
-        build_seconds: for encoding, what it takes to make something that encodes: from the file of the vocabulary for
-            glassgpt in Python and `tokenizers`, from the vocabulary in memory for tiktoken, which has no such file.
-        peak_memory: bytes of the whole process, imports and text included, and of all processes it starts, each at its
-            peak. None where the system does not tell.
-        difference: from what the first way did: empty if it is the same. None for the first way itself.
-        skipped: why it was not measured; empty if it was.
+        bytes_per_second: bytes of UTF-8 text / seconds.
+        peak_memory: bytes of the process and its child processes, each at its peak, with the text and all imports.
+            None if the system does not report it.
+        skipped: why it was not measured; else empty.
     """
 
     work: str
-    library: str
-    how: str
+    method: str
     seconds: float | None = None
     bytes_per_second: float | None = None
-    build_seconds: float | None = None
     peak_memory: int | None = None
-    difference: str | None = None
     skipped: str = ""
 
 
 @dataclass(frozen=True)
 class TokenizerBench:
-    """All that was measured on one text.
+    """All measurements on one text.
 
     Attributes:
         bytes: of the text in UTF-8.
-        vocab_size: reached, with the special token; less than asked for if no pair was left.
+        vocab_size: including the special token; smaller than requested if no pair was left to merge.
         merges: learned.
-        tokens: of the text, None if it was not encoded.
-        rows: one for each way.
+        tokens: of the text; None if it was not encoded.
+        rows: one for each method.
     """
 
     bytes: int
     vocab_size: int
     merges: int
     tokens: int | None
-    rows: list[Measured]
+    rows: list[Measurement]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of a measuring process.
+
+    Attributes:
+        name: a key of :data:`PROCESSES`.
+        folder: holds text.txt, and tokenizer.json after training.
+        vocab_size: including one special token.
+        pattern: a name in :data:`PATTERNS`.
+        processes: that count pairs at the same time; None: one per CPU for a long text.
+    """
+
+    name: str
+    folder: str
+    vocab_size: int
+    pattern: str
+    processes: int | None
 
 
 class Figures(NamedTuple):
-    """What a process has found out: seconds of each lap and of building, bytes, the results and how they differ."""
+    """What a process measured: its times, the number of merges or tokens (``length``), and its peak memory in bytes."""
 
-    laps: list[float]
-    build_seconds: float | None
-    peak_memory: int | None
-    results: list[np.ndarray]
-    differences: Sequence[str] = ()
-
-
-class Ended(NamedTuple):
-    """A process that has ended: what it printed, its last words on standard error, its exit code, and the peak memory
-    of the processes it had started, in bytes (None where the system does not tell)."""
-
-    printed: str
-    said: str
-    code: int
-    others: int | None
-
-
-def run(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
-    """Run a process to its end, and look at the memory of those that it starts."""
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, encoding="utf-8"
-    ) as process:
-        others = Descendants(process.pid)
-        try:
-            while True:
-                try:
-                    printed, said = process.communicate(timeout=_LOOK)
-                    break
-                except subprocess.TimeoutExpired:
-                    others.look()
-        finally:
-            process.kill()
-    last = (said.strip().splitlines() or ["it said nothing"])[-1][:300]
-    return Ended(printed, last, process.returncode, others.total())
-
-
-def measure(job: Job) -> Figures:
-    """Let a process do a job.
-
-    Raises:
-        TokenizerError: if it cannot be done, or the process ends early.
-    """
-    command = [sys.executable, "-c", "from glassgpt.bench.tokenizer_ways import work; work()", json.dumps(asdict(job))]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "true"}
-    if job.processes:
-        environment["RAYON_NUM_THREADS"] = str(job.processes)  # of `tokenizers`
-    ended = run(command, environment)
-    if ended.code:
-        raise TokenizerError(
-            f"measuring {job.way!r} ended early with code {ended.code}: {ended.said}; is memory short?"
-        )
-    found = json.loads(ended.printed.splitlines()[-1])
-    if "error" in found:
-        raise TokenizerError(found["error"])
-    known = found["peak"] is not None and ended.others is not None
-    files = [job.file(f"result {number}.npy") for number in range(len(found["laps"]))]
-    return Figures(
-        found["laps"],
-        found["build"],
-        found["peak"] + ended.others if known else None,
-        [np.load(file) for file in files],
-    )
-
-
-# --- all of them -----------------------------------------------------------------------------------------------------
+    seconds: list[float]
+    length: int
+    memory: int | None
 
 
 def bench_tokenizer(
@@ -163,112 +109,115 @@ def bench_tokenizer(
     processes: int | None = None,
     repeat: int = 3,
     only: str = "",
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> TokenizerBench:
-    """Train on a text in every way, then encode the same text with what was learned in every way.
+    """Train a byte-level BPE on a text, then encode the text with it.
 
     Args:
-        text: at least one pair of bytes.
-        vocab_size: to train, with one special token.
-        pattern: a name in :data:`PATTERNS`.
-        processes: that glassgpt counts in, and threads of the other libraries; None: as many as each takes by itself.
-        repeat: rounds.
-        only: ``training`` or ``encoding``, to leave out the other. Something to encode with is trained in any case.
-        progress: told of each measurement as it begins.
+        text: at least two bytes.
+        vocab_size: see :class:`Job`, as for ``pattern`` and ``processes``.
+        pattern: how to split the text.
+        processes: for training.
+        repeat: rounds; the figures are medians over them.
+        only: ``training`` or ``encoding``: measure only that. Encoding first trains once, without measuring it.
+        progress: called with a description before each measurement.
 
     Raises:
-        TokenizerError: if it cannot be trained, or a process of glassgpt's own ends early.
+        TokenizerError: if the tokenizer cannot be trained, or a measuring process fails.
     """
-    names = [name for name, way in WAYS.items() if only in ("", way.work)]
-    skipped = {name: _why_not(WAYS[name], text) for name in names}
-    rounds: dict[str, list[Figures]] = {name: [] for name in names}
+    notify = progress or (lambda message: None)
+    skipped = {"tiktoken": _reason_to_skip_tiktoken(text)}
+    names = [name for name, (work, _) in PROCESSES.items() if only in ("", work)]
+    figures: dict[str, list[Figures]] = {name: [] for name in PROCESSES}
     with tempfile.TemporaryDirectory(prefix="glassgpt-bench-") as folder:
-        job = Job("train", folder, vocab_size, pattern, processes)
-        job.file("text.txt").write_bytes(text.encode("utf-8"))
-        results = _Results()
+        (Path(folder) / "text.txt").write_bytes(text.encode("utf-8"))
+        jobs = {name: Job(name, folder, vocab_size, pattern, processes) for name in PROCESSES}
         if only == ENCODING:
-            _tell(progress, "training, to have something to encode with")
-            results.compare(TRAINING, measure(job).results)
+            notify("training the tokenizer to encode with")
+            figures["train"].append(measure(jobs["train"]))
         for number in range(repeat):
-            for name, way in ((name, WAYS[name]) for name in names if not skipped[name]):
-                _tell(progress, f"round {number + 1} of {repeat}: {way.work}, {way.library} {way.how[0]}")
-                try:
-                    figures = measure(replace(job, way=name))
-                except TokenizerError as error:
-                    if way.library == "glassgpt":
-                        raise
-                    skipped[name] = str(error)
-                    continue
-                found = results.compare(way.work, figures.results)
-                rounds[name].append(figures._replace(results=[], differences=found))
-    size, merges = len(text.encode("utf-8")), results.count(TRAINING)
-    rows = [row for name in names for row in _rows(WAYS[name], size, rounds[name], skipped[name])]
-    tokens = results.count(ENCODING) if only != TRAINING else None
-    return TokenizerBench(size, len(bytelevel.BYTES) + merges + 1, merges, tokens, rows)
+            for name in names:
+                if not skipped.get(name):
+                    notify(f"round {number + 1} of {repeat}: {PROCESSES[name][1][0]}")
+                    figures[name].append(measure(jobs[name]))
+    size, merges = len(text.encode("utf-8")), figures["train"][0].length
+    return TokenizerBench(
+        bytes=size,
+        vocab_size=len(bytelevel.BYTES) + merges + 1,
+        merges=merges,
+        tokens=figures["python"][0].length if figures["python"] else None,
+        rows=[row for name in names for row in _rows(name, size, figures[name], skipped.get(name, ""))],
+    )
 
 
-class _Results:
-    """Holds results against the first of their kind."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, np.ndarray] = {}
-
-    def compare(self, work: str, results: Sequence[np.ndarray]) -> list[str]:
-        """How each differs; empty for one that does not."""
-        first = self._first.setdefault(work, results[0])
-        return [difference(first, result, work) for result in results]
-
-    def count(self, work: str) -> int:
-        """Merges, or tokens."""
-        return len(self._first[work])
-
-
-def _tell(progress: Progress | None, message: str) -> None:
-    if progress:
-        progress(message)
-
-
-def installed(library: str) -> bool:
-    """Whether a library can be imported."""
-    return importlib.util.find_spec(library) is not None
-
-
-def versions() -> dict[str, str]:
-    """The version of each library that is installed."""
-    return {library: metadata.version(library) for library in LIBRARIES if installed(library)}
-
-
-def _why_not(way: Way, text: str) -> str:
-    if way.needs and not installed(way.needs):
-        return f"{way.needs} is not installed"
-    if way.library == "glassgpt" and way.needs and (as_unicode_16(text) is not text or engine_fails(text)):
-        return "the text has characters newer than Unicode 16 or endless white space: tiktoken is not asked"
+def _reason_to_skip_tiktoken(text: str) -> str:
+    if not importlib.util.find_spec("tiktoken"):
+        return "tiktoken is not installed; pip install 'glassgpt[fast]'"
+    if as_unicode_16(text) is not text or engine_fails(text):
+        return "tiktoken is not used for characters newer than Unicode 16 or very long runs of white space"
     return ""
 
 
-def difference(expected: np.ndarray, found: np.ndarray, work: str) -> str:
-    """Where merges ``[merges]`` or ids ``[tokens]`` differ first from those expected; empty if they do not."""
-    noun = "merge" if work == TRAINING else "token"
-    common = min(len(expected), len(found))
-    unlike = np.flatnonzero(expected[:common] != found[:common])
-    if len(unlike):
-        at = int(unlike[0])
-        return f"{noun} {at} is {found[at].item()!r}, not {expected[at].item()!r}"
-    return "" if len(expected) == len(found) else f"{len(found):,} {noun}s, not {len(expected):,}"
+def _rows(name: str, size: int, rounds: list[Figures], skipped: str) -> list[Measurement]:
+    work, methods = PROCESSES[name]
+    if skipped:
+        return [Measurement(work, method, skipped=skipped) for method in methods]
+    memory = [figures.memory for figures in rounds if figures.memory is not None]
+    peak = int(median(memory)) if memory else None
+    seconds = [median(times) for times in zip(*(figures.seconds for figures in rounds), strict=True)]
+    return [Measurement(work, method, took, size / took, peak) for method, took in zip(methods, seconds, strict=True)]
 
 
-def _rows(way: Way, size: int, rounds: Sequence[Figures], skipped: str) -> Iterator[Measured]:
-    for number, how in enumerate(way.how):
-        if skipped:
-            yield Measured(way.work, way.library, how, skipped=skipped)
-            continue
-        seconds = median(figures.laps[number] for figures in rounds)
-        builds = [figures.build_seconds for figures in rounds if figures.build_seconds is not None]
-        peaks = [figures.peak_memory for figures in rounds if figures.peak_memory is not None]
-        differences = filter(None, (figures.differences[number] for figures in rounds))
-        yield Measured(
-            way.work, way.library, how, seconds, size / seconds,
-            build_seconds=median(builds) if builds else None,
-            peak_memory=int(median(peaks)) if peaks else None,
-            difference=next(differences, None if way.first and number == 0 else ""),
-        )  # fmt: skip
+def measure(job: Job) -> Figures:
+    """Run a job in a new process.
+
+    Raises:
+        TokenizerError: if the job raises it, or the process fails.
+    """
+    command = [sys.executable, "-c", "from glassgpt.bench.tokenizer import main; main()", json.dumps(asdict(job))]
+    result = run_and_measure(command, os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    if result.exit_code:
+        last = (result.error.strip().splitlines() or ["no message"])[-1][:300]
+        raise TokenizerError(f"measuring {job.name!r} failed with exit code {result.exit_code}: {last}")
+    output = json.loads(result.output.splitlines()[-1])
+    if "error" in output:
+        raise TokenizerError(output["error"])
+    return Figures(output["seconds"], output["length"], result.memory)
+
+
+# --- in the measuring process ----------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Do the job in the first command-line argument, and print its times and its length as JSON."""
+    try:
+        seconds, length = _run(Job(**json.loads(sys.argv[1])))
+    except GlassError as error:
+        print(json.dumps({"error": str(error)}))
+    else:
+        print(json.dumps({"seconds": seconds, "length": length}))
+
+
+def _run(job: Job) -> tuple[list[float], int]:
+    folder = Path(job.folder)
+    text, file = (folder / "text.txt").read_bytes().decode("utf-8"), folder / "tokenizer.json"
+    if job.name == "train":
+        start = time.perf_counter()
+        tokenizer = BPETokenizer.train(text, job.vocab_size, pattern=job.pattern, processes=job.processes)
+        seconds = time.perf_counter() - start
+        file.write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+        return [seconds], len(tokenizer.model.merges)
+    trained = pretrained.load(file)
+    assert isinstance(trained, BPETokenizer)
+    if job.name == "tiktoken":
+        trained.encode("text", engine="tiktoken")  # builds the engine, which is not in the time
+    times: list[float] = []
+    ids: Sized = []
+    for _ in PROCESSES[job.name][1]:
+        start = time.perf_counter()
+        if job.name == "tiktoken":
+            ids = trained.encode_array(text, engine="tiktoken")
+        else:
+            ids = trained.encode(text, engine="python")
+        times.append(time.perf_counter() - start)
+    return times, len(ids)

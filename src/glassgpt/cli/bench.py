@@ -1,4 +1,4 @@
-"""``glassgpt bench train | attention | tokenizer``: how fast, and how close to what this machine can do."""
+"""``glassgpt bench train | attention | tokenizer``: measure speed and memory on this machine."""
 
 import dataclasses
 import os
@@ -16,22 +16,21 @@ from glassgpt.errors import ConfigError
 if TYPE_CHECKING:
     from glassgpt.bench.attention import AttentionBench
     from glassgpt.bench.throughput import TrainBench
-    from glassgpt.bench.tokenizer import Measured, TokenizerBench
+    from glassgpt.bench.tokenizer import TokenizerBench
     from glassgpt.config import RunConfig
     from glassgpt.planning.run_plan import RunPlan
     from glassgpt.runtime import Runtime
 
 app = typer.Typer(
-    name="bench", help="How fast, and how close to what this machine can do.", no_args_is_help=True,
-    rich_markup_mode=None,
-)  # fmt: skip
+    name="bench", help="Measure speed and memory on this machine.", no_args_is_help=True, rich_markup_mode=None
+)
 
 PRESET = "small-modern"
 CONTEXTS = "128,256,512,1024,2048,4096"
-#: What `bench attention` takes as key=value.
+#: The key=value settings of `bench attention`.
 ATTENTION_SETTINGS = ("device", "dtype", "threads")
 ATTENTION_HELP = f"Settings: {', '.join(f'{key}=' for key in ATTENTION_SETTINGS)}."
-#: Prefixes of units, largest first.
+#: SI prefixes, largest first.
 PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1e-6}
 
 
@@ -39,7 +38,7 @@ PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1
 def train(
     arguments: list[str] = typer.Argument(
         None, metavar="FILE.toml | preset=NAME | key=value",
-        help=f"What to train, as for `glassgpt train`; by default preset={PRESET}.",
+        help=f"The configuration, as for `glassgpt train`; by default preset={PRESET}.",
     ),
     steps: int = typer.Option(
         0, "--steps", min=0, help="Optimiser steps to measure, after a warm-up; 0: as many as fit in 10 seconds."
@@ -49,7 +48,7 @@ def train(
     """Measure training: tokens/s, MFU and memory.
 
     Takes real optimiser steps on random tokens, then measures the fastest matrix product and the memory bandwidth of
-    this device to hold them against.
+    this device for comparison.
     """
     from glassgpt.bench.throughput import bench_train
 
@@ -70,17 +69,17 @@ def train(
 @app.command()
 def attention(
     settings: list[str] = typer.Argument(None, metavar="key=value", help=ATTENTION_HELP),
-    heads: int = typer.Option(12, "--heads", min=1, help="Heads; the defaults are a layer of GPT-2."),
-    head_dim: int = typer.Option(64, "--head-dim", min=1, help="Width of a head."),
-    batch: int = typer.Option(1, "--batch", min=1, help="Sequences at a time."),
+    heads: int = typer.Option(12, "--heads", min=1, help="Heads; the defaults are one layer of GPT-2."),
+    head_dim: int = typer.Option(64, "--head-dim", min=1, help="Width of each head."),
+    batch: int = typer.Option(1, "--batch", min=1, help="Batch size, in sequences."),
     contexts: str = typer.Option(CONTEXTS, "--contexts", metavar="T,T,...", help="Context lengths, in tokens."),
-    plot: Path = typer.Option(None, "--plot", metavar="FILE.png", help="Draw the table to a PNG."),
+    plot: Path = typer.Option(None, "--plot", metavar="FILE.png", help="Also plot the results, as PNG."),
     json: bool = JSON_OPTION,
 ) -> None:
-    """Measure what attention costs as the context grows.
+    """Measure time and memory of attention against the context length.
 
     Times causal attention of one layer by itself, fused and explicit (with the scores written out), in about half a
-    minute. What does not fit into memory or that time is shown as "-".
+    minute. A measurement that does not fit into memory or into that time is shown as "-".
     """
     lengths = _lengths(contexts)
     config = _attention_config(settings or [])
@@ -116,42 +115,40 @@ def attention(
 @app.command()
 def tokenizer(
     text: str = typer.Argument("shakespeare", metavar="[TEXT]", help="A text file, or a corpus by name."),
-    vocab_size: int = typer.Option(8192, "--vocab-size", min=257, help="Tokens to train, a special one among them."),
+    vocab_size: int = typer.Option(8192, "--vocab-size", min=257, help="Tokens to train, including a special one."),
     pattern: str = typer.Option("gpt2", "--pattern", help="How to split the text: gpt2, llama3 or qwen2."),
-    processes: int = typer.Option(
-        0, "--processes", min=0,
-        help="Processes that glassgpt counts in, and threads of the others; 0: as many as each takes by itself.",
-    ),
-    repeat: int = typer.Option(3, "--repeat", min=1, help="Rounds; medians are reported."),
-    only_train: bool = typer.Option(False, "--only-train", help="Leave out encoding."),
-    only_encode: bool = typer.Option(False, "--only-encode", help="Train once to encode with it, and do not measure."),
+    processes: int = typer.Option(0, "--processes", min=0, help="Processes for training; 0: chosen by its length."),
+    repeat: int = typer.Option(3, "--repeat", min=1, help="Rounds; the figures are medians over them."),
+    only_train: bool = typer.Option(False, "--only-train", help="Do not measure encoding."),
+    only_encode: bool = typer.Option(False, "--only-encode", help="Train once, and measure only encoding."),
     json: bool = JSON_OPTION,
-) -> None:  # fmt: skip
-    """Measure byte-level BPE: training and encoding, beside `tokenizers` and tiktoken.
+) -> None:
+    """Measure byte-level BPE: training, and encoding in Python and by tiktoken's engine.
 
-    Every measurement is a process of its own, on the same text. Whether all find the same merges and the same ids is
-    checked. Libraries that are not installed are left out.
+    Every measurement runs in a process of its own. tiktoken is left out if it is not installed.
     """
     if only_train and only_encode:
-        raise ConfigError("--only-train leaves out encoding and --only-encode leaves out training: give one of them")
-    from glassgpt.bench.tokenizer import bench_tokenizer, versions
+        raise ConfigError("--only-train and --only-encode exclude each other: give one of them")
+    from glassgpt.bench.tokenizer import ENCODING, TRAINING, bench_tokenizer
     from glassgpt.data.sources.source import read
 
     source = read(text)
-    only = "training" if only_train else "encoding" if only_encode else ""
+    only = TRAINING if only_train else ENCODING if only_encode else ""
     result = bench_tokenizer(
         source.content, vocab_size, pattern=pattern, processes=processes or None, repeat=repeat, only=only,
         progress=None if json else show_line,
     )  # fmt: skip
     show_line("")
-    settings = {
-        "text": source.source, "pattern": pattern, "processes": processes or None, "repeat": repeat,
-        "cpus": os.cpu_count(), "versions": versions(),
-    }  # fmt: skip
     if json:
-        print_json(settings | dataclasses.asdict(result))
-    else:
-        _print_tokenizer(source.name, settings, result)
+        settings = {"pattern": pattern, "processes": processes or None, "repeat": repeat, "cpus": os.cpu_count()}
+        print_json({"text": source.source} | settings | dataclasses.asdict(result))
+        return
+    tokens = f"; {result.tokens:,} tokens, {result.bytes / result.tokens:.2f} bytes each" if result.tokens else ""
+    print(
+        f"{source.name}: {result.bytes / 1e6:,.2f} MB of UTF-8, split pattern {pattern}; vocabulary of "
+        f"{result.vocab_size:,}, {result.merges:,} merges{tokens}\n{os.cpu_count()} CPUs, median of {repeat}\n"
+    )
+    _print_tokenizer(result)
 
 
 def _plan(arguments: Sequence[str]) -> tuple["RunPlan", int]:
@@ -170,13 +167,13 @@ def _plan(arguments: Sequence[str]) -> tuple["RunPlan", int]:
 
 
 def _lengths(text: str) -> list[int]:
-    """The contexts asked for."""
+    """Parse ``--contexts``."""
     try:
         lengths = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--contexts: {text!r} is no list of whole numbers such as {CONTEXTS}") from None
+        raise ConfigError(f"--contexts: {text!r} is not a list of whole numbers such as {CONTEXTS}") from None
     if min(lengths) < 1:
-        raise ConfigError(f"--contexts: {min(lengths)} is too small; the least is 1 token")
+        raise ConfigError(f"--contexts: {min(lengths)} is too small; the minimum is 1 token")
     return lengths
 
 
@@ -201,13 +198,13 @@ def _print_train(config: "RunConfig", runtime: "Runtime", result: "TrainBench") 
     print(
         f"{config.preset}: {result.parameters:,} parameters, {train.batch_size} x {model.block_size} = "
         f"{result.tokens:,} tokens per step, {config.optim.optimizer}\n"
-        f"{_place(runtime)}, {'compiled' if runtime.compile else 'not compiled (compile=true does)'}"
+        f"{_place(runtime)}, {'compiled' if runtime.compile else 'not compiled (compile=true compiles)'}"
     )
     if runtime.reason != "asked for":
         print(runtime.reason)
     if result.micro_batches > 1:
         timed = result.micro_batches_timed
-        scaled = f"; {timed} of them timed, and scaled to all" if timed < result.micro_batches else ""
+        scaled = f"; {timed} of them timed, and scaled up" if timed < result.micro_batches else ""
         print(f"{result.micro_batches} micro-batches per step{scaled}")
     step = result.step_seconds
     parts = {
@@ -222,13 +219,13 @@ def _print_train(config: "RunConfig", runtime: "Runtime", result: "TrainBench") 
         ["model FLOPs per token", *_scaled(result.flops_per_token, "FLOP"), "forward and backward"],
         ["optimiser FLOPs per step", *_scaled(result.optimizer_flops, "FLOP"), "not in the MFU"],
         ["model FLOPs per second", *_scaled(result.flops_per_second, "FLOP/s"), ""],
-        ["fastest matrix product", *_scaled(result.matrix_peak, "FLOP/s"), "measured here, in the same type"],
+        ["fastest matrix product", *_scaled(result.matrix_peak, "FLOP/s"), "measured now, in the same dtype"],
         ["MFU", f"{result.mfu:.1%}", "", "model FLOPs per second / fastest matrix product"],
-        ["memory bandwidth", *_scaled(result.memory_bandwidth, "B/s"), "measured here: a copy, read and written"],
+        ["memory bandwidth", *_scaled(result.memory_bandwidth, "B/s"), "measured now: a copy, bytes read and written"],
         ["peak memory", *_memory(result.peak_memory), _memory_note(runtime, result)],
     ]
     if model.vocab_size >= LARGE_VOCABULARY:
-        rows[2][-1] += ", with the gradients of the head: a large vocabulary's loss makes them at once"
+        rows[2][-1] += ", with the head's gradients: the loss of a large vocabulary computes both together"
     print()
     for name, number, unit, note in rows:
         print(f"{name:<25} {number:>8} {unit:<7} {note}".rstrip())
@@ -236,21 +233,21 @@ def _print_train(config: "RunConfig", runtime: "Runtime", result: "TrainBench") 
 
 def _memory_note(runtime: "Runtime", result: "TrainBench") -> str:
     if result.peak_memory is None or result.base_memory is None:
-        return "this system does not tell"
-    planned = f"{' '.join(_memory(result.planned_memory))} planned for training by arithmetic"
+        return "not reported by this system"
+    estimate = f"estimated for training: {' '.join(_memory(result.planned_memory))}"
     if runtime.device.type == "cuda":
-        return f"of tensors on the GPU; {planned}"
-    return f"of this process; {' '.join(_memory(result.base_memory))} before the model was built, {planned}"
+        return f"of tensors on the GPU; {estimate}"
+    return f"of this process; {' '.join(_memory(result.base_memory))} before the model was built; {estimate}"
 
 
 def _print_attention(rows: Sequence["AttentionBench"], runtime: "Runtime") -> None:
-    found = {(row.context, row.kind): row for row in rows}
-    kept = "peak memory (MiB)" if runtime.device.type == "cuda" else "kept (MiB)"
-    print(f"{'context':>8}   {'forward (ms)':^28}   {'forward and backward (ms)':^28}   {kept:^19}")
-    timed = ("fused", "explicit", "ratio")
-    _print_cells("(tokens)", *timed, *timed, "fused", "explicit")
+    by_key = {(row.context, row.kind): row for row in rows}
+    memory = "peak memory (MiB)" if runtime.device.type == "cuda" else "saved (MiB)"
+    print(f"{'context':>8}   {'forward (ms)':^28}   {'forward and backward (ms)':^28}   {memory:^19}")
+    times = ("fused", "explicit", "ratio")
+    _print_cells("(tokens)", *times, *times, "fused", "explicit")
     for context in sorted({row.context for row in rows}):
-        fused, explicit = found[context, "fused"], found[context, "explicit"]
+        fused, explicit = by_key[context, "fused"], by_key[context, "explicit"]
         cells = []
         for field in ("forward_seconds", "training_seconds"):
             quick, slow = getattr(fused, field), getattr(explicit, field)
@@ -258,50 +255,23 @@ def _print_attention(rows: Sequence["AttentionBench"], runtime: "Runtime") -> No
         _print_cells(f"{context:,}", *cells, _number(fused.memory, 2**-20), _number(explicit.memory, 2**-20))
     print("\nratio: explicit / fused")
     if runtime.device.type != "cuda":
-        print("kept: memory that the forward pass keeps for the backward pass, q, k and v among it")
+        print("saved: what autograd saves in the forward pass for the backward pass, including q, k and v")
     for row in rows:
         if row.skipped:
             print(f"- {row.kind} at {row.context:,} tokens: {row.skipped}")
 
 
-def _print_tokenizer(name: str, settings: dict[str, Any], result: "TokenizerBench") -> None:
-    tokens = f"; {result.tokens:,} tokens, {result.bytes / result.tokens:.2f} bytes each" if result.tokens else ""
-    limit = settings["processes"]
-    used = f"processes or threads: {limit}" if limit else "each library takes as many as it does by itself"
-    versions = "".join(f", {library} {version}" for library, version in settings["versions"].items())
-    print(
-        f"{name}: {result.bytes / 1e6:,.2f} MB of UTF-8, split as {settings['pattern']}; vocabulary of "
-        f"{result.vocab_size:,}, {result.merges:,} merges{tokens}\n"
-        f"{settings['cpus']} CPUs, {used}; medians of {settings['repeat']}{versions}"
-    )
-    for work in ("training", "encoding"):
-        rows = [row for row in result.rows if row.work == work]
-        if rows:
-            same = "merges" if work == "training" else "ids"
-            print()
-            print_table(
-                [work, "", "seconds", "MB/s", "built in (s)", "peak memory", same],
-                [[row.library, row.how, *_tokenizer_cells(row)] for row in rows],
-                right=(2, 3, 4, 5),
-            )
-    print("\nMB: 10^6 bytes; peak memory: of the whole process and those it starts, the text included")
-    took = {row.library: row.seconds for row in result.rows if row.work == "training" and row.seconds}
-    if len(took) == 2:
-        print(f"training takes {took['glassgpt'] / took['tokenizers']:.2f} times as long as by tokenizers")
+def _print_tokenizer(result: "TokenizerBench") -> None:
+    rows = []
     for row in result.rows:
-        if row.difference:
-            print(f"differs: {row.library} {row.how}: {row.difference}")
-
-
-def _tokenizer_cells(row: "Measured") -> list[str]:
-    """What a row says besides its name."""
-    if row.skipped:
-        return ["-", "-", "-", "-", row.skipped]
-    assert row.seconds and row.bytes_per_second
-    built = "" if row.build_seconds is None else f"{row.build_seconds:.3f}"
-    found = {None: "", "": "the same"}.get(row.difference, "DIFFERENT")
-    memory = " ".join(_memory(row.peak_memory))
-    return [f"{row.seconds:,.2f}", f"{row.bytes_per_second / 1e6:,.2f}", built, memory.strip(), found]
+        cells = ["-", "-", "-"]
+        if row.seconds and row.bytes_per_second:
+            cells = [f"{row.seconds:,.2f}", f"{row.bytes_per_second / 1e6:,.2f}", " ".join(_memory(row.peak_memory))]
+        rows.append([row.work, row.method, *cells])
+    print_table(["", "", "seconds", "MB/s", "peak memory"], rows, right=(2, 3, 4))
+    print("\nMB: 10^6 bytes; peak memory: of the process and its child processes, including the text")
+    for reason in {row.skipped for row in result.rows if row.skipped}:
+        print(f"-: {reason}")
 
 
 def _print_cells(context: str, *cells: str) -> None:

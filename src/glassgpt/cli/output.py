@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 #: Units of progress, by the label that is reported with it. Under any other label, bytes are counted.
-UNITS = {"counting words": "characters", "merging": "merges", "loading": "parameters", "writing": "tensors"}
+UNITS = {
+    "counting words": "characters",
+    "merging": "merges",
+    "loading": "parameters",
+    "writing": "tensors",
+    "timing": "steps",
+}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
