@@ -58,7 +58,7 @@ def train_tokenizers(text: str, options: argparse.Namespace) -> tuple[list[str],
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     from glassgpt.bench.tokenizer_ways import TRAINING_PART, byte_level
-    from glassgpt.tokenizer.pretokenize import Splitter
+    from glassgpt.tokenizer.pretokenize import PreTokenizer
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = byte_level(options.pattern)
@@ -67,7 +67,7 @@ def train_tokenizers(text: str, options: argparse.Namespace) -> tuple[list[str],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     start = time.perf_counter()
-    tokenizer.train_from_iterator(Splitter([PATTERNS[options.pattern]]).chunks(text, TRAINING_PART), trainer)
+    tokenizer.train_from_iterator(PreTokenizer([PATTERNS[options.pattern]]).chunks(text, TRAINING_PART), trainer)
     seconds = time.perf_counter() - start
     return [" ".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]], seconds
 
@@ -76,14 +76,15 @@ def train_minbpe(text: str, options: argparse.Namespace) -> tuple[list[str], flo
     sys.path.insert(0, str(options.minbpe))
     from minbpe import RegexTokenizer
 
-    from glassgpt.tokenizer.bpe.bytelevel import written
+    from glassgpt.tokenizer.bpe.bytelevel import bytes_to_unicode
 
     tokenizer = RegexTokenizer(PATTERNS[options.pattern])
     start = time.perf_counter()
     tokenizer.train(text, 256 + options.merges)
     seconds = time.perf_counter() - start
     token = tokenizer.vocab
-    return [f"{written(token[left])} {written(token[right])}" for left, right in tokenizer.merges], seconds
+    merges = [f"{bytes_to_unicode(token[left])} {bytes_to_unicode(token[right])}" for left, right in tokenizer.merges]
+    return merges, seconds
 
 
 TRAINERS = {"glassgpt": train_glassgpt, "tokenizers": train_tokenizers, "minbpe": train_minbpe}

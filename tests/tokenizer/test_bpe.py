@@ -22,7 +22,8 @@ from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.bpe import bytelevel, engine
 from glassgpt.tokenizer.bpe import tokenizer as bpe
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
-from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter
+from glassgpt.tokenizer.bpe.training import learn_merges
+from glassgpt.tokenizer.pretokenize import PATTERNS, PreTokenizer
 
 SOME = {"max_examples": 100, "deadline": None, "derandomize": True}
 #: Words in which merges overlap, repeat and run into each other.
@@ -66,12 +67,13 @@ def naive_merges(words: dict[bytes, int], merges: int, min_frequency: int) -> li
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(words=WORDS, merges=st.integers(0, 30), min_frequency=st.integers(0, 4))
 def test_merges_are_those_of_a_naive_trainer(words: dict[bytes, int], merges: int, min_frequency: int) -> None:
-    assert bpe.learn_merges(words, merges, min_frequency) == naive_merges(words, merges, min_frequency)
+    assert learn_merges(words, merges, min_frequency) == naive_merges(words, merges, min_frequency)
 
 
 def test_merges_of_real_text_are_those_of_a_naive_trainer() -> None:
-    words = {piece.encode(): count for piece, count in Counter(Splitter([PATTERNS["gpt2"]]).split(MIXED_TEXT)).items()}
-    learned = bpe.learn_merges(words, 10_000, 1)
+    counts = Counter(PreTokenizer([PATTERNS["gpt2"]]).split(MIXED_TEXT))
+    words = {pre_token.encode(): count for pre_token, count in counts.items()}
+    learned = learn_merges(words, 10_000, 1)
     assert len(learned) > 400 and learned == naive_merges(words, 10_000, 1)
 
 
@@ -125,15 +127,15 @@ def test_equally_frequent_pairs_are_taken_as_tokenizers_takes_them(
 
 
 def test_training_is_the_same_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = Splitter.chunks
-    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.Splitter.chunks", lambda self, text: cut(self, text, 20_000))
+    cut = PreTokenizer.chunks
+    monkeypatch.setattr(PreTokenizer, "chunks", lambda self, text: cut(self, text, 20_000))
     told: list[tuple[str, int, int]] = []
     trained = [
         BPETokenizer.train(plays(), 700, processes=processes, progress=lambda *what: told.append(what)).files()
         for processes in (1, 2)
     ]
     assert trained[0] == trained[1]
-    assert {what for what, _, _ in told} == {"counting words", "merging"}
+    assert {what for what, _, _ in told} == {"counting pre-tokens", "merging"}
     assert ("merging", 443, 443) in told and all(0 < done <= total for _, done, total in told)
 
 
@@ -180,7 +182,7 @@ def odd() -> list[BPETokenizer]:
         pairs = [tuple(part.encode() for part in pair.split()) for pair in line.split(", ")]
         joined = dict.fromkeys(left + right for left, right in pairs)
         model = BPEModel(byte | {token: 256 + i for i, token in enumerate(joined)}, pairs)
-        assert not model.in_order()
+        assert not model.merges_in_order()
         made.append(BPETokenizer(model))
     return made
 
@@ -202,7 +204,7 @@ def naive_encode(tokenizer: BPETokenizer, piece: bytes) -> list[int]:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_ids_are_those_of_naive_merging(pattern: str, text: str) -> None:
     tokenizer = trained(pattern)
-    pieces = Splitter([PATTERNS[pattern]]).split(text)
+    pieces = PreTokenizer([PATTERNS[pattern]]).split(text)
     expected = [i for piece in pieces for i in naive_encode(tokenizer, piece.encode("utf-8"))]
     assert tokenizer.encode(text) == expected
     assert tokenizer.encode_array(text).tolist() == expected
@@ -216,7 +218,7 @@ def test_long_pieces_are_merged_as_short_ones(word: str) -> None:
     piece = word.encode("utf-8")
     for tokenizer in (trained(), *odd()):
         expected = naive_encode(tokenizer, piece)
-        assert tokenizer._merge_long(piece.decode("latin-1").translate(tokenizer._first)) == expected
+        assert tokenizer._merge_with_heap(tokenizer._to_symbols(piece)) == expected
         assert tokenizer._merge(piece) == expected
 
 
@@ -224,10 +226,10 @@ def test_a_long_piece_takes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> Non
     tokenizer, text = gpt2(), "abcdefgh" * 100
     short = tokenizer.encode(text, engine="python")
     fresh, called = BPETokenizer(tokenizer.model), []
-    long = fresh._merge_long
-    monkeypatch.setattr(fresh, "_merge_long", lambda word: called.append(len(word)) or long(word))
+    long = fresh._merge_with_heap
+    monkeypatch.setattr(fresh, "_merge_with_heap", lambda word: called.append(len(word)) or long(word))
     assert fresh.encode(text, engine="python") == short and called == [800]
-    monkeypatch.setattr(bpe, "_LONG", 10**9)
+    monkeypatch.setattr(bpe, "_HEAP_FROM", 10**9)
     assert BPETokenizer(tokenizer.model).encode(text, engine="python") == short
 
 
@@ -247,7 +249,7 @@ def test_any_bytes_come_back(data: bytes) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_any_bytes_have_the_ids_of_tiktoken(pattern: str, text: str, blank: str, rest: bytes) -> None:
     data = (text + blank).encode("utf-8") + rest
-    assert trained(pattern).encode_bytes(data) == trained(pattern)._engines.get("tiktoken", 0)._encode_bytes(data)
+    assert trained(pattern).encode_bytes(data) == trained(pattern)._engine.get("tiktoken", 0)._encode_bytes(data)
 
 
 @settings(**SOME)
@@ -261,15 +263,15 @@ def test_bytes_of_text_are_encoded_as_text(text: str) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_engine_gives_the_same_ids(pattern: str, text: str) -> None:
     tokenizer = trained(pattern)
-    assert tokenizer._engines.get("tiktoken", 0) is not None
+    assert tokenizer._engine.get("tiktoken", 0) is not None
     assert tokenizer.encode(text, engine="tiktoken") == tokenizer.encode(text, engine="python")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_long_texts_have_the_same_ids_by_every_way(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_WORTH", 50_000)
-    cut = Splitter.chunks
-    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.Splitter.chunks", lambda self, text: cut(self, text, 30_000))
+    monkeypatch.setattr(engine, "_MIN_CHARACTERS", 50_000)
+    cut = PreTokenizer.chunks
+    monkeypatch.setattr(PreTokenizer, "chunks", lambda self, text: cut(self, text, 30_000))
     tokenizer = BPETokenizer(trained(pattern).model)
     text = plays() + MIXED_TEXT * 5
     assert len(text.replace("\U0001f6d8", "")) < len(text)  # what tiktoken might see otherwise some day
@@ -284,10 +286,10 @@ def test_long_texts_have_the_same_ids_by_every_way(pattern: str, monkeypatch: py
 def test_the_engine_is_built_for_long_texts_only() -> None:
     tokenizer = BPETokenizer(trained().model)
     tokenizer.encode("short")
-    assert tokenizer._engines._built is None and not tokenizer._engines._asked
+    assert tokenizer._engine._encoding is None and not tokenizer._engine._tried
     text = plays()[:1000] * 300
     assert tokenizer.encode(text) == tokenizer.encode(text, engine="python")
-    assert tokenizer._engines._built is not None
+    assert tokenizer._engine._encoding is not None
 
 
 def test_the_engine_is_taken_only_where_it_gives_the_same_ids() -> None:
@@ -308,7 +310,7 @@ def test_the_engine_is_taken_only_where_it_gives_the_same_ids() -> None:
         ranks = tiktoken.Encoding("x", pat_str=PATTERNS["gpt2"], mergeable_ranks=dict(model.vocab), special_tokens={})
         words = ["".join(draw.choices("ab", k=draw.randint(2, 14))) for _ in range(20)]
         same = all(ours.encode(word, engine="python") == ranks.encode_ordinary(word) for word in words)
-        engine_taken = ours._engines.get("auto", 10**9) is not None
+        engine_taken = ours._engine.get("auto", 10**9) is not None
         assert same or not engine_taken
         taken, left = taken + engine_taken, left + (not same)
     assert taken > 50 and left > 20
@@ -324,11 +326,11 @@ def test_no_engine_where_it_would_merge_or_split_otherwise() -> None:
         BPEModel(model.vocab, model.merges[:-1]),
         BPEModel(**same, patterns=(r"\p{N}", PATTERNS["gpt2"])),
         BPEModel(**same, patterns=(r"\s+",)),
-        BPEModel(**same, whole_pieces=True),
+        BPEModel(**same, ignore_merges=True),
         BPEModel({token: i for token, i in model.vocab.items() if token != b"\xff"}, model.merges),
     ):
         tokenizer = BPETokenizer(other)
-        assert tokenizer._engines.get("auto", 10**9) is None
+        assert tokenizer._engine.get("auto", 10**9) is None
         assert tokenizer.encode_array(plays()[:5000]).tolist() == tokenizer.encode(plays()[:5000])
 
 

@@ -20,6 +20,7 @@ from glassgpt.inference.decode import start_ids
 from glassgpt.tokenizer import BPETokenizer, load, pretrained, save
 from glassgpt.tokenizer.base import adds_bos_token
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.gguf import tokenizer_from_metadata
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
 
@@ -78,7 +79,7 @@ def test_a_byte_level_tokenizer_has_its_ids(pre: str | None, tmp_path: Path) -> 
     model = trained()
     patterns, whole = PRE[pre or "gpt-2"]
     parts = {"special": model.special, "added": model.added, "eos": "<|endoftext|>", "bos": "<|im_start|>"}
-    original = BPETokenizer(BPEModel(model.vocab, model.merges, patterns, whole_pieces=whole, **parts))
+    original = BPETokenizer(BPEModel(model.vocab, model.merges, patterns, ignore_merges=whole, **parts))
     ids = {"eos_token_id": 905, "bos_token_id": 906}
     ours = pretrained.load(byte_level(tmp_path / "any.gguf", pre, original, **ids))
     assert isinstance(ours, BPETokenizer) and ours.model.patterns == patterns
@@ -182,7 +183,7 @@ def test_which_texts_begin_with_a_token(kind: str, pre: str | None, said: bool |
     values = {"model": kind, "pre": pre, "add_bos_token": said, "tokens": ["<unk>", "<s>", "</s>", "a", "b", "ab"]}
     values |= {"token_type": [2, 3, 3, 1, 1, 1], "scores": [0.0] * 6, "merges": ["a b"], "bos_token_id": 1}
     stored = {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
-    found = pretrained.gguf_tokenizer(Path("a.gguf"), stored)
+    found = tokenizer_from_metadata(Path("a.gguf"), stored)
     ours, content = adds_bos_token(found), found.files()["tokenizer.json"].decode("utf-8")
     assert ours == first and found.encode("a")[0] != 1
     assert (1 in tokenizers.Tokenizer.from_str(content).encode("a").ids) == first

@@ -17,6 +17,7 @@ from glassgpt import assets
 from glassgpt.tokenizer import BPETokenizer, pretrained, save
 from glassgpt.tokenizer.bpe.engine import PROVEN, agrees, fingerprint
 from glassgpt.tokenizer.pretokenize import PATTERNS
+from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 
 SOME = {"max_examples": 60, "deadline": None, "derandomize": True}
 
@@ -106,7 +107,7 @@ def test_gpt2_gives_the_ids_of_transformers(tmp_path: Path) -> None:
 
 def test_the_ranks_of_gpt2_are_its_merges(tmp_path: Path) -> None:
     path = tmp_path / "gpt2.tiktoken"
-    path.write_bytes(pretrained.ranks_file(gpt2()))
+    path.write_bytes(tiktoken_bytes(gpt2()))
     assert load_tiktoken_bpe(str(path)) == tiktoken_gpt2()._mergeable_ranks
     again = pretrained.load(path)
     assert isinstance(again, BPETokenizer)
@@ -120,7 +121,7 @@ def test_the_vocabularies_said_to_be_proven_are() -> None:
     others = [
         replace(model, merges=[model.merges[1], model.merges[0], *model.merges[2:]]),
         replace(model, merges=model.merges[:-1]),
-        replace(model, whole_pieces=True),
+        replace(model, ignore_merges=True),
         replace(model, vocab={**model.vocab, b"a": model.vocab[b"b"], b"b": model.vocab[b"a"]}),
     ]
     assert not PROVEN & {fingerprint(other) for other in others}

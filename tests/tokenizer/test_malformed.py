@@ -22,6 +22,7 @@ from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load, pretrained, save
 from glassgpt.tokenizer.bpe.bytelevel import BYTES
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
+from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 
 
 def refused(path: Path, content: bytes | str | None = None) -> str:
@@ -352,7 +353,7 @@ def test_everything_of_ours_needs_none_of_the_libraries(tmp_path: Path, monkeypa
         assert ours.decode(ours.encode("the end")) == "the end"
     fresh = pretrained.gpt2()
     assert fresh.encode(text) == fresh.encode_array(text).tolist() == expected
-    (tmp_path / "a.tiktoken").write_bytes(pretrained.ranks_file(BPETokenizer.train(text, 300)))
+    (tmp_path / "a.tiktoken").write_bytes(tiktoken_bytes(BPETokenizer.train(text, 300)))
     made = [pretrained.load(tmp_path / "a.tiktoken"), WordTokenizer.train(text), CharTokenizer.train(text)]
     for tokenizer in made:
         save(tokenizer, tmp_path, 64)

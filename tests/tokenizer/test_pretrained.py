@@ -21,6 +21,7 @@ from glassgpt.tokenizer import BPETokenizer, Tokenizer, load, pretrained, save
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.library import LibraryTokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
+from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 
 SOME = {"max_examples": 40, "deadline": None, "derandomize": True}
 
@@ -300,7 +301,7 @@ def test_added_tokens_have_the_ids_that_tokenizers_gives_them(tmp_path: Path) ->
 
 def test_merges_from_ranks_are_applied_in_another_order_and_by_the_engine_too() -> None:
     _, ours, _ = shape("Llama 3, converted")
-    assert isinstance(ours, BPETokenizer) and not ours.model.in_order() and ours.ranks_are_ids()
+    assert isinstance(ours, BPETokenizer) and not ours.model.merges_in_order() and ours.ranks_are_ids()
     text = plays()[-50_000:] + MIXED_TEXT
     ids = ours.encode(text, engine="tiktoken")
     assert ours.encode(text, engine="python") == ids == their_ids("Llama 3, converted", text)
@@ -347,11 +348,11 @@ def ranks_of(path: Path) -> dict[bytes, int]:
 def test_a_ranks_file_gives_the_same_ids_to_all(pattern: str, tmp_path: Path) -> None:
     ours = BPETokenizer.train(plays()[:60_000] + MIXED_TEXT * 3, 900, pattern=pattern)
     path = tmp_path / "mine.tiktoken"
-    path.write_bytes(pretrained.ranks_file(ours))
+    path.write_bytes(tiktoken_bytes(ours))
     again = pretrained.load(path, pattern)
     assert isinstance(again, BPETokenizer) and again.model.merges == ours.model.merges
     assert again.special_ids() == {"<|endoftext|>": 899} and again.eos_token_id == ours.eos_token_id
-    assert pretrained.ranks_file(again) == path.read_bytes()
+    assert tiktoken_bytes(again) == path.read_bytes()
     theirs = tiktoken.Encoding(
         "mine", pat_str=PATTERNS[pattern], mergeable_ranks=ranks_of(path), special_tokens=ours.special_ids()
     )
@@ -378,7 +379,7 @@ def test_ranks_that_nobody_learned_give_the_ids_of_tiktoken(tokens: list[str], t
 
 def test_ids_with_gaps_are_kept_when_saved(tmp_path: Path) -> None:
     """As in cl100k_base, where one id below that of <|endoftext|> is left out."""
-    ranks = pretrained.ranks_file(BPETokenizer.train(plays()[:20_000], 400, special=()))
+    ranks = tiktoken_bytes(BPETokenizer.train(plays()[:20_000], 400, special=()))
     (tmp_path / "cl100k_base.tiktoken").write_bytes(ranks)
     ours = pretrained.load(tmp_path / "cl100k_base.tiktoken")
     save(ours, tmp_path, 64)
@@ -392,7 +393,7 @@ def test_what_ranks_cannot_express_is_not_written() -> None:
     model = BPETokenizer.train(plays()[:20_000], 400).model
     merges = [*model.merges[:-2], model.merges[-1], model.merges[-2]]
     with pytest.raises(TokenizerError, match="merges in another order"):
-        pretrained.ranks_file(BPETokenizer(BPEModel(model.vocab, merges)))
+        tiktoken_bytes(BPETokenizer(BPEModel(model.vocab, merges)))
 
 
 def test_dropout_in_a_file_does_not_make_ids_random(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_every_character_has_the_normal_form_of_tokenizers(form: NormalForm) -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_normal_forms_come_before_merging_by_every_way(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_WORTH", 1000)
+    monkeypatch.setattr(engine, "_MIN_CHARACTERS", 1000)
     text = "e\u0301 \u00e9 \u1100\u1161\u11a8 ﬁ ① a\u0323\u0307 a\u0307\u0323 \u212b \u0958 ②\ufb20 " + MIXED["scripts"]
     model = trained().model
     ours = BPETokenizer(BPEModel(model.vocab, model.merges, normal_form=form))

@@ -20,7 +20,7 @@ from glassgpt.errors import GlassError
 from glassgpt.tokenizer import pretrained
 from glassgpt.tokenizer.base import END_OF_TEXT
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
-from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter, usable_cpus
+from glassgpt.tokenizer.pretokenize import PATTERNS, PreTokenizer, usable_cpus
 
 TRAINING, ENCODING = "training", "encoding"
 #: Characters of the parts of a text that `tokenizers` gets for training; that it and tiktoken's threads encode.
@@ -55,7 +55,7 @@ class Job:
 
     def parts(self, text: str, size: int) -> Iterator[str]:
         """The text in short parts, such that the pieces stay the same."""
-        return Splitter([PATTERNS[self.pattern]]).chunks(text, size)
+        return PreTokenizer([PATTERNS[self.pattern]]).chunks(text, size)
 
     def trained(self) -> BPETokenizer:
         """The tokenizer that was trained before."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: Share of the text, at its end, that is measured on.
 MEASURED = 0.1
 #: What is counted while a tokenizer is trained.
-UNITS = {"counting words": "characters", "merging": "merges"}
+UNITS = {"counting pre-tokens": "characters", "merging": "merges"}
 
 
 @dataclass(frozen=True)

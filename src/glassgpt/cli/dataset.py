@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Ids and documents that are counted for `show`; of a larger corpus the first.
 COUNTED = 10_000_000
-_UNITS = {"encoding": "bytes", "comparing documents": "bytes", "reading": "bytes", "counting words": "characters"}
+_UNITS = {"encoding": "bytes", "comparing documents": "bytes", "reading": "bytes", "counting pre-tokens": "characters"}
 
 
 def prepare(

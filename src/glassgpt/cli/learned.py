@@ -59,7 +59,7 @@ def targets(out: Path, kind: str, force: bool) -> list[Path]:
 def write(tokenizer: "Tokenizer", out: Path, targets: Sequence[Path]) -> None:
     """Write the files, each whole or not at all."""
     from glassgpt.tokenizer import BPETokenizer, save
-    from glassgpt.tokenizer.pretrained import ranks_file
+    from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 
     folder = targets[0].parent
     folder.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ def write(tokenizer: "Tokenizer", out: Path, targets: Sequence[Path]) -> None:
         sources = [Path(temporary) / ("tokenizer.json" if target == out else target.name) for target in targets]
         if out.suffix == ".tiktoken":
             assert isinstance(tokenizer, BPETokenizer)
-            sources[0].write_bytes(ranks_file(tokenizer))
+            sources[0].write_bytes(tiktoken_bytes(tokenizer))
         for source, target in zip(sources, targets, strict=True):
             os.replace(source, target)
 

@@ -249,12 +249,12 @@ def _encode(opened: "Tokenizer", content: bytes, allow_special: bool) -> tuple[l
 def _lost(opened: "Tokenizer", text: str, ids: list[int]) -> dict[int, str]:
     """The words that became ``<|unk|>``, by the position of the token."""
     from glassgpt.tokenizer import WordTokenizer
-    from glassgpt.tokenizer.pretokenize import Splitter
+    from glassgpt.tokenizer.pretokenize import PreTokenizer
     from glassgpt.tokenizer.word import PATTERN
 
     if not isinstance(opened, WordTokenizer):
         return {}
-    pieces = enumerate(zip(Splitter([PATTERN]).split(text), ids, strict=True))
+    pieces = enumerate(zip(PreTokenizer([PATTERN]).split(text), ids, strict=True))
     return {position: piece for position, (piece, i) in pieces if i == opened.unk_token_id}
 
 

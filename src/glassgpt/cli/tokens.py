@@ -322,7 +322,7 @@ def _describe_bpe(model: "BPEModel") -> dict[str, Any]:
         "added_tokens": dict(model.added),
         "patterns": [{"name": names.get(pattern), "regex": pattern} for pattern in model.patterns],
         "normal_form": model.normal_form,
-        "whole_pieces": model.whole_pieces,
+        "whole_pieces": model.ignore_merges,
         "merges": len(model.merges),
         "some_merges": [
             {
