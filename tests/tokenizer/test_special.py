@@ -11,7 +11,7 @@ from texts import ANY_TEXT, MIXED, gpt2, trained
 from tokenizers import normalizers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import BPETokenizer
+from glassgpt.tokenizer import BPETokenizer, WordTokenizer, specs
 from glassgpt.tokenizer.bpe import engine
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.bpe.normal import NormalForm, normalize
@@ -63,6 +63,15 @@ def test_text_of_users_never_becomes_a_control_token() -> None:
             assert end not in tokenizer.encode_array(text * 10, engine=quick)
         assert tokenizer.encode(text, allow_special=True) == [*tokenizer.encode("a"), end, *tokenizer.encode("b")]
         assert tokenizer.decode([end]) == "<|endoftext|>" and tokenizer.token_bytes(end) == b"<|endoftext|>"
+
+
+def test_eos_becomes_bos_in_a_copy() -> None:
+    for tokenizer in (trained(), WordTokenizer.train("a b", vocab_size=4)):
+        changed = specs.with_eos_as_bos(tokenizer)
+        assert tokenizer.bos_token_id is None and "bos_token" not in tokenizer.special_tokens()
+        assert changed.bos_token_id == changed.eos_token_id == tokenizer.eos_token_id is not None
+        assert changed.special_tokens()["bos_token"] == "<|endoftext|>" and specs.with_eos_as_bos(changed) is changed
+        assert changed.encode("a b") == tokenizer.encode("a b")
 
 
 #: What normal forms take apart, put together and reorder, and what did so only after Unicode 9.
