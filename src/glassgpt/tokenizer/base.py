@@ -182,24 +182,56 @@ def adds_bos_token(tokenizer: Tokenizer) -> bool:
 # --- word-level models: characters and words -------------------------------------------------------------------------
 
 
-def word_level_json(
-    tokens: Sequence[str], pattern: str, unk_token: str, special_ids: Mapping[str, int]
-) -> dict[str, Any]:
-    """The content of a ``tokenizer.json`` with one token per pre-token.
+class WordLevelTokenizer(Tokenizer):
+    """One token per pre-token, from a fixed list: the common part of the character and the word tokenizer.
 
     Args:
-        tokens: the vocabulary in the order of the ids.
-        pattern: splits a text into pre-tokens.
-        unk_token: required by the format. If it is not in the vocabulary, encoding an unknown pre-token raises.
-        special_ids: special tokens and their ids.
+        tokens: distinct tokens in the order of their ids.
+        special: names of special tokens, whose ids follow.
     """
-    vocab = {token: i for i, token in enumerate(tokens)}
-    return tokenizer_json(
-        {"type": "WordLevel", "vocab": vocab, "unk_token": unk_token},
-        {"type": "Fuse"},
-        added_tokens=[added_token(i, name, special=True) for name, i in special_ids.items()],
-        pre_tokenizer=split_step(pattern),
-    )
+
+    can_encode_in_chunks = True
+    split_pattern: str  # each match is a token
+    unk_token: str  # required by the format; if it is not in the vocabulary, encoding an unknown token raises
+
+    def __init__(self, tokens: Sequence[str], special: Sequence[str] = ()):
+        assert tokens and len(set(tokens)) == len(tokens), "a vocabulary has distinct tokens"
+        self.tokens = [*tokens, *special]
+        self.vocab_size = len(self.tokens)
+        self._special = {name: len(tokens) + i for i, name in enumerate(special)}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids to text."""
+        check_ids(ids, self.vocab_size)
+        return "".join(self.tokens[i] for i in ids)
+
+    def token_bytes(self, i: int) -> bytes:
+        """The UTF-8 bytes of a token."""
+        return self.decode([i]).encode("utf-8", errors="surrogatepass")
+
+    def special_ids(self) -> dict[str, int]:
+        """The id of every special token."""
+        return dict(self._special)
+
+    def files(self) -> dict[str, bytes]:
+        """The files for a model folder, by name."""
+        return json_file(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``tokenizer.json``: a word-level model."""
+        vocab = {token: i for i, token in enumerate(self.tokens)}
+        return tokenizer_json(
+            {"type": "WordLevel", "vocab": vocab, "unk_token": self.unk_token},
+            {"type": "Fuse"},
+            added_tokens=[added_token(i, name, special=True) for name, i in self._special.items()],
+            pre_tokenizer=split_step(self.split_pattern),
+        )
+
+    def equals_json(self, content: Mapping[str, Any]) -> bool:
+        """Whether a word-level ``tokenizer.json`` with the same vocabulary encodes and decodes as this tokenizer."""
+        ours = self.to_json()
+        keys = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
+        return content["model"].get("unk_token") == self.unk_token and all(content.get(k) == ours[k] for k in keys)
 
 
 def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str]:
@@ -214,11 +246,3 @@ def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str]:
     if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
         raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
     return sorted(vocab, key=lambda token: vocab[token])
-
-
-def same_word_level(content: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """Whether a word-level ``tokenizer.json`` encodes and decodes as ours does, given the same vocabulary."""
-    same_unknown = content["model"].get("unk_token") == ours["model"]["unk_token"]
-    return same_unknown and all(
-        content.get(key) == ours[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
-    )

@@ -1,27 +1,17 @@
 """The character tokenizer: one token per Unicode code point."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer.base import (
-    Tokenizer,
-    check_ids,
-    json_file,
-    same_word_level,
-    word_level_json,
-    word_level_tokens,
-)
+from glassgpt.tokenizer.base import WordLevelTokenizer, word_level_tokens
 from glassgpt.tokenizer.pretokenize import Texts
 
-#: Split pattern of tokenizer.json: every character is a pre-token, newlines included.
-_EVERY_CHARACTER = r"[\s\S]"
 
-
-class CharTokenizer(Tokenizer):
+class CharTokenizer(WordLevelTokenizer):
     """One token per character of a fixed alphabet; any other character raises.
 
     Args:
@@ -29,12 +19,11 @@ class CharTokenizer(Tokenizer):
     """
 
     kind = "char"
-    can_encode_in_chunks = True
+    split_pattern = r"[\s\S]"  # every character, newlines included
+    unk_token = "<unk>"
 
     def __init__(self, alphabet: list[str]):
-        assert alphabet and len(set(alphabet)) == len(alphabet), "an alphabet has distinct characters"
-        self.alphabet = alphabet
-        self.vocab_size = len(alphabet)
+        super().__init__(alphabet)
         codes = np.array([ord(character) for character in alphabet], dtype=np.uint32)
         self._table = np.full(int(codes.max()) + 1, -1, dtype=np.int64)  # code point -> id, or -1
         self._table[codes] = np.arange(len(alphabet))
@@ -66,23 +55,6 @@ class CharTokenizer(Tokenizer):
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids to text."""
-        check_ids(ids, self.vocab_size)
-        return "".join(self.alphabet[i] for i in ids)
-
-    def token_bytes(self, i: int) -> bytes:
-        """The UTF-8 bytes of a character."""
-        return self.decode([i]).encode("utf-8", errors="surrogatepass")
-
-    def files(self) -> dict[str, bytes]:
-        """The files for a model folder, by name."""
-        return json_file(self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``tokenizer.json``: a word-level model in which every character is a word."""
-        return word_level_json(self.alphabet, _EVERY_CHARACTER, "<unk>", {})
-
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: Path) -> "CharTokenizer | None":
         """Read the output of :meth:`to_json`; None if the file describes another tokenizer.
@@ -94,11 +66,11 @@ class CharTokenizer(Tokenizer):
         if any(len(token) != 1 for token in tokens):
             return None
         tokenizer = cls(tokens)
-        return tokenizer if same_word_level(content, tokenizer.to_json()) else None
+        return tokenizer if tokenizer.equals_json(content) else None
 
     def _unknown_message(self, text: str, position: int) -> str:
         character = text[position]
-        shown = "".join(self.alphabet)
+        shown = "".join(self.tokens)
         shown = shown if len(shown) <= 120 else shown[:117] + "..."
         return (
             f"the character {character!r} (U+{ord(character):04X}, at position {position}) is not among the "

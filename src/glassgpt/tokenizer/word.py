@@ -13,15 +13,7 @@ from typing import Any
 import regex
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer.base import (
-    END_OF_TEXT,
-    Tokenizer,
-    check_ids,
-    json_file,
-    same_word_level,
-    word_level_json,
-    word_level_tokens,
-)
+from glassgpt.tokenizer.base import END_OF_TEXT, WordLevelTokenizer, word_level_tokens
 from glassgpt.tokenizer.pretokenize import PreTokenizer, Texts, count_pre_tokens
 
 #: A word (letters, marks, digits, and apostrophes inside) or a punctuation mark, each with the space before it, if any;
@@ -31,7 +23,7 @@ UNKNOWN = "<|unk|>"
 SPECIAL = (UNKNOWN, END_OF_TEXT)
 
 
-class WordTokenizer(Tokenizer):
+class WordTokenizer(WordLevelTokenizer):
     """One token per word of a vocabulary, with the space before it.
 
     Args:
@@ -40,14 +32,12 @@ class WordTokenizer(Tokenizer):
     """
 
     kind = "word"
-    can_encode_in_chunks = True
+    split_pattern = PATTERN
+    unk_token = UNKNOWN
 
     def __init__(self, words: Sequence[str], open_vocabulary: bool = False):
-        assert words and len(set(words)) == len(words), "a vocabulary has distinct words"
-        self.words = [*words, *(SPECIAL if open_vocabulary else ())]
-        self.vocab_size = len(self.words)
+        super().__init__(words, SPECIAL if open_vocabulary else ())
         self._ids = {word: i for i, word in enumerate(words)}
-        self._special = {name: len(words) + i for i, name in enumerate(SPECIAL)} if open_vocabulary else {}
         self.unk_token_id = self._special.get(UNKNOWN)
         self.eos_token_id = self._special.get(END_OF_TEXT)
         self._pre_tokenizer = PreTokenizer([PATTERN])
@@ -93,31 +83,10 @@ class WordTokenizer(Tokenizer):
             ids += [self._special[part]] if part in self._special else self._encode_ordinary(part)
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids to text; unknown words are ``<|unk|>``."""
-        check_ids(ids, self.vocab_size)
-        return "".join(self.words[i] for i in ids)
-
-    def token_bytes(self, i: int) -> bytes:
-        """The UTF-8 bytes of a word."""
-        return self.decode([i]).encode("utf-8")
-
     def special_tokens(self) -> dict[str, str]:
         """``unk_token`` and ``eos_token`` of an open vocabulary, and ``bos_token`` if documents begin with it."""
         bos = {"bos_token": END_OF_TEXT} if self.bos_token_id is not None else {}
         return {"unk_token": UNKNOWN, "eos_token": END_OF_TEXT, **bos} if self._special else {}
-
-    def special_ids(self) -> dict[str, int]:
-        """The id of every special token."""
-        return dict(self._special)
-
-    def files(self) -> dict[str, bytes]:
-        """The files for a model folder, by name."""
-        return json_file(self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``tokenizer.json``: a word-level model."""
-        return word_level_json(self.words, PATTERN, UNKNOWN, self._special)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: Path) -> "WordTokenizer | None":
@@ -132,7 +101,7 @@ class WordTokenizer(Tokenizer):
         if not words:
             return None
         tokenizer = cls(words, open_vocabulary)
-        return tokenizer if same_word_level(content, tokenizer.to_json()) else None
+        return tokenizer if tokenizer.equals_json(content) else None
 
     def _encode_ordinary(self, text: str) -> list[int]:
         words = self._pre_tokenizer.split(text)
