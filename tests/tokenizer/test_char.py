@@ -1,4 +1,4 @@
-"""The character tokenizer: equal to the `tokenizers` library id for id, and clear about what it cannot do."""
+"""The character tokenizer gives the ids of the `tokenizers` library, and clear errors."""
 
 import json
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_an_unknown_character_is_named(unknown: str, tmp_path: Path) -> None:
         message = str(caught.value)
         assert f"{unknown!r} (U+{ord(unknown):04X}, at position {text.index(unknown)})" in message
         assert "4 characters" in message and "ab" in message
-        if unknown != "\ud800":  # no text for `tokenizers` at all
+        if unknown != "\ud800":  # not valid Unicode, so `tokenizers` cannot take it
             with pytest.raises(Exception, match="WordLevel error"):
                 theirs.encode(text)
 
@@ -164,7 +164,7 @@ MALFORMED = {
     "ids are lists": with_model(vocab={"a": [0], "b": [1]}),
     "ids of all kinds": with_model(vocab={"a": 0, "b": "1", "c": None, "d": {}}),
 }
-#: Files that say something else than a plain character tokenizer, and who reads them.
+#: Files that are not a plain character tokenizer, and the class that reads them.
 OTHER: dict[str, tuple[dict[str, Any], type]] = {
     "a normalizer": (CharTokenizer(["a", "b"]).to_json() | {"normalizer": {"type": "Lowercase"}}, LibraryTokenizer),
     "words between spaces": (
@@ -204,7 +204,7 @@ def test_a_malformed_file_is_one_clear_error(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_a_file_that_says_more_is_read_by_those_who_understand_it(name: str, tmp_path: Path) -> None:
+def test_another_file_is_read_by_the_right_class(name: str, tmp_path: Path) -> None:
     content, kind = OTHER[name]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     loaded = load(tmp_path)

@@ -1,4 +1,4 @@
-"""GPT-2's own tokenizer: equal to tiktoken and transformers id for id, whatever the text or the bytes."""
+"""GPT-2's tokenizer gives the ids of tiktoken and transformers for any text and any bytes."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def spaces() -> str:
     return "".join(kind * n + end for kind in kinds for n in range(1, 40) for end in ("x", "\n", "1", "!"))
 
 
-def test_gpt2_is_what_it_is() -> None:
+def test_vocabulary_of_gpt2() -> None:
     assert (gpt2().vocab_size, gpt2().eos_token_id, gpt2().bos_token_id, gpt2().kind) == (50257, 50256, 50256, "bpe")
     assert gpt2().special_tokens() == {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     assert gpt2().encode("Hello, world!") == [15496, 11, 995, 0]
@@ -78,7 +78,7 @@ BROKEN = st.one_of(
 
 @settings(**SOME | {"max_examples": 400})
 @given(data=BROKEN)
-def test_gpt2_gives_the_ids_of_tiktoken_for_bytes_that_are_no_text(data: bytes) -> None:
+def test_gpt2_gives_the_ids_of_tiktoken_for_invalid_utf8(data: bytes) -> None:
     ids = gpt2().encode_bytes(data)
     assert ids == tiktoken_gpt2()._encode_bytes(data)
     assert gpt2().decode_bytes(ids) == data
@@ -114,7 +114,7 @@ def test_the_ranks_of_gpt2_are_its_merges(tmp_path: Path) -> None:
     assert again.model.merges == gpt2().model.merges and again.special_ids() == {"<|endoftext|>": 50256}
 
 
-def test_the_vocabularies_said_to_be_proven_are() -> None:
+def test_the_proven_vocabularies_agree_with_tiktoken() -> None:
     tokenizer = gpt2()
     assert {fingerprint(tokenizer.model)} == PROVEN and agrees(tokenizer.model, tokenizer._merge)
     model = tokenizer.model

@@ -21,7 +21,7 @@ from glassgpt.tokenizer.pretokenize import PATTERNS, PreTokenizer, as_unicode_16
 ALL = {**PATTERNS, "words": word.PATTERN}
 SEVERAL = [*([pattern] for pattern in ALL.values()), [r"\p{N}", PATTERNS["gpt2"]], [r"\p{N}{1,3}", r"[一-龥]+", r"\s"]]
 SEVERAL += [[r"x*"], [r"(a)(b)?", r"(\s)"], []]
-#: Mostly where a text may be cut, and what stands around such places.
+#: Mostly places where a text may be cut.
 CUTS = st.text(st.sampled_from("aab  \n\r'sé中1.\u0301\u088f\U0001e6c0"), max_size=80)
 SOME = {"max_examples": 150, "deadline": None, "derandomize": True}
 
@@ -32,7 +32,7 @@ def pre_tokenizer(*patterns: str) -> PreTokenizer:
 
 
 def theirs(pattern: str, text: str, **how: bool) -> list[str]:
-    """The parts that `tokenizers` makes of a text; with ``invert=True``, what matches alone."""
+    """The pre-tokens of `tokenizers`; with ``invert=True``, only the matches."""
     split = pre_tokenizers.Split(Regex(pattern), "removed" if how else "isolated", **how)
     return [part for part, _ in split.pre_tokenize_str(text)]
 
@@ -62,24 +62,24 @@ KINDS = [r"\p{L}", r"\p{M}", r"\p{N}", r"\p{P}", r"\p{S}", r"\s"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_assigned_character_is_what_the_published_engines_take_it_for(kind: str) -> None:
+def test_every_assigned_character_is_of_the_kind_of_the_published_engines(kind: str) -> None:
     assert_of_one_kind(kind, [*range(0xE000), *range(0xF900, 0x34000), *range(0xE0000, 0xE0200)], least=20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_code_point_is_what_the_published_engines_take_it_for(kind: str) -> None:
+def test_every_code_point_is_of_the_kind_of_the_published_engines(kind: str) -> None:
     assert_of_one_kind(kind, range(0x34000, 0x110000), least=0)
 
 
 def assert_of_one_kind(kind: str, codes: Iterable[int], least: int) -> None:
-    """tiktoken, `tokenizers` and we see the same characters as of this kind."""
+    """The same characters are of this kind for tiktoken, `tokenizers` and us."""
     text = "".join(chr(code) for code in codes if not 0xD800 <= code < 0xE000)
     ranks = {token: i for i, token in enumerate(BYTES)}
     engine = tiktoken.Encoding("one kind", pat_str=kind, mergeable_ranks=ranks, special_tokens={})
     ours = "".join(text[match.start()] for match in regex.finditer(kind, as_unicode_16(text)))
     assert len(ours) >= least
-    assert engine.decode(engine.encode_ordinary(text)) == ours  # tiktoken leaves out what does not match
+    assert engine.decode(engine.encode_ordinary(text)) == ours  # tiktoken drops characters that do not match
     assert "".join(theirs(kind, text, invert=True)) == ours
 
 
@@ -98,10 +98,10 @@ def test_text_without_newer_characters_is_left_as_it_is() -> None:
 @given(text=CUTS, size=st.integers(1, 12))
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_chunks_have_the_pre_tokens_of_the_whole(pattern: str, text: str, size: int) -> None:
-    whole = pre_tokenizer(PATTERNS[pattern])
-    chunks = list(whole.chunks(text, size))
+    splitter = pre_tokenizer(PATTERNS[pattern])
+    chunks = list(splitter.chunks(text, size))
     assert "".join(chunks) == text and all(chunks)
-    assert [part for chunk in chunks for part in whole.split(chunk)] == whole.split(text)
+    assert [part for chunk in chunks for part in splitter.split(chunk)] == splitter.split(text)
 
 
 def test_chunks_of_real_text_are_about_as_long_as_asked() -> None:
@@ -110,7 +110,7 @@ def test_chunks_of_real_text_are_about_as_long_as_asked() -> None:
     assert min(lengths[:-1]) >= 1000 and max(lengths) < 1200
 
 
-def test_what_cannot_be_cut_is_one_chunk() -> None:
+def test_a_text_without_a_safe_cut_is_one_chunk() -> None:
     text = "one two three 1 2 3 " * 10
     for patterns in ([r"\p{N}", PATTERNS["gpt2"]], [word.PATTERN], []):
         assert list(pre_tokenizer(*patterns).chunks(text, 5)) == [text]
@@ -125,9 +125,9 @@ def test_counts_are_those_of_all_pre_tokens_with_any_number_of_processes(
     monkeypatch.setattr("glassgpt.tokenizer.pretokenize.CHUNK", 5000)
     progress: list[tuple[int, int]] = []
     text = plays() + MIXED_TEXT + "\ud800"
-    whole = pre_tokenizer(PATTERNS["gpt2"])
-    counts = count_pre_tokens(text, whole, processes, lambda _, *done: progress.append(done))
-    assert counts == Counter(whole.split(text))
+    splitter = pre_tokenizer(PATTERNS["gpt2"])
+    counts = count_pre_tokens(text, splitter, processes, lambda _, *done: progress.append(done))
+    assert counts == Counter(splitter.split(text))
     assert progress == sorted(progress) and progress[-1] == (len(text), len(text)) and len(progress) > 30
 
 
@@ -138,7 +138,7 @@ def in_chunks_of_5000(self: PreTokenizer, text: str) -> "list[str]":
     return list(cut(self, text, 5000))
 
 
-def test_a_process_that_dies_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_gives_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     monkeypatch.setattr("glassgpt.tokenizer.pretokenize.PreTokenizer.chunks", in_chunks_of_5000)
     monkeypatch.setattr("glassgpt.tokenizer.pretokenize.CHUNK", 5000)
@@ -147,7 +147,7 @@ def test_a_process_that_dies_is_one_clear_error(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a", r"\p{Klingon}", "a{2,1}", "*"])
-def test_a_pattern_that_is_none_is_refused(pattern: str) -> None:
+def test_an_invalid_pattern_raises(pattern: str) -> None:
     with pytest.raises(TokenizerError) as caught:
         PreTokenizer([pattern])
     assert repr(pattern) in str(caught.value) and "\n" not in str(caught.value)
@@ -155,8 +155,8 @@ def test_a_pattern_that_is_none_is_refused(pattern: str) -> None:
 
 def test_pre_tokens_do_not_reach_from_one_text_into_the_next() -> None:
     texts = ["the king", "s of", " ", " France", "", "s"] * 5
-    whole = pre_tokenizer(PATTERNS["gpt2"])
-    expected = Counter(part for text in texts for part in whole.split(text))
-    assert count_pre_tokens(iter(texts), whole, 1) == count_pre_tokens(iter(texts), whole, 2) == expected
+    splitter = pre_tokenizer(PATTERNS["gpt2"])
+    expected = Counter(part for text in texts for part in splitter.split(text))
+    assert count_pre_tokens(iter(texts), splitter, 1) == count_pre_tokens(iter(texts), splitter, 2) == expected
     together, apart = (BPETokenizer.train(text, 300).model.merges for text in ("ab ab ab", iter(["ab ab", "ab"])))
     assert len(together) == 2 and apart == together[:1]  # " ab" occurs twice, and once

@@ -1,4 +1,4 @@
-"""Special tokens, normal forms, and what is no text: byte-level BPE does with them what `tokenizers` does."""
+"""Special tokens, normal forms and invalid Unicode: byte-level BPE treats them as `tokenizers` does."""
 
 from functools import cache
 from typing import Any
@@ -74,7 +74,7 @@ def test_eos_becomes_bos_in_a_copy() -> None:
         assert changed.encode("a b") == tokenizer.encode("a b")
 
 
-#: What normal forms take apart, put together and reorder, and what did so only after Unicode 9.
+#: Characters that normal forms decompose, compose or reorder, some only since Unicode 10.
 MARKED = st.text(
     "aeAEoui "
     "\u0301\u0323\u0307\u0345\u0334\u1100\u1161\u11a8\uac00\u0958\u212b\ufb01\u2460\u1e9b\u09fe\u0898\u1dfa\u08cf"
@@ -100,7 +100,7 @@ def test_every_character_has_the_normal_form_of_tokenizers(form: NormalForm) -> 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_normal_forms_come_before_merging_by_every_way(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_normalised_before_merging_with_every_engine(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_MIN_CHARACTERS", 1000)
     text = "e\u0301 \u00e9 \u1100\u1161\u11a8 ﬁ ① a\u0323\u0307 a\u0307\u0323 \u212b \u0958 ②\ufb20 " + MIXED["scripts"]
     model = trained().model

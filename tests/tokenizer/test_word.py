@@ -1,4 +1,4 @@
-"""The word tokenizers: closed ones refuse by name, open ones give <|unk|>, both equal to `tokenizers` id for id."""
+"""The word tokenizer: a closed vocabulary raises, an open one gives <|unk|>; both give the ids of `tokenizers`."""
 
 import json
 from collections import Counter
@@ -47,7 +47,7 @@ def open_library() -> tokenizers.Tokenizer:
         ("rock'n'roll 'tis ...", ["rock'n'roll", " '", "tis", " .", ".", "."]),
     ],
 )
-def test_what_a_word_is(text: str, words: list[str]) -> None:
+def test_the_words_of_a_text(text: str, words: list[str]) -> None:
     ours = WordTokenizer.train(text)
     assert [ours.tokens[i] for i in ours.encode(text)] == words
 
@@ -71,7 +71,7 @@ def test_a_vocabulary_larger_than_the_text_is_as_large_as_the_text() -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "said"), [(2, "at least 3 tokens"), (0, "got 0"), (3, "the text is empty")])
-def test_no_room_for_words_is_refused(vocab_size: int, said: str) -> None:
+def test_a_vocabulary_without_words_raises(vocab_size: int, said: str) -> None:
     with pytest.raises(TokenizerError, match=said):
         WordTokenizer.train("", vocab_size=vocab_size)
     with pytest.raises(TokenizerError, match="the text is empty"):
@@ -118,7 +118,7 @@ def test_an_unknown_word_is_named_with_its_place(text: str, word: str, at: int, 
         )
         assert "tokenizer=word:N" in said and "tokenizer=bpe:N" in said and "\n" not in said
         said.encode("utf-8")
-    if "\ud800" not in text:  # no text for `tokenizers` at all
+    if "\ud800" not in text:  # not valid Unicode, so `tokenizers` cannot take it
         with pytest.raises(Exception, match="WordLevel error"):
             library(ours).encode(text)
 
@@ -195,7 +195,7 @@ def test_save_and_load_are_the_identity(vocab_size: int | None, tmp_path: Path) 
         {"model": {"unk_token": " the"}},
     ],
 )
-def test_a_file_that_says_more_is_left_to_tokenizers(change: dict, tmp_path: Path) -> None:
+def test_another_word_level_file_is_left_to_tokenizers(change: dict, tmp_path: Path) -> None:
     for ours in (WordTokenizer.train("The king, the", vocab_size=6), WordTokenizer.train("The king, the")):
         content = ours.to_json()
         same = {key: content[key] for key in change} == change
