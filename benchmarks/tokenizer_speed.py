@@ -43,7 +43,7 @@ import numpy as np
 from glassgpt.bench.memory import run_and_measure
 from glassgpt.tokenizer import BPETokenizer, pretrained
 from glassgpt.tokenizer.base import END_OF_TEXT
-from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter, usable_cpus
+from glassgpt.tokenizer.pretokenize import PATTERNS, PreTokenizer, usable_cpus
 
 ENDINGS = (".py", ".md", ".rst", ".txt")
 #: Characters in each part of the text that `tokenizers` and tiktoken's threads get.
@@ -64,7 +64,7 @@ class Job:
 
     def parts(self, text: str, size: int) -> Iterator[str]:
         """Cut the text into parts such that the pre-tokens stay the same."""
-        return Splitter([PATTERNS[self.pattern]]).chunks(text, size)
+        return PreTokenizer([PATTERNS[self.pattern]]).chunks(text, size)
 
     def tokenizer(self) -> BPETokenizer:
         """Load the trained tokenizer."""

@@ -17,7 +17,7 @@ from glassgpt.config import DataConfig
 from glassgpt.data import find, prepare, read
 from glassgpt.data.sources import source as readers
 from glassgpt.errors import DataError
-from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter
+from glassgpt.tokenizer.pretokenize import PATTERNS, PreTokenizer
 from glassgpt.tokenizer.word import PATTERN as WORDS
 
 AWKWARD = "ä\r\nb\rc\n\u2028\x85 🦊e\u0301\t\x1a end\n"
@@ -206,7 +206,7 @@ def test_a_survey_counts_and_divides(
     assert all(first[1] == second[0] for first, second in itertools.pairwise(ranges))
     parts = [plain[first:last].decode("utf-8") for first, last in ranges]
     for pattern in (*PATTERNS.values(), WORDS):
-        splitter = Splitter([pattern])
+        splitter = PreTokenizer([pattern])
         assert [piece for part in parts for piece in splitter.split(part)] == splitter.split("".join(parts))
     assert all(last - first >= size for first, last in ranges[:-1]), "parts are not smaller than asked"
 

@@ -1,4 +1,4 @@
-"""Byte-level BPE: learned as a naive trainer and `tokenizers` learn it, applied as a naive encoder and tiktoken do."""
+"""Byte-level BPE learns the merges of a naive trainer and of `tokenizers`, and gives the ids of tiktoken."""
 
 import json
 import random
@@ -22,10 +22,11 @@ from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.bpe import bytelevel, engine
 from glassgpt.tokenizer.bpe import tokenizer as bpe
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
-from glassgpt.tokenizer.pretokenize import PATTERNS, Splitter
+from glassgpt.tokenizer.bpe.training import learn_merges
+from glassgpt.tokenizer.pretokenize import PATTERNS, PreTokenizer
 
 SOME = {"max_examples": 100, "deadline": None, "derandomize": True}
-#: Words in which merges overlap, repeat and run into each other.
+#: Pre-tokens in which merges overlap and repeat.
 WORDS = st.dictionaries(
     st.one_of(
         st.text("ab", min_size=1, max_size=12),
@@ -41,7 +42,7 @@ WORDS = st.dictionaries(
 
 
 def naive_merges(words: dict[bytes, int], merges: int, min_frequency: int) -> list[tuple[int, int]]:
-    """All pairs counted anew for every merge: the definition, in a dozen lines."""
+    """The definition: count all pairs again for every merge."""
     ids = {byte[0]: i for i, byte in enumerate(bytelevel.BYTES)}
     spelled = [([ids[byte] for byte in word], count) for word, count in words.items()]
     learned: list[tuple[int, int]] = []
@@ -66,12 +67,13 @@ def naive_merges(words: dict[bytes, int], merges: int, min_frequency: int) -> li
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(words=WORDS, merges=st.integers(0, 30), min_frequency=st.integers(0, 4))
 def test_merges_are_those_of_a_naive_trainer(words: dict[bytes, int], merges: int, min_frequency: int) -> None:
-    assert bpe.learn_merges(words, merges, min_frequency) == naive_merges(words, merges, min_frequency)
+    assert learn_merges(words, merges, min_frequency) == naive_merges(words, merges, min_frequency)
 
 
 def test_merges_of_real_text_are_those_of_a_naive_trainer() -> None:
-    words = {piece.encode(): count for piece, count in Counter(Splitter([PATTERNS["gpt2"]]).split(MIXED_TEXT)).items()}
-    learned = bpe.learn_merges(words, 10_000, 1)
+    counts = Counter(PreTokenizer([PATTERNS["gpt2"]]).split(MIXED_TEXT))
+    words = {pre_token.encode(): count for pre_token, count in counts.items()}
+    learned = learn_merges(words, 10_000, 1)
     assert len(learned) > 400 and learned == naive_merges(words, 10_000, 1)
 
 
@@ -104,7 +106,7 @@ def test_merges_are_those_of_tokenizers(pattern: str, min_frequency: int, vocab_
     text = plays() + MIXED_TEXT
     ours = BPETokenizer.train(text, vocab_size, pattern=pattern, min_frequency=min_frequency, special=())
     assert ours.to_json()["model"]["merges"] == theirs(text, vocab_size, pattern, min_frequency)
-    if vocab_size == 10**6:  # a clean end: no pair is left
+    if vocab_size == 10**6:  # training ends early: no pair is left
         assert 300 < ours.vocab_size < 10**5
     else:
         assert ours.vocab_size == vocab_size
@@ -125,16 +127,16 @@ def test_equally_frequent_pairs_are_taken_as_tokenizers_takes_them(
 
 
 def test_training_is_the_same_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = Splitter.chunks
-    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.Splitter.chunks", lambda self, text: cut(self, text, 20_000))
-    told: list[tuple[str, int, int]] = []
+    cut = PreTokenizer.chunks
+    monkeypatch.setattr(PreTokenizer, "chunks", lambda self, text: cut(self, text, 20_000))
+    reports: list[tuple[str, int, int]] = []
     trained = [
-        BPETokenizer.train(plays(), 700, processes=processes, progress=lambda *what: told.append(what)).files()
+        BPETokenizer.train(plays(), 700, processes=processes, progress=lambda *report: reports.append(report)).files()
         for processes in (1, 2)
     ]
     assert trained[0] == trained[1]
-    assert {what for what, _, _ in told} == {"counting words", "merging"}
-    assert ("merging", 443, 443) in told and all(0 < done <= total for _, done, total in told)
+    assert {label for label, _, _ in reports} == {"counting pre-tokens", "merging"}
+    assert ("merging", 443, 443) in reports and all(0 < done <= total for _, done, total in reports)
 
 
 @pytest.mark.parametrize("text", ["", "a", "ab", " "])
@@ -156,7 +158,7 @@ def test_a_text_without_pairs_gives_bytes_and_special_tokens(text: str) -> None:
         ({"vocab_size": 300, "pattern": "gpt3"}, "there is no split pattern 'gpt3'; there are gpt2, llama3, qwen2"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(settings_: dict[str, Any], said: str) -> None:
+def test_invalid_training_settings_raise(settings_: dict[str, Any], said: str) -> None:
     with pytest.raises(TokenizerError, match=said):
         BPETokenizer.train("some text", **settings_)
 
@@ -164,7 +166,7 @@ def test_what_cannot_be_trained_is_refused(settings_: dict[str, Any], said: str)
 # --- encoding --------------------------------------------------------------------------------------------------------
 
 
-#: Merges in orders that no training gives: they build on later ones, or make one token in several ways.
+#: Merges that no training gives: they use tokens of later merges, or create one token in several ways.
 ODD = [
     "ba b, a a, b a, bab b",
     "a b, ab a, a b, ab b, aba b, b aba",
@@ -175,20 +177,20 @@ ODD = [
 @cache
 def odd() -> list[BPETokenizer]:
     byte = {token: i for i, token in enumerate(bytelevel.BYTES)}
-    made = []
+    tokenizers = []
     for line in ODD:
         pairs = [tuple(part.encode() for part in pair.split()) for pair in line.split(", ")]
         joined = dict.fromkeys(left + right for left, right in pairs)
         model = BPEModel(byte | {token: 256 + i for i, token in enumerate(joined)}, pairs)
-        assert not model.in_order()
-        made.append(BPETokenizer(model))
-    return made
+        assert not model.merges_in_order()
+        tokenizers.append(BPETokenizer(model))
+    return tokenizers
 
 
-def naive_encode(tokenizer: BPETokenizer, piece: bytes) -> list[int]:
-    """One merge at a time: the lowest rank, and of several places the first."""
+def naive_encode(tokenizer: BPETokenizer, pre_token: bytes) -> list[int]:
+    """The definition: one merge at a time, of the lowest rank, at the first place."""
     ranks = {pair: rank for rank, pair in enumerate(tokenizer.model.merges)}
-    parts = [piece[i : i + 1] for i in range(len(piece))]
+    parts = [pre_token[i : i + 1] for i in range(len(pre_token))]
     while len(parts) > 1:
         rank, at = min((ranks.get(pair, 10**9), at) for at, pair in enumerate(pairwise(parts)))
         if rank == 10**9:
@@ -202,8 +204,8 @@ def naive_encode(tokenizer: BPETokenizer, piece: bytes) -> list[int]:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_ids_are_those_of_naive_merging(pattern: str, text: str) -> None:
     tokenizer = trained(pattern)
-    pieces = Splitter([PATTERNS[pattern]]).split(text)
-    expected = [i for piece in pieces for i in naive_encode(tokenizer, piece.encode("utf-8"))]
+    pre_tokens = PreTokenizer([PATTERNS[pattern]]).split(text)
+    expected = [i for pre_token in pre_tokens for i in naive_encode(tokenizer, pre_token.encode("utf-8"))]
     assert tokenizer.encode(text) == expected
     assert tokenizer.encode_array(text).tolist() == expected
     assert tokenizer.decode(expected) == text
@@ -212,22 +214,22 @@ def test_ids_are_those_of_naive_merging(pattern: str, text: str) -> None:
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(word=st.one_of(st.text("ab", min_size=1, max_size=60), st.text("ab the", min_size=1, max_size=60), ANY_TEXT))
-def test_long_pieces_are_merged_as_short_ones(word: str) -> None:
-    piece = word.encode("utf-8")
+def test_long_pre_tokens_are_merged_as_short_ones(word: str) -> None:
+    pre_token = word.encode("utf-8")
     for tokenizer in (trained(), *odd()):
-        expected = naive_encode(tokenizer, piece)
-        assert tokenizer._merge_long(piece.decode("latin-1").translate(tokenizer._first)) == expected
-        assert tokenizer._merge(piece) == expected
+        expected = naive_encode(tokenizer, pre_token)
+        assert tokenizer._merge_with_heap(tokenizer._to_symbols(pre_token)) == expected
+        assert tokenizer._merge(pre_token) == expected
 
 
-def test_a_long_piece_takes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_pre_token_is_merged_with_the_heap(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, text = gpt2(), "abcdefgh" * 100
     short = tokenizer.encode(text, engine="python")
     fresh, called = BPETokenizer(tokenizer.model), []
-    long = fresh._merge_long
-    monkeypatch.setattr(fresh, "_merge_long", lambda word: called.append(len(word)) or long(word))
+    long = fresh._merge_with_heap
+    monkeypatch.setattr(fresh, "_merge_with_heap", lambda word: called.append(len(word)) or long(word))
     assert fresh.encode(text, engine="python") == short and called == [800]
-    monkeypatch.setattr(bpe, "_LONG", 10**9)
+    monkeypatch.setattr(bpe, "_HEAP_FROM", 10**9)
     assert BPETokenizer(tokenizer.model).encode(text, engine="python") == short
 
 
@@ -247,7 +249,7 @@ def test_any_bytes_come_back(data: bytes) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_any_bytes_have_the_ids_of_tiktoken(pattern: str, text: str, blank: str, rest: bytes) -> None:
     data = (text + blank).encode("utf-8") + rest
-    assert trained(pattern).encode_bytes(data) == trained(pattern)._engines.get("tiktoken", 0)._encode_bytes(data)
+    assert trained(pattern).encode_bytes(data) == trained(pattern)._engine.get("tiktoken", 0)._encode_bytes(data)
 
 
 @settings(**SOME)
@@ -261,18 +263,18 @@ def test_bytes_of_text_are_encoded_as_text(text: str) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_engine_gives_the_same_ids(pattern: str, text: str) -> None:
     tokenizer = trained(pattern)
-    assert tokenizer._engines.get("tiktoken", 0) is not None
+    assert tokenizer._engine.get("tiktoken", 0) is not None
     assert tokenizer.encode(text, engine="tiktoken") == tokenizer.encode(text, engine="python")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_long_texts_have_the_same_ids_by_every_way(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_WORTH", 50_000)
-    cut = Splitter.chunks
-    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.Splitter.chunks", lambda self, text: cut(self, text, 30_000))
+def test_long_texts_have_the_same_ids_with_every_engine(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_MIN_CHARACTERS", 50_000)
+    cut = PreTokenizer.chunks
+    monkeypatch.setattr(PreTokenizer, "chunks", lambda self, text: cut(self, text, 30_000))
     tokenizer = BPETokenizer(trained(pattern).model)
     text = plays() + MIXED_TEXT * 5
-    assert len(text.replace("\U0001f6d8", "")) < len(text)  # what tiktoken might see otherwise some day
+    assert len(text.replace("\U0001f6d8", "")) < len(text)  # a character that tiktoken may treat differently some day
     for whole in (text, text.replace("\U0001f6d8", "")):
         expected = tokenizer.encode(whole, engine="python")
         for quick in ("auto", "python", "tiktoken"):
@@ -284,10 +286,10 @@ def test_long_texts_have_the_same_ids_by_every_way(pattern: str, monkeypatch: py
 def test_the_engine_is_built_for_long_texts_only() -> None:
     tokenizer = BPETokenizer(trained().model)
     tokenizer.encode("short")
-    assert tokenizer._engines._built is None and not tokenizer._engines._asked
+    assert tokenizer._engine._encoding is None and not tokenizer._engine._tried
     text = plays()[:1000] * 300
     assert tokenizer.encode(text) == tokenizer.encode(text, engine="python")
-    assert tokenizer._engines._built is not None
+    assert tokenizer._engine._encoding is not None
 
 
 def test_the_engine_is_taken_only_where_it_gives_the_same_ids() -> None:
@@ -308,13 +310,13 @@ def test_the_engine_is_taken_only_where_it_gives_the_same_ids() -> None:
         ranks = tiktoken.Encoding("x", pat_str=PATTERNS["gpt2"], mergeable_ranks=dict(model.vocab), special_tokens={})
         words = ["".join(draw.choices("ab", k=draw.randint(2, 14))) for _ in range(20)]
         same = all(ours.encode(word, engine="python") == ranks.encode_ordinary(word) for word in words)
-        engine_taken = ours._engines.get("auto", 10**9) is not None
+        engine_taken = ours._engine.get("auto", 10**9) is not None
         assert same or not engine_taken
         taken, left = taken + engine_taken, left + (not same)
     assert taken > 50 and left > 20
 
 
-def test_no_engine_where_it_would_merge_or_split_otherwise() -> None:
+def test_no_engine_that_would_merge_or_split_differently() -> None:
     model = trained().model
     same = {"vocab": model.vocab, "merges": model.merges}
     swapped = [*model.merges[:-2], model.merges[-1], model.merges[-2]]
@@ -324,11 +326,11 @@ def test_no_engine_where_it_would_merge_or_split_otherwise() -> None:
         BPEModel(model.vocab, model.merges[:-1]),
         BPEModel(**same, patterns=(r"\p{N}", PATTERNS["gpt2"])),
         BPEModel(**same, patterns=(r"\s+",)),
-        BPEModel(**same, whole_pieces=True),
+        BPEModel(**same, ignore_merges=True),
         BPEModel({token: i for token, i in model.vocab.items() if token != b"\xff"}, model.merges),
     ):
         tokenizer = BPETokenizer(other)
-        assert tokenizer._engines.get("auto", 10**9) is None
+        assert tokenizer._engine.get("auto", 10**9) is None
         assert tokenizer.encode_array(plays()[:5000]).tolist() == tokenizer.encode(plays()[:5000])
 
 
@@ -336,7 +338,7 @@ def test_no_engine_where_it_would_merge_or_split_otherwise() -> None:
 def test_a_million_of_the_same_is_encoded_in_reasonable_time(kind: str) -> None:
     text = "begin" + kind * (1_000_000 // len(kind)) + " end"
     begin = time.perf_counter()
-    quick = gpt2().encode(text, engine="tiktoken")  # tiktoken itself gives up at a million spaces
+    quick = gpt2().encode(text, engine="tiktoken")  # tiktoken itself fails at a million spaces
     assert gpt2().encode_array(text).tolist() == quick
     assert gpt2().decode(quick) == text
     assert time.perf_counter() - begin < 30

@@ -1,4 +1,4 @@
-"""The character tokenizer: equal to the `tokenizers` library id for id, and clear about what it cannot do."""
+"""The character tokenizer gives the ids of the `tokenizers` library, and clear errors."""
 
 import json
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_equals_auto_tokenizer(tmp_path: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(saved(ours, tmp_path))
     assert theirs.model_max_length == 32 and len(theirs) == ours.vocab_size
     for text in [*TEXTS.values(), " ,  . n't 's", everything]:
-        if set(text) <= set(ours.alphabet):
+        if set(text) <= set(ours.tokens):
             ids = ours.encode(text)
             assert theirs(text)["input_ids"] == theirs.encode(text) == ids
             assert theirs.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == text
@@ -100,7 +100,7 @@ def test_an_unknown_character_is_named(unknown: str, tmp_path: Path) -> None:
         message = str(caught.value)
         assert f"{unknown!r} (U+{ord(unknown):04X}, at position {text.index(unknown)})" in message
         assert "4 characters" in message and "ab" in message
-        if unknown != "\ud800":  # no text for `tokenizers` at all
+        if unknown != "\ud800":  # not valid Unicode, so `tokenizers` cannot take it
             with pytest.raises(Exception, match="WordLevel error"):
                 theirs.encode(text)
 
@@ -121,7 +121,7 @@ def test_the_message_can_be_printed_anywhere() -> None:
 def test_save_and_load_are_the_identity(tmp_path: Path) -> None:
     tokenizer = CharTokenizer(["z", "🦊", "\n", "a", '"', "\\", "\x00", "\u2028"])  # ids need not be sorted
     loaded = load(saved(tokenizer, tmp_path / "a"))
-    assert isinstance(loaded, CharTokenizer) and loaded.alphabet == tokenizer.alphabet
+    assert isinstance(loaded, CharTokenizer) and loaded.tokens == tokenizer.tokens
     assert loaded.eos_token_id is None and loaded.special_tokens() == {}
     again = saved(loaded, tmp_path / "b")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -164,7 +164,7 @@ MALFORMED = {
     "ids are lists": with_model(vocab={"a": [0], "b": [1]}),
     "ids of all kinds": with_model(vocab={"a": 0, "b": "1", "c": None, "d": {}}),
 }
-#: Files that say something else than a plain character tokenizer, and who reads them.
+#: Files that are not a plain character tokenizer, and the class that reads them.
 OTHER: dict[str, tuple[dict[str, Any], type]] = {
     "a normalizer": (CharTokenizer(["a", "b"]).to_json() | {"normalizer": {"type": "Lowercase"}}, LibraryTokenizer),
     "words between spaces": (
@@ -204,7 +204,7 @@ def test_a_malformed_file_is_one_clear_error(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_a_file_that_says_more_is_read_by_those_who_understand_it(name: str, tmp_path: Path) -> None:
+def test_another_file_is_read_by_the_right_class(name: str, tmp_path: Path) -> None:
     content, kind = OTHER[name]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     loaded = load(tmp_path)

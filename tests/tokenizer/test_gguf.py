@@ -1,4 +1,4 @@
-"""Tokenizers inside GGUF files, and SentencePiece's own files: the ids of what they were made from."""
+"""Tokenizers in GGUF files and SentencePiece's own files give the ids of their originals."""
 
 import io
 import json
@@ -20,6 +20,7 @@ from glassgpt.inference.stream import encode_prompt
 from glassgpt.tokenizer import BPETokenizer, load, pretrained, save
 from glassgpt.tokenizer.base import adds_bos_token
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.gguf import tokenizer_from_metadata
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
 
@@ -28,7 +29,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def write(path: Path, kind: str, tokens: Sequence[str], types: Sequence[int], **more: Any) -> Path:
-    """A GGUF file that holds a tokenizer and nothing else; ``more`` by the names of the writer's methods."""
+    """Write a GGUF file with only a tokenizer; ``more`` by the names of the writer's methods."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model(kind)
     writer.add_token_list(tokens)
@@ -44,7 +45,7 @@ def write(path: Path, kind: str, tokens: Sequence[str], types: Sequence[int], **
 
 # --- byte-level BPE --------------------------------------------------------------------------------------------------
 
-#: What `tokenizer.ggml.pre` says, what it means, and whether tokens are taken whole.
+#: `tokenizer.ggml.pre` -> split patterns, and `ignore_merges`.
 PRE = {
     "gpt-2": ((PATTERNS["gpt2"],), False),
     "llama-bpe": ((PATTERNS["llama3"],), True),
@@ -54,7 +55,7 @@ PRE = {
 
 
 def byte_level(path: Path, pre: str | None, tokenizer: BPETokenizer, **more: Any) -> Path:
-    """Our tokenizer, as converters write it: what is not in the vocabulary is padding."""
+    """Write our tokenizer as converters do, with padding tokens for unused ids."""
     content = tokenizer.to_json()
     tokens = {i: (token, NORMAL) for token, i in content["model"]["vocab"].items()}
     tokens |= {t["id"]: (t["content"], CONTROL if t["special"] else USER_DEFINED) for t in content["added_tokens"]}
@@ -76,9 +77,9 @@ def trained() -> BPEModel:
 @pytest.mark.parametrize("pre", [*PRE, None])
 def test_a_byte_level_tokenizer_has_its_ids(pre: str | None, tmp_path: Path) -> None:
     model = trained()
-    patterns, whole = PRE[pre or "gpt-2"]
+    patterns, ignore_merges = PRE[pre or "gpt-2"]
     parts = {"special": model.special, "added": model.added, "eos": "<|endoftext|>", "bos": "<|im_start|>"}
-    original = BPETokenizer(BPEModel(model.vocab, model.merges, patterns, whole_pieces=whole, **parts))
+    original = BPETokenizer(BPEModel(model.vocab, model.merges, patterns, ignore_merges=ignore_merges, **parts))
     ids = {"eos_token_id": 905, "bos_token_id": 906}
     ours = pretrained.load(byte_level(tmp_path / "any.gguf", pre, original, **ids))
     assert isinstance(ours, BPETokenizer) and ours.model.patterns == patterns
@@ -98,7 +99,7 @@ def test_gpt2_in_a_gguf_is_gpt2(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "tokenizer.json").read_bytes()) == json.loads(gpt2().files()["tokenizer.json"])
 
 
-def test_roles_that_are_no_control_tokens_are_none(tmp_path: Path) -> None:
+def test_only_control_tokens_have_roles(tmp_path: Path) -> None:
     ours = pretrained.load(byte_level(tmp_path / "a.gguf", "gpt-2", BPETokenizer(trained()), eos_token_id=5))
     assert ours.eos_token_id is None and ours.bos_token_id is None
 
@@ -108,7 +109,7 @@ def test_roles_that_are_no_control_tokens_are_none(tmp_path: Path) -> None:
 
 @cache
 def proto(kind: str, **options: Any) -> bytes:
-    """A model trained by the library, that keeps all white space and spells unknown characters by their bytes."""
+    """A model trained by the library, which keeps all white space and encodes unknown characters as bytes."""
     options = {"byte_fallback": True, "normalization_rule_name": "identity", "vocab_size": 600} | options
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -130,7 +131,7 @@ def library(kind: str, **options: Any) -> sentencepiece.SentencePieceProcessor:
 
 @cache
 def in_gguf(prefix: bool) -> LibraryTokenizer:
-    """What we read of a GGUF file with the library's BPE model."""
+    """Our tokenizer from a GGUF file with the library's BPE model."""
     import tempfile
 
     pieces = library("bpe", add_dummy_prefix=prefix)
@@ -182,7 +183,7 @@ def test_which_texts_begin_with_a_token(kind: str, pre: str | None, said: bool |
     values = {"model": kind, "pre": pre, "add_bos_token": said, "tokens": ["<unk>", "<s>", "</s>", "a", "b", "ab"]}
     values |= {"token_type": [2, 3, 3, 1, 1, 1], "scores": [0.0] * 6, "merges": ["a b"], "bos_token_id": 1}
     stored = {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
-    found = pretrained.gguf_tokenizer(Path("a.gguf"), stored)
+    found = tokenizer_from_metadata(Path("a.gguf"), stored)
     ours, content = adds_bos_token(found), found.files()["tokenizer.json"].decode("utf-8")
     assert ours == first and found.encode("a")[0] != 1
     assert (1 in tokenizers.Tokenizer.from_str(content).encode("a").ids) == first

@@ -1,4 +1,4 @@
-"""GPT-2's own tokenizer: equal to tiktoken and transformers id for id, whatever the text or the bytes."""
+"""GPT-2's tokenizer gives the ids of tiktoken and transformers for any text and any bytes."""
 
 import json
 from dataclasses import replace
@@ -17,6 +17,7 @@ from glassgpt import assets
 from glassgpt.tokenizer import BPETokenizer, pretrained, save
 from glassgpt.tokenizer.bpe.engine import PROVEN, agrees, fingerprint
 from glassgpt.tokenizer.pretokenize import PATTERNS
+from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 
 SOME = {"max_examples": 60, "deadline": None, "derandomize": True}
 
@@ -38,7 +39,7 @@ def spaces() -> str:
     return "".join(kind * n + end for kind in kinds for n in range(1, 40) for end in ("x", "\n", "1", "!"))
 
 
-def test_gpt2_is_what_it_is() -> None:
+def test_vocabulary_of_gpt2() -> None:
     assert (gpt2().vocab_size, gpt2().eos_token_id, gpt2().bos_token_id, gpt2().kind) == (50257, 50256, 50256, "bpe")
     assert gpt2().special_tokens() == {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     assert gpt2().encode("Hello, world!") == [15496, 11, 995, 0]
@@ -77,7 +78,7 @@ BROKEN = st.one_of(
 
 @settings(**SOME | {"max_examples": 400})
 @given(data=BROKEN)
-def test_gpt2_gives_the_ids_of_tiktoken_for_bytes_that_are_no_text(data: bytes) -> None:
+def test_gpt2_gives_the_ids_of_tiktoken_for_invalid_utf8(data: bytes) -> None:
     ids = gpt2().encode_bytes(data)
     assert ids == tiktoken_gpt2()._encode_bytes(data)
     assert gpt2().decode_bytes(ids) == data
@@ -106,21 +107,21 @@ def test_gpt2_gives_the_ids_of_transformers(tmp_path: Path) -> None:
 
 def test_the_ranks_of_gpt2_are_its_merges(tmp_path: Path) -> None:
     path = tmp_path / "gpt2.tiktoken"
-    path.write_bytes(pretrained.ranks_file(gpt2()))
+    path.write_bytes(tiktoken_bytes(gpt2()))
     assert load_tiktoken_bpe(str(path)) == tiktoken_gpt2()._mergeable_ranks
     again = pretrained.load(path)
     assert isinstance(again, BPETokenizer)
     assert again.model.merges == gpt2().model.merges and again.special_ids() == {"<|endoftext|>": 50256}
 
 
-def test_the_vocabularies_said_to_be_proven_are() -> None:
+def test_the_proven_vocabularies_agree_with_tiktoken() -> None:
     tokenizer = gpt2()
     assert {fingerprint(tokenizer.model)} == PROVEN and agrees(tokenizer.model, tokenizer._merge)
     model = tokenizer.model
     others = [
         replace(model, merges=[model.merges[1], model.merges[0], *model.merges[2:]]),
         replace(model, merges=model.merges[:-1]),
-        replace(model, whole_pieces=True),
+        replace(model, ignore_merges=True),
         replace(model, vocab={**model.vocab, b"a": model.vocab[b"b"], b"b": model.vocab[b"a"]}),
     ]
     assert not PROVEN & {fingerprint(other) for other in others}

@@ -1,4 +1,4 @@
-"""Damaged files of every kind, libraries that are not installed, no network: one clear message, or no difference."""
+"""Damaged files and missing libraries give one clear error; our own tokenizers need neither libraries nor network."""
 
 import base64
 import copy
@@ -22,10 +22,11 @@ from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load, pretrained, save
 from glassgpt.tokenizer.bpe.bytelevel import BYTES
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
+from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 
 
 def refused(path: Path, content: bytes | str | None = None) -> str:
-    """The one message that reading this file gives."""
+    """The error message for a damaged file."""
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     with pytest.raises(TokenizerError) as caught:
@@ -40,7 +41,7 @@ def refused(path: Path, content: bytes | str | None = None) -> str:
 
 
 def bpe_json(**changes: Any) -> dict[str, Any]:
-    """A good file but for what is changed: keys of the model, or of the file."""
+    """A valid file with changed keys, of the model or of the file."""
     content = BPETokenizer(trained()).to_json()
     content["model"] |= {key: value for key, value in changes.items() if key in content["model"]}
     return content | {key: value for key, value in changes.items() if key not in content["model"]}
@@ -109,7 +110,7 @@ def test_a_damaged_tokenizer_json(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"[" * 100_000, b'{"a": 1' + b"0" * 5000 + b"}"]
 )
-def test_what_is_no_json_object(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_json_object(content: bytes, tmp_path: Path) -> None:
     refused(tmp_path / "tokenizer.json", content)
 
 
@@ -127,7 +128,7 @@ JUNK += ["\ud800", [], {}, [0], {"a": 1}, [["a", "b"]], ["a b"]]
 
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(data=st.data(), name=st.sampled_from(["GPT-2", "Llama 3", "Qwen 2", "WordPiece", "Unigram", "words", "letters"]))
-def test_no_damage_to_a_tokenizer_json_is_more_than_a_message(data: st.DataObject, name: str) -> None:
+def test_any_damage_to_a_tokenizer_json_gives_one_error(data: st.DataObject, name: str) -> None:
     content = copy.deepcopy(good(name))
     for _ in range(data.draw(st.integers(1, 3))):
         place, key = content, data.draw(st.sampled_from(sorted(content)))
@@ -254,7 +255,7 @@ def test_a_gguf_without_any_tokenizer(tmp_path: Path) -> None:
     assert "None; gpt2 and llama can be read" in refused(tmp_path / "a.gguf")
 
 
-def test_any_damage_to_binary_files_is_no_more_than_a_message(tmp_path: Path) -> None:
+def test_any_damage_to_binary_files_gives_one_error(tmp_path: Path) -> None:
     draw = random.Random(11)
     for path, content in ((tmp_path / "a.gguf", good_gguf()), (tmp_path / "tokenizer.model", proto("bpe"))):
         path.write_bytes(content)
@@ -281,7 +282,7 @@ def test_any_damage_to_binary_files_is_no_more_than_a_message(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["a.txt", "tokenizer.bin", "noname", "vocab.bpe"])
-def test_a_file_of_no_known_format(name: str, tmp_path: Path) -> None:
+def test_a_file_of_an_unknown_format(name: str, tmp_path: Path) -> None:
     assert ".json, .gguf, .model, .tiktoken, or a model folder" in refused(tmp_path / name, b"anything")
 
 
@@ -352,7 +353,7 @@ def test_everything_of_ours_needs_none_of_the_libraries(tmp_path: Path, monkeypa
         assert ours.decode(ours.encode("the end")) == "the end"
     fresh = pretrained.gpt2()
     assert fresh.encode(text) == fresh.encode_array(text).tolist() == expected
-    (tmp_path / "a.tiktoken").write_bytes(pretrained.ranks_file(BPETokenizer.train(text, 300)))
+    (tmp_path / "a.tiktoken").write_bytes(tiktoken_bytes(BPETokenizer.train(text, 300)))
     made = [pretrained.load(tmp_path / "a.tiktoken"), WordTokenizer.train(text), CharTokenizer.train(text)]
     for tokenizer in made:
         save(tokenizer, tmp_path, 64)
@@ -360,9 +361,9 @@ def test_everything_of_ours_needs_none_of_the_libraries(tmp_path: Path, monkeypa
         assert not isinstance(load(tmp_path), LibraryTokenizer)
 
 
-def test_nothing_asks_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_uses_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("somebody asks the network")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)

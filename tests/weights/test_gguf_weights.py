@@ -369,7 +369,7 @@ def test_where_llama_cpp_differs_is_said(tmp_path: Path) -> None:
 def test_tokenizers_there_and_back(name: str, first: bool, tmp_path: Path) -> None:
     patterns = {"smollm": (r"\p{N}", PATTERNS["gpt2"]), "dbrx": (PATTERNS["llama3"],)}.get(name) or (PATTERNS[name],)
     parts = tokenizer().model
-    model = BPEModel(parts.vocab, parts.merges, patterns, parts.special, whole_pieces=name == "llama3", eos=parts.eos)
+    model = BPEModel(parts.vocab, parts.merges, patterns, parts.special, ignore_merges=name == "llama3", eos=parts.eos)
     model = dataclasses.replace(model, bos="<|im_start|>", added={"<x>": 305})
     processor = bos_processor("<|im_start|>", parts.special["<|im_start|>"]) if first else None
     content = to_json(model) | {"post_processor": processor}

@@ -19,8 +19,8 @@ from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.gguf import read_gguf
 from glassgpt.tokenizer.pretokenize import PATTERNS
-from glassgpt.tokenizer.pretrained import read_gguf
 from glassgpt.weights.gguf.export import write_gguf
 from glassgpt.weights.gguf.reading import GGUFSource
 from glassgpt.weights.loading import load_source

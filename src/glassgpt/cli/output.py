@@ -10,7 +10,7 @@ from typing import Any
 
 #: Units of progress, by the label that is reported with it. Under any other label, bytes are counted.
 UNITS = {
-    "counting words": "characters",
+    "counting pre-tokens": "characters",
     "merging": "merges",
     "loading": "parameters",
     "writing": "tensors",

@@ -143,7 +143,7 @@ def _train(spec: "Spec", content: str, settings: dict[str, Any]) -> "Tokenizer":
 def _write(tokenizer: "Tokenizer", out: Path, files: Sequence[Path]) -> None:
     """Write the files, each completely or not at all."""
     from glassgpt.tokenizer import BPETokenizer, save
-    from glassgpt.tokenizer.pretrained import ranks_file
+    from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 
     folder = files[0].parent
     folder.mkdir(exist_ok=True)
@@ -152,7 +152,7 @@ def _write(tokenizer: "Tokenizer", out: Path, files: Sequence[Path]) -> None:
         save(tokenizer, temporary, block_size=_NO_LIMIT)
         if out.suffix == ".tiktoken":
             assert isinstance(tokenizer, BPETokenizer)
-            (temporary / "tokenizer.json").write_bytes(ranks_file(tokenizer))
+            (temporary / "tokenizer.json").write_bytes(tiktoken_bytes(tokenizer))
         for file in files:
             os.replace(temporary / ("tokenizer.json" if file == out else file.name), file)
 

@@ -134,12 +134,12 @@ def encode_bytes(tokenizer: "Tokenizer", content: bytes, allow_special: bool) ->
 def unknown_words(tokenizer: "Tokenizer", text: str, ids: Sequence[int]) -> dict[int, str]:
     """Find the words that were encoded as ``<|unk|>``, by the position of the token."""
     from glassgpt.tokenizer import WordTokenizer
-    from glassgpt.tokenizer.pretokenize import Splitter
+    from glassgpt.tokenizer.pretokenize import PreTokenizer
     from glassgpt.tokenizer.word import PATTERN
 
     if not isinstance(tokenizer, WordTokenizer):
         return {}
-    words = zip(Splitter([PATTERN]).split(text), ids, strict=True)
+    words = zip(PreTokenizer([PATTERN]).split(text), ids, strict=True)
     return {position: word for position, (word, i) in enumerate(words) if i == tokenizer.unk_token_id}
 
 
@@ -250,7 +250,7 @@ def _describe_bpe(model: "BPEModel") -> dict[str, Any]:
         "added_tokens": dict(model.added),
         "patterns": [{"name": names.get(pattern), "regex": pattern} for pattern in model.patterns],
         "normal_form": model.normal_form,
-        "whole_pieces": model.whole_pieces,
+        "whole_pieces": model.ignore_merges,
         "merges": len(model.merges),
         "some_merges": [
             {

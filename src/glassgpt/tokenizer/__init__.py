@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back. Names are imported when they are first used."""
+"""Tokenizers: text to token ids and back. Names are imported on first use."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

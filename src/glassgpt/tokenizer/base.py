@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and how one is kept in a model folder and read back."""
+"""The interface of all tokenizers, and the files that store one in a model folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from glassgpt.errors import TokenizerError
 
-#: The files of a model folder that hold a tokenizer; the first that is there counts.
+#: The tokenizer files of a model folder; the first that exists is read.
 FILES = ("tokenizer.json", "tokenizer.model")
 #: The token that ends a document.
 END_OF_TEXT = "<|endoftext|>"
@@ -19,85 +19,141 @@ class Tokenizer(Protocol):
     """Text to token ids and back.
 
     Attributes:
-        kind: "char", "word", "bpe", or what another library calls it.
-        vocab_size: ids are below it.
-        eos_token_id: the id that ends a document, None for a tokenizer that has none.
-        bos_token_id: the id that generation from nothing starts with, None if models were not trained with one.
-        can_encode_in_chunks: whether the parts of a text that is cut at
-            :func:`glassgpt.tokenizer.pretokenize.safe_cut` have the same ids as the whole text.
+        kind: "char", "word", "bpe", or the model type of another library.
+        vocab_size: all ids are smaller.
+        eos_token_id: the id that ends a document, or None.
+        bos_token_id: the id that begins a document, or None.
+        can_encode_in_chunks: whether a text that is cut at :func:`glassgpt.tokenizer.pretokenize.safe_cut` and encoded
+            part by part has the same ids as the whole text.
     """
 
     kind: str
     vocab_size: int
-    eos_token_id: int | None
-    bos_token_id: int | None
+    eos_token_id: int | None = None
+    bos_token_id: int | None = None
     can_encode_in_chunks: bool
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Token ids of the text. Special tokens written in the text stay text unless allowed.
+        """Encode a text. The name of a special token in the text is plain text unless ``allow_special``.
 
         Raises:
-            TokenizerError: for text that this tokenizer cannot express.
+            TokenizerError: if this tokenizer cannot encode the text.
         """
         ...
 
     def encode_array(self, text: str) -> np.ndarray:
-        """As :meth:`encode`, to an int64 array ``[tokens]``: the quick way for long texts."""
-        ...
+        """Encode a text to an int64 array ``[tokens]``; the fastest way for long texts."""
+        return np.array(self.encode(text), dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids; special tokens are written by their names.
+        """Decode ids to text; special tokens become their names.
 
         Raises:
-            TokenizerError: for an id that is not in the vocabulary.
+            TokenizerError: if an id is not in the vocabulary.
         """
         ...
 
     def token_bytes(self, i: int) -> bytes:
-        """The UTF-8 bytes that a token stands for in the middle of a text: those of a text are its tokens', joined."""
+        """The UTF-8 bytes of a token. Joining the bytes of all tokens gives the bytes of the text.
+
+        Raises:
+            TokenizerError: if the id is not in the vocabulary.
+        """
         ...
 
     def special_tokens(self) -> dict[str, str]:
-        """Named special tokens, for example ``{"eos_token": "<|endoftext|>"}``; empty where there are none."""
-        ...
+        """Special tokens by role, for example ``{"eos_token": "<|endoftext|>"}``."""
+        return {}
 
     def special_ids(self) -> dict[str, int]:
-        """Every special token and its id."""
-        ...
+        """The id of every special token."""
+        return {}
 
     def files(self) -> dict[str, bytes]:
-        """What a model folder holds of it, beside ``tokenizer_config.json``: by name, as published tools read it."""
+        """The files for a model folder, by name, in the formats of published tools; without tokenizer_config.json."""
         ...
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Raise a TokenizerError if an id is not below ``vocab_size``."""
+    if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
+        wrong = next(i for i in ids if not 0 <= i < vocab_size)
+        raise TokenizerError(f"ids are from 0 to {vocab_size - 1}, got {wrong}")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which `tokenizers` and `AutoTokenizer` can load."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        **tokenizer.special_tokens(),
+    }
+    files = tokenizer.files()
+    if "tokenizer.json" not in files:
+        config["tokenizer_class"] = "LlamaTokenizer"  # the class that loads a SentencePiece tokenizer.model
+    for name, content in {**files, **json_file(config, "tokenizer_config.json")}.items():
+        (folder / name).write_bytes(content)
+
+
+def tokenizer_file_in(folder: Path) -> Path:
+    """The tokenizer file of a model folder.
+
+    Raises:
+        TokenizerError: if there is none.
+    """
+    for name in FILES:
+        if (folder / name).exists():
+            return folder / name
+    raise TokenizerError(f"{folder} has no tokenizer.json; a model folder must contain its tokenizer")
 
 
 def json_file(content: Mapping[str, Any], name: str = "tokenizer.json") -> dict[str, bytes]:
-    """The file of that name with this content."""
+    """A JSON file as :meth:`Tokenizer.files` returns it: its name and bytes."""
     return {name: (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")}
 
 
+# --- parts of tokenizer.json -----------------------------------------------------------------------------------------
+
+
+def tokenizer_json(
+    model: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    *,
+    added_tokens: Sequence[Mapping[str, Any]] = (),
+    normalizer: Mapping[str, Any] | None = None,
+    pre_tokenizer: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of a ``tokenizer.json``."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(added_tokens),
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }
+
+
 def added_token(i: int, name: str, special: bool) -> dict[str, Any]:
-    """An entry of `added_tokens` in ``tokenizer.json``: found as it is written, wherever it stands."""
+    """An entry of `added_tokens` that matches its name literally, anywhere in a text."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": i, "content": name, **flags, "special": special}
 
 
-def adds_bos_token(tokenizer: Tokenizer) -> bool:
-    """Whether a text that a model is given begins with the token that begins documents, as Llama's do.
-
-    Our own tokenizers never ask for it; the tokenizer.json of a published model may (in its `post_processor`). Encoding
-    a text does not put it there: whoever begins a text does.
-    """
-    content = getattr(tokenizer, "content", None) or {}
-    processor = content.get("post_processor") or {}
-    for step in (processor, *(processor.get("processors") or ())):
-        single = step.get("single") if step.get("type") == "TemplateProcessing" else None
-        if isinstance(single, list) and single and "SpecialToken" in single[0]:
-            return single[0]["SpecialToken"].get("id") == tokenizer.special_tokens().get("bos_token")
-    return False
+def split_step(pattern: str) -> dict[str, Any]:
+    """A `pre_tokenizer` that splits by a regular expression."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def bos_processor(bos: str, i: int) -> dict[str, Any]:
-    """The `post_processor` of a tokenizer.json that puts this token first."""
+    """A `post_processor` that puts the BOS token before every text."""
     first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     second = [{part: {**entry[part], "type_id": 1} for part in entry} for entry in (first, {"Sequence": {"id": "B"}})]
     return {
@@ -108,28 +164,85 @@ def bos_processor(bos: str, i: int) -> dict[str, Any]:
     }
 
 
-def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which `tokenizers` and `AutoTokenizer` open."""
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False,
-        **tokenizer.special_tokens(),
-    }
-    files = tokenizer.files()
-    if "tokenizer.json" not in files:
-        config["tokenizer_class"] = "LlamaTokenizer"  # which reads a SentencePiece tokenizer.model
-    for name, content in {**files, **json_file(config, "tokenizer_config.json")}.items():
-        (folder / name).write_bytes(content)
+def adds_bos_token(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer's model expects prompts that start with the BOS token, as Llama does.
+
+    Never for our own tokenizers; for a published one, if the `post_processor` of its tokenizer.json adds BOS. Encoding
+    a text does not add it: the caller does.
+    """
+    content = getattr(tokenizer, "content", None) or {}
+    processor = content.get("post_processor") or {}
+    for step in (processor, *(processor.get("processors") or ())):
+        single = step.get("single") if step.get("type") == "TemplateProcessing" else None
+        if isinstance(single, list) and single and "SpecialToken" in single[0]:
+            return single[0]["SpecialToken"].get("id") == tokenizer.special_tokens().get("bos_token")
+    return False
 
 
-def file_in(folder: Path) -> Path:
-    """The file of a folder that holds its tokenizer.
+# --- word-level models: characters and words -------------------------------------------------------------------------
+
+
+class WordLevelTokenizer(Tokenizer):
+    """One token per pre-token, from a fixed list: the common part of the character and the word tokenizer.
+
+    Args:
+        tokens: distinct tokens in the order of their ids.
+        special: names of special tokens, whose ids follow.
+    """
+
+    can_encode_in_chunks = True
+    split_pattern: str  # each match is a token
+    unk_token: str  # required by the format; if it is not in the vocabulary, encoding an unknown token raises
+
+    def __init__(self, tokens: Sequence[str], special: Sequence[str] = ()):
+        assert tokens and len(set(tokens)) == len(tokens), "a vocabulary has distinct tokens"
+        self.tokens = [*tokens, *special]
+        self.vocab_size = len(self.tokens)
+        self._special = {name: len(tokens) + i for i, name in enumerate(special)}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids to text."""
+        check_ids(ids, self.vocab_size)
+        return "".join(self.tokens[i] for i in ids)
+
+    def token_bytes(self, i: int) -> bytes:
+        """The UTF-8 bytes of a token."""
+        return self.decode([i]).encode("utf-8", errors="surrogatepass")
+
+    def special_ids(self) -> dict[str, int]:
+        """The id of every special token."""
+        return dict(self._special)
+
+    def files(self) -> dict[str, bytes]:
+        """The files for a model folder, by name."""
+        return json_file(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``tokenizer.json``: a word-level model."""
+        vocab = {token: i for i, token in enumerate(self.tokens)}
+        return tokenizer_json(
+            {"type": "WordLevel", "vocab": vocab, "unk_token": self.unk_token},
+            {"type": "Fuse"},
+            added_tokens=[added_token(i, name, special=True) for name, i in self._special.items()],
+            pre_tokenizer=split_step(self.split_pattern),
+        )
+
+    def equals_json(self, content: Mapping[str, Any]) -> bool:
+        """Whether a word-level ``tokenizer.json`` with the same vocabulary encodes and decodes as this tokenizer."""
+        ours = self.to_json()
+        keys = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
+        return content["model"].get("unk_token") == self.unk_token and all(content.get(k) == ours[k] for k in keys)
+
+
+def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str]:
+    """The tokens of a word-level ``tokenizer.json`` in the order of their ids.
 
     Raises:
-        TokenizerError: if there is none.
+        TokenizerError: if the ids are not 0, 1, 2, ...
     """
-    for name in FILES:
-        if (folder / name).exists():
-            return folder / name
-    raise TokenizerError(f"{folder} has no tokenizer.json; a model folder carries its tokenizer")
+    vocab = content["model"].get("vocab")
+    vocab = vocab if isinstance(vocab, dict) else {}
+    ids = list(vocab.values())
+    if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
+        raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
+    return sorted(vocab, key=lambda token: vocab[token])

@@ -1,7 +1,7 @@
-"""Chat templates: from messages to the text, and the token ids, that a model was trained on.
+"""Chat templates: from messages to the text and token ids that a model was trained on.
 
-A template is a Jinja program that comes with the model. It runs in a sandbox, with what `transformers` gives it
-(utils/chat_template_utils.py there), so that it renders here as it does everywhere.
+A template is a Jinja program that comes with the model. It runs in a sandbox with the filters, globals and extensions
+of `transformers` (utils/chat_template_utils.py), so it renders the same text here as there.
 """
 
 import json
@@ -21,94 +21,94 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 
 def template_in(folder: Path) -> str | None:
-    """The chat template of a model folder: a file, or an entry of tokenizer_config.json; None where there is none.
+    """The chat template of a model folder: a file, or an entry of tokenizer_config.json; None if there is none.
 
     Raises:
-        TokenizerError: if it cannot be read.
+        TokenizerError: if the file cannot be read.
     """
     try:
         if (folder / TEMPLATE_FILE).exists():
             return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
         path = folder / "tokenizer_config.json"
-        found = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
+        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
     except (OSError, ValueError, AttributeError) as error:
         raise TokenizerError(f"the chat template in {folder} cannot be read: {error}") from None
-    if isinstance(found, list):  # several, by name
-        found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
+    if isinstance(template, list):  # several, by name
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
 
 
 def render(template: str, messages: Sequence[Message], *, prompt: bool = True, **variables: Any) -> str:
-    """The text of a conversation.
+    """Render the text of a conversation.
 
     Args:
         template: the Jinja program.
         messages: in order. Entries that are None are left out.
-        prompt: whether it ends with the beginning of the assistant's next message.
-        variables: what else the template is given: ``bos_token``, ``tools``, ``documents`` and so on.
+        prompt: whether to end with the start of the assistant's next message (`add_generation_prompt`).
+        variables: more variables of the template: ``bos_token``, ``tools``, ``documents`` and so on.
 
     Raises:
-        TokenizerError: if the template is damaged, or refuses the messages.
+        TokenizerError: if the template is damaged, or raises for these messages.
     """
     import jinja2
 
-    plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    known = {"tools": None, "documents": None, "bos_token": "", "eos_token": ""}
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    defaults = {"tools": None, "documents": None, "bos_token": "", "eos_token": ""}
     try:
         program = _environment().from_string(template)
-        return str(program.render({**known, **variables, "messages": plain, "add_generation_prompt": prompt}))
+        return str(program.render({**defaults, **variables, "messages": messages, "add_generation_prompt": prompt}))
     except jinja2.TemplateError as error:
-        raise TokenizerError(f"the chat template refuses these messages, or is damaged: {error.message}") from None
+        raise TokenizerError(f"the chat template is damaged, or rejects these messages: {error.message}") from None
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         raise TokenizerError(f"the chat template fails on these messages: {type(error).__name__}: {error}") from None
 
 
-def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **more: Any) -> list[int]:
-    """The ids of a conversation. What is written in a message stays text, even where it is the name of a control token.
+def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **options: Any) -> list[int]:
+    """Encode a conversation. The content of a message is plain text, even if it contains the name of a control token.
 
     Args:
         tokenizer: of the model.
-        template: its chat template.
+        template: of the model.
         messages: in order.
-        more: as for :func:`render`.
+        options: as for :func:`render`.
 
     Raises:
-        TokenizerError: as for :func:`render`; or if a template that changes what messages say is given one that names
-            a control token.
+        TokenizerError: as for :func:`render`; or if a message contains the name of a control token and the template
+            changes the content of messages.
     """
-    more = tokenizer.special_tokens() | more
-    text = render(template, messages, **more)
+    options = tokenizer.special_tokens() | options
+    text = render(template, messages, **options)
     contents = [message["content"] for message in messages if isinstance(message.get("content"), str)]
-    names = sorted(tokenizer.special_ids(), key=len, reverse=True)
-    named = regex.compile("|".join(map(regex.escape, names)) if names else r"(?!)")
-    written = next((found[0] for content in contents if (found := named.search(content))), None)
-    if written is None:
+    ids = tokenizer.special_ids()
+    names = regex.compile("|".join(map(regex.escape, sorted(ids, key=len, reverse=True))) or r"(?!)")
+    name_in_content = next((match[0] for content in contents if (match := names.search(content))), None)
+    if name_in_content is None:
         return tokenizer.encode(text, allow_special=True)
-    marks = [f"\ue000{i}\ue001" for i in range(len(contents))]
-    waiting = iter(marks)
-    marked = [
-        {**message, "content": next(waiting)} if isinstance(message.get("content"), str) else message
+    # render placeholders for the contents, find the template's own control tokens, then put the contents back
+    placeholders = [f"\ue000{i}\ue001" for i in range(len(contents))]
+    remaining = iter(placeholders)
+    replaced = [
+        {**message, "content": next(remaining)} if isinstance(message.get("content"), str) else message
         for message in messages
     ]
-    pieces = _split(render(template, marked, **more), named)
-    for mark, content in zip(marks, contents, strict=True):
-        pieces = [(piece if special else piece.replace(mark, content), special) for piece, special in pieces]
-    if "".join(piece for piece, _ in pieces) != text:
+    parts = _split(render(template, replaced, **options), names)
+    for placeholder, content in zip(placeholders, contents, strict=True):
+        parts = [(part if special else part.replace(placeholder, content), special) for part, special in parts]
+    if "".join(part for part, _ in parts) != text:
         raise TokenizerError(
-            f"a message holds {written!r}, the name of a control token, and this chat template changes what messages "
-            "say, so the two cannot be told apart; take it out of the message"
+            f"a message contains {name_in_content!r}, the name of a control token, and this chat template changes the "
+            "content of messages, so the two cannot be told apart; remove it from the message"
         )
-    ids = tokenizer.special_ids()
-    return [i for piece, special in pieces for i in ([ids[piece]] if special else tokenizer.encode(piece))]
+    return [i for part, special in parts for i in ([ids[part]] if special else tokenizer.encode(part))]
 
 
-def _split(text: str, named: "regex.Pattern[str]") -> list[tuple[str, bool]]:
-    """A text cut at the names of control tokens: its parts, and whether each is such a name."""
-    pieces, begin = [], 0
-    for match in named.finditer(text):
-        pieces += [(text[begin : match.start()], False), (match[0], True)]
+def _split(text: str, names: "regex.Pattern[str]") -> list[tuple[str, bool]]:
+    """Split a text at the names of control tokens, into (part, whether it is such a name)."""
+    parts, begin = [], 0
+    for match in names.finditer(text):
+        parts += [(text[begin : match.start()], False), (match[0], True)]
         begin = match.end()
-    return [(piece, special) for piece, special in [*pieces, (text[begin:], False)] if piece]
+    return [(part, special) for part, special in [*parts, (text[begin:], False)] if part]
 
 
 def _environment() -> Any:
@@ -117,7 +117,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """``{% generation %}`` marks what the assistant says, for training; it changes nothing of the text."""
+        """``{% generation %}`` marks the assistant's text for training; the text stays the same."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -126,16 +126,16 @@ def _environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body).set_lineno(line)
 
-    def refuse(message: str) -> None:
+    def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    def as_json(value: Any, indent: int | None = None, **more: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent, **more)
+    def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent, **options)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = as_json
-    environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     return environment

@@ -1,25 +1,24 @@
-"""Splitting text into the pieces that byte-pair encoding works on, and counting them.
+"""Pre-tokenization: splitting text into pre-tokens, roughly words with the space before them, and counting these.
 
-A piece is, roughly, a word with the space before it. No token ever crosses the border of two pieces, so a text is
-known to BPE by its distinct pieces and how often each occurs.
+No BPE token crosses the border of two pre-tokens, so BPE can learn from the distinct pre-tokens and their counts.
 """
 
 import json
 import os
 import queue
-import struct
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import regex
 
 from glassgpt.errors import TokenizerError
+from glassgpt.files import Progress
 
 #: The published split patterns: of GPT-2 (openai/gpt-2, encoder.py), Llama 3 (meta-llama, which is that of
 #: tiktoken's cl100k_base) and Qwen 2 (as Llama 3's, with every digit by itself).
@@ -34,13 +33,13 @@ PATTERNS = {
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
-#: Before a space between two letters, and before the letter that begins a line, all published patterns begin a new
-#: piece, whatever comes before and after: a text may be cut there and its parts split one by one.
+#: Places where all published patterns start a new pre-token, whatever comes before and after: before a space between
+#: two letters, and before a letter that begins a line. A text may be cut there and its parts split separately.
 _SAFE_CUT = regex.compile(r"\p{L}(?= \p{L})|\S\n(?=\p{L})")
-#: What reaches across such a place in some text.
-_ACROSS = regex.compile(r"\p{L} (?:\p{L}|$)|(?:^|\S)\n\p{L}")
-#: Code points assigned since Unicode 17. The engines that published tokenizers run in (tiktoken 0.14, tokenizers 0.23)
-#: know Unicode 16, for which these are symbols; `regex` knows more with every release.
+#: A string that contains such a place, or can in some text.
+_SPANS_CUT = regex.compile(r"\p{L} (?:\p{L}|$)|(?:^|\S)\n\p{L}")
+#: Code points assigned since Unicode 17. tiktoken 0.14 and tokenizers 0.23 use Unicode 16, where these are unassigned;
+#: `regex` adds new ones with every release.
 _SINCE_UNICODE_17 = (
     "558 58b-58c 5c8-5c9 88f b53-b54 c5c cdc 1acf-1af0 208f 209d-209f 20c1-20c4 2b96 2e60-2e63 a7ce-a7cf a7d2 a7d4 "
     "a7dd a7e2 a7f1 ab6c-ab6d fbc3-fbd2 fd90-fd91 fdc8-fdce 107bb-107bf 10940-10959 10ec5-10ec7 10ec9-10eee "
@@ -51,29 +50,27 @@ _SINCE_UNICODE_17 = (
     "1f777-1f77a 1f7da-1f7db 1f7f1-1f7ff 1f8d0-1f8d8 1fa54-1fa57 1fa8a-1fa8e 1fac8 1facc-1facd 1fadd 1faea-1faeb 1faef "
     "1faf9-1fafa 1fbfa 2b73a-2b73f 2b81e 2cea2-2cead 323b0-33479 3d000-3fc3f"
 )
-_SYMBOL = "\ue000"  # a private character: neither letter, mark, digit nor space, and never will be
-#: Characters that are split at a time; the pieces of that many fit into memory easily.
+_SYMBOL = "\ue000"  # a private-use character: never a letter, mark, digit or space
+#: Characters to split at a time; the pre-tokens of that many fit into memory easily.
 CHUNK = 1 << 20
-#: Shorter texts are counted in this process: starting others takes longer.
-_WORTH_PROCESSES = 8 << 20
-#: Processes that count, unless told otherwise: each takes some 100 MB.
-_MOST_PROCESSES = 8
+#: Characters from which counting in several processes pays for starting them.
+_MIN_PARALLEL = 8 << 20
+#: Default limit of counting processes; each takes about 100 MB.
+_MAX_PROCESSES = 8
 
-#: Told of characters counted so far, and of all.
-Progress = Callable[[int, int], None]
-#: A text, or several that come one after another.
+#: A text, or the parts of one; no pre-token reaches from one part into the next.
 Texts: TypeAlias = str | Iterable[str]
 
 
-class Splitter:
-    """Splits text into pieces by one pattern after another; the pieces, joined, are the text.
+class PreTokenizer:
+    """Splits text into pre-tokens by regular expressions; the pre-tokens, joined, are the text.
 
     Args:
-        patterns: regular expressions. The first splits the text, each next one the pieces so far; what a pattern
-            does not match is a piece, too.
+        patterns: applied in order. The first splits the text, each next one the parts so far; text between two matches
+            is a part, too.
 
     Raises:
-        TokenizerError: if a pattern is no regular expression.
+        TokenizerError: if a pattern is not a valid regular expression.
     """
 
     def __init__(self, patterns: Sequence[str]):
@@ -83,27 +80,25 @@ class Splitter:
             try:
                 self._compiled.append(regex.compile(pattern))
             except regex.error as error:
-                raise TokenizerError(f"the split pattern {pattern!r} cannot be read: {error}") from None
-        #: Whether a long text may be cut at safe places without changing its pieces.
+                raise TokenizerError(f"the split pattern {pattern!r} is not a valid regex: {error}") from None
+        #: Whether cutting a text at safe places leaves its pre-tokens as they are.
         self.can_encode_in_chunks = bool(patterns) and all(pattern in PATTERNS.values() for pattern in patterns)
 
     def split(self, text: str) -> list[str]:
-        """The pieces of a text."""
-        plain = as_unicode_16(text)
-        pieces = [plain]
+        """Split a text into pre-tokens."""
+        as_16 = as_unicode_16(text)
+        parts = [as_16]
         for pattern in self._compiled:
-            pieces = [part for piece in pieces for part in _split_once(pattern, piece)]
-        if plain is text:
-            return pieces
-        ends = list(accumulate(map(len, pieces)))
+            parts = [inner for part in parts for inner in _split_once(pattern, part)]
+        if as_16 is text:
+            return parts
+        ends = list(accumulate(map(len, parts)))
         return [text[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def chunks(self, text: str, size: int = CHUNK) -> Iterator[str]:
-        """The text in parts of about ``size`` characters, such that their pieces are those of the whole text."""
-        if not self.can_encode_in_chunks:
-            size = max(size, len(text))
+        """Cut a text into chunks of about ``size`` characters that have the same pre-tokens as the whole text."""
         begin = 0
-        while len(text) - begin > size:
+        while self.can_encode_in_chunks and len(text) - begin > size:
             cut = safe_cut(text, begin + size)
             if cut is None:
                 break
@@ -114,35 +109,35 @@ class Splitter:
 
 
 def safe_cut(text: str, begin: int = 0) -> int | None:
-    """The first place from ``begin`` on where any text may be cut in two that are split one by one; None for none.
+    """The first place from ``begin`` on where a text may be cut without changing its tokens, or None.
 
-    It is so for the published patterns, for words, and (trivially) for characters.
+    Valid for the published patterns, for the word tokenizer, and (trivially) for characters.
     """
     cut = _SAFE_CUT.search(text, max(begin - 1, 0))
     return cut.end() if cut else None
 
 
-def reaches_across(name: str) -> bool:
-    """Whether this can stand in a text so that the text would be cut within it (see :func:`safe_cut`)."""
-    return bool(_ACROSS.search(name))
+def can_span_cut(name: str) -> bool:
+    """Whether :func:`safe_cut` may cut a text inside this string."""
+    return bool(_SPANS_CUT.search(name))
 
 
-def _newer() -> np.ndarray:
-    """Which code points are assigned since Unicode 17, ``[code points]`` of bool."""
+def _since_unicode_17() -> np.ndarray:
+    """Which code points are assigned since Unicode 17: bool ``[code points]``; the last entry is for all beyond."""
     ranges = [[int(end, 16) for end in item.split("-")] for item in _SINCE_UNICODE_17.split()]
-    table = np.zeros(ranges[-1][-1] + 2, dtype=bool)  # the last entry stands for all code points beyond
+    table = np.zeros(ranges[-1][-1] + 2, dtype=bool)
     for ends in ranges:
         table[ends[0] : ends[-1] + 1] = True
     return table
 
 
-_NEWER = _newer()
+_NEWER = _since_unicode_17()
 
 
 def as_unicode_16(text: str) -> str:
-    """The text as Unicode 16 sees it: what was assigned later is a symbol. The same object if nothing was.
+    """Replace characters assigned after Unicode 16 by a symbol; return the same object if there are none.
 
-    So pieces do not depend on the version of `regex` that is installed (from 2024.9.11 on).
+    So pre-tokens do not depend on the installed version of `regex` (2024.9.11 or later).
     """
     if text.isascii():
         return text
@@ -154,48 +149,51 @@ def as_unicode_16(text: str) -> str:
 
 
 def _split_once(pattern: "regex.Pattern[str]", text: str) -> list[str]:
-    found: list[str] = [] if pattern.groups else pattern.findall(text)  # with groups it would list those
-    if sum(map(len, found)) == len(text):  # the usual case: the pattern matches everything
-        return found
-    pieces, end = [], 0
+    matches: list[str] = [] if pattern.groups else pattern.findall(text)  # with groups, findall returns the groups
+    if sum(map(len, matches)) == len(text):  # the usual case: the pattern matches everything
+        return matches
+    parts, end = [], 0
     for match in pattern.finditer(text):
         if match.start() > end:
-            pieces.append(text[end : match.start()])
+            parts.append(text[end : match.start()])
         if match.end() > match.start():
-            pieces.append(match[0])
+            parts.append(match[0])
         end = match.end()
-    return [*pieces, text[end:]] if end < len(text) else pieces
+    return [*parts, text[end:]] if end < len(text) else parts
 
 
-def count_pieces(
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+def count_pre_tokens(
     texts: Texts,
-    splitter: Splitter,
+    pre_tokenizer: PreTokenizer,
     processes: int | None = None,
     progress: Progress | None = None,
     characters: int | None = None,
 ) -> Counter[str]:
-    """How often each piece occurs in a text, or in several: no piece reaches from one into the next.
+    """Count the pre-tokens of a text of any length; memory holds a part of it and the distinct pre-tokens.
 
     Args:
-        texts: any length; worked on in parts, so memory holds a text and the distinct pieces.
-        splitter: makes the pieces.
-        processes: that count at the same time; by default one per CPU, 8 at most, for long texts.
-        progress: called as the work goes on.
-        characters: of all texts together, where it is known: about is enough.
+        texts: a text, or its parts.
+        pre_tokenizer: splits it.
+        processes: number of processes; by default one, or for long texts one per CPU and at most 8.
+        progress: callback.
+        characters: approximate length of all parts together, if known.
     """
     if isinstance(texts, str):
         texts, characters = [texts], len(texts)
     characters = characters or 0
     if processes is None:
-        processes = min(usable_cpus(), _MOST_PROCESSES) if characters >= _WORTH_PROCESSES else 1
-    told = _Told(characters, progress)
-    chunks = (chunk for text in texts for chunk in splitter.chunks(text))
-    if processes > 1 and splitter.can_encode_in_chunks:
-        return _count_in_processes(_grouped(chunks), splitter, processes, told)
+        processes = min(usable_cpus(), _MAX_PROCESSES) if characters >= _MIN_PARALLEL else 1
+    counted = _ProgressCounter(characters, progress)
+    chunks = (chunk for text in texts for chunk in pre_tokenizer.chunks(text))
+    if processes > 1 and pre_tokenizer.can_encode_in_chunks:
+        return _count_in_processes(_grouped(chunks), pre_tokenizer, processes, counted)
     counts: Counter[str] = Counter()
     for chunk in chunks:
-        counts.update(splitter.split(chunk))
-        told.add(len(chunk))
+        counts.update(pre_tokenizer.split(chunk))
+        counted.add(len(chunk))
     return counts
 
 
@@ -214,14 +212,14 @@ def _grouped(chunks: Iterable[str]) -> Iterator[list[str]]:
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process may run on, where the system tells; else how many there are."""
+    """The number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-class _Told:
-    """Adds up what is done, and tells."""
+class _ProgressCounter:
+    """Sums up the characters counted by several threads and reports the total."""
 
     def __init__(self, total: int, progress: Progress | None):
         self.done, self.total, self.progress = 0, total, progress
@@ -231,29 +229,29 @@ class _Told:
         with self._lock:
             self.done += characters
             if self.progress:
-                self.progress(self.done, self.total)
+                self.progress("counting pre-tokens", self.done, self.total)
 
 
-# --- counting in processes -------------------------------------------------------------------------------------------
-# Plain child processes that are fed through their standard input: multiprocessing would want the user's script to
-# guard its main part, or fork a process that may have threads.
-
-_HEADER = struct.Struct("<Q")
+# Child processes that read lines of JSON from standard input: `multiprocessing` would need a guarded main module in the
+# user's script, or fork a process that may have threads.
 
 
-def _count_in_processes(groups: Iterable[list[str]], splitter: Splitter, processes: int, told: _Told) -> Counter[str]:
-    command = [sys.executable, "-c", "from glassgpt.tokenizer.pretokenize import work; work()"]
+def _count_in_processes(
+    groups: Iterable[list[str]], pre_tokenizer: PreTokenizer, processes: int, counted: _ProgressCounter
+) -> Counter[str]:
+    command = [sys.executable, "-c", "from glassgpt.tokenizer.pretokenize import count_worker; count_worker()"]
     waiting: queue.Queue[list[str] | None] = queue.Queue(maxsize=processes)
     results: list[Counter[str] | Exception] = []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     workers = [
-        subprocess.Popen(  # in a session of its own, so that Ctrl-C is dealt with here
+        subprocess.Popen(  # in a new session, so that only this process gets Ctrl-C
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
         )
         for _ in range(processes)
     ]
     feeders = [
-        threading.Thread(target=_feed, args=(worker, splitter.patterns, waiting, results, told)) for worker in workers
+        threading.Thread(target=_feed, args=(worker, pre_tokenizer.patterns, waiting, results, counted))
+        for worker in workers
     ]
     try:
         for feeder in feeders:
@@ -278,39 +276,30 @@ def _feed(
     patterns: Sequence[str],
     waiting: "queue.Queue[list[str] | None]",
     results: list[Counter[str] | Exception],
-    told: _Told,
+    counted: _ProgressCounter,
 ) -> None:
-    """Hand groups of texts to one worker until there are no more, and take its counts."""
+    """Send groups of texts to one worker until there are no more, then read its counts."""
     assert worker.stdin and worker.stdout
     group: list[str] | None = []
     try:
-        with worker, worker.stdin as to:
-            to.write(_packed(json.dumps(patterns).encode()))
+        with worker, worker.stdin as stdin:
+            stdin.write(json.dumps(patterns).encode() + b"\n")
             while (group := waiting.get()) is not None:
-                to.write(_packed(json.dumps(group).encode()))
-                told.add(sum(map(len, group)))
-            to.close()
+                stdin.write(json.dumps(group).encode() + b"\n")
+                counted.add(sum(map(len, group)))
+            stdin.close()
             results.append(Counter(json.loads(worker.stdout.read())))
     except (OSError, ValueError) as error:
-        results.append(TokenizerError(f"a process that counts words has ended early ({error}); is memory short?"))
-        while group is not None:  # let the others finish
+        results.append(TokenizerError(f"a process that counts pre-tokens ended early ({error}); is the memory full?"))
+        while group is not None:  # take this worker's share from the queue, so that the others can finish
             group = waiting.get()
 
 
-def _packed(content: bytes) -> bytes:
-    return _HEADER.pack(len(content)) + content
-
-
-def work() -> None:
-    """The part of a child process: read groups of texts until standard input ends, then write the counts."""
-    source, counts = sys.stdin.buffer, Counter[str]()
-    splitter = Splitter(json.loads(_unpacked(source) or b"[]"))
-    while (group := _unpacked(source)) is not None:
-        for text in json.loads(group):
-            counts.update(splitter.split(text))
+def count_worker() -> None:
+    """Run a child process: read the patterns, then lists of texts until standard input ends; write the counts."""
+    counts = Counter[str]()
+    pre_tokenizer = PreTokenizer(json.loads(sys.stdin.buffer.readline() or b"[]"))
+    for line in sys.stdin.buffer:
+        for text in json.loads(line):
+            counts.update(pre_tokenizer.split(text))
     sys.stdout.buffer.write(json.dumps(counts).encode())
-
-
-def _unpacked(source: BinaryIO) -> bytes | None:
-    header = source.read(_HEADER.size)
-    return source.read(_HEADER.unpack(header)[0]) if header else None

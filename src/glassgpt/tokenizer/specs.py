@@ -1,15 +1,16 @@
-"""From what a user writes, ``tokenizer=bpe:4096``, to a tokenizer.
+"""Tokenizer specs, as users write them (``tokenizer=bpe:4096``), and the tokenizers that they name.
 
 =============  =====================================================================================================
 ``char``       the characters of the text
 ``word``       the words of the text, a closed vocabulary
 ``word:N``     its most frequent words, ``<|unk|>`` and ``<|endoftext|>``: N tokens
-``bpe:N``      byte-level BPE trained on the training part of the text: N tokens, ``<|endoftext|>`` among them
-``gpt2``       GPT-2's own
-a path         a file (tokenizer.json, .tiktoken, .gguf, tokenizer.model), a folder that holds one, or a run
+``bpe:N``      byte-level BPE trained on the training split of the text: N tokens including ``<|endoftext|>``
+``gpt2``       GPT-2's tokenizer
+a path         a file (tokenizer.json, .tiktoken, .gguf, tokenizer.model), a folder with one, or a run
 =============  =====================================================================================================
 """
 
+import copy
 import difflib
 import re
 from dataclasses import dataclass, replace
@@ -17,27 +18,27 @@ from pathlib import Path
 
 from glassgpt import assets
 from glassgpt.errors import TokenizerError
-from glassgpt.files import Progress, sha256_of
+from glassgpt.files import Progress, path_exists, sha256_of
 from glassgpt.tokenizer import pretrained
-from glassgpt.tokenizer.base import FILES, Tokenizer, file_in
+from glassgpt.tokenizer.base import FILES, Tokenizer, tokenizer_file_in
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.pretokenize import Texts
 from glassgpt.tokenizer.word import WordTokenizer
 
-#: What can be written, for messages.
+#: The valid specs, for messages.
 FORMS = "char, word, word:N, bpe:N, gpt2, or a tokenizer file or folder"
 _TRAINED = re.compile(r"(char|word|bpe)(?::(.*))?")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A tokenizer that was asked for.
+    """A parsed tokenizer spec.
 
     Attributes:
-        text: what was written.
-        kind: "char", "word" or "bpe", which are made from a text; "gpt2"; "file".
-        vocab_size: asked for; None for what a text has.
+        text: as the user wrote it.
+        kind: "char", "word", "bpe", "gpt2" or "file".
+        vocab_size: the N of ``word:N`` and ``bpe:N``.
     """
 
     text: str
@@ -46,7 +47,7 @@ class Spec:
 
     @property
     def trained(self) -> bool:
-        """Whether it is made from a text."""
+        """Whether the tokenizer is trained on a text."""
         return self.kind in ("char", "word", "bpe")
 
     @property
@@ -55,45 +56,43 @@ class Spec:
         assert self.kind == "file"
         try:
             return Path(self.text).expanduser()
-        except RuntimeError:  # ~name, and there is no such user
+        except RuntimeError:  # ~name, but there is no such user
             return Path(self.text)
 
 
 def parse(text: str) -> Spec:
-    """Understand what was written. Whether a file exists is not looked at.
+    """Parse a tokenizer spec, without checking that a file exists.
 
     Raises:
-        TokenizerError: for a number that is missing, or none.
+        TokenizerError: if the number is missing, invalid or not allowed.
     """
     if text == "gpt2":
         return Spec(text, "gpt2")
     match = _TRAINED.fullmatch(text)
     if match is None:
         if not text or "\0" in text:
-            raise TokenizerError(f"{text!r} is no tokenizer; there are {FORMS}")
+            raise TokenizerError(f"{text!r} is not a tokenizer; write {FORMS}")
         return Spec(text, "file")
     kind, size = match[1], match[2]
     if size is None and kind != "bpe":
         return Spec(text, kind)
     if kind == "char" or size is None or not re.fullmatch(r"\d{1,7}", size):
         example = {"char": "char", "word": "word:8000", "bpe": "bpe:4096"}[kind]
-        raise TokenizerError(f"{text!r} is no tokenizer; write for example {example}")
+        raise TokenizerError(f"{text!r} is not a tokenizer; write for example {example}")
     return Spec(text, kind, int(size))
 
 
 def identity(spec: Spec) -> str:
-    """What tells two tokenizers apart, as long as their text is the same: the file's content, or what was written.
+    """Tokenizer ID for the cache key: the spec as written, or the SHA-256 of the file.
 
     Raises:
         TokenizerError: if there is no such file.
     """
-    if spec.kind != "file":
-        return spec.text
-    return f"file {sha256_of(_existing(spec))}"
+    return f"file {sha256_of(_existing_file(spec))}" if spec.kind == "file" else spec.text
 
 
 def absolute(text: str) -> str:
-    """What was written, with a path from the root, as a run keeps it.
+    """A spec with an absolute path, as a run stores it.
 
     Raises:
         TokenizerError: as for :func:`parse`.
@@ -109,19 +108,19 @@ def make(
     progress: Progress | None = None,
     characters: int | None = None,
 ) -> Tokenizer:
-    """The tokenizer itself, trained if need be.
+    """Train or load a tokenizer.
 
     Args:
-        spec: what was asked for.
-        train_text: what is learned from: a text, or several.
-        other_texts: that closed vocabularies (`char`, `word`) have to know, too: validation text, for example.
-        progress: called while BPE is trained.
-        characters: of the texts to learn from, where that is known.
+        spec: the parsed spec.
+        train_text: the text to train on, or its parts.
+        other_texts: texts that closed vocabularies (`char`, `word`) must cover, too, such as the validation split.
+        progress: callback while BPE is trained.
+        characters: approximate length of the training text, if known.
 
     Raises:
-        TokenizerError: if it cannot be made, or read.
+        TokenizerError: if the tokenizer cannot be trained, or its file cannot be read.
         AssetError: if GPT-2's files cannot be found.
-        MissingExtraError: if a file takes a library that is not installed.
+        MissingExtraError: if a file needs a library that is not installed.
     """
     if spec.kind == "char":
         return CharTokenizer.train(train_text, *other_texts)
@@ -131,65 +130,63 @@ def make(
     if spec.kind == "bpe":
         assert spec.vocab_size is not None
         return BPETokenizer.train(train_text, spec.vocab_size, progress=progress, characters=characters)
-    return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.load(_existing(spec))
+    return _load(spec)
 
 
-def with_bos(tokenizer: Tokenizer) -> Tokenizer:
-    """The same, which says that documents begin with its end token, where it has one and says nothing yet."""
+def with_eos_as_bos(tokenizer: Tokenizer) -> Tokenizer:
+    """Copy a BPE or word tokenizer and set bos = eos, so that documents begin with the token that ends them.
+
+    A tokenizer that has a BOS token, or has no EOS token, is returned as it is; so are those of other libraries.
+    """
     if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is None:
         return tokenizer
     if isinstance(tokenizer, BPETokenizer):
         return BPETokenizer(replace(tokenizer.model, bos=tokenizer.model.eos), tokenizer.content)
     if isinstance(tokenizer, WordTokenizer):
+        tokenizer = copy.copy(tokenizer)
         tokenizer.bos_token_id = tokenizer.eos_token_id
     return tokenizer
 
 
 def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("runs")) -> Tokenizer:
-    """A tokenizer that needs no text to be made: ``gpt2``, a file or folder, a run or an asset by its name.
+    """Load a tokenizer that needs no training: ``gpt2``, a file or folder, or the name of a run or asset.
 
     Args:
-        text: what was written.
-        pattern: the split pattern of a ``.tiktoken`` file.
-        runs: where runs are, by name.
+        text: the spec or name.
+        pattern: name of the split pattern of a ``.tiktoken`` file.
+        runs: the folder of runs.
 
     Raises:
-        TokenizerError: if there is none, or it would have to be trained first.
+        TokenizerError: if it is not found, or must be trained first.
     """
     spec = parse(text)
-    if spec.kind == "file" and not _folder_of(spec.path) and (run := _folder_of(runs / text)):
+    if spec.kind == "file" and not _tokenizer_folder(spec.path) and (run := _tokenizer_folder(runs / text)):
         spec = Spec(str(run), "file")
     if text in assets.names("weights") and not spec.path.exists():
         spec = Spec(str(assets.path(text)), "file")
     if spec.trained:
         raise TokenizerError(
-            f"{text!r} is made from a text: train it first (glassgpt tokenizer train TEXT {text} -o FOLDER), "
-            "then give that folder"
+            f"the tokenizer {text!r} is made from a text; train it first (glassgpt tokenizer train TEXT {text} -o "
+            "FOLDER), then give that folder"
         )
-    return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.load(_existing(spec), pattern)
+    return _load(spec, pattern)
 
 
-def _folder_of(path: Path) -> Path | None:
-    """The folder itself, or of a run its checkpoint, that holds a tokenizer."""
-    try:
-        for folder in (path, path / "best", path / "last"):
-            if any((folder / name).is_file() for name in FILES):
-                return folder
-    except OSError:  # too long for a name, for example
-        pass
-    return None
+def _load(spec: Spec, pattern: str | None = None) -> Tokenizer:
+    return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.load(_existing_file(spec), pattern)
 
 
-def _existing(spec: Spec) -> Path:
-    """The file; of a folder or run the one in it that holds the tokenizer."""
+def _tokenizer_folder(path: Path) -> Path | None:
+    """The folder with the tokenizer: this one, or the best or last checkpoint of a run; None if there is none."""
+    folders = (path, path / "best", path / "last")
+    return next((folder for folder in folders if any(path_exists(folder / name) for name in FILES)), None)
+
+
+def _existing_file(spec: Spec) -> Path:
+    """The tokenizer file of a spec, which may name a folder or run."""
     path = spec.path
-    try:
-        if path.is_dir():
-            return file_in(_folder_of(path) or path)
-        if path.exists():
-            return path
-    except OSError:  # too long for a name, for example
-        pass
+    if path_exists(path):
+        return tokenizer_file_in(_tokenizer_folder(path) or path) if path.is_dir() else path
     near = difflib.get_close_matches(spec.text.split(":")[0], ["char", "word", "bpe", "gpt2"], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise TokenizerError(f"there is no tokenizer {spec.text[:80]!r}; {hint}There are {FORMS}")

@@ -9,7 +9,7 @@ from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.files import Progress
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.chat import TEMPLATE_FILE, template_in
-from glassgpt.tokenizer.pretrained import ranks_file
+from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
 from glassgpt.weights.folder import DTYPES, save_model, write_folder
 from glassgpt.weights.gguf.export import write_gguf
 from glassgpt.weights.gguf.reading import GGUFSource
@@ -101,9 +101,9 @@ def to_tiktoken(source: Source, target: Path) -> BPETokenizer:
         )
     if len(tokenizer.model.patterns) > 1 or tokenizer.model.normal_form:
         raise TokenizerError("tiktoken splits texts by one pattern, as they are; this tokenizer takes more steps")
-    if missing := tokenizer.model.missing():
+    if missing := tokenizer.model.missing_bytes():
         raise TokenizerError(f"tiktoken needs a rank for every byte, and this tokenizer has none for {len(missing)}")
-    content = ranks_file(tokenizer)
+    content = tiktoken_bytes(tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)
     return tokenizer

@@ -203,7 +203,7 @@ class Encoder:
         self.lossless, self.decoded = True, 0
         self.extremes: dict[str, str] = {}
         if isinstance(self.tokenizer, BPETokenizer):
-            self.tokenizer.expect(task["bytes"])
+            self.tokenizer.warm_up(task["bytes"])
         if "segments" in task:
             self._documents(task)
         else:

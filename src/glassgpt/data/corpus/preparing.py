@@ -300,7 +300,7 @@ class Preparation:
             self._texts(sample, "train"), self._texts(tasks, None), sum(task["bytes"] for task in sample)
         )
         if not self.source.single:
-            tokenizer = specs.with_bos(tokenizer)
+            tokenizer = specs.with_eos_as_bos(tokenizer)
         with tempfile.TemporaryDirectory(prefix=".tokenizer-", suffix=".tmp", dir=folder) as temporary:
             save(tokenizer, Path(temporary), block_size=2**31 - 1)
             for file in sorted(Path(temporary).iterdir()):  # tokenizer_config.json comes last: then it is whole

@@ -1,14 +1,14 @@
-"""Unicode normal forms as `tokenizers` makes them, whichever Python this runs in.
+"""Unicode normal forms as `tokenizers` computes them, in every version of Python.
 
-`tokenizers` knows the characters of Unicode 9, and Python knows more with every version. What came later is left where
-it is, and nothing is composed or reordered across it; the rest never changes, that is a promise of Unicode.
+`tokenizers` uses Unicode 9, Python a newer version. Characters that came later are left as they are, and nothing is
+composed or reordered across them; the normal forms of older characters never change (Unicode's stability policy).
 """
 
 import re
 import unicodedata
 from typing import Literal
 
-#: Code points since Unicode 10 that normal forms concern: marks, what is taken apart, and what it is made of.
+#: Code points since Unicode 10 that normal forms change or reorder: marks, composed characters and their parts.
 _LATER = (
     "558 58b-58c 5c8-5c9 7fd 897-89f 8ca-8d3 9fe c3c d3b-d3c eba 1715 1abf-1af0 1df6-1dfa 209d-209f 32ff a7f1-a7f4 "
     "a82c ab69 105c9 105d2 105da 105e4 10781-10785 10787-107b0 107b2-107bf 10d24-10d27 10d69-10d6d 10eab-10eac "
@@ -25,7 +25,7 @@ NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
 
 def normalize(form: NormalForm, text: str) -> str:
-    """The text in a normal form."""
+    """Bring a text into a normal form."""
     if text.isascii():
         return text
     parts = _LATER_RUNS.split(text)

@@ -24,7 +24,7 @@ from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, Tokenizer
 from glassgpt.tokenizer.base import adds_bos_token
 from glassgpt.tokenizer.bpe import bytelevel
-from glassgpt.tokenizer.pretrained import gguf_pattern_name
+from glassgpt.tokenizer.gguf import pre_tokenizer_name
 from glassgpt.weights import mapping
 from glassgpt.weights.families import Family
 from glassgpt.weights.gguf.reading import library
@@ -172,8 +172,8 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
             "tokenizer=bpe:N, or export --to hf"
         )
     model = tokenizer.model
-    pre = gguf_pattern_name(tokenizer)
-    tokens = {i: (bytelevel.written(token), _NORMAL) for token, i in model.vocab.items()}
+    pre = pre_tokenizer_name(tokenizer)
+    tokens = {i: (bytelevel.bytes_to_unicode(token), _NORMAL) for token, i in model.vocab.items()}
     tokens |= {i: (token, _CONTROL) for token, i in model.special.items()}
     tokens |= {i: (token, _USER_DEFINED) for token, i in model.added.items()}
     if max(tokens) >= vocab_size:
@@ -185,7 +185,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_tokenizer_pre(pre)
     writer.add_token_list([token for token, _ in listed])
     writer.add_token_types([kind for _, kind in listed])
-    writer.add_token_merges([" ".join(map(bytelevel.written, merge)) for merge in model.merges])
+    writer.add_token_merges([" ".join(map(bytelevel.bytes_to_unicode, merge)) for merge in model.merges])
     for add, i in (
         (writer.add_bos_token_id, tokenizer.bos_token_id),
         (writer.add_eos_token_id, tokenizer.eos_token_id),

@@ -26,7 +26,7 @@ from glassgpt import gguf_header
 from glassgpt.errors import CheckpointError, MissingExtraError
 from glassgpt.gguf_header import Header, TensorPlace
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.tokenizer.pretrained import gguf_tokenizer
+from glassgpt.tokenizer.gguf import tokenizer_from_metadata
 from glassgpt.weights.gguf.tables import (
     ARCHITECTURES,
     BEYOND,
@@ -110,7 +110,7 @@ class GGUFSource:
         Raises:
             TokenizerError: if it is damaged, or of a type or split pattern that is not known here.
         """
-        return gguf_tokenizer(self.where, self.header.values)
+        return tokenizer_from_metadata(self.where, self.header.values)
 
     def generation(self) -> dict[str, Any]:
         """The special tokens, which is what a GGUF file has of a generation_config.json."""
