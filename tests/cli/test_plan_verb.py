@@ -167,8 +167,11 @@ def test_a_text_alone_is_given_a_size(cli: Any, linear: list[RunConfig], text_fi
 
 
 MISTAKES = {
-    "nothing": ([], "the size of the model is open"),
-    "a text whose size cannot be chosen": (["{text}", "--no-measure"], "the size of the model is open"),
+    "nothing": ([], "cannot choose a size without a text and measuring"),
+    "a text whose size cannot be chosen": (
+        ["{text}", "--no-measure"],
+        "cannot choose a size without a text and measuring",
+    ),
     "a wrong key": (["preset=tiny", "n_layr=2"], "did you mean model.n_layer?"),
     "a wrong preset": (["preset=smal"], "did you mean 'small'"),
     "two texts": (["{text}", "b.txt", "preset=tiny"], "one text at a time"),

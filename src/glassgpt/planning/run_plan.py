@@ -176,8 +176,8 @@ class _Draft:
         if preset == AUTO and not choose_size:
             if size_is_open(preset, overrides):
                 raise ConfigError(
-                    "the size of the model is open: name a preset, such as preset=small, or set n_layer, n_head and "
-                    "n_embd; it is chosen by measuring only if there is a text"
+                    "cannot choose a size without a text and measuring: name a preset, such as preset=small, or set "
+                    "n_layer, n_head and n_embd"
                 )
             draft.base = {"model": MODERN}
         return draft

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from signal import Signals
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from glassgpt.config import RunConfig
 from glassgpt.config.presets import Curve
@@ -36,6 +35,7 @@ from glassgpt.training.profiling import Profile
 from glassgpt.training.step import StepResult, train_step
 from glassgpt.training.task import Task
 from glassgpt.transforms.blocks import prepare_blocks
+from glassgpt.transforms.parallel import is_sharded, wrap_for_gradient_sync
 from glassgpt.weights.folder import load_weights
 
 
@@ -172,7 +172,7 @@ class Trainer:
         prepare_blocks(self.model, self.config.train.activation_checkpointing, self.runtime.compile)
         header = {"device": str(self.runtime.device), "dtype": self.runtime.resolved()["dtype"]}
         if self.processes.world_size > 1:
-            self.loss_module = DistributedDataParallel(self.loss_module)
+            self.loss_module = wrap_for_gradient_sync(self.loss_module)
             header["processes"] = str(self.processes.world_size)
         baselines = self.task.baselines()
         self.reporter.on_start(header, shapes, baselines, self.config.train.steps, self.state.step)
@@ -288,7 +288,7 @@ class Trainer:
     def _final_evaluation(self) -> Evaluation:
         """Evaluate the best weights, in float32 as they were saved, on the full validation split."""
         self.reporter.note("validating the best weights on the full validation split")
-        if self.optimizers.weights.separate:
+        if self.optimizers.weights.separate or is_sharded(self.model):
             self.model = GPT(self.model.config).to(self.runtime.device)
         load_weights(self.run.best, self.model)
         found = self._evaluate(full=True)

@@ -74,7 +74,7 @@ def train_step(
     starts = range(0, len(batch.idx), micro_batch_size)
     for start in starts:
         micro_batch = batch.micro_batch(start, start + micro_batch_size, device)
-        with _grad_sync(loss_module, optimizers, sync=start == starts[-1]):
+        with _gradient_sync(loss_module, optimizers, now=start == starts[-1]):
             loss = loss_module(micro_batch)
             mark()
             (loss * weight).backward()
@@ -98,11 +98,13 @@ def train_step(
     return result
 
 
-def _grad_sync(loss_module: nn.Module, optimizers: Optimizers, sync: bool) -> contextlib.AbstractContextManager[None]:
+def _gradient_sync(
+    loss_module: nn.Module, optimizers: Optimizers, now: bool
+) -> contextlib.AbstractContextManager[None]:
     """Average gradients over ranks in this backward pass (the last of a step), or only accumulate them."""
     if not isinstance(loss_module, DistributedDataParallel):
         return contextlib.nullcontext()
-    if not sync:
+    if not now:
         return loss_module.no_sync()
     optimizers.weights.master_grads_to_model()
     return contextlib.nullcontext()
