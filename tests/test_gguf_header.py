@@ -16,7 +16,7 @@ BEGIN = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
 def same_as_the_library(path: Path) -> None:
     ours, theirs = gguf_header.read(path), gguf.GGUFReader(path)
     values = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
-    assert ours.values == values and list(ours.values) == list(values)
+    assert ours.metadata == values and list(ours.metadata) == list(values)
     assert ours.size == path.stat().st_size
     assert {name: (place.shape, place.type, place.offset) for name, place in ours.tensors.items()} == {
         t.name: (tuple(reversed(t.shape.tolist())), int(t.tensor_type), int(t.data_offset)) for t in theirs.tensors
@@ -76,7 +76,7 @@ def value(kind: int, content: bytes, key: bytes = b"k") -> bytes:
         (BEGIN, "ends within its header"),
         (BEGIN + value(13, b""), "unknown type 13"),
         (BEGIN + value(8, struct.pack("<Q", 2**63)), "ends within its header"),
-        (BEGIN + value(8, struct.pack("<Q", 2) + b"\xff\xff"), "no UTF-8"),
+        (BEGIN + value(8, struct.pack("<Q", 2) + b"\xff\xff"), "not valid UTF-8"),
         (BEGIN + value(9, struct.pack("<IQ", 4, 2**62)), "ends within its header"),
         (BEGIN + value(9, struct.pack("<IQ", 8, 2**62)), "ends within its header"),
         (BEGIN + value(9, struct.pack("<IQ", 9, 1)), "unknown type 9"),

@@ -131,7 +131,7 @@ MISTAKES = {
     "a revision of nothing": (["pull", "org/name", "--revision", "v1"], ["org/name@v1 is not in the cache"]),
     "a file that is no model": (["pull", "m/config.json"], ["m/config.json is a file; give a model's folder"]),
     "a folder that is no model": (["pull", "empty"], ["empty/config.json is missing"]),
-    "a damaged file": (["pull", "bad.gguf"], ["bad.gguf is no GGUF file"]),
+    "a damaged file": (["pull", "bad.gguf"], ["bad.gguf is not a readable GGUF file"]),
     "an existing target": (["pull", "m", "-o", "m"], ["m exists, and is not overwritten; name another with -o"]),
     "an existing file": (["export", "m", "--to", "gguf", "-o", "bad.gguf"], ["bad.gguf exists"]),
     "no such format": (["export", "m", "--to", "onnx"], ["--to 'onnx' is none of hf, gguf, tiktoken"]),
@@ -168,7 +168,7 @@ def test_what_is_told_first_is_what_is_there(cli: Cli, folder: Path, tmp_path: P
     run.mkdir(parents=True)
     (run / "run.toml").write_text("", encoding="utf-8")
     model_folder(run / "best", tokenizer(), rope_theta=99.0)
-    assert api.open_source("gpt2").where == Path("runs/gpt2/best")
+    assert api.open_source("gpt2").path == Path("runs/gpt2/best")
 
 
 def test_a_model_on_the_hub_by_its_name(folder: Path, tmp_path: Path) -> None:

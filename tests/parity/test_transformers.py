@@ -460,7 +460,7 @@ def test_prefixed_names_are_an_error_and_change_nothing(config: ModelConfig, pre
         load_weights(folder, model)
     assert "more" in str(caught.value) and len(str(caught.value).splitlines()) < 25, "a short list, that says it is cut"
     assert str(caught.value).endswith(
-        f"The names begin with {prefix!r}, which whoever saved them should have left out."
+        f"The names have the prefix {prefix!r} (from a wrapper: DDP, torch.compile, PEFT); strip it."
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

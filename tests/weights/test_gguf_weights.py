@@ -109,7 +109,7 @@ def test_what_is_written_loads_back_byte_for_byte(which: str, tmp_path: Path) ->
         assert torch.equal(again.state_dict()[name].view(torch.int32), tensor.view(torch.int32)), name
     assert isinstance(its_tokenizer, BPETokenizer) and its_tokenizer.model == tokenizer().model
     assert source.chat_template() == CHAT
-    assert source.generation() == {"eos_token_id": tokenizer().eos_token_id}
+    assert source.generation_config() == {"eos_token_id": tokenizer().eos_token_id}
 
 
 @pytest.mark.parametrize("which", PLAIN)
@@ -250,12 +250,12 @@ def test_numbers_are_what_was_meant(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architecture": "phi3"}, "its architecture 'phi3' is not one that is read here"),
+        ({"architecture": "phi3"}, "its architecture 'phi3' is not supported"),
         ({"expert_count": 8}, "mixture of experts"),
         ({"block_count": None}, "num_hidden_layers is missing"),
         ({"attention__head_count": [4, 8]}, "one number for all layers"),
-        ({"rope__dimension_count": 32}, "turns 32 of 64"),
-        ({"attention__key_length": 64, "rope__dimension_count": 16}, "turns 16 of 64"),
+        ({"rope__dimension_count": 32}, "rotates 32 of 64"),
+        ({"attention__key_length": 64, "rope__dimension_count": 16}, "rotates 16 of 64"),
         ({"rope__scaling__type": "longrope", "rope__scaling__factor": 2.0}, "'longrope' is not implemented"),
         ({"tensors": {"rope_freqs": (32,)}}, "not Llama 3's"),
         ({"tensors": {"token_embd": (2,)}}, "do not fit"),
@@ -277,7 +277,7 @@ def test_a_truncated_or_missing_file(tmp_path: Path) -> None:
     for length, said in (
         (len(content) - 1, "is truncated: .* ends at byte"),
         (5000, "truncated"),
-        (40, "no GGUF file"),
+        (40, "not a readable GGUF file"),
     ):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match=said):

@@ -118,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda f: [p.unlink() for p in f.glob("model*")], r"model\.safetensors is missing"),
     "another layout": (
         lambda f: [(f / INDEX).rename(f / "consolidated.00.pth"), [p.unlink() for p in f.glob("model*")]],
-        r"consolidated\.00\.pth, in a layout that is not read here",
+        r"consolidated\.00\.pth, in a layout that is not supported",
     ),
     "the last shard truncated": (lambda f: _truncate(_shard(f, -1)), r"model-\d+-of-\d+\.safetensors is damaged"),
     "the first shard empty": (lambda f: _shard(f, 0).write_bytes(b""), "is damaged"),
@@ -133,7 +133,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the index a list": (lambda f: (f / INDEX).write_text("[]", "utf-8"), "an object was expected"),
     "the index points outside": (
         lambda f: _edit(f, INDEX, lambda c: c["weight_map"].update(x="../elsewhere.safetensors")),
-        r"'\.\./elsewhere\.safetensors', which is no file of its folder",
+        r"'\.\./elsewhere\.safetensors', which is not a file of its folder",
     ),
     "a tensor of another shape": (_reshape, "1 of another shape"),
     "integers": (_integers, "stored as I8"),
@@ -214,7 +214,8 @@ def test_a_tied_head_in_the_file_is_the_embedding_all_the_same(tmp_path: Path) -
 
 def test_the_table_says_what_becomes_of_each_weight() -> None:
     rows = {
-        row.published: (row.published_shape, row.ours, row.our_shape, row.operation) for row in mapping.explain(QWEN2)
+        row.published: (row.published_shape, row.ours, row.our_shape, row.operation)
+        for row in mapping.placements(QWEN2, mapping.family_of(QWEN2))
     }
     qkv, bias = "blocks.1.attention.qkv.weight", "blocks.1.attention.qkv.bias"
     attention = "model.layers.1.self_attn"
@@ -225,10 +226,10 @@ def test_the_table_says_what_becomes_of_each_weight() -> None:
     assert rows["model.norm.weight"] == ((32,), "final_norm.weight", (32,), "copy")
     assert f"{attention}.o_proj.bias" not in rows
     name = "transformer.h.0.attn.c_attn.weight"
-    (conv,) = (row for row in mapping.explain(CLASSIC) if row.published == name)
+    (conv,) = (row for row in mapping.placements(CLASSIC, mapping.family_of(CLASSIC)) if row.published == name)
     assert (conv.published_shape, conv.our_shape, conv.operation) == ((32, 96), (96, 32), "transpose")
     with pytest.raises(ConfigError, match="no published family"):
-        mapping.explain(dataclasses.replace(CLASSIC, qk_norm=True))
+        mapping.family_of(dataclasses.replace(CLASSIC, qk_norm=True))
 
 
 # --- memory
@@ -277,10 +278,10 @@ def kilobytes(key):
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 folder, warm, dtype = sys.argv[1:]
-load_model(Path(warm), dtype=getattr(torch, dtype))
+load_source(open_folder(Path(warm)), dtype=getattr(torch, dtype))
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = kilobytes("VmRSS")
-model, _ = load_model(Path(folder), dtype=getattr(torch, dtype))
+model, _ = load_source(open_folder(Path(folder)), dtype=getattr(torch, dtype))
 held = sum(p.numel() * p.element_size() for p in model.parameters())
 print((kilobytes("VmHWM") - before) * 1024 / held)
 """

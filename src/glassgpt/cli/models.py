@@ -11,7 +11,7 @@ from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from glassgpt.weights.mapping import Placement
-    from glassgpt.weights.sources import Source
+    from glassgpt.weights.sources import WeightSource
 
 _UNITS = {"loading": "parameters", "writing": "tensors"}
 _TO = {"hf": "", "gguf": ".gguf", "tiktoken": ".tiktoken"}
@@ -84,33 +84,33 @@ def export(
     _report(target, found, dtype, notes, json)
 
 
-def _name_of(source: str, found: "Source") -> str:
+def _name_of(source: str, found: "WeightSource") -> str:
     """What to call a model's folder or file, in the folder that the user is in."""
-    if found.where.suffix == ".gguf":
-        return found.where.stem if Path(source).suffix == ".gguf" else source
+    if found.path.suffix == ".gguf":
+        return found.path.stem if Path(source).suffix == ".gguf" else source
     parts = [part for part in re.split(r"[/\\]", source.partition("@")[0]) if part not in ("", ".", "..")]
     name = parts[-1] if parts else "model"
     return f"{parts[-2]}-{name}" if name in ("best", "last") and len(parts) > 1 else name
 
 
-def _report(target: Path, found: "Source", dtype: str, notes: list[str], json: bool) -> None:
+def _report(target: Path, found: "WeightSource", dtype: str, notes: list[str], json: bool) -> None:
     files = [target] if target.is_file() else sorted(path for path in target.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     if json:
-        print_json({"path": str(target), "from": str(found.where), "dtype": dtype, "bytes": size, "notes": notes})
+        print_json({"path": str(target), "from": str(found.path), "dtype": dtype, "bytes": size, "notes": notes})
         return
     for note in notes:
         say(f"note: {note}")
     print(f"{target}  {size / 1e6:,.1f} MB" + (f", {dtype}" if dtype else ""))
 
 
-def _explain(found: "Source", json: bool) -> None:
+def _explain(found: "WeightSource", json: bool) -> None:
     """The side-by-side table; blocks that are like the one before are one line together."""
     from glassgpt.weights import loading, mapping
 
     config, family = loading.describe(found)
-    places = mapping.explain(config, family)
-    names = mapping.names_in(found.shapes, family)
+    places = mapping.placements(config, family)
+    names = mapping.full_names(found.shapes, family)
     rows = [_row(place, found, names) for place in places]
     if json:
         print_json({"family": family.model_type, "tensors": rows})
@@ -121,10 +121,10 @@ def _explain(found: "Source", json: bool) -> None:
             print(f"blocks.1 to blocks.{config.n_layer - 1}: as blocks.0  (--json lists them all)")
         total = sum(len(found.shapes[name]) > 0 for name in found.shapes)
         print(f"\n{family.model_type}: {total} published tensors, {len({place.ours for place in places})} of ours")
-    loading.check(found, config, family)
+    loading.match_tensors(found, config, family)
 
 
-def _row(place: "Placement", found: "Source", names: dict[str, str]) -> dict[str, Any]:
+def _row(place: "Placement", found: "WeightSource", names: dict[str, str]) -> dict[str, Any]:
     name = names.get(place.published, place.published)
     return {
         "published": name,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from glassgpt.inference.decode import Step
     from glassgpt.sampling import SamplingConfig
     from glassgpt.tokenizer import Tokenizer
-    from glassgpt.weights.sources import Source
+    from glassgpt.weights.sources import WeightSource
 
 
 def sample(
@@ -146,14 +146,14 @@ class Printer:
         return {"chosen": chosen, "draw": uniform, "candidates": candidates}
 
 
-def _chat_ids(source: "Source", tokenizer: "Tokenizer", text: str) -> list[int]:
+def _chat_ids(source: "WeightSource", tokenizer: "Tokenizer", text: str) -> list[int]:
     """The prompt as a user's message, in the model's own form."""
     from glassgpt.tokenizer import chat
     from glassgpt.weights.transfer import chat_template
 
     template = chat_template(source)
     if template is None:
-        raise ConfigError(f"{source.where} has no chat template: it continues texts; leave out --chat")
+        raise ConfigError(f"{source.path} has no chat template: it continues texts; leave out --chat")
     return chat.encode(tokenizer, template, [{"role": "user", "content": text}])
 
 

@@ -249,7 +249,7 @@ def read_gguf(path: Path) -> Tokenizer:
         TokenizerError: if the file is damaged, or its tokenizer of a type or split pattern that is not known here.
     """
     try:
-        values = gguf_header.read(path).values
+        values = gguf_header.read(path).metadata
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

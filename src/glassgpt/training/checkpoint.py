@@ -21,11 +21,11 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.metrics import read_metrics
 from glassgpt.training.optim import Optimizers
 from glassgpt.weights.folder import (
+    find_complete,
     read_tensors,
     recover,
     save_model,
     verify,
-    whole,
     write_folder,
     write_json,
 )
@@ -105,7 +105,7 @@ class Run:
 
     def best_loss(self) -> float | None:
         """The validation loss that ``best/`` was kept for; None if there is none yet."""
-        folder = whole(self.best)
+        folder = find_complete(self.best)
         return read_json(folder / "validation.json")["loss"] if folder else None
 
     def best_or_last(self) -> Path:
@@ -115,7 +115,7 @@ class Run:
             CheckpointError: if there is neither yet.
         """
         for path in (self.best, self.last):
-            folder = whole(path)
+            folder = find_complete(path)
             if folder is not None:
                 return folder
         raise CheckpointError(f"{self.path} has no checkpoint yet; go on with: glassgpt train --resume {self.path}")

@@ -17,8 +17,8 @@ from glassgpt.training import budget
 from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import describe, load_into
-from glassgpt.weights.resolve import open_source
-from glassgpt.weights.sources import Source
+from glassgpt.weights.resolve import open_weights
+from glassgpt.weights.sources import WeightSource
 
 #: What stands in place of a preset's name in the run.toml of such a run; and the preset that leaves the size open.
 INIT, AUTO = "init", "auto"
@@ -38,7 +38,7 @@ class Continued:
     """
 
     name: str
-    source: Source
+    source: WeightSource
     model: ModelConfig
 
     def require_same(self, tokenizer: Tokenizer) -> None:
@@ -81,7 +81,7 @@ def begin(preset: str, layers: Sequence[ConfigOverrides]) -> tuple[str, ConfigOv
     length = block_size if isinstance(block_size, int) else continued.model.block_size
     base: ConfigOverrides = {
         "model": {field.name: getattr(continued.model, field.name) for field in fields(ModelConfig)},
-        "data": {"tokenizer": str(continued.source.where.absolute())},
+        "data": {"tokenizer": str(continued.source.path.absolute())},
         "train": {
             "batch_size": max(1, min(16, BATCH_TOKENS // max(1, length))),
             "format": "native" if family is mapping.NATIVE_FAMILY else "hf",
@@ -99,7 +99,7 @@ def find(init: str) -> Continued:
     """
     path = Path(init)
     folder = _checkpoint_of(path)
-    source = open_source(folder or init)
+    source = open_weights(folder or init)
     local = folder is not None or path.exists()
     return Continued(str((folder or path).resolve()) if local else init, source, describe(source)[0])
 
@@ -172,7 +172,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
     if not config.train.init_from:
         return {}
     continued = find(config.train.init_from)
-    files = getattr(continued.source, "files", [continued.source.where])
+    files = getattr(continued.source, "files", [continued.source.path])
     return {
         "init": {
             "source": continued.name,
@@ -195,11 +195,11 @@ def load(config: RunConfig, model: GPT) -> None:
 class _Shortened:
     """A source whose learned positions, if any, end with a shorter context."""
 
-    def __init__(self, source: Source, block_size: int):
-        self.where, self.config, self.stored, self.notes = source.where, source.config, source.stored, source.notes
-        self.read, self.tokenizer, self.generation = source.read, source.tokenizer, source.generation
+    def __init__(self, source: WeightSource, block_size: int):
+        self.path, self.config, self.stored, self.notes = source.path, source.config, source.stored, source.notes
+        self.read, self.tokenizer, self.generation_config = source.read, source.tokenizer, source.generation_config
         config, family = describe(source)
-        names = mapping.names_in(source.shapes, family)
+        names = mapping.full_names(source.shapes, family)
         tables = {
             names.get(place.published)
             for place in mapping.placements(config, family)
