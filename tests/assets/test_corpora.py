@@ -15,7 +15,7 @@ from misbehaving import cache, offer, other_site, site  # noqa: F401  # fixtures
 
 from glassgpt import assets
 from glassgpt.assets import Asset, AssetFile, download
-from glassgpt.assets.articles import SEPARATOR, divided
+from glassgpt.assets.articles import SEPARATOR, separate_articles
 from glassgpt.assets.table import HUB
 from glassgpt.errors import AssetError
 
@@ -46,7 +46,7 @@ def table(offer: Any) -> None:
     archive = AssetFile("wiki.zip", sha(ZIP), len(ZIP), urls=(f"{HUB}/wiki.zip",))
 
     def articles(part: str) -> AssetFile:
-        return AssetFile(f"wiki-{part}.txt", None, None, f"wiki/{part}.raw", archive=archive, convert=divided)
+        return AssetFile(f"wiki-{part}.txt", None, None, f"wiki/{part}.raw", archive=archive, convert=separate_articles)
 
     many = tuple(
         AssetFile(f"part-{i}.parquet", sha(part), len(part), urls=(f"{HUB}/{i}.parquet",))
@@ -58,7 +58,7 @@ def table(offer: Any) -> None:
         Asset("text", "corpus", "MIT", "not pinned", (text,), separator=mark),
         Asset("wiki", "corpus", "CC", "zipped", (articles("train"),), separator=mark, held_out=("wiki-valid",)),
         Asset("wiki-valid", "corpus", "CC", "zipped", (articles("valid"),), separator=mark),
-        Asset("many", "corpus", "ODC", "several", many, text_field="body", at_first=1),
+        Asset("many", "corpus", "ODC", "several", many, text_field="body", default_count=1),
         Asset("words", "vocabulary", "MIT", "no corpus", (text,)),
     )
 
@@ -95,9 +95,7 @@ def test_a_file_that_changed_here_is_named_with_both_sums(filled: Any, cache: Pa
 def test_a_file_that_changed_at_its_source_is_not_taken_silently(filled: Any, cache: Path) -> None:
     assets.path("text").unlink()
     filled.files["/text.txt"] = b"another"
-    with pytest.raises(
-        AssetError, match=f"expected SHA-256 {sha(TEXT)}, found 7 bytes with .*to take what is there now"
-    ):
+    with pytest.raises(AssetError, match=f"expected SHA-256 {sha(TEXT)}, found 7 bytes with .*to accept the new file"):
         assets.path("text")
     assert [path.name for path in cache.iterdir()] == ["text.txt.sha256"]
     (cache / "text.txt.sha256").unlink()
@@ -143,9 +141,9 @@ def test_a_zip_put_by_hand_is_enough(cache: Path, tmp_path: Path, monkeypatch: A
         "the asset 'wiki' was not found: wiki.zip. Tried, in order:\n"
         f"  - the cache {cache} (GLASSGPT_CACHE): wiki.zip is not in {cache}\n"
         "  - the folder named by GLASSGPT_ASSETS: GLASSGPT_ASSETS is not set\n"
-        f"  - the public URL: {HUB}/wiki.zip: not asked, because GLASSGPT_OFFLINE=1\n"
+        f"  - the public URL: {HUB}/wiki.zip: skipped, because GLASSGPT_OFFLINE=1\n"
         "What to do, one of:\n"
-        f"  - fetch {HUB}/wiki.zip in another way, and save it as wiki.zip in {cache}, "
+        f"  - download {HUB}/wiki.zip in another way, and save it as wiki.zip in {cache}, "
         "or in a folder that GLASSGPT_ASSETS names"
     )
     monkeypatch.setenv("GLASSGPT_ASSETS", str(tmp_path))
@@ -158,7 +156,7 @@ def test_titles_stand_between_blank_lines_and_have_one_pair_of_signs() -> None:
     pieces = [b" \n", b" = A title = \n", b" \n", b" = = A section = = \n", b" text = x = \n", b" = 2 = \n", b" = \n"]
     for _ in range(300):
         lines = [chance.choice(pieces) for _ in range(chance.randrange(40))]
-        out = list(divided(lines))
+        out = list(separate_articles(lines))
         marks = [i for i, line in enumerate(out) if line.startswith(SEPARATOR)]
         assert [line for line in out if not line.startswith(SEPARATOR)] == lines
         blank = [not line.strip() for line in lines]
@@ -217,7 +215,7 @@ def test_the_first_file_that_fails_ends_it_and_what_came_stays(filled: Any, cach
 
 
 def test_only_a_corpus_is_one() -> None:
-    with pytest.raises(AssetError, match="'words' is no corpus but vocabulary; the corpora are text, wiki, wiki-valid"):
+    with pytest.raises(AssetError, match="'words' is not a corpus but vocabulary; the corpora are text, wiki, "):
         assets.corpus("words")
 
 
@@ -255,7 +253,7 @@ def test_fetch_offline_says_what_it_tried_and_where_to_put_the_file(
     monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
     code, out, err = cli("data", "fetch", "text")
     assert (code, out) == (2, "")
-    assert f"{HUB}/text.txt: not asked, because GLASSGPT_OFFLINE=1" in err
+    assert f"{HUB}/text.txt: skipped, because GLASSGPT_OFFLINE=1" in err
     assert f"save it as text.txt in {cache}, or in a folder that GLASSGPT_ASSETS names" in err
 
 

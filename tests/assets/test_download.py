@@ -18,7 +18,8 @@ import pytest
 from misbehaving import cache, offer, other_site, site  # noqa: F401  # fixtures
 
 from glassgpt.assets import lock
-from glassgpt.assets.download import HUB, Unfit, download
+from glassgpt.assets.asset import AssetUnavailable
+from glassgpt.assets.download import HUB, download
 
 CONTENT = random.Random(1).randbytes(300_000)
 NEWER = random.Random(2).randbytes(300_000)
@@ -174,7 +175,7 @@ def test_whatever_happens_on_the_way_it_is_one_version_whole(site: Any, cache: P
 def test_a_wrong_file_is_refused_with_both_sums_and_leaves_nothing(site: Any, cache: Path) -> None:
     site.files[PATH] = NEWER
     with pytest.raises(
-        Unfit, match=f"expected 300,000 bytes with SHA-256 {sha(CONTENT)}, found 300,000 .*{sha(NEWER)}"
+        AssetUnavailable, match=f"expected 300,000 bytes with SHA-256 {sha(CONTENT)}, found 300,000 .*{sha(NEWER)}"
     ):
         fetch(cache, CONTENT)
     assert left(cache) == set() and len(site.asked) == 1
@@ -182,7 +183,7 @@ def test_a_wrong_file_is_refused_with_both_sums_and_leaves_nothing(site: Any, ca
 
 def test_a_file_of_another_size_is_refused_before_it_comes(site: Any, cache: Path) -> None:
     site.files[PATH] = NEWER[:-1]
-    with pytest.raises(Unfit, match="another file is there now: 299,999 bytes, expected 300,000"):
+    with pytest.raises(AssetUnavailable, match="another file is there now: 299,999 bytes, expected 300,000"):
         fetch(cache, CONTENT)
     assert left(cache) == set()
 
@@ -192,7 +193,9 @@ def test_the_next_url_is_asked_where_the_first_fails(site: Any, other_site: Any,
     urls = (URL, other_site.url + "/text.txt")
     assert download(urls, cache / "text.txt", sha(CONTENT), len(CONTENT)) == sha(CONTENT)
     other_site.files["/text.txt"] = NEWER
-    with pytest.raises(Unfit, match=r"text\.txt: the server answered 404 .*; http.*/text\.txt: expected 300,000"):
+    with pytest.raises(
+        AssetUnavailable, match=r"text\.txt: the server answered 404 .*; http.*/text\.txt: expected 300,000"
+    ):
         download(urls, cache / "again.txt", sha(CONTENT), len(CONTENT))
 
 
@@ -217,9 +220,13 @@ def test_the_sum_that_the_hub_sends_is_checked(site: Any, other_site: Any, cache
     site.moved = {PATH: other_site.url + "/content"}
     site.headers = {"X-Linked-Etag": f'"{sha(CONTENT)}"'}
     other_site.files["/content"] = NEWER
-    with pytest.raises(Unfit, match=f"expected SHA-256 {sha(CONTENT)}, found 300,000 bytes with {sha(NEWER)}"):
+    with pytest.raises(
+        AssetUnavailable, match=f"expected SHA-256 {sha(CONTENT)}, found 300,000 bytes with {sha(NEWER)}"
+    ):
         fetch(cache)
-    with pytest.raises(Unfit, match=f"another file is there now: SHA-256 {sha(CONTENT)}, expected {sha(NEWER)}"):
+    with pytest.raises(
+        AssetUnavailable, match=f"another file is there now: SHA-256 {sha(CONTENT)}, expected {sha(NEWER)}"
+    ):
         fetch(cache, NEWER)  # pinned to what is not what the hub has
     assert left(cache) == set()
 
@@ -256,7 +263,7 @@ def test_a_new_file_on_the_hub_is_not_glued_to_the_old(site: Any, other_site: An
 )
 def test_one_message_for_what_a_server_does(site: Any, cache: Path, fault: Any, asked: int, message: str) -> None:
     site.files[PATH], site.faults = CONTENT, [dict(fault) for _ in range(7)]
-    with pytest.raises(Unfit, match=message) as caught:
+    with pytest.raises(AssetUnavailable, match=message) as caught:
         fetch(cache)
     assert len(site.asked) == asked
     assert str(caught.value).startswith(f"{site.url}{PATH}: ")
@@ -271,7 +278,7 @@ def test_without_a_length_the_size_tells_whether_it_is_whole(site: Any, cache: P
 
 def test_a_web_page_is_known_without_its_type_too(site: Any, cache: Path) -> None:
     site.files[PATH] = b"\n<!DOCTYPE html><html>Welcome to our hotel</html>"
-    with pytest.raises(Unfit, match="a web page came instead of the file"):
+    with pytest.raises(AssetUnavailable, match="a web page came instead of the file"):
         fetch(cache)
     assert left(cache) == set()
 
@@ -284,7 +291,7 @@ def test_a_part_beyond_the_end_starts_again(site: Any, cache: Path) -> None:
 
 def test_what_came_before_the_end_of_patience_is_kept_and_said(site: Any, cache: Path) -> None:
     site.files[PATH], site.faults = CONTENT, [{"drop": 100_000}] + [{"drop": 0}] * 6
-    with pytest.raises(Unfit, match=r"the 100\.0 kB that came are kept; the next try goes on from there"):
+    with pytest.raises(AssetUnavailable, match=r"the 100\.0 kB that came are kept; the next try resumes there"):
         fetch(cache, CONTENT)
     site.faults = []
     fetch(cache, CONTENT)
@@ -292,10 +299,10 @@ def test_what_came_before_the_end_of_patience_is_kept_and_said(site: Any, cache:
 
 
 def test_no_way_to_the_server_is_said_at_once(cache: Path, monkeypatch: Any) -> None:
-    with pytest.raises(Unfit, match=r"http://127\.0\.0\.1:9/x: it cannot be reached: .*refused"):
+    with pytest.raises(AssetUnavailable, match=r"http://127\.0\.0\.1:9/x: it cannot be reached: .*refused"):
         download(("http://127.0.0.1:9/x",), cache / "x", None, None)
     monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
-    with pytest.raises(Unfit, match="HF_ENDPOINT must begin with https://"):
+    with pytest.raises(AssetUnavailable, match="HF_ENDPOINT must begin with https://"):
         fetch(cache)
 
     class Distrusting:
@@ -305,7 +312,7 @@ def test_no_way_to_the_server_is_said_at_once(cache: Path, monkeypatch: Any) -> 
             raise URLError(error)
 
     monkeypatch.setattr("glassgpt.assets.download.build_opener", lambda *handlers: Distrusting())
-    with pytest.raises(Unfit, match=r"certificate of \S+ is not trusted \(self-signed .*SSL_CERT_FILE"):
+    with pytest.raises(AssetUnavailable, match=r"certificate of \S+ is not trusted \(self-signed .*SSL_CERT_FILE"):
         download(("https://host.invalid/x",), cache / "x", None, None)
 
 
@@ -313,7 +320,9 @@ def test_a_disk_without_room_is_said_before_anything_comes(site: Any, cache: Pat
     site.files[PATH] = CONTENT
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(1 << 40, 1 << 40, 1000))
-    with pytest.raises(Unfit, match=r"300\.0 kB are needed in .*cache, where 1\.0 kB are free.*GLASSGPT_CACHE"):
+    with pytest.raises(
+        AssetUnavailable, match=r"300\.0 kB are needed in .*cache, where 1\.0 kB are free.*GLASSGPT_CACHE"
+    ):
         fetch(cache)
     assert left(cache) == set()
 
@@ -360,7 +369,7 @@ def test_many_at_once_exclude_each_other(tmp_path: Path) -> None:
 
     def work(i: int) -> None:
         for _ in range(10):
-            with lock.alone(tmp_path / "file"):
+            with lock.exclusive_lock(tmp_path / "file"):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.0005)

@@ -17,7 +17,7 @@ app = typer.Typer(
 def list_corpora(json: bool = JSON_OPTION) -> None:
     """List the corpora known by name: where each is or would come from, its size, and what a document of it is."""
     from glassgpt import assets
-    from glassgpt.assets.table import readable
+    from glassgpt.assets.asset import format_bytes
 
     corpora = [assets.ASSETS[name] for name in assets.names("corpus")]
     where = {corpus.name: assets.available(corpus.name) for corpus in corpora}
@@ -28,7 +28,7 @@ def list_corpora(json: bool = JSON_OPTION) -> None:
         return
     table = []
     for corpus in corpora:
-        size = readable(corpus.download_size) if corpus.download_size else ""
+        size = format_bytes(corpus.download_size) if corpus.download_size else ""
         place = where[corpus.name] or "not here"
         table.append([corpus.name, place, size, corpus.documents, corpus.licence, corpus.description])
     print_table(["name", "where", "size", "documents", "licence", "description"], table, right=(2,))
@@ -77,7 +77,7 @@ class _BytesLine:
 
     def __call__(self, doing: str, done: int, total: int) -> None:
         """Show it, ten times a second at most. What was there already counts for the share, not for the rate."""
-        from glassgpt.assets.table import readable
+        from glassgpt.assets.asset import format_bytes
 
         now = time.monotonic()
         if doing != self._doing:
@@ -86,9 +86,9 @@ class _BytesLine:
         if now - self._shown < 0.1:
             return
         self._shown = now
-        line = f"{doing}: {readable(done)}" + (f" of {readable(total)}, {done / total:.0%}" if total else "")
+        line = f"{doing}: {format_bytes(done)}" + (f" of {format_bytes(total)}, {done / total:.0%}" if total else "")
         if (rate := (done - self._from) / max(now - self._began, 1e-3)) and now - self._began >= 0.5:
-            line += f", {readable(rate)}/s" + (f", {(total - done) / rate:,.0f} s left" if total else "")
+            line += f", {format_bytes(rate)}/s" + (f", {(total - done) / rate:,.0f} s left" if total else "")
         show_line(line)
 
     def clear(self) -> None:
