@@ -16,7 +16,7 @@ is ``python``, the standard library of the running interpreter: the version of t
 from pathlib import Path
 
 from glassgpt.assets import lookup, table
-from glassgpt.assets.asset import Asset, AssetFile, Corpus, Kind
+from glassgpt.assets.asset import Asset, AssetFile, Corpus
 from glassgpt.assets.cache import cache_dir
 from glassgpt.assets.plays import shakespeare_text
 from glassgpt.assets.table import ASSETS, names
@@ -28,7 +28,6 @@ __all__ = [
     "Asset",
     "AssetFile",
     "Corpus",
-    "Kind",
     "available",
     "cache_dir",
     "corpus",

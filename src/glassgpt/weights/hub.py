@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from glassgpt.errors import CheckpointError, MissingExtraError
-from glassgpt.weights.sources import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE, weight_files
+from glassgpt.weights.sources import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE, some, weight_files
 
 #: The names without an organisation that are looked up on the hub; others could be mistyped names of runs.
 CLASSICS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
@@ -113,7 +113,9 @@ def _fetch(name: HubName, token: str | None) -> Path:
         raise CheckpointError(f"{name} has no config.json, so it cannot be loaded as a model{hint}")
     weights = next((file for file in (SINGLE, INDEX, OLD_SINGLE, OLD_INDEX) if file in files), None)
     if weights is None:
-        raise CheckpointError(f"{name} has no {SINGLE} and no {OLD_SINGLE}, whole or in shards; it has {_list(files)}")
+        raise CheckpointError(
+            f"{name} has no {SINGLE} and no {OLD_SINGLE}, whole or in shards; it has {some(sorted(files), 6)}"
+        )
     small = [file for file in _SMALL if file in files]
     small += [file for file in _TOKENIZERS if file in files][:1]
     small += [file for file in files if file.startswith("LICENSE.")]
@@ -177,8 +179,3 @@ def _endpoint() -> str:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _list(names: set[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")

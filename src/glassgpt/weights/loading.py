@@ -26,12 +26,7 @@ PART = 2**24
 #: Stored types that are not weights by themselves: integers belong to formats with scales beside them.
 _NOT_WEIGHTS = re.compile(r"BOOL|[UI](8|16|32|64)|F[468]_\w+|F4|C64|torch\..*")
 #: The kinds of mismatch, and how the summary calls them.
-_KINDS = {
-    "missing": "missing",
-    "unexpected": "unexpected",
-    "shape": "of another shape",
-    "type": "of an unsupported type",
-}
+_KINDS = {"missing": "missing", "unexpected": "unexpected", "shape": "of another shape", "type": "of another type"}
 #: At most so many mismatches of each kind are listed.
 _MAX_LISTED = 8
 #: Prefixes that wrappers (torch.compile, DDP, PEFT) and larger models put before all names.
@@ -103,16 +98,15 @@ def match_tensors(source: WeightSource, config: ModelConfig, family: Family) -> 
     for place in placements:
         if place.tied:
             continue  # a file may hold it nevertheless; it is the token embedding
-        name, ours = names.get(place.published), f"our {place.ours}"
+        name, ours, shape = names.get(place.published), f"our {place.ours}", list(place.published_shape)
         if name is None:
-            found["missing"].append((place.published, _shape(place.published_shape), ours))
-        elif tuple(source.shapes[name]) != place.published_shape:
-            remark = f"{_shape(source.shapes[name])}, expected {_shape(place.published_shape)}"
-            found["shape"].append((name, remark, ours))
+            found["missing"].append((place.published, f"{shape}", ours))
+        elif list(source.shapes[name]) != shape:
+            found["shape"].append((name, f"{list(source.shapes[name])}, expected {shape}", ours))
         elif _NOT_WEIGHTS.fullmatch(source.stored[name]):
-            found["type"].append((name, f"{_shape(source.shapes[name])}, stored as {source.stored[name]}", ours))
+            found["type"].append((name, f"{shape}, stored as {source.stored[name]}", ours))
     expected = {place.published for place in placements}
-    found["unexpected"] += [(n, _shape(source.shapes[n]), "") for full, n in names.items() if full not in expected]
+    found["unexpected"] += [(n, f"{[*source.shapes[n]]}", "") for full, n in names.items() if full not in expected]
     if mismatches := {kind: rows for kind, rows in found.items() if rows}:
         raise CheckpointError(f"the weights of {source.path} do not fit its config.json: {_table(mismatches)}")
     return [replace(place, published=names[place.published]) for place in placements if not place.tied]
@@ -154,7 +148,3 @@ def _table(mismatches: Mapping[str, list[tuple[str, str, str]]]) -> str:
             lines.append(f"The names have the prefix {prefix!r} (from a wrapper: DDP, torch.compile, PEFT); strip it.")
             break
     return "\n".join(lines)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return str(list(shape))

@@ -111,17 +111,9 @@ def full_names(names: Iterable[str], family: Family) -> dict[str, str]:
 NATIVE_FAMILY = Family(
     model_type=NATIVE,
     architecture="GPT",
-    prefix="",
-    fixed={},
-    choices={},
-    equal=(),
     keys={field.name: field.name for field in fields(ModelConfig)},
-    defaults={},
-    expected={},
     write=lambda config: {},
     read=lambda content: ParsedConfig({}, []),
-    rules=(),  # one for each weight, under our name
-    ignored=(),
 )
 
 

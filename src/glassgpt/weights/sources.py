@@ -149,17 +149,13 @@ def _shards(index: Path) -> list[Path]:
         if Path(name).name != name:
             raise CheckpointError(f"{index} names {name!r}, which is not a file of its folder")
     if missing := [name for name in names if not (index.parent / name).exists()]:
-        raise CheckpointError(f"{index.parent} lacks {_some(missing)} of its {len(names)} shards; fetch it again")
+        raise CheckpointError(f"{index.parent} lacks {some(missing)} of its {len(names)} shards; fetch it again")
     for name in names:
         if name.endswith(".safetensors"):
             absent = {n for n, file in file_of.items() if file == name} - set(list_safetensors(index.parent / name))
             if absent:
-                raise CheckpointError(f"{index} expects {_some(sorted(absent))} in {name}, which has no such tensor")
+                raise CheckpointError(f"{index} expects {some(sorted(absent))} in {name}, which has no such tensor")
     return [index.parent / name for name in names]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def list_safetensors(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -227,3 +223,8 @@ def reading(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} is missing; {path.parent} is not a complete model folder") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
+
+
+def some(names: list[str], limit: int = 3) -> str:
+    """List at most ``limit`` names, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,7 +1,7 @@
 """The table that describes one family of published models."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from glassgpt.config import ModelConfig
@@ -34,17 +34,17 @@ class Family:
 
     model_type: str
     architecture: str
-    prefix: str  # of all weights except the head's; base models are published without it
-    fixed: Mapping[str, Any]  # fields that must have this value
-    choices: Mapping[str, tuple[str, ...]]  # fields that must have one of these values
-    equal: tuple[tuple[str, str], ...]  # pairs of fields that must be equal
     keys: Mapping[str, str]  # our field -> key in config.json
-    defaults: Mapping[str, Any]  # values of fields whose key is missing from config.json
-    expected: Mapping[str, Any]  # other keys of config.json, and the only value that is implemented
     write: Callable[[ModelConfig], dict[str, Any]]  # returns further entries of config.json
     read: Callable[[Mapping[str, Any]], ParsedConfig]  # the inverse
-    rules: tuple[Rule, ...]
-    ignored: tuple[str, ...]  # name endings of constants that old files hold beside the weights
+    prefix: str = ""  # of all weights except the head's; base models are published without it
+    rules: tuple[Rule, ...] = ()  # empty: one for each weight, under our name
+    ignored: tuple[str, ...] = ()  # name endings of constants that old files hold beside the weights
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # fields that must have this value
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # fields that must have one of these values
+    equal: tuple[tuple[str, str], ...] = ()  # pairs of fields that must be equal
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of fields whose key is missing from config.json
+    expected: Mapping[str, Any] = field(default_factory=dict)  # other keys -> the only value that is implemented
 
     def problems(self, config: ModelConfig) -> list[str]:
         """List why this family cannot express the configuration; empty if it can."""

@@ -58,7 +58,6 @@ GPT2 = Family(
         "mlp_bias": True,
     },
     choices={"mlp": tuple(_ACTIVATIONS)},
-    equal=(),
     keys={
         "vocab_size": "vocab_size",
         "block_size": "n_positions",

@@ -55,7 +55,6 @@ _LLAMA_DEFAULTS = {
     "mlp_bias": False,
     "dropout": 0.0,
 }
-_MISTRAL_DEFAULTS = _LLAMA_DEFAULTS | {"n_kv_head": 8, "intermediate_size": 14336, "block_size": 131072}
 _QWEN_DEFAULTS = _LLAMA_DEFAULTS | {
     "vocab_size": 151936,
     "block_size": 32768,
@@ -104,7 +103,6 @@ def _read_qwen(content: Mapping[str, Any]) -> ParsedConfig:
 
 _COMMON: dict[str, Any] = {
     "prefix": "model.",
-    "choices": {},
     "expected": {"hidden_act": "silu"},
     "rules": _RULES,
     "ignored": (".rotary_emb.inv_freq",),
@@ -124,9 +122,8 @@ MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
     fixed=_FIXED | _NO_BIAS | {"first_window_layer": 0},
-    equal=(),
     keys=_KEYS,
-    defaults=_MISTRAL_DEFAULTS,
+    defaults=_LLAMA_DEFAULTS | {"n_kv_head": 8, "intermediate_size": 14336, "block_size": 131072},
     write=_write_mistral,
     read=_read_mistral,
     **_COMMON,
@@ -135,7 +132,6 @@ QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     fixed=_FIXED | _NO_BIAS | {"qkv_bias": True},
-    equal=(),
     keys=_KEYS,
     defaults=_QWEN_DEFAULTS,
     write=_write_qwen,

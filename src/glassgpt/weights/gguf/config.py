@@ -11,7 +11,7 @@ from glassgpt.gguf_header import Header
 from glassgpt.weights.gguf.tables import (
     ARCHITECTURES,
     CONFIG_KEY,
-    EXTRA_KEYS,
+    EXTRAS,
     LLAMA_KEYS,
     ROPE_FACTORS,
     llama3_factors,
@@ -69,7 +69,7 @@ def _own_config(metadata: Mapping[str, Any], config: Mapping[str, Any], factors:
         expected = llama3_factors(rope, config["rope_theta"], config["head_dim"])
         if len(expected) != len(factors) or not np.allclose(expected, factors, rtol=1e-5):
             raise ValueError(f"{ROPE_FACTORS} and {CONFIG_KEY} disagree")
-    return {key: entries[key] for key in EXTRA_KEYS if key in entries}
+    return {key: entries[key] for key in EXTRAS if key in entries}
 
 
 def _llama_config(

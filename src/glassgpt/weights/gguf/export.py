@@ -29,7 +29,7 @@ from glassgpt.weights.gguf.reading import import_gguf
 from glassgpt.weights.gguf.tables import (
     ARCHITECTURES,
     CONFIG_KEY,
-    EXTRA_KEYS,
+    EXTRAS,
     ROPE_FACTORS,
     Architecture,
     llama3_factors,
@@ -133,7 +133,7 @@ def _add_config(writer: Any, gguf: ModuleType, config: ModelConfig, family: Fami
         add = writer.add_float32 if isinstance(entries[hf_key], float) else writer.add_uint32
         add(f"{name}.{key}", entries[hf_key])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_string(CONFIG_KEY, json.dumps({key: entries[key] for key in EXTRA_KEYS if key in entries}))
+    writer.add_string(CONFIG_KEY, json.dumps({key: entries[key] for key in EXTRAS if key in entries}))
     if config.position != "rope":
         return
     writer.add_rope_dimension_count(config.head_dim)

@@ -91,14 +91,7 @@ ARCHITECTURES = {
 #: The tensor with the factors of Llama 3's RoPE scaling; Hugging Face has settings in config.json instead.
 ROPE_FACTORS = "rope_freqs.weight"
 #: Entries of config.json that llama.cpp has no key for. They are written as JSON under a key of our own.
-EXTRA_KEYS = (
-    "rope_parameters",
-    "sliding_window",
-    "use_sliding_window",
-    "max_window_layers",
-    "layer_types",
-    "resid_pdrop",
-)
+EXTRAS = ("rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "resid_pdrop")
 CONFIG_KEY = "glassgpt.config"
 
 
