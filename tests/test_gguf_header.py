@@ -1,4 +1,4 @@
-"""Headers of .gguf files, beside the `gguf` library's reader."""
+"""Headers of .gguf files, compared with the `gguf` library's reader."""
 
 import struct
 from pathlib import Path
@@ -66,7 +66,7 @@ def value(kind: int, content: bytes, key: bytes = b"k") -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "does not begin with GGUF"),
         (b"GGML", "does not begin with GGUF"),
@@ -84,14 +84,14 @@ def value(kind: int, content: bytes, key: bytes = b"k") -> bytes:
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + value(0, b"\0") * 2, "has k twice"),
     ],
 )
-def test_damage_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+def test_damage_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         gguf_header.read(path)
 
 
-def test_a_shape_of_a_damaged_file_asks_for_no_memory(tmp_path: Path) -> None:
+def test_a_damaged_shape_allocates_no_memory(tmp_path: Path) -> None:
     entry: Any = struct.pack("<Q", 1) + b"t" + struct.pack("<I", 2**31)
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry)
     with pytest.raises(ValueError, match="ends within its header"):

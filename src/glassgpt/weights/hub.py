@@ -114,7 +114,7 @@ def _fetch(name: HubName, token: str | None) -> Path:
     weights = next((file for file in (SINGLE, INDEX, OLD_SINGLE, OLD_INDEX) if file in files), None)
     if weights is None:
         raise CheckpointError(
-            f"{name} has no {SINGLE} and no {OLD_SINGLE}, whole or in shards; it has {some(sorted(files), 6)}"
+            f"{name} has no {SINGLE} or {OLD_SINGLE}, nor shards of them; it has {some(sorted(files), 6)}"
         )
     small = [file for file in _SMALL if file in files]
     small += [file for file in _TOKENIZERS if file in files][:1]
