@@ -186,4 +186,4 @@ def test_a_model_on_the_hub_by_its_name(folder: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "tiny" / "model.safetensors").read_bytes() == files["model.safetensors"]
     assert (tmp_path / "tiny" / "chat_template.jinja").read_bytes() == files["chat_template.jinja"]
-    assert any("/revision/v1" in path for _, path, _ in hub.asked)
+    assert any("/revision/v1" in path for _, path, _ in hub.requests)

