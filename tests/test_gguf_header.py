@@ -1,4 +1,4 @@
-"""Headers of .gguf files, beside the `gguf` library's reader."""
+"""Headers of .gguf files, compared with the `gguf` library's reader."""
 
 import struct
 from pathlib import Path
@@ -16,7 +16,7 @@ BEGIN = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
 def same_as_the_library(path: Path) -> None:
     ours, theirs = gguf_header.read(path), gguf.GGUFReader(path)
     values = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
-    assert ours.values == values and list(ours.values) == list(values)
+    assert ours.metadata == values and list(ours.metadata) == list(values)
     assert ours.size == path.stat().st_size
     assert {name: (place.shape, place.type, place.offset) for name, place in ours.tensors.items()} == {
         t.name: (tuple(reversed(t.shape.tolist())), int(t.tensor_type), int(t.data_offset)) for t in theirs.tensors
@@ -66,7 +66,7 @@ def value(kind: int, content: bytes, key: bytes = b"k") -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "does not begin with GGUF"),
         (b"GGML", "does not begin with GGUF"),
@@ -76,7 +76,7 @@ def value(kind: int, content: bytes, key: bytes = b"k") -> bytes:
         (BEGIN, "ends within its header"),
         (BEGIN + value(13, b""), "unknown type 13"),
         (BEGIN + value(8, struct.pack("<Q", 2**63)), "ends within its header"),
-        (BEGIN + value(8, struct.pack("<Q", 2) + b"\xff\xff"), "no UTF-8"),
+        (BEGIN + value(8, struct.pack("<Q", 2) + b"\xff\xff"), "not valid UTF-8"),
         (BEGIN + value(9, struct.pack("<IQ", 4, 2**62)), "ends within its header"),
         (BEGIN + value(9, struct.pack("<IQ", 8, 2**62)), "ends within its header"),
         (BEGIN + value(9, struct.pack("<IQ", 9, 1)), "unknown type 9"),
@@ -84,14 +84,14 @@ def value(kind: int, content: bytes, key: bytes = b"k") -> bytes:
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + value(0, b"\0") * 2, "has k twice"),
     ],
 )
-def test_damage_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+def test_damage_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         gguf_header.read(path)
 
 
-def test_a_shape_of_a_damaged_file_asks_for_no_memory(tmp_path: Path) -> None:
+def test_a_damaged_shape_allocates_no_memory(tmp_path: Path) -> None:
     entry: Any = struct.pack("<Q", 1) + b"t" + struct.pack("<I", 2**31)
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry)
     with pytest.raises(ValueError, match="ends within its header"):

@@ -28,7 +28,7 @@ from glassgpt.training.metrics import Reporter
 from glassgpt.weights import resolve as sources
 from glassgpt.weights.folder import DTYPES, open_folder, save_model, write_folder
 from glassgpt.weights.loading import load_source
-from glassgpt.weights.sources import Source
+from glassgpt.weights.sources import WeightSource
 
 #: The default folder of runs.
 RUNS = Path("runs")
@@ -66,7 +66,7 @@ def load(
 
 
 def load_from_source(
-    source: Source, *, device: str = "auto", dtype: str = "float32", progress: Progress | None = None
+    source: WeightSource, *, device: str = "auto", dtype: str = "float32", progress: Progress | None = None
 ) -> tuple[GPT, Tokenizer]:
     """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is a callback."""
     where = resolve(RuntimeConfig(device=device)).device
@@ -75,7 +75,7 @@ def load_from_source(
 
 def open_source(
     source: str | Path, *, revision: str | None = None, token: str | None = None, runs: Path = RUNS
-) -> Source:
+) -> WeightSource:
     """Where :func:`load` would read a model from; its names and shapes are known, no weight is read.
 
     Raises:
@@ -84,7 +84,7 @@ def open_source(
     run = _run_of(source, runs)
     if run is not None:
         return open_folder(run.best_or_last())
-    return sources.open_source(
+    return sources.open_weights(
         source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {_names(runs)}"]
     )
 

@@ -1,4 +1,4 @@
-"""A web server of the tests' own, which can be told to misbehave, and an empty cache."""
+"""A local web server with configurable faults, and an empty cache."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from glassgpt.assets import Asset, download, table
 
 @dataclass
 class Site:
-    """What the server has and how it behaves; ``asked`` and ``sent`` tell what has happened."""
+    """The server's files and behaviour; ``requests`` and ``sent`` record the traffic."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     etag: str = '"first"'
@@ -24,13 +24,13 @@ class Site:
     headers: dict[str, str] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
     pace: float = 0.0  # seconds between pieces of 16 KiB
-    asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)  # bytes of each answer with content
     url: str = ""
 
-    def tell(self, number: int, name: str) -> str | None:
-        """A header of the request of that number."""
-        return self.asked[number][1].get(name)
+    def header(self, number: int, name: str) -> str | None:
+        """Give a header of a request."""
+        return self.requests[number][1].get(name)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         site = self.site
-        site.asked.append((self.path, dict(self.headers.items())))
+        site.requests.append((self.path, dict(self.headers.items())))
         fault = site.faults.pop(0) if site.faults else {}
         if call := fault.get("call"):
             call()
@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         wanted, unchanged = self.headers.get("Range", ""), self.headers.get("If-Range") in (None, site.etag)
         if "status" in fault or self.path in site.moved or self.path not in site.files:
             status, content = fault.get("status", 302 if self.path in site.moved else 404), fault.get("body", b"no")
-        elif wanted and (fault.get("careless") or (site.ranges and unchanged)):
+        elif wanted and (fault.get("ignore_if_range") or (site.ranges and unchanged)):
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             status, content = (206, content[start:]) if start < total else (416, b"no")
         else:
@@ -111,7 +111,7 @@ def other_site() -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, online, without proxies, tokens and patience."""
+    """An empty cache; online, without proxies and tokens, and with short pauses."""
     for variable in ("GLASSGPT_ASSETS", "GLASSGPT_OFFLINE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_ENDPOINT"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
@@ -122,7 +122,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def offer(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make these the only assets there are."""
+    """Replace the table of assets."""
 
     def offer(*offered: Asset) -> None:
         entries = {asset.name: asset for asset in offered}

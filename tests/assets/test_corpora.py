@@ -1,4 +1,4 @@
-"""Corpora: files that are recorded, zipped, divided, many; what is done by hand; and the verbs list and fetch."""
+"""Corpora: recorded, zipped, divided, in several files, placed by hand; and the verbs list and fetch."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from misbehaving import cache, offer, other_site, site  # noqa: F401  # fixtures
 
 from glassgpt import assets
 from glassgpt.assets import Asset, AssetFile, download
-from glassgpt.assets.articles import SEPARATOR, divided
+from glassgpt.assets.articles import SEPARATOR, separate_articles
 from glassgpt.assets.table import HUB
 from glassgpt.errors import AssetError
 
@@ -46,7 +46,7 @@ def table(offer: Any) -> None:
     archive = AssetFile("wiki.zip", sha(ZIP), len(ZIP), urls=(f"{HUB}/wiki.zip",))
 
     def articles(part: str) -> AssetFile:
-        return AssetFile(f"wiki-{part}.txt", None, None, f"wiki/{part}.raw", archive=archive, convert=divided)
+        return AssetFile(f"wiki-{part}.txt", None, None, f"wiki/{part}.raw", archive=archive, convert=separate_articles)
 
     many = tuple(
         AssetFile(f"part-{i}.parquet", sha(part), len(part), urls=(f"{HUB}/{i}.parquet",))
@@ -58,7 +58,7 @@ def table(offer: Any) -> None:
         Asset("text", "corpus", "MIT", "not pinned", (text,), separator=mark),
         Asset("wiki", "corpus", "CC", "zipped", (articles("train"),), separator=mark, held_out=("wiki-valid",)),
         Asset("wiki-valid", "corpus", "CC", "zipped", (articles("valid"),), separator=mark),
-        Asset("many", "corpus", "ODC", "several", many, text_field="body", at_first=1),
+        Asset("many", "corpus", "ODC", "several", many, text_field="body", default_count=1),
         Asset("words", "vocabulary", "MIT", "no corpus", (text,)),
     )
 
@@ -72,21 +72,21 @@ def filled(site: Any) -> Any:
 # --- recorded on first use -------------------------------------------------------------------------------
 
 
-def test_what_is_not_pinned_is_recorded_as_sha256sum_does(filled: Any, cache: Path) -> None:
+def test_a_file_that_is_not_pinned_is_recorded_as_sha256sum_does(filled: Any, cache: Path) -> None:
     corpus = assets.corpus("text")
     assert corpus == assets.Corpus("text", [cache / "text.txt"], "<|endoftext|>", "text")
     assert (cache / "text.txt.sha256").read_text() == f"{sha(TEXT)}  text.txt\n"
     assert assets.available("text") == "cache"
-    assert assets.path("text") == cache / "text.txt" and len(filled.asked) == 1
+    assert assets.path("text") == cache / "text.txt" and len(filled.requests) == 1
 
 
-def test_a_file_that_changed_here_is_named_with_both_sums(filled: Any, cache: Path) -> None:
+def test_a_file_that_changed_here_is_named_with_both_checksums(filled: Any, cache: Path) -> None:
     assets.path("text")
     (cache / "text.txt").write_bytes(TEXT[::-1])
     with pytest.raises(AssetError) as caught:
         assets.path("text")
-    for said in (cache / "text.txt", sha(TEXT), cache / "text.txt.sha256", sha(TEXT[::-1]), "Delete both files"):
-        assert str(said) in str(caught.value)
+    for part in (cache / "text.txt", sha(TEXT), cache / "text.txt.sha256", sha(TEXT[::-1]), "Delete both files"):
+        assert str(part) in str(caught.value)
     (cache / "text.txt.sha256").unlink()
     assert assets.path("text").read_bytes() == TEXT[::-1]  # with the user's consent
     assert (cache / "text.txt.sha256").read_text().startswith(sha(TEXT[::-1]))
@@ -95,16 +95,14 @@ def test_a_file_that_changed_here_is_named_with_both_sums(filled: Any, cache: Pa
 def test_a_file_that_changed_at_its_source_is_not_taken_silently(filled: Any, cache: Path) -> None:
     assets.path("text").unlink()
     filled.files["/text.txt"] = b"another"
-    with pytest.raises(
-        AssetError, match=f"expected SHA-256 {sha(TEXT)}, found 7 bytes with .*to take what is there now"
-    ):
+    with pytest.raises(AssetError, match=f"expected SHA-256 {sha(TEXT)}, found 7 bytes with .*to accept the new file"):
         assets.path("text")
     assert [path.name for path in cache.iterdir()] == ["text.txt.sha256"]
     (cache / "text.txt.sha256").unlink()
     assert assets.path("text").read_bytes() == b"another"
 
 
-def test_a_file_put_by_hand_is_recorded_too(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_file_placed_by_hand_is_recorded_too(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
     monkeypatch.setenv("GLASSGPT_ASSETS", str(tmp_path))
     (tmp_path / "text.txt").write_bytes(TEXT)
@@ -114,7 +112,7 @@ def test_a_file_put_by_hand_is_recorded_too(cache: Path, tmp_path: Path, monkeyp
         assets.path("text")
 
 
-def test_a_record_that_is_none_is_named(filled: Any, cache: Path) -> None:
+def test_an_invalid_record_is_named(filled: Any, cache: Path) -> None:
     assets.path("text")
     (cache / "text.txt.sha256").write_text("what?\n")
     with pytest.raises(AssetError, match=r"text\.txt\.sha256 should begin with a SHA-256 and begins with 'what"):
@@ -129,13 +127,13 @@ def test_members_of_a_zip_are_written_with_their_articles_divided(filled: Any, c
     assert assets.corpus("wiki").files == [cache / "wiki-train.txt"]
     assert (cache / "wiki-train.txt").read_bytes() == DIVIDED
     assert assets.path("wiki-valid").read_bytes() == DIVIDED[2:]
-    assert [path for path, _ in filled.asked] == ["/wiki.zip"]
+    assert [path for path, _ in filled.requests] == ["/wiki.zip"]
     (cache / "wiki-train.txt").unlink()
     assert assets.available("wiki") == "cache" and assets.path("wiki").read_bytes() == DIVIDED
-    assert len(filled.asked) == 1
+    assert len(filled.requests) == 1
 
 
-def test_a_zip_put_by_hand_is_enough(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_zip_placed_by_hand_is_enough(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
     with pytest.raises(AssetError) as caught:
         assets.path("wiki")
@@ -143,9 +141,9 @@ def test_a_zip_put_by_hand_is_enough(cache: Path, tmp_path: Path, monkeypatch: A
         "the asset 'wiki' was not found: wiki.zip. Tried, in order:\n"
         f"  - the cache {cache} (GLASSGPT_CACHE): wiki.zip is not in {cache}\n"
         "  - the folder named by GLASSGPT_ASSETS: GLASSGPT_ASSETS is not set\n"
-        f"  - the public URL: {HUB}/wiki.zip: not asked, because GLASSGPT_OFFLINE=1\n"
+        f"  - the public URL: {HUB}/wiki.zip: skipped, because GLASSGPT_OFFLINE=1\n"
         "What to do, one of:\n"
-        f"  - fetch {HUB}/wiki.zip in another way, and save it as wiki.zip in {cache}, "
+        f"  - download {HUB}/wiki.zip in another way, and save it as wiki.zip in {cache}, "
         "or in a folder that GLASSGPT_ASSETS names"
     )
     monkeypatch.setenv("GLASSGPT_ASSETS", str(tmp_path))
@@ -158,7 +156,7 @@ def test_titles_stand_between_blank_lines_and_have_one_pair_of_signs() -> None:
     pieces = [b" \n", b" = A title = \n", b" \n", b" = = A section = = \n", b" text = x = \n", b" = 2 = \n", b" = \n"]
     for _ in range(300):
         lines = [chance.choice(pieces) for _ in range(chance.randrange(40))]
-        out = list(divided(lines))
+        out = list(separate_articles(lines))
         marks = [i for i, line in enumerate(out) if line.startswith(SEPARATOR)]
         assert [line for line in out if not line.startswith(SEPARATOR)] == lines
         blank = [not line.strip() for line in lines]
@@ -174,22 +172,22 @@ def test_titles_stand_between_blank_lines_and_have_one_pair_of_signs() -> None:
 # --- several files ---------------------------------------------------------------------------------------
 
 
-def test_of_many_files_come_the_first_those_asked_for_and_then_those_here(filled: Any, cache: Path) -> None:
+def test_by_default_the_first_of_several_files_or_those_here(filled: Any, cache: Path) -> None:
     corpus = assets.corpus("many")
     assert (corpus.files, corpus.text_field) == ([cache / "part-0.parquet"], "body")
     assert assets.available("many") == "cache (1 of 3 files)"
     assert [path.read_bytes() for path in assets.corpus("many", files=2).files] == PARTS[:2]
     assert len(assets.corpus("many").files) == 2  # once fetched, they are of it
     assert len(assets.corpus("many", files=1).files) == 1
-    assert len(assets.paths("many", files=3)) == 3 and len(filled.asked) == 3
+    assert len(assets.paths("many", files=3)) == 3 and len(filled.requests) == 3
     for wrong in (0, 4):
-        with pytest.raises(AssetError, match=f"'many' has 3 files, asked for {wrong}"):
+        with pytest.raises(AssetError, match=f"'many' has 3 files, not {wrong}"):
             assets.corpus("many", files=wrong)
-    with pytest.raises(AssetError, match="'text' has 1 file, asked for 2"):
+    with pytest.raises(AssetError, match="'text' has 1 file, not 2"):
         assets.paths("text", files=2)
 
 
-def test_the_url_comes_last_and_is_checked(filled: Any, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_url_is_tried_last_and_is_checked(filled: Any, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
     filled.files["/0.parquet"] = PARTS[1]
     with pytest.raises(
         AssetError, match=rf"/0\.parquet: expected 5,000 bytes .*{sha(PARTS[0])}, found .*{sha(PARTS[1])}"
@@ -206,25 +204,25 @@ def test_the_url_comes_last_and_is_checked(filled: Any, cache: Path, tmp_path: P
         assert assets.corpus("many").files[0].read_bytes() == PARTS[0]
 
 
-def test_the_first_file_that_fails_ends_it_and_what_came_stays(filled: Any, cache: Path) -> None:
+def test_the_first_file_that_fails_ends_it_and_the_others_stay(filled: Any, cache: Path) -> None:
     del filled.files["/1.parquet"]
     with pytest.raises(
         AssetError, match=r"not found: part-1\.parquet and part-2\.parquet.*\n.*\n.*\n.*1\.parquet: .*404"
     ):
         assets.corpus("many", files=3)
-    assert [path for path, _ in filled.asked] == ["/0.parquet", "/1.parquet"]
+    assert [path for path, _ in filled.requests] == ["/0.parquet", "/1.parquet"]
     assert assets.available("many") == "cache (1 of 3 files)"
 
 
-def test_only_a_corpus_is_one() -> None:
-    with pytest.raises(AssetError, match="'words' is no corpus but vocabulary; the corpora are text, wiki, wiki-valid"):
+def test_another_kind_of_asset_is_not_a_corpus() -> None:
+    with pytest.raises(AssetError, match="'words' is not a corpus but vocabulary; the corpora are text, wiki, "):
         assets.corpus("words")
 
 
 # --- the verbs -------------------------------------------------------------------------------------------
 
 
-def test_list_says_where_each_is_its_size_and_its_documents(filled: Any, cli: Callable[..., Any]) -> None:
+def test_list_shows_location_size_and_documents(filled: Any, cli: Callable[..., Any]) -> None:
     assets.path("text")
     rows = {row["name"]: row for row in json.loads(cli("data", "list", "--json")[1])}
     assert list(rows) == ["text", "wiki", "wiki-valid", "many"]
@@ -246,7 +244,7 @@ def test_fetch_prints_paths(filled: Any, cache: Path, cli: Callable[..., Any]) -
     expected = {"name": "many", "files": [str(cache / f"part-{i}.parquet") for i in (0, 1)], "bytes": 10_000}
     assert answer == {**expected, "separator": "", "text_field": "body"}
     code, _, err = cli("data", "fetch", "many", "--files", 9)
-    assert (code, err) == (2, "error: 'many' has 3 files, asked for 9\n")
+    assert (code, err) == (2, "error: 'many' has 3 files, not 9\n")
 
 
 def test_fetch_offline_says_what_it_tried_and_where_to_put_the_file(
@@ -255,7 +253,7 @@ def test_fetch_offline_says_what_it_tried_and_where_to_put_the_file(
     monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
     code, out, err = cli("data", "fetch", "text")
     assert (code, out) == (2, "")
-    assert f"{HUB}/text.txt: not asked, because GLASSGPT_OFFLINE=1" in err
+    assert f"{HUB}/text.txt: skipped, because GLASSGPT_OFFLINE=1" in err
     assert f"save it as text.txt in {cache}, or in a folder that GLASSGPT_ASSETS names" in err
 
 
@@ -269,4 +267,4 @@ def test_an_interrupted_fetch_says_how_to_go_on(filled: Any, cli: Callable[..., 
     assert (code, out) == (130, "")
     assert err == "stopped; `glassgpt data fetch text` resumes the download\n"
     assert cli("data", "fetch", "text")[0] == 0
-    assert len(filled.asked) == 1
+    assert len(filled.requests) == 1

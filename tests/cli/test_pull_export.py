@@ -131,7 +131,7 @@ MISTAKES = {
     "a revision of nothing": (["pull", "org/name", "--revision", "v1"], ["org/name@v1 is not in the cache"]),
     "a file that is no model": (["pull", "m/config.json"], ["m/config.json is a file; give a model's folder"]),
     "a folder that is no model": (["pull", "empty"], ["empty/config.json is missing"]),
-    "a damaged file": (["pull", "bad.gguf"], ["bad.gguf is no GGUF file"]),
+    "a damaged file": (["pull", "bad.gguf"], ["bad.gguf is not a readable GGUF file"]),
     "an existing target": (["pull", "m", "-o", "m"], ["m exists, and is not overwritten; name another with -o"]),
     "an existing file": (["export", "m", "--to", "gguf", "-o", "bad.gguf"], ["bad.gguf exists"]),
     "no such format": (["export", "m", "--to", "onnx"], ["--to 'onnx' is not one of hf, gguf, tiktoken"]),
@@ -168,7 +168,7 @@ def test_the_order_in_which_names_are_looked_up(cli: Cli, folder: Path, tmp_path
     run.mkdir(parents=True)
     (run / "run.toml").write_text("", encoding="utf-8")
     model_folder(run / "best", tokenizer(), rope_theta=99.0)
-    assert api.open_source("gpt2").where == Path("runs/gpt2/best")
+    assert api.open_source("gpt2").path == Path("runs/gpt2/best")
 
 
 def test_a_model_on_the_hub_by_its_name(folder: Path, tmp_path: Path) -> None:
@@ -186,4 +186,4 @@ def test_a_model_on_the_hub_by_its_name(folder: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "tiny" / "model.safetensors").read_bytes() == files["model.safetensors"]
     assert (tmp_path / "tiny" / "chat_template.jinja").read_bytes() == files["chat_template.jinja"]
-    assert any("/revision/v1" in path for _, path, _ in hub.asked)
+    assert any("/revision/v1" in path for _, path, _ in hub.requests)

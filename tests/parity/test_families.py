@@ -1,6 +1,6 @@
-"""Every family, both ways, beside `transformers`: logits at every position, greedy text, and the tensors themselves.
+"""Every family, both ways, compared with `transformers`: logits at every position, greedy text, and tensors.
 
-Sequences are longer than the sliding windows, and than the contexts that rotary scaling started from.
+Sequences are longer than the sliding windows, and than the original contexts of RoPE scaling.
 """
 
 import dataclasses
@@ -150,7 +150,7 @@ def test_equal_to_transformers_in_and_out(which: str, tmp_path: Path) -> None:
 
 @everywhere
 def test_greedy_text_equals_transformers_generate(which: str, tmp_path: Path) -> None:
-    """64 tokens through the cache: past the windows, beyond the contexts that scaling began with; two prompts."""
+    """64 tokens with a cache: past the windows, beyond the original contexts of RoPE scaling; two prompts."""
     reference = theirs(which)
     model, _ = load_model(published(tmp_path / "in", reference))
     prompts = tokens(2, 40)
@@ -159,8 +159,8 @@ def test_greedy_text_equals_transformers_generate(which: str, tmp_path: Path) ->
     assert [step.tokens for step in steps] == greedy[:, 40:].T.tolist()
 
 
-def test_ragged_prompts_go_on_as_each_alone_does(tmp_path: Path) -> None:
-    """Rows shorter than the window, longer, and beyond the context, where the newest half is read again."""
+def test_ragged_prompts_continue_as_each_alone(tmp_path: Path) -> None:
+    """Rows shorter than the window, longer, and beyond the context, where the newest half is prefilled again."""
     model, _ = load_model(published(tmp_path / "in", theirs("qwen2-window-above")))
     rows = [tokens(1, n)[0].tolist() for n in (1, 23, 24, 25, 100, CONTEXT - 3, CONTEXT + 9)]
     together = list(generate(model, rows, 12, SamplingConfig(0.0)))
@@ -170,7 +170,7 @@ def test_ragged_prompts_go_on_as_each_alone_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["mistral", "mistral-one-kv-head", "qwen2-window-above", "qwen3-biased-window"])
-def test_cached_in_chunks_equals_the_whole_and_explicit_equals_fused(which: str, tmp_path: Path) -> None:
+def test_cached_in_chunks_equals_full_and_explicit_equals_fused(which: str, tmp_path: Path) -> None:
     model, _ = load_model(published(tmp_path / "in", theirs(which)))
     idx = tokens(2, 120)
     whole = model(idx)
@@ -186,7 +186,7 @@ def test_cached_in_chunks_equals_the_whole_and_explicit_equals_fused(which: str,
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_a_window_hides_what_is_beyond_it_and_nothing_else(first: int) -> None:
+def test_a_window_hides_only_the_tokens_beyond_it(first: int) -> None:
     """Brute force: with one windowed block on top, a token matters up to ``window - 1`` later, and no further."""
     config = ModelConfig(
         vocab_size=11, block_size=20, n_layer=first + 1, n_head=2, n_embd=16, sliding_window=5, first_window_layer=first

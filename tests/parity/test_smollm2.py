@@ -81,10 +81,10 @@ def test_ten_chats_answered_as_in_transformers(ours: tuple[GPT, BPETokenizer, st
     for prompt in PROMPTS:
         ids = chat.encode(tokenizer, template, [{"role": "user", "content": prompt}])
         given = torch.tensor([ids])
-        made = theirs.generate(
+        generated = theirs.generate(
             given, attention_mask=torch.ones_like(given), max_new_tokens=NEW, do_sample=False, pad_token_id=2
         )
-        assert answer(model, tokenizer, ids) == made[0, len(ids) :].tolist(), prompt
+        assert answer(model, tokenizer, ids) == generated[0, len(ids) :].tolist(), prompt
 
 
 def test_logits_are_those_of_transformers(ours: tuple[GPT, BPETokenizer, str], theirs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Model folders, both ways: ours opened by `transformers`, and theirs by us; and what is refused."""
+"""Model folders, both ways: ours opened by `transformers`, theirs by us; and refusals."""
 
 import dataclasses
 import itertools
@@ -141,7 +141,7 @@ def test_saved_loaded_and_saved_again_is_the_same_folder(config: ModelConfig, tm
     verify(first)
 
 
-def test_a_model_that_was_moved_about_saves_the_same(tmp_path: Path) -> None:
+def test_strides_and_modes_do_not_change_the_saved_file(tmp_path: Path) -> None:
     """Not contiguous, in training, requiring no gradients: the file holds the weights alone."""
     model = ours(CONFIGS["qwen3-gqa"])
     expected = saved(tmp_path / "a", model)
@@ -288,9 +288,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("which", "change", "named"), REFUSED, ids=[f"{row[0]}-{next(iter(row[1]))}" for row in REFUSED]
 )
-def test_what_we_would_compute_differently_is_refused(
-    which: str, change: dict[str, Any], named: str, tmp_path: Path
-) -> None:
+def test_unsupported_settings_are_refused(which: str, change: dict[str, Any], named: str, tmp_path: Path) -> None:
     published(tmp_path, THEIRS[which]())
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
@@ -301,7 +299,7 @@ def test_what_we_would_compute_differently_is_refused(
 # --- tokenizers
 
 
-def test_the_tokenizer_opens_elsewhere_and_agrees(tmp_path: Path) -> None:
+def test_transformers_opens_the_tokenizer_with_the_same_ids(tmp_path: Path) -> None:
     saved(tmp_path / "m", ours(CLASSIC))
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "m", local_files_only=True)
     plain = tokenizers.Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
@@ -343,7 +341,7 @@ INEXPRESSIBLE: list[tuple[ModelConfig, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("base", "change"), INEXPRESSIBLE, ids=lambda v: v.norm if isinstance(v, ModelConfig) else str(v)
 )
-def test_the_field_in_the_way_is_named_and_the_native_format_takes_it(
+def test_the_unsupported_field_is_named_and_the_native_format_has_it(
     base: ModelConfig, change: dict[str, Any], tmp_path: Path
 ) -> None:
     config, field = dataclasses.replace(base, **change), next(iter(change))
@@ -460,13 +458,13 @@ def test_prefixed_names_are_an_error_and_change_nothing(config: ModelConfig, pre
         load_weights(folder, model)
     assert "more" in str(caught.value) and len(str(caught.value).splitlines()) < 25, "a short list, that says it is cut"
     assert str(caught.value).endswith(
-        f"The names begin with {prefix!r}, which whoever saved them should have left out."
+        f"The names have the prefix {prefix!r} (from a wrapper: DDP, torch.compile, PEFT); strip it."
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_all_that_is_wrong_is_said_at_once(native: bool, tmp_path: Path) -> None:
+def test_all_mismatches_are_reported_together(native: bool, tmp_path: Path) -> None:
     folder = saved(tmp_path / "m", ours(CLASSIC), native=native)
     (folder / CHECKSUMS).unlink()
     weights = load_file(folder / "model.safetensors")
@@ -542,7 +540,7 @@ def test_damaged_checksums_are_an_error(content: bytes, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_config_json_that_makes_no_model_is_an_error(content: bytes | None, tmp_path: Path) -> None:
+def test_an_invalid_config_json_is_an_error(content: bytes | None, tmp_path: Path) -> None:
     folder = saved(tmp_path / "m", ours(CLASSIC))
     path = folder / "config.json"
     path.unlink() if content is None else path.write_bytes(content)

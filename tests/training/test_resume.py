@@ -196,11 +196,11 @@ def test_readers_change_nothing_beside_a_writer(tmp_path: Path, text_file: Path)
     run = start(tmp_path, text_file)
     half_written = run.path / ".best.glassgpt-new"
     half_written.mkdir()
-    assert api.open_source(run.path).where == run.best
+    assert api.open_source(run.path).path == run.best
     assert half_written.exists()
     waiting = run.path / ".best.glassgpt-old"
     run.best.rename(waiting)  # the instant between the two renames of a save
-    assert api.open_source(run.path).where == waiting
-    assert api.open_source(run.best).where == waiting
+    assert api.open_source(run.path).path == waiting
+    assert api.open_source(run.best).path == waiting
     assert waiting.exists()
     api.load(run.path)

@@ -1,4 +1,4 @@
-"""A server that speaks as much of the hub's protocol as its library asks for, on this machine."""
+"""A local server with the part of the hub's protocol that its library uses."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What the server holds, how it behaves, and what it was asked.
+    """The server's files, its behaviour, and the requests it received.
 
     Attributes:
         repos: files by name, by repository. Safetensors and .bin files are large ones, kept elsewhere (as with LFS).
@@ -22,14 +22,14 @@ class Hub:
         token: that one.
         break_after: bytes of each large file after which the connection is dropped, once per file.
         cut: bytes after which large files end as if they were whole, every time.
-        asked: every request: method, path, and the range it asked for.
+        requests: every request: method, path, and the range it asked for.
     """
 
     repos: dict[str, dict[str, bytes]]
     gated: tuple[str, ...] = ()
     token: str = "hf_secret"
     break_after: int | None = None
-    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     cut: int | None = None
     broken: set[str] = field(default_factory=set)
     url: str = ""
@@ -37,7 +37,7 @@ class Hub:
 
     def fetched(self) -> list[str]:
         """The files of which content was sent, in order."""
-        return [path.split("/")[-1] for method, path, _ in self.asked if method == "GET" and "/api/" not in path]
+        return [path.split("/")[-1] for method, path, _ in self.requests if method == "GET" and "/api/" not in path]
 
 
 @contextmanager
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         hub, path = self.state, unquote(urlsplit(self.path).path)
-        hub.asked.append((self.command, path, self.headers.get("Range")))
+        hub.requests.append((self.command, path, self.headers.get("Range")))
         parts = path.strip("/").split("/")
         if parts[0] == "cdn":
             return self._content(hub.repos["/".join(parts[1:-1])][parts[-1]], path)

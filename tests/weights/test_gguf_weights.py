@@ -1,4 +1,4 @@
-"""GGUF files, in and out: beside `transformers`, which reads them too, the `gguf` library, and ourselves."""
+"""GGUF files, read and written, compared with `transformers`, the `gguf` library, and our own round trip."""
 
 import dataclasses
 import math
@@ -100,7 +100,7 @@ def ids(T: int = 100) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("which", CASES)
-def test_what_is_written_loads_back_byte_for_byte(which: str, tmp_path: Path) -> None:
+def test_a_written_file_loads_byte_for_byte(which: str, tmp_path: Path) -> None:
     model = model_of(which)
     source = written(tmp_path / "a.gguf", model, chat_template=CHAT)
     again, its_tokenizer = load_source(source)
@@ -109,7 +109,7 @@ def test_what_is_written_loads_back_byte_for_byte(which: str, tmp_path: Path) ->
         assert torch.equal(again.state_dict()[name].view(torch.int32), tensor.view(torch.int32)), name
     assert isinstance(its_tokenizer, BPETokenizer) and its_tokenizer.model == tokenizer().model
     assert source.chat_template() == CHAT
-    assert source.generation() == {"eos_token_id": tokenizer().eos_token_id}
+    assert source.generation_config() == {"eos_token_id": tokenizer().eos_token_id}
 
 
 @pytest.mark.parametrize("which", PLAIN)
@@ -155,10 +155,10 @@ def test_rows_and_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     for which in ("gpt2", "llama"):
         source = written(tmp_path / "a.gguf", model_of(which), dtype="q8_0")
         for name, shape in source.shapes.items():
-            whole = source.read(name)
-            assert tuple(whole.shape) == shape
+            full = source.read(name)
+            assert tuple(full.shape) == shape
             for start, stop in ((0, 1), (shape[0] // 3, shape[0] // 2 + 1), (shape[0] - 1, None), (1, 10**9)):
-                assert torch.equal(source.read(name, start, stop), whole[start:stop]), (name, start, stop)
+                assert torch.equal(source.read(name, start, stop), full[start:stop]), (name, start, stop)
 
 
 # --- what others wrote -----------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ SHAPES |= {"blk.0.attn_norm": (256,), "blk.0.ffn_norm": (256,)}
 
 
 def llama_file(path: Path, kind: str = "F32", architecture: str = "llama", **changes: Any) -> Path:
-    """A file as others write it, of one type throughout; ``changes``: numbers of the header, None to leave one out."""
+    """A file as other programs write it, of one type; ``changes``: numbers of the header, None to omit one."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (NUMBERS | {key.replace("__", "."): value for key, value in changes.items()}).items():
         if value is not None and key != "tensors":
@@ -213,7 +213,7 @@ def test_every_type_is_dequantised_as_the_library_does(kind: str, tmp_path: Path
     assert np.array_equal(found.float().numpy(), expected[60:200], equal_nan=True)
 
 
-def test_rope_factors_become_the_settings_that_they_were_made_of(tmp_path: Path) -> None:
+def test_rope_factors_are_converted_back_to_their_settings(tmp_path: Path) -> None:
     for factor, context, theta, head_dim in ((8.0, 8192, 500000.0, 128), (32.0, 8192, 500000.0, 64)):
         settings = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         settings |= {"original_max_position_embeddings": context}
@@ -234,7 +234,7 @@ def test_rope_factors_are_those_of_transformers() -> None:
     np.testing.assert_allclose(llama3_factors(rope, 500000.0, 128), (plain / scaled).numpy(), rtol=1e-4)
 
 
-def test_numbers_are_what_was_meant(tmp_path: Path) -> None:
+def test_numbers_are_read_in_their_decimal_form(tmp_path: Path) -> None:
     more = {"rope__freq_base": 1e6, "attention__layer_norm_rms_epsilon": 1e-6, "attention__head_count": [4]}
     config, family = describe(GGUFSource(llama_file(tmp_path / "a.gguf", **more, attention__sliding_window=16)))
     assert (config.norm_eps, config.rope_theta, config.n_head, config.sliding_window) == (1e-6, 1e6, 4, 16)
@@ -248,14 +248,14 @@ def test_numbers_are_what_was_meant(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"architecture": "phi3"}, "its architecture 'phi3' is not one that is read here"),
+        ({"architecture": "phi3"}, "its architecture 'phi3' is not supported"),
         ({"expert_count": 8}, "mixture of experts"),
         ({"block_count": None}, "num_hidden_layers is missing"),
         ({"attention__head_count": [4, 8]}, "one number for all layers"),
-        ({"rope__dimension_count": 32}, "turns 32 of 64"),
-        ({"attention__key_length": 64, "rope__dimension_count": 16}, "turns 16 of 64"),
+        ({"rope__dimension_count": 32}, "rotates 32 of 64"),
+        ({"attention__key_length": 64, "rope__dimension_count": 16}, "rotates 16 of 64"),
         ({"rope__scaling__type": "longrope", "rope__scaling__factor": 2.0}, "'longrope' is not implemented"),
         ({"tensors": {"rope_freqs": (32,)}}, "not Llama 3's"),
         ({"tensors": {"token_embd": (2,)}}, "do not fit"),
@@ -264,23 +264,23 @@ def test_numbers_are_what_was_meant(tmp_path: Path) -> None:
         ({"block_count": 2}, r"missing +model.layers.1.input_layernorm.weight"),
     ],
 )
-def test_what_cannot_be_read_is_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_unsupported_features_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     if changes.get("rope__dimension_count") == 32:
         changes = changes | {"attention__key_length": 64}
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load_source(GGUFSource(llama_file(tmp_path / "a.gguf", **changes)))
 
 
 def test_a_truncated_or_missing_file(tmp_path: Path) -> None:
     path = llama_file(tmp_path / "a.gguf")
     content = path.read_bytes()
-    for length, said in (
+    for length, message in (
         (len(content) - 1, "is truncated: .* ends at byte"),
         (5000, "truncated"),
-        (40, "no GGUF file"),
+        (40, "not a readable GGUF file"),
     ):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             GGUFSource(path)
     path.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -288,7 +288,7 @@ def test_a_truncated_or_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_any_damage_is_no_more_than_a_message(tmp_path: Path) -> None:
+def test_any_damage_gives_a_message(tmp_path: Path) -> None:
     draw, counts = random.Random(5), {True: 0, False: 0}
     write_gguf(tmp_path / "good.gguf", model_of("mistral-llama3"), tokenizer(), dtype="q8_0")
     good, path = (tmp_path / "good.gguf").read_bytes(), tmp_path / "a.gguf"
@@ -328,7 +328,7 @@ def with_pattern(pattern: str, **more: Any) -> BPETokenizer:
 
 
 @pytest.mark.parametrize(
-    ("changes", "how", "error", "said"),
+    ("changes", "how", "error", "message"),
     [
         ({}, {"tokenizer": CharTokenizer.train("abc")}, TokenizerError, "of the kind 'char': train with tokenizer=bpe"),
         ({}, {"tokenizer": with_pattern(r"\S+|\s+")}, TokenizerError, "no name for this tokenizer's split pattern"),
@@ -340,11 +340,11 @@ def with_pattern(pattern: str, **more: Any) -> BPETokenizer:
         ({}, {"dtype": "q4_0"}, ConfigError, "--dtype f32, f16, bf16, q8_0; got 'q4_0'"),
     ],
 )
-def test_what_cannot_be_written_is_refused(
-    changes: dict[str, Any], how: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+def test_unsupported_models_and_tokenizers_are_not_written(
+    changes: dict[str, Any], how: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     shape = {"vocab_size": tokenizer().vocab_size, **GPT2, **changes}
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         write_gguf(tmp_path / "a.gguf", GPT(ModelConfig(**shape)), **{"tokenizer": tokenizer(), **how})
     assert list(tmp_path.iterdir()) == []
 
@@ -358,7 +358,7 @@ def test_numbers_too_large_for_half_precision(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", model, tokenizer(), dtype="bf16")
 
 
-def test_where_llama_cpp_differs_is_said(tmp_path: Path) -> None:
+def test_differences_of_llama_cpp_are_noted(tmp_path: Path) -> None:
     notes = write_gguf(tmp_path / "a.gguf", model_of("mistral"), with_pattern(PATTERNS["qwen2"], normal_form="NFC"))
     assert "beyond 24 tokens" in notes[0] and "form NFC" in notes[1] and len(notes) == 2
     assert write_gguf(tmp_path / "a.gguf", model_of("llama"), tokenizer()) == []
@@ -366,7 +366,7 @@ def test_where_llama_cpp_differs_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("name", [*PATTERNS, "smollm", "dbrx"])
-def test_tokenizers_there_and_back(name: str, first: bool, tmp_path: Path) -> None:
+def test_tokenizers_round_trip(name: str, first: bool, tmp_path: Path) -> None:
     patterns = {"smollm": (r"\p{N}", PATTERNS["gpt2"]), "dbrx": (PATTERNS["llama3"],)}.get(name) or (PATTERNS[name],)
     parts = tokenizer().model
     model = BPEModel(parts.vocab, parts.merges, patterns, parts.special, ignore_merges=name == "llama3", eos=parts.eos)

@@ -1,4 +1,4 @@
-"""The hub by name, against a server of our own that speaks its protocol: no network is touched."""
+"""The hub by name, against a local server with its protocol; without a network."""
 
 import importlib
 import json
@@ -75,42 +75,42 @@ def refused(name: str, **more: str) -> str:
     return str(caught.value)
 
 
-def held(folder: Path) -> set[str]:
+def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_only_what_is_needed_is_fetched(server: Hub) -> None:
     folder = hub.fetch(hub.parse("org/single"))
     needed = set(SINGLE) - {"tokenizer.model", "pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.onnx"}
-    assert held(folder) == needed == set(server.fetched())
+    assert files_in(folder) == needed == set(server.fetched())
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    server.asked.clear()
+    server.requests.clear()
     assert hub.fetch(hub.parse("org/single@v1")) == folder and server.fetched() == []  # the same commit
 
 
 def test_shards_old_files_and_a_name_without_organisation(server: Hub) -> None:
     folder = hub.fetch(hub.parse("org/sharded"))
-    assert held(folder) == {"config.json", "model.safetensors.index.json", *SHARDS}
+    assert files_in(folder) == {"config.json", "model.safetensors.index.json", *SHARDS}
     assert all((folder / name).read_bytes() == content for name, content in SHARDS.items())
-    assert held(hub.fetch(hub.parse("org/old"))) == set(REPOS["org/old"])
+    assert files_in(hub.fetch(hub.parse("org/old"))) == set(REPOS["org/old"])
     assert hub.fetch(hub.parse("gpt2")).name == COMMIT
 
 
-def test_a_dropped_connection_is_taken_up_where_it_broke(server: Hub) -> None:
+def test_a_dropped_connection_is_resumed(server: Hub) -> None:
     server.break_after = 15_000_000
     folder = hub.fetch(hub.parse("org/large"))
     assert (folder / "model.safetensors").read_bytes() == REPOS["org/large"]["model.safetensors"]
-    first, second = [asked for method, path, asked in server.asked if method == "GET" and path.startswith("/cdn/")]
+    first, second = [sent for method, path, sent in server.requests if method == "GET" and path.startswith("/cdn/")]
     assert first is None and second is not None
     assert 10_000_000 < int(second.removeprefix("bytes=").rstrip("-")) <= 15_000_000
 
 
-def test_what_is_whole_is_not_fetched_again_after_a_failure(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_files_are_not_fetched_again_after_a_failure(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "cut", 40_000)
-    said = refused("org/sharded")
-    assert "only in part" in said and "Consistency check failed" in said
+    message = refused("org/sharded")
+    assert "only in part" in message and "Consistency check failed" in message
     monkeypatch.setattr(server, "cut", None)
-    server.asked.clear()
+    server.requests.clear()
     folder = hub.fetch(hub.parse("org/sharded"))
     assert all((folder / name).read_bytes() == content for name, content in SHARDS.items())
     assert set(server.fetched()) == set(SHARDS)
@@ -118,22 +118,26 @@ def test_what_is_whole_is_not_fetched_again_after_a_failure(server: Hub, monkeyp
 
 def test_each_failure_is_one_message(server: Hub) -> None:
     assert "there is no model org/nowhere at http://127" in refused("org/nowhere")
-    assert "gated" in (said := refused("org/gated")) and f"{server.url}/org/gated" in said and "--token" in said
+    assert (
+        "gated" in (message := refused("org/gated")) and f"{server.url}/org/gated" in message and "--token" in message
+    )
     assert hub.fetch(hub.parse("org/gated"), token=server.token).name == COMMIT
     assert "no revision 'v7'" in refused("org/single@v7")
     assert "it has .gguf files" in refused("org/gguf-only")
-    assert "no model.safetensors and no pytorch_model.bin" in (said := refused("org/nothing")) and "tf_model.h5" in said
+    assert (
+        "no model.safetensors or pytorch_model.bin" in (message := refused("org/nothing")) and "tf_model.h5" in message
+    )
 
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "GLASSGPT_OFFLINE"])
 def test_offline_with_and_without_a_cache(server: Hub, offline: Callable[[str], None], switch: str) -> None:
     folder = hub.fetch(hub.parse("org/single"))
-    server.asked.clear()
+    server.requests.clear()
     offline(switch)
     assert hub.fetch(hub.parse("org/single")) == folder
-    said = refused("org/sharded")
-    assert "not in the cache" in said and f"{switch} is set" in said and f"unset {switch}" in said
-    assert server.asked == []
+    message = refused("org/sharded")
+    assert "not in the cache" in message and f"{switch} is set" in message and f"unset {switch}" in message
+    assert server.requests == []
 
 
 def test_a_hub_that_cannot_be_reached(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +145,8 @@ def test_a_hub_that_cannot_be_reached(server: Hub, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     importlib.reload(huggingface_hub.constants)
     assert hub.fetch(hub.parse("org/single")) == folder
-    said = refused("org/old")
-    assert "cannot be fetched from http://127.0.0.1:1" in said and "check the connection, and HF_ENDPOINT" in said
+    message = refused("org/old")
+    assert "cannot be fetched from http://127.0.0.1:1" in message and "check the connection, and HF_ENDPOINT" in message
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +155,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         hub.fetch(hub.HubName("gpt2"))
 
 
-def test_what_can_be_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_names_are_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     names = {

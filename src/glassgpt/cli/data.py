@@ -35,7 +35,7 @@ _KINDS = {
 def list_corpora(json: bool = JSON_OPTION) -> None:
     """List the corpora known by name: where each is, its size, its documents and its licence."""
     from glassgpt import assets
-    from glassgpt.assets.table import readable
+    from glassgpt.assets.asset import format_bytes
 
     corpora = [assets.ASSETS[name] for name in assets.names("corpus")]
     places = {corpus.name: assets.available(corpus.name) for corpus in corpora}
@@ -46,7 +46,7 @@ def list_corpora(json: bool = JSON_OPTION) -> None:
         return
     table = []
     for corpus in corpora:
-        size = readable(corpus.download_size) if corpus.download_size else ""
+        size = format_bytes(corpus.download_size) if corpus.download_size else ""
         place = places[corpus.name] or "not here"
         table.append([corpus.name, place, size, corpus.documents, corpus.licence, corpus.description])
     print_table(["name", "where", "size", "documents", "licence", "description"], table, right=(2,))

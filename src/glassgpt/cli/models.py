@@ -11,7 +11,7 @@ from glassgpt.cli.output import ProgressLine, print_json, print_table, say
 from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from glassgpt.weights.sources import Source
+    from glassgpt.weights.sources import WeightSource
 
 #: What is appended to a model's name, by the format to write.
 _SUFFIXES = {"hf": "", "gguf": ".gguf", "tiktoken": ".tiktoken"}
@@ -76,7 +76,7 @@ def export(
     _report(target, source, dtype.removeprefix("torch."), notes, json)
 
 
-def _open(name: str, runs: Path, revision: str | None = None, token: str | None = None) -> "Source":
+def _open(name: str, runs: Path, revision: str | None = None, token: str | None = None) -> "WeightSource":
     from glassgpt import api
 
     source = api.open_source(name, revision=revision, token=token, runs=runs)
@@ -85,33 +85,33 @@ def _open(name: str, runs: Path, revision: str | None = None, token: str | None 
     return source
 
 
-def _default_name(name: str, source: "Source") -> str:
+def _default_name(name: str, source: "WeightSource") -> str:
     """Return the name of a model without its folders: ``gpt2``, or ``my-best`` for ``runs/my/best``."""
-    if source.where.suffix == ".gguf":
-        return source.where.stem if Path(name).suffix == ".gguf" else name
+    if source.path.suffix == ".gguf":
+        return source.path.stem if Path(name).suffix == ".gguf" else name
     parts = [part for part in re.split(r"[/\\]", name.partition("@")[0]) if part not in ("", ".", "..")]
     last = parts[-1] if parts else "model"
     return f"{parts[-2]}-{last}" if last in ("best", "last") and len(parts) > 1 else last
 
 
-def _report(target: Path, source: "Source", dtype: str, notes: list[str], json: bool) -> None:
+def _report(target: Path, source: "WeightSource", dtype: str, notes: list[str], json: bool) -> None:
     files = [target] if target.is_file() else sorted(path for path in target.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     if json:
-        print_json({"path": str(target), "from": str(source.where), "dtype": dtype, "bytes": size, "notes": notes})
+        print_json({"path": str(target), "from": str(source.path), "dtype": dtype, "bytes": size, "notes": notes})
         return
     for note in notes:
         say(f"note: {note}")
     print(f"{target}  {size / 1e6:,.1f} MB" + (f", {dtype}" if dtype else ""))
 
 
-def _explain(source: "Source", json: bool) -> None:
+def _explain(source: "WeightSource", json: bool) -> None:
     """Print which published tensor becomes which of ours. In the table, blocks 1 and up are one line."""
     from glassgpt.weights import loading, mapping
 
     config, family = loading.describe(source)
-    placements = mapping.explain(config, family)
-    names = mapping.names_in(source.shapes, family)
+    placements = mapping.placements(config, family)
+    names = mapping.full_names(source.shapes, family)
     rows = [
         {
             "published": (published := names.get(placement.published, placement.published)),
@@ -133,4 +133,4 @@ def _explain(source: "Source", json: bool) -> None:
         count = sum(len(shape) > 0 for shape in source.shapes.values())
         ours = len({placement.ours for placement in placements})
         print(f"\n{family.model_type}: {count} published tensors, {ours} of ours")
-    loading.check(source, config, family)
+    loading.match_tensors(source, config, family)

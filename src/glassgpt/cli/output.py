@@ -68,7 +68,6 @@ class ProgressLine:
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Show the progress, ten times a second at most. Work done before the first call does not count as speed."""
-        from glassgpt.assets.table import readable
 
         now = time.monotonic()
         if label != self.label:
@@ -76,7 +75,9 @@ class ProgressLine:
         if now - self._last_time < 0.1:
             return
         self._last_time = now
-        unit, amount = "", readable
+        from glassgpt.assets.asset import format_bytes
+
+        unit, amount = "", format_bytes
         if label in UNITS:
             unit, amount = f" {UNITS[label]}", "{:,.0f}".format
         line = f"{label}: {amount(done)}" + (f" of {amount(total)}{unit}, {done / total:.0%}" if total else unit)

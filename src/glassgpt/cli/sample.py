@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from glassgpt.model import GPT
     from glassgpt.sampling import SamplingConfig
     from glassgpt.tokenizer import Tokenizer
-    from glassgpt.weights.sources import Source
+    from glassgpt.weights.sources import WeightSource
 
 
 def sample(
@@ -132,14 +132,14 @@ def _print_step(
         print(f"  {mark} {quoted(tokenizer.token_bytes(candidate['token'])):<10} {numbers}")
 
 
-def _chat_ids(source: "Source", tokenizer: "Tokenizer", text: str) -> list[int]:
+def _chat_ids(source: "WeightSource", tokenizer: "Tokenizer", text: str) -> list[int]:
     """Apply the model's chat template to the prompt as a user's message; return the token ids."""
     from glassgpt.tokenizer import chat
     from glassgpt.weights.transfer import chat_template
 
     template = chat_template(source)
     if template is None:
-        raise ConfigError(f"{source.where} has no chat template; leave out --chat to continue the text")
+        raise ConfigError(f"{source.path} has no chat template; leave out --chat to continue the text")
     return chat.encode(tokenizer, template, [{"role": "user", "content": text}])
 
 

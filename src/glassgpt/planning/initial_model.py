@@ -18,8 +18,8 @@ from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import describe, load_into
-from glassgpt.weights.resolve import open_source
-from glassgpt.weights.sources import Source
+from glassgpt.weights.resolve import open_weights
+from glassgpt.weights.sources import WeightSource
 
 #: The preset's name in the run.toml of such a run; and the preset that leaves the size to the machine.
 INIT, AUTO = "init", "auto"
@@ -39,7 +39,7 @@ class InitialModel:
     """
 
     name: str
-    source: Source
+    source: WeightSource
     model: ModelConfig
 
 
@@ -67,7 +67,7 @@ def starting_point(
     length = block_sizes[-1] if block_sizes and isinstance(block_sizes[-1], int) else initial.model.block_size
     base: ConfigOverrides = {
         "model": {field.name: getattr(initial.model, field.name) for field in fields(ModelConfig)},
-        "data": {"tokenizer": str(initial.source.where.absolute())},
+        "data": {"tokenizer": str(initial.source.path.absolute())},
         "train": {
             "batch_size": max(1, min(16, BATCH_TOKENS // max(1, length))),
             "format": "native" if family is mapping.NATIVE_FAMILY else "hf",
@@ -85,7 +85,7 @@ def find_initial_model(init_from: str) -> InitialModel:
     """
     path = Path(init_from)
     folder = _checkpoint_of(path)
-    source = open_source(folder or init_from)
+    source = open_weights(folder or init_from)
     local = folder is not None or path.exists()
     return InitialModel(str((folder or path).resolve()) if local else init_from, source, describe(source)[0])
 
@@ -154,7 +154,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
     if not config.train.init_from:
         return {}
     initial = find_initial_model(config.train.init_from)
-    files = getattr(initial.source, "files", [initial.source.where])
+    files = getattr(initial.source, "files", [initial.source.path])
     return {
         "init": {
             "source": initial.name,
@@ -178,11 +178,11 @@ def load_initial_weights(config: RunConfig, model: GPT) -> None:
 class _ShortenedSource:
     """A source whose learned positions, if any, end with a shorter context."""
 
-    def __init__(self, source: Source, block_size: int):
-        self.where, self.config, self.stored, self.notes = source.where, source.config, source.stored, source.notes
-        self.read, self.tokenizer, self.generation = source.read, source.tokenizer, source.generation
+    def __init__(self, source: WeightSource, block_size: int):
+        self.path, self.config, self.stored, self.notes = source.path, source.config, source.stored, source.notes
+        self.read, self.tokenizer, self.generation_config = source.read, source.tokenizer, source.generation_config
         config, family = describe(source)
-        names = mapping.names_in(source.shapes, family)
+        names = mapping.full_names(source.shapes, family)
         tables = {
             names.get(place.published)
             for place in mapping.placements(config, family)

@@ -35,7 +35,7 @@ def read_gguf(path: Path) -> Tokenizer:
         TokenizerError: if the file is damaged, or the type or pre-tokenizer is not supported.
     """
     try:
-        metadata = gguf_header.read(path).values
+        metadata = gguf_header.read(path).metadata
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -25,11 +25,11 @@ from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.training.metrics import read_metrics
 from glassgpt.training.optim import Optimizers
 from glassgpt.weights.folder import (
+    find_complete,
     read_tensors,
     recover,
     save_model,
     verify,
-    whole,
     write_folder,
     write_json,
 )
@@ -109,7 +109,7 @@ class Run:
 
     def best_loss(self) -> float | None:
         """The validation loss of ``best/``; None if there is none yet."""
-        folder = whole(self.best)
+        folder = find_complete(self.best)
         return read_json(folder / "validation.json")["loss"] if folder else None
 
     def best_or_last(self) -> Path:
@@ -119,7 +119,7 @@ class Run:
             CheckpointError: if there is neither yet.
         """
         for path in (self.best, self.last):
-            folder = whole(path)
+            folder = find_complete(path)
             if folder is not None:
                 return folder
         raise CheckpointError(f"{self.path} has no checkpoint yet; resume with: glassgpt train --resume {self.path}")

@@ -1,7 +1,7 @@
 """A model folder: config.json, generation_config.json, model.safetensors, tokenizer and model card.
 
-In the published format, `transformers` opens it directly. A folder appears whole or not at all: it is written
-beside its place, synced to disk, and renamed.
+In the published format, `transformers` opens it directly. A folder is written atomically: into a temporary folder
+beside it, which is synced to disk and then renamed.
 """
 
 import contextlib
@@ -13,26 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glassgpt import __version__
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError
-from glassgpt.files import sha256_of
+from glassgpt.files import sha256_of, sync_to_disk
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.tokenizer import save as save_tokenizer
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import load_into
-from glassgpt.weights.sources import INDEX, SINGLE, FolderSource
+from glassgpt.weights.sources import INDEX, SINGLE, FolderSource, reading
 
 CHECKSUMS = "SHA256SUMS"
-#: Bytes of a file of weights, beyond which they are cut into several.
+#: Weights of more bytes are saved as several files.
 MAX_SHARD_BYTES = 5 * 10**9
-#: What config.json calls the types that weights can be saved in.
+#: The dtypes that weights can be saved in, by their names in config.json.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name a dtype as config.json does."""
+    return str(dtype).removeprefix("torch.")
 
 
 def save_model(
@@ -45,20 +49,20 @@ def save_model(
     state: dict[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    generation: Mapping[str, Any] | None = None,
+    generation_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the files of a model into an existing folder.
 
     Args:
-        folder: to write into.
+        folder: an existing folder.
         model: whose weights to save.
-        tokenizer: to save beside it.
-        native: in our own format, which takes any configuration.
-        card: the README.md; a plain one by default.
-        state: weights to save instead of the model's own, under our names.
-        dtype: to save the weights in; one of DTYPES.
-        max_shard_bytes: weights of more bytes are cut into several files, with an index.
-        generation: of generation_config.json, beside the tokenizer's special tokens, over which it wins.
+        tokenizer: to save with them.
+        native: whether to use glassgpt's own format, which can hold any configuration.
+        card: the content of README.md; a short one by default.
+        state: a state_dict to save instead of the model's own.
+        dtype: of the saved weights; one of DTYPES.
+        max_shard_bytes: weights of more bytes are saved as several files and an index.
+        generation_config: entries of generation_config.json; they override the tokenizer's special tokens.
 
     Raises:
         ConfigError: if no published family can express the model and ``native`` is not set.
@@ -66,27 +70,26 @@ def save_model(
     config, state = model.config, state or model.state_dict()
     family = mapping.NATIVE_FAMILY if native else mapping.family_of(config)
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    name = next(name for name, known in DTYPES.items() if known == dtype)
     entries = mapping.to_hf_config(config, family) | special
-    entries |= {"dtype": name, "torch_dtype": name, "glassgpt_version": __version__}
+    entries |= {"dtype": dtype_name(dtype), "torch_dtype": dtype_name(dtype), "glassgpt_version": __version__}
     write_json(folder / "config.json", entries)
-    write_json(folder / "generation_config.json", special | dict(generation or {}))
+    write_json(folder / "generation_config.json", special | dict(generation_config or {}))
     _save_weights(folder, mapping.to_published(state, config, family), dtype, max_shard_bytes)
     save_tokenizer(tokenizer, folder, config.block_size)
     (folder / "README.md").write_text(card or _card(config), encoding="utf-8", newline="\n")
 
 
 def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int) -> None:
-    """Write one file, or as many as it takes and their index. One file's weights at a time are copied."""
+    """Write one file, or several and their index. Only one file's weights are copied at a time."""
     shards: list[list[str]] = [[]]
     size = total = 0
     for name, tensor in weights.items():
-        needed = tensor.numel() * dtype.itemsize
-        if size + needed > max_bytes and shards[-1]:
+        nbytes = tensor.numel() * dtype.itemsize
+        if size + nbytes > max_bytes and shards[-1]:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size, total = size + needed, total + needed
+        size, total = size + nbytes, total + nbytes
     files = (
         [SINGLE]
         if len(shards) == 1
@@ -96,41 +99,37 @@ def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
         copied = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
         save_file(copied, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
-        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        file_of = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
 
 
 def load_weights(folder: Path, model: GPT) -> None:
-    """Fill a model with a folder's weights, strictly: every weight is there, fits, and none is left over.
+    """Load a folder's weights into a model, strictly: none may be missing, of another shape, or left over.
 
     Raises:
-        CheckpointError: listing missing, unexpected and misshapen weights, or a damaged file. The model is as it was.
+        CheckpointError: listing the weights that do not fit, or naming a damaged file. The model is unchanged.
     """
     load_into(model, open_folder(folder))
 
 
 def open_folder(folder: Path) -> FolderSource:
-    """A folder whose weights are what its checksums say, as a source.
+    """Open a model folder as a source, after checking its weights against its checksums.
 
     Raises:
-        CheckpointError: if they are not, or it is no whole model folder.
+        CheckpointError: if they differ, or it is not a complete model folder.
     """
     verify(folder, [path.name for path in folder.glob("*.safetensors")])
     return FolderSource(folder)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name, on the CPU.
+    """Read the tensors of a safetensors file, by name, on the CPU.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
-    try:
+    with reading(path):
         return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the folder is not a whole model folder") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -140,11 +139,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def write_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, then put it in ``target``'s place, atomically and checksummed.
+    """Give a temporary folder to fill; then write its checksums, flush it to disk, and move it to ``target``.
 
-    If anything fails, or the process dies, ``target`` is what it was before. Where ``target`` exists it is moved
-    aside for the instant between two renames; :func:`whole` finds it there, and :func:`recover` undoes a death
-    within that instant.
+    If anything fails, or the process dies, ``target`` is what it was before. An existing ``target`` is moved aside
+    between two renames; :func:`find_complete` finds it there, and :func:`recover` moves it back.
     """
     temporary, old = _beside(target)
     recover(target)
@@ -153,29 +151,29 @@ def write_folder(target: Path) -> Iterator[Path]:
         yield temporary
         _write_checksums(temporary)
         for path in (*temporary.rglob("*"), temporary):
-            _sync(path)
+            sync_to_disk(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if target.exists():
         os.replace(target, old)
     os.replace(temporary, target)
-    _sync(target.parent)
+    sync_to_disk(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
-    """Where a folder is written before it takes its place, and where the one before it waits meanwhile."""
+    """Name the folders beside ``target`` for the version being written and the previous version."""
     return target.with_name(f".{target.name}.glassgpt-new"), target.with_name(f".{target.name}.glassgpt-old")
 
 
-def whole(target: Path) -> Path | None:
-    """Where the newest whole version of a folder is, changing nothing; None if there is none."""
+def find_complete(target: Path) -> Path | None:
+    """Find the newest complete version of a folder, without changing anything; None if there is none."""
     return next((path for path in (target, _beside(target)[1]) if path.exists()), None)
 
 
 def recover(target: Path) -> None:
-    """Clean up after a process that died while writing ``target``: undo what it had begun. For the writer alone."""
+    """Undo an unfinished write of a process that died. Only the process that writes ``target`` may call this."""
     temporary, old = _beside(target)
     if old.exists() and not target.exists():
         os.replace(old, target)
@@ -184,14 +182,14 @@ def recover(target: Path) -> None:
 
 
 def verify(folder: Path, names: list[str] | None = None) -> None:
-    """Compare files with the folder's SHA256SUMS, if it has one; all listed files, or only those named.
+    """Check files against the folder's SHA256SUMS, if it has one: all listed files, or only those named.
 
     Raises:
         CheckpointError: naming the files that differ.
     """
     path = folder / CHECKSUMS
     if not path.exists():
-        return  # a folder from elsewhere
+        return  # not written by glassgpt
     try:
         lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError:
@@ -216,21 +214,8 @@ def _write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def _sync(path: Path) -> None:
-    """Flush a file or folder to disk. Some systems cannot open folders; there the rename has to do."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _card(config: ModelConfig) -> str:
-    """A plain model card."""
+    """Write a short model card."""
     return (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [glassgpt]\n---\n\n"
         "# A language model trained with glassgpt\n\n"

@@ -1,11 +1,11 @@
-"""Our names and the published names side by side: where each weight goes, both ways, and what config.json says.
+"""Map our weights and fields to the published ones and back: names, shapes and config.json.
 
-The tables of the families are in :mod:`glassgpt.weights.families`; here they are put to use.
+The tables are in :mod:`glassgpt.weights.families`; this module applies them.
 """
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import meta_model
-from glassgpt.weights.families import FAMILIES, Family, Found, Rule
+from glassgpt.weights.families import FAMILIES
+from glassgpt.weights.families.family import Family, ParsedConfig, Rule
 
-#: model_type of glassgpt's own format, in which names are ours and every configuration has a place.
+#: model_type of glassgpt's own format, which has our names and can hold every configuration.
 NATIVE = "glassgpt"
-#: Keys of config.json that say nothing of how a model computes, and so are never named as unsupported.
-_INCIDENTAL = re.compile(
+#: Keys of config.json that do not change what a model computes; they are never reported as unsupported.
+_IRRELEVANT = re.compile(
     "architectures|auto_map|.*_(token_id|version|dropout|pdrop|scaling|parameters|params|range|name_or_path)"
     "|(torch_)?dtype|(id2|)label(2id|)|is_.*decoder|model_type|n_ctx|output_.*|pretraining_tp|return_dict|use_cache"
     "|activation_function|(use_|)sliding_window|max_window_layers"
@@ -28,17 +29,16 @@ _INCIDENTAL = re.compile(
 
 @dataclass(frozen=True)
 class Placement:
-    """A published weight beside ours: one line of the side-by-side table.
+    """A published weight and the weight of ours (or the part of it) that it corresponds to.
 
     Attributes:
         published: its published name.
         published_shape: its shape under that name.
-        ours: the name of our weight that it is, or is a part of.
-        our_shape: that weight's shape.
-        rows: the rows of ours that it fills, where it is a part.
-        part: which part: "q", "k" or "v"; empty where it is the whole.
-        transpose: whether it is stored the other way round.
-        tied: whether it is a head that is the token embedding, and left out of the file.
+        ours: the name of our weight.
+        our_shape: the shape of our weight.
+        rows: the rows of our weight that it fills; None for all.
+        transpose: whether it is stored transposed (GPT-2's Conv1D).
+        tied: whether it is the head of a model with tied embeddings, which is not in the file.
     """
 
     published: str
@@ -46,119 +46,95 @@ class Placement:
     ours: str
     our_shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
-    part: str = ""
     transpose: bool = False
     tied: bool = False
 
     @property
     def operation(self) -> str:
-        """What becomes of the published weight, in words."""
+        """Describe in words how the published weight becomes ours."""
         if self.tied:
             return "tied: left out"
         if self.rows:
             return f"rows {self.rows[0]}:{self.rows[1]} of the fused q, k, v"
         return "transpose" if self.transpose else "copy"
 
-    def of(self, ours: Tensor) -> Tensor:
-        """A view of our weight that has the published one's shape; reading from it saves, writing to it loads."""
+    def view(self, ours: Tensor) -> Tensor:
+        """View our weight in the published shape: read from the view to save, write to it to load."""
         part = ours[slice(*self.rows)] if self.rows else ours
         return part.T if self.transpose else part
 
 
-def explain(config: ModelConfig, family: Family | None = None) -> list[Placement]:
-    """Every published weight of a model beside ours, in the order of the family's table.
-
-    Raises:
-        ConfigError: if no family is given, and none can express the model.
-    """
-    return placements(config, family or family_of(config))
-
-
 def placements(config: ModelConfig, family: Family) -> list[Placement]:
-    """Where each weight of a model goes; see :class:`Placement`."""
-    shapes, sizes = our_shapes(config), dict(zip("qkv", config.qkv_sizes, strict=True))
+    """List every published weight of a model with its place in ours, in the order of the family's table."""
+    shapes = our_shapes(config)
     found = []
-    for rule in family.rules or native_rules(config):
+    for rule in family.rules or tuple(Rule(name, (name,)) for name in shapes):
         for i in range(config.n_layer) if "{i}" in rule.ours else (0,):
             ours = rule.ours.format(i=i)
             if ours not in shapes:
                 continue  # a bias or norm that this configuration does not have
             shape, start = shapes[ours], 0
             tied = ours == "head.weight" and config.tie_embeddings
-            if len(rule.theirs) == 1:
-                name, published = rule.theirs[0].format(i=i), shape[::-1] if rule.transpose else shape
+            if len(rule.published) == 1:
+                name, published = rule.published[0].format(i=i), shape[::-1] if rule.transpose else shape
                 found.append(Placement(name, published, ours, shape, transpose=rule.transpose, tied=tied))
                 continue
-            for name, (part, size) in zip(rule.theirs, sizes.items(), strict=True):
-                rows = (start, start + size)
-                found.append(Placement(name.format(i=i), (size, *shape[1:]), ours, shape, rows, part))
+            for name, size in zip(rule.published, config.qkv_sizes, strict=True):
+                found.append(Placement(name.format(i=i), (size, *shape[1:]), ours, shape, (start, start + size)))
                 start += size
     return found
 
 
 @functools.lru_cache(maxsize=4)
 def our_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """The shapes of our weights by name; nothing is allocated."""
+    """Give the shapes of our weights by name, without allocating memory."""
     return {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
 
 
-def to_published(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
-    """Our weights under the family's names: views, so this takes no memory. A tied head is left out."""
-    return {place.published: place.of(state[place.ours]) for place in placements(config, family) if not place.tied}
+def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
+    """Rename our weights to the published names. The tensors are views, and a tied head is left out."""
+    return {p.published: p.view(state_dict[p.ours]) for p in placements(config, family) if not p.tied}
 
 
-def names_in(shapes: Mapping[str, Any], family: Family) -> dict[str, str]:
-    """The full published names of what a source has, and the source's own name for each.
+def full_names(names: Iterable[str], family: Family) -> dict[str, str]:
+    """Map full published names to the names that a source uses.
 
     Base models are published without the prefix. Constants that old files hold are left out.
     """
-    kept = [name for name in shapes if not name.endswith(family.ignored or ("\0",))]
-    embedding = family.rules[0].theirs[0] if family.rules else ""
-    if family.prefix and embedding not in shapes and embedding.removeprefix(family.prefix) in shapes:
+    kept = [name for name in names if not name.endswith(family.ignored or ("\0",))]
+    embedding = family.rules[0].published[0] if family.rules else ""
+    if family.prefix and embedding not in kept and embedding.removeprefix(family.prefix) in kept:
         return {name if name == "lm_head.weight" else family.prefix + name: name for name in kept}
     return {name: name for name in kept}
-
-
-def native_rules(config: ModelConfig) -> tuple[Rule, ...]:
-    """The table of our own format: every weight under our name."""
-    return tuple(Rule(name, (name,)) for name in our_shapes(config))
 
 
 NATIVE_FAMILY = Family(
     model_type=NATIVE,
     architecture="GPT",
-    prefix="",
-    fixed={},
-    choices={},
-    joint=(),
     keys={field.name: field.name for field in fields(ModelConfig)},
-    defaults={},
-    expected={},
     write=lambda config: {},
-    read=lambda content: Found({}, []),
-    rules=(),  # as many as the configuration has weights
-    ignored=(),
+    read=lambda content: ParsedConfig({}, []),
 )
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family that can express a configuration.
+    """Find the family that can express a configuration.
 
     Raises:
-        ConfigError: if none can, naming the fields that stand in the way of the nearest.
+        ConfigError: if there is none, naming the fields that differ from the closest family.
     """
     reasons = {family: family.problems(config) for family in FAMILIES.values()}
-    nearest = min(reasons, key=lambda family: len(reasons[family]))
-    if not reasons[nearest]:
-        return nearest
+    closest = min(reasons, key=lambda family: len(reasons[family]))
+    if not reasons[closest]:
+        return closest
     raise ConfigError(
-        f"no published family can express this model: {'; '.join(reasons[nearest])}. "
+        f"no published family can express this model: {'; '.join(reasons[closest])}. "
         "Change it, or keep checkpoints in glassgpt's own format with train.format=native"
     )
 
 
 def to_hf_config(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """The entries of config.json that describe the architecture."""
+    """Give the entries of config.json that describe the architecture."""
     entries = {key: getattr(config, name) for name, key in family.keys.items()}
     return {
         "architectures": [family.architecture],
@@ -169,50 +145,51 @@ def to_hf_config(config: ModelConfig, family: Family) -> dict[str, Any]:
 
 
 def from_hf_config(content: Mapping[str, Any]) -> tuple[ModelConfig, Family]:
-    """The configuration that a config.json describes, and its family.
+    """Read a config.json into a model configuration and its family.
 
     Raises:
-        CheckpointError: for a family, or a feature of one, that this version does not implement; all are named.
-        ConfigError: if the numbers make no model.
+        CheckpointError: if the family, or a feature of the model, is not implemented; all such features are named.
+        ConfigError: if the values are not a valid model.
     """
     if content.get("model_type") == NATIVE:
         return ModelConfig(**{key: value for key, value in content.items() if key in NATIVE_FAMILY.keys}), NATIVE_FAMILY
     family = FAMILIES.get(str(content.get("model_type")))
     if family is None:
-        raise CheckpointError(_unknown(content))
+        raise CheckpointError(_unknown_family(content))
     unsupported = [
         f"{key}={content[key]!r} ({value!r} is implemented)"
         for key, value in family.expected.items()
         if content.get(key, value) != value
     ]
     if content.get("quantization_config"):
-        unsupported.append("quantization_config (weights in float32, float16 or bfloat16 are read)")
-    found = family.read(content)
-    unsupported += found.unsupported
+        unsupported.append("quantization_config (weights in float32, float16 or bfloat16 are supported)")
+    parsed = family.read(content)
+    unsupported += parsed.unsupported
     if unsupported:
         raise CheckpointError(
-            f"this {family.model_type} model uses what this version does not implement: {'; '.join(unsupported)}"
+            f"this {family.model_type} model uses features that this version does not implement: "
+            + "; ".join(unsupported)
         )
     values: dict[str, Any] = {**family.defaults, **family.fixed}
     for name, key in family.keys.items():
         if content.get(key) is not None:
             values[name] = content[key]
         elif key in content and name in ("n_kv_head", "head_dim", "intermediate_size"):
-            values.pop(name, None)  # null: derived from the others
-    values |= {other: values[one] for one, other in family.joint}
-    return ModelConfig(**{**values, **found.fields}), family
+            values.pop(name, None)  # null: derived from the other fields
+    values |= {other: values[one] for one, other in family.equal}
+    return ModelConfig(**{**values, **parsed.fields}), family
 
 
-def _unknown(content: Mapping[str, Any]) -> str:
-    """Why a model of an unknown family is not read: its name, and those of its fields that no family here has."""
+def _unknown_family(content: Mapping[str, Any]) -> str:
+    """Write the error message for an unknown family: its name, and its config.json keys that no family here has."""
     known = set[str]().union(*({*family.keys.values(), *family.expected} for family in FAMILIES.values()))
-    names = content.get("architectures")
-    name = f"{names[0]} (model_type {content.get('model_type')!r})" if isinstance(names, list) and names else None
-    name = name or f"model_type {content.get('model_type')!r}"
-    strange = [
-        f"{key}={value!r}" for key, value in content.items() if key not in known and not _INCIDENTAL.fullmatch(key)
+    name, architectures = f"model_type {content.get('model_type')!r}", content.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        name = f"{architectures[0]} ({name})"
+    unknown = [
+        f"{key}={value!r}" for key, value in content.items() if key not in known and not _IRRELEVANT.fullmatch(key)
     ]
-    strange = [text if len(text) < 60 else text[:57] + "..." for text in strange]
-    shown = ", ".join(strange[:12]) + (f" and {len(strange) - 12} more" if len(strange) > 12 else "")
-    fields = f"; its config.json has fields that are not supported: {shown}" if strange else ""
-    return f"{name} is not one that this version reads (these are: {', '.join(FAMILIES)}){fields}"
+    unknown = [text if len(text) < 60 else text[:57] + "..." for text in unknown]
+    shown = ", ".join(unknown[:12]) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
+    details = f"; its config.json has fields that are not supported: {shown}" if unknown else ""
+    return f"{name} is not a supported family (supported: {', '.join(FAMILIES)}){details}"

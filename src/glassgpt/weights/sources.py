@@ -1,13 +1,14 @@
-"""Where published weights come from: their names, shapes and contents, one piece at a time.
+"""Sources of published weights: names and shapes at once, contents piece by piece.
 
-A :class:`Source` is all that loading asks for, so a folder, a download and a GGUF file are loaded by the same code.
+Loading needs nothing but a :class:`WeightSource`, so a folder, a download and a GGUF file are loaded by the same code.
 :class:`FolderSource` is a folder in the Hugging Face layout: one ``model.safetensors``, shards with an index, or the
-older ``pytorch_model.bin``, of which nothing but tensors is ever read (``weights_only``).
+older ``pytorch_model.bin``, from which only tensors are read (``weights_only``).
 """
 
+import contextlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,8 @@ from glassgpt.tokenizer import load as load_tokenizer
 #: The files that hold weights, in the order in which they are looked for.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-#: The names that safetensors has for torch's types.
-_TYPES = {
+#: torch's dtypes -> the names that safetensors has for them.
+_DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -33,28 +34,27 @@ _TYPES = {
 }
 
 
-class Source(Protocol):
-    """Published weights, under their published names.
+class WeightSource(Protocol):
+    """Weights under their published names.
 
     Attributes:
-        where: the folder or file, for messages.
-        config: what config.json holds, under Hugging Face's keys; enough to build the model.
-        shapes: of every tensor, by name; known without reading one.
-        stored: how each is stored: ``F32``, ``BF16``, ``Q4_1`` and so on.
-        notes: what the user should know, a sentence each; empty where all is well.
+        path: the folder or file.
+        config: the content of config.json, under Hugging Face's keys; enough to build the model.
+        shapes: of every tensor, by name.
+        stored: how each tensor is stored: ``F32``, ``BF16``, ``Q4_1`` and so on.
+        notes: sentences that the user should see.
     """
 
-    where: Path
+    path: Path
     config: dict[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     stored: Mapping[str, str]
     notes: tuple[str, ...]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows ``start`` to ``stop`` (of the first dimension; all by default) of a tensor, on the CPU.
+        """Read rows ``start`` to ``stop`` (along dimension 0; all by default) of a tensor, on the CPU.
 
-        In the type it is stored in; dequantised where that is none of torch's. Large tensors are asked for in parts,
-        so that never more than a part is held beside the model.
+        The dtype is the stored one, or float32 for quantised tensors. Reading a large tensor in parts saves memory.
 
         Raises:
             CheckpointError: if it cannot be read.
@@ -62,170 +62,169 @@ class Source(Protocol):
         ...
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that came with the weights.
+        """Load the tokenizer that came with the weights.
 
         Raises:
-            TokenizerError: if there is none, or it is damaged.
+            TokenizerError: if it is missing or damaged.
         """
         ...
 
-    def generation(self) -> dict[str, Any]:
-        """What generation_config.json holds: end tokens and sampling settings; empty where there is none."""
+    def generation_config(self) -> dict[str, Any]:
+        """Read generation_config.json: end tokens and sampling settings; empty if there is none."""
         ...
 
 
 class FolderSource:
-    """A folder in the Hugging Face layout; see :class:`Source`. Opening it reads the names alone.
+    """A folder in the Hugging Face layout; see :class:`WeightSource`. Opening it reads only names and shapes.
 
     Raises:
-        CheckpointError: if a file is missing, truncated or damaged, or an index and its shards disagree.
+        CheckpointError: if a file is missing, truncated or damaged, or an index does not match its shards.
     """
 
     def __init__(self, folder: Path):
-        self.where = folder
+        self.path = folder
         self.config = read_json(folder / "config.json")
         self.notes: tuple[str, ...] = ()
+        self.files = weight_files(folder)
         self._file_of: dict[str, Path] = {}
         self._open_shard: tuple[Path, dict[str, Tensor]] | None = None
-        self.files = weight_files(folder)
-        found: dict[str, tuple[tuple[int, ...], str]] = {}
+        shapes, stored_as = dict[str, tuple[int, ...]](), dict[str, str]()
         for path in self.files:
-            found |= self._list(path)
-        self.shapes: Mapping[str, tuple[int, ...]] = {name: shape for name, (shape, _) in found.items()}
-        self.stored: Mapping[str, str] = {name: stored for name, (_, stored) in found.items()}
-        if any(path.suffix == ".bin" for path in self.files):
+            for name, (shape, stored) in (_list_old(path) if _is_old(path) else list_safetensors(path)).items():
+                if name in self._file_of:
+                    raise CheckpointError(f"{name} is in both {self._file_of[name].name} and {path.name} of {folder}")
+                self._file_of[name], shapes[name], stored_as[name] = path, shape, stored
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        self.stored: Mapping[str, str] = stored_as
+        if any(map(_is_old, self.files)):
             self.notes = (
-                f"{self.files[0].name} is in torch's old format; only its tensors were read. Published again as "
-                "safetensors it loads faster and needs no trust: ask its author for that, or save it from here",
+                f"{self.files[0].name} is in torch's old format; only its tensors were read. As safetensors the model "
+                "would load faster and more safely: ask its author for them, or save it with glassgpt",
             )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """As :meth:`Source.read`. The file is opened anew each time, so that pages that were read can be let go."""
+        """As :meth:`WeightSource.read`. The file is opened for each read, so that the system can free its pages."""
         path = self._file_of[name]
-        if path.suffix == ".bin":
+        if _is_old(path):
             if self._open_shard is None or self._open_shard[0] != path:
-                self._open_shard = None  # before the next is opened, so that there is one at a time
+                self._open_shard = None  # free one shard before loading the next
                 self._open_shard = path, _read_old(path)
             return self._open_shard[1][name][start:stop]
-        try:
-            with safe_open(path, "pt") as file:
-                return file.get_slice(name)[start:stop]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
+        with reading(path), safe_open(path, "pt") as file:
+            return file.get_slice(name)[start:stop]
 
     def tokenizer(self) -> Tokenizer:
-        """As :meth:`Source.tokenizer`."""
-        return load_tokenizer(self.where)
+        """As :meth:`WeightSource.tokenizer`."""
+        return load_tokenizer(self.path)
 
-    def generation(self) -> dict[str, Any]:
-        """As :meth:`Source.generation`."""
-        path = self.where / "generation_config.json"
+    def generation_config(self) -> dict[str, Any]:
+        """As :meth:`WeightSource.generation_config`."""
+        path = self.path / "generation_config.json"
         return read_json(path) if path.exists() else {}
-
-    def _list(self, path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-        """What a file holds; remembers that it does."""
-        if path.suffix == ".bin":
-            tensors = _read_old(path)
-            found = {n: (tuple(t.shape), _TYPES.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
-        else:
-            found = list_safetensors(path)
-        for name in found:
-            if name in self._file_of:
-                raise CheckpointError(f"{name} is in both {self._file_of[name].name} and {path.name} of {self.where}")
-            self._file_of[name] = path
-        return found
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights, in order; of several layouts the newest.
+    """List the files that hold a folder's weights, in order; safetensors win over older files.
 
     Raises:
-        CheckpointError: if there are none, or an index names a file that is not there.
+        CheckpointError: if there are none, or an index names a file that is missing.
     """
     for single, index in ((SINGLE, INDEX), (OLD_SINGLE, OLD_INDEX)):
         if (folder / single).exists():
             return [folder / single]
         if (folder / index).exists():
-            return _indexed(folder / index)
+            return _shards(folder / index)
     others = sorted(p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".pth", ".pt", ".gguf"))
-    found = f"; it has {', '.join(others[:5])}, in a layout that is not read here" if others else ""
-    raise CheckpointError(f"{folder / SINGLE} is missing; the folder is not a whole model folder{found}")
+    found = f"; it has {', '.join(others[:5])}, in a layout that is not supported" if others else ""
+    raise CheckpointError(f"{folder / SINGLE} is missing; {folder} is not a complete model folder{found}")
 
 
-def _indexed(index: Path) -> list[Path]:
-    """The shards that an index names, all of them there and holding what it says."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+def _shards(index: Path) -> list[Path]:
+    """List the shards of an index; check that each exists and holds the tensors that the index expects in it."""
+    file_of = read_json(index).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of or not all(isinstance(name, str) for name in file_of.values()):
         raise CheckpointError(f"{index} is damaged: its weight_map should give the file of each tensor")
-    names = sorted(set(places.values()))
+    names = sorted(set(file_of.values()))
     for name in names:
         if Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, which is no file of its folder")
-    missing = [name for name in names if not (index.parent / name).exists()]
-    if missing:
-        raise CheckpointError(f"{index.parent} lacks {_some(missing)} of its {len(names)} shards; fetch it again")
+            raise CheckpointError(f"{index} names {name!r}, which is not a file of its folder")
+    if missing := [name for name in names if not (index.parent / name).exists()]:
+        raise CheckpointError(f"{index.parent} lacks {some(missing)} of its {len(names)} shards; fetch it again")
     for name in names:
         if name.endswith(".safetensors"):
-            lacking = {n for n, file in places.items() if file == name} - set(list_safetensors(index.parent / name))
-            if lacking:
-                raise CheckpointError(f"{index} expects {_some(sorted(lacking))} in {name}, which has no such tensor")
+            absent = {n for n, file in file_of.items() if file == name} - set(list_safetensors(index.parent / name))
+            if absent:
+                raise CheckpointError(f"{index} expects {some(sorted(absent))} in {name}, which has no such tensor")
     return [index.parent / name for name in names]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def list_safetensors(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and stored type of every tensor in a safetensors file, whose length is checked against its header.
+    """List shape and stored type of every tensor in a safetensors file; check the file's length against its header.
 
     Raises:
         CheckpointError: if the file is missing, truncated or damaged.
     """
-    try:
-        with safe_open(path, "pt"):  # checks the whole header: offsets, sizes, and the length of the file
+    with reading(path):
+        with safe_open(path, "pt"):  # checks the header: offsets, sizes, and the length of the file
             pass
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the folder is not a whole model folder") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
     return {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
 
 
+def _is_old(path: Path) -> bool:
+    return path.suffix == ".bin"
+
+
+def _list_old(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    tensors = _read_old(path)
+    return {name: (tuple(t.shape), _DTYPE_NAMES.get(t.dtype, str(t.dtype))) for name, t in tensors.items()}
+
+
 def _read_old(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file in torch's old format; nothing but tensors is read from it."""
+    """Read the tensors of a file in torch's old format, and nothing else from it."""
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # older still: cannot be mapped
-    except Exception as error:  # a damaged file can end in any of a dozen ways
+            content = torch.load(path, map_location="cpu", weights_only=True)  # even older: cannot be memory-mapped
+    except Exception as error:  # a damaged file can raise almost anything
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read: it is damaged, or holds more than tensors ({reason}); "
             "use a version of the model that is published as safetensors"
         ) from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} holds more than named tensors, so it is no published model's weights")
+        raise CheckpointError(f"{path} holds more than named tensors, so it is not a published model's weights")
     return dict(content)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
-    try:
+    with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; {path.parent} is not a whole model folder") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: an object was expected")
     return content
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Report the errors of reading a file of a model folder as CheckpointError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; {path.parent} is not a complete model folder") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
+
+
+def some(names: list[str], limit: int = 3) -> str:
+    """List at most ``limit`` names, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,1 +1,1 @@
-"""GGUF files: reading, writing, and the tables that both share."""
+"""GGUF files: read, written, and the tables that both use."""

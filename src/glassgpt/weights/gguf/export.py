@@ -1,14 +1,12 @@
-"""Writing .gguf files, which llama.cpp and what is built on it run: weights, tokenizer and chat template in one file.
+"""Write .gguf files for llama.cpp and programs built on it: weights, tokenizer and chat template in one file.
 
-The tables are those of :mod:`glassgpt.weights.gguf.tables`, read the other way round; the file is written by the `gguf`
-library, one tensor at a time. Norms, biases and GPT-2's positions stay in float32, as llama.cpp's own converter
-keeps them.
+The names come from :mod:`glassgpt.weights.gguf.tables`; the `gguf` library writes the file, one tensor at a time.
+Norms, biases and GPT-2's positions stay in float32, as in llama.cpp's own converter.
 """
 
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,32 +17,31 @@ from torch import Tensor
 from glassgpt import __version__
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError, TokenizerError
-from glassgpt.files import Progress
+from glassgpt.files import Progress, atomic_write
 from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, Tokenizer
 from glassgpt.tokenizer.base import adds_bos_token
 from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.gguf import pre_tokenizer_name
 from glassgpt.weights import mapping
-from glassgpt.weights.families import Family
-from glassgpt.weights.gguf.reading import library
+from glassgpt.weights.families.family import Family
+from glassgpt.weights.gguf.reading import import_gguf
 from glassgpt.weights.gguf.tables import (
     ARCHITECTURES,
-    BEYOND,
-    HINT,
+    CONFIG_KEY,
+    EXTRAS,
     ROPE_FACTORS,
     Architecture,
     llama3_factors,
     rotated_halves,
 )
 
-#: What can be asked for: ggml's name of the type, and llama.cpp's number for a file that is mostly of it.
+#: The values of --dtype: ggml's name of the type, and llama.cpp's number for a file of mostly this type.
 TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
-#: Our families by llama.cpp's architecture, where the names differ.
+#: llama.cpp's name of a family's architecture, if it has another name.
 _ARCHITECTURE = {"mistral": "llama"}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-#: The largest number that float16 holds.
-_LARGEST_HALF = 65504
+_MAX_FLOAT16 = 65504
 
 
 def write_gguf(
@@ -57,76 +54,71 @@ def write_gguf(
     chat_template: str | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write a model to a .gguf file, whole or not at all.
+    """Write a model to a .gguf file, atomically.
 
     Args:
-        path: of the file; its folder exists.
-        model: of a family that llama.cpp knows.
+        path: of the file, in an existing folder.
+        model: of a family that llama.cpp supports.
         tokenizer: byte-level BPE.
-        dtype: of the matrices: f32, f16, bf16 or q8_0 (f16 where a row is no multiple of 32).
-        name: of the model, as programs show it.
-        chat_template: Jinja, if there is one.
-        progress: told of it as it goes on.
+        dtype: of the matrices: f32, f16, bf16 or q8_0 (f16 if the row length is not a multiple of 32).
+        name: of the model, for display; by default that of the file.
+        chat_template: a Jinja template.
+        progress: called as tensors are written.
 
     Returns:
-        What the user should know: where llama.cpp computes something else.
+        Sentences that the user should see: where llama.cpp computes something different.
 
     Raises:
-        ConfigError: for an unknown type, or a model that no published family or not llama.cpp can express.
-        TokenizerError: for a tokenizer that llama.cpp would read otherwise, or not at all.
-        CheckpointError: if a weight does not fit into the type.
+        ConfigError: for an unknown dtype, or a model that no published family, or not llama.cpp, can express.
+        TokenizerError: for a tokenizer that llama.cpp does not support, or would run differently.
+        CheckpointError: if a weight is too large for the dtype.
         MissingExtraError: if the `gguf` library is not installed.
     """
-    gguf = library("writing a .gguf file")
+    gguf = import_gguf("writing a .gguf file")
     if dtype not in TYPES:
         raise ConfigError(f"a .gguf file is written with --dtype {', '.join(TYPES)}; got {dtype!r}")
     config = model.config
     family = mapping.family_of(config)
     architecture = ARCHITECTURES[_ARCHITECTURE.get(family.model_type, family.model_type)]
     notes = _notes(config, family, tokenizer)
-    temporary = path.with_name(f".{path.name}.glassgpt-new")
-    writer = gguf.GGUFWriter(temporary, architecture.name)
-    try:
-        writer.add_type("model")
-        writer.add_name(name or path.stem)
-        writer.add_string("general.description", f"written by glassgpt {__version__}")
-        writer.add_file_type(TYPES[dtype][1])
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _add_config(writer, gguf, config, family, architecture)
-        _add_tokenizer(writer, tokenizer, config.vocab_size)
-        if chat_template:
-            writer.add_chat_template(chat_template)
-        _add_tensors(writer, gguf, model, architecture, dtype, progress)
-        writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture.name)
+        try:
+            writer.add_type("model")
+            writer.add_name(name or path.stem)
+            writer.add_string("general.description", f"written by glassgpt {__version__}")
+            writer.add_file_type(TYPES[dtype][1])
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            _add_config(writer, gguf, config, family, architecture)
+            _add_tokenizer(writer, tokenizer, config.vocab_size)
+            if chat_template:
+                writer.add_chat_template(chat_template)
+            _add_tensors(writer, gguf, model, architecture, dtype, progress)
+        finally:
+            writer.close()
     return notes
 
 
 def _notes(config: ModelConfig, family: Family, tokenizer: Tokenizer) -> list[str]:
-    """Where llama.cpp computes something else; refusals where that is everywhere."""
+    """List where llama.cpp computes something different; refuse the model if it does everywhere."""
     wide = config.head_dim * config.n_head != config.n_embd
     refusals = {
         f"mlp=gelu_tanh, not {config.mlp}": family.model_type == "gpt2" and config.mlp != "gelu_tanh",
         "no bias on the attention's output": family.model_type == "qwen3" and config.attention_out_bias,
         f"heads that fill n_embd={config.n_embd}": family.model_type == "qwen2" and wide,
     }
-    if found := [reason for reason, holds in refusals.items() if holds]:
+    if reasons := [reason for reason, applies in refusals.items() if applies]:
         raise ConfigError(
-            f"llama.cpp's {family.model_type} has {' and '.join(found)}: this model cannot be written as GGUF"
+            f"llama.cpp's {family.model_type} has {' and '.join(reasons)}: this model cannot be written as GGUF"
         )
     notes = []
     if config.sliding_window and config.sliding_window < config.block_size:
         notes.append(
-            f"llama.cpp has no sliding windows in this family: beyond {config.sliding_window} tokens it differs"
+            f"llama.cpp has no sliding windows in this family: its results differ beyond {config.sliding_window} tokens"
         )
     if isinstance(tokenizer, BPETokenizer) and tokenizer.model.normal_form:
         notes.append(
-            f"llama.cpp leaves out this tokenizer's first step, bringing text into form {tokenizer.model.normal_form}"
+            f"llama.cpp skips this tokenizer's first step, the normalisation to form {tokenizer.model.normal_form}"
         )
     return notes
 
@@ -135,13 +127,13 @@ def _notes(config: ModelConfig, family: Family, tokenizer: Tokenizer) -> list[st
 
 
 def _add_config(writer: Any, gguf: ModuleType, config: ModelConfig, family: Family, architecture: Architecture) -> None:
-    """The numbers of the model, under llama.cpp's keys."""
+    """Write the model's configuration under llama.cpp's keys."""
     entries, name = mapping.to_hf_config(config, family), architecture.name
-    for key, theirs in architecture.keys.items():
-        add = writer.add_float32 if isinstance(entries[theirs], float) else writer.add_uint32
-        add(f"{name}.{key}", entries[theirs])
+    for key, hf_key in architecture.keys.items():
+        add = writer.add_float32 if isinstance(entries[hf_key], float) else writer.add_uint32
+        add(f"{name}.{key}", entries[hf_key])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_string(HINT, json.dumps({key: entries[key] for key in BEYOND if key in entries}))
+    writer.add_string(CONFIG_KEY, json.dumps({key: entries[key] for key in EXTRAS if key in entries}))
     if config.position != "rope":
         return
     writer.add_rope_dimension_count(config.head_dim)
@@ -157,19 +149,19 @@ def _add_config(writer: Any, gguf: ModuleType, config: ModelConfig, family: Fami
         writer.add_rope_scaling_orig_ctx_len(config.rope_original_context)
         writer.add_rope_scaling_yarn_beta_fast(config.rope_high_freq_factor)
         writer.add_rope_scaling_yarn_beta_slow(config.rope_low_freq_factor)
-        usual = 0.1 * math.log(config.rope_factor) + 1.0  # which llama.cpp multiplies this with
-        writer.add_rope_scaling_attn_factors(config.rope_attention_factor / usual)
+        own_factor = 0.1 * math.log(config.rope_factor) + 1.0  # llama.cpp multiplies by this itself
+        writer.add_rope_scaling_attn_factors(config.rope_attention_factor / own_factor)
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Tokens, their kinds, merges, and the name of the split pattern."""
+    """Write tokens, their types, merges, and the name of the split pattern."""
     if not isinstance(tokenizer, BPETokenizer):
         raise TokenizerError(
-            f"llama.cpp reads byte-level BPE from us, and this tokenizer is of the kind {tokenizer.kind!r}: train with "
-            "tokenizer=bpe:N, or export --to hf"
+            f".gguf files are written with byte-level BPE, and this tokenizer is of the kind {tokenizer.kind!r}: train "
+            "with tokenizer=bpe:N, or export --to hf"
         )
     model = tokenizer.model
     pre = pre_tokenizer_name(tokenizer)
@@ -201,16 +193,17 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
 def _add_tensors(
     writer: Any, gguf: ModuleType, model: GPT, architecture: Architecture, dtype: str, progress: Progress | None
 ) -> None:
-    """Announce every tensor, then write one after the other."""
+    """Write the list of all tensors, then the tensors one by one."""
     config = model.config
-    published = mapping.to_published(model.state_dict(), config, mapping.family_of(config))
+    family = mapping.family_of(config)
+    published = mapping.to_published(model.state_dict(), config, family)
     heads = {"attn_q": config.n_head, "attn_k": config.n_kv_head}
-    tensors: dict[str, tuple[Tensor, str, int]] = {}  # ours, how it is stored, and the heads whose rows are reordered
-    for theirs, entry, ours in _names(published, architecture):
-        transposed = entry in architecture.transposed and published[ours].dim() == 2
-        tensor = published[ours].T if transposed else published[ours]
-        permuted = heads[entry.rpartition(".")[2]] if entry in architecture.permuted else 0
-        tensors[theirs] = tensor, _stored_as(tensor, entry, TYPES[dtype][0]), permuted
+    tensors: dict[str, tuple[Tensor, str, int]] = {}  # tensor, stored type, number of heads to reorder (0: none)
+    for theirs, entry, tensor in _renamed(published, architecture):
+        if entry in architecture.transposed and tensor.dim() == 2:
+            tensor = tensor.T
+        permuted_heads = heads[entry.rpartition(".")[2]] if entry in architecture.permuted else 0
+        tensors[theirs] = tensor, _stored_type(tensor, entry, TYPES[dtype][0]), permuted_heads
     for theirs, (tensor, kind, _) in tensors.items():
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
         nbytes = tensor.numel() // block * size
@@ -218,19 +211,20 @@ def _add_tensors(
             theirs, list(tensor.shape), np.dtype(np.float32), nbytes, raw_dtype=gguf.GGMLQuantizationType[kind]
         )
     if config.rope_scaling == "llama3":
-        factors = llama3_factors(_llama3(config), config.rope_theta, config.head_dim)
+        scaling = mapping.to_hf_config(config, family)["rope_parameters"]
+        factors = llama3_factors(scaling, config.rope_theta, config.head_dim)
         writer.add_tensor_info(ROPE_FACTORS, list(factors.shape), factors.dtype, factors.nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for done, (theirs, (tensor, kind, permuted)) in enumerate(tensors.items(), 1):
+    for done, (theirs, (tensor, kind, permuted_heads)) in enumerate(tensors.items(), 1):
         values = tensor.detach().float().cpu().contiguous().numpy()
-        if kind == "F16" and np.abs(values).max() > _LARGEST_HALF:
+        if kind == "F16" and np.abs(values).max() > _MAX_FLOAT16:
             raise CheckpointError(
-                f"{theirs} has numbers beyond {_LARGEST_HALF:,}, which float16 cannot hold; use --dtype bf16"
+                f"{theirs} has values beyond {_MAX_FLOAT16:,}, which float16 cannot hold; use --dtype bf16"
             )
-        if permuted:
-            values = values[np.argsort(rotated_halves(len(values), permuted))]
+        if permuted_heads:
+            values = values[np.argsort(rotated_halves(len(values), permuted_heads))]
         writer.write_tensor_data(gguf.quantize(values, gguf.GGMLQuantizationType[kind]))
         if progress:
             progress("writing", done, len(tensors))
@@ -238,28 +232,17 @@ def _add_tensors(
         writer.write_tensor_data(factors)
 
 
-def _names(published: Mapping[str, Tensor], architecture: Architecture) -> list[tuple[str, str, str]]:
-    """llama.cpp's name of each tensor, its entry of the table, and the published name."""
-    entries = {ours: theirs for theirs, ours in architecture.names.items()}
-    found = []
-    for name in published:
+def _renamed(published: Mapping[str, Tensor], architecture: Architecture) -> Iterator[tuple[str, str, Tensor]]:
+    """Give each tensor with llama.cpp's name and the table's entry for it."""
+    entries = {hf_name: theirs for theirs, hf_name in architecture.names.items()}
+    for name, tensor in published.items():
         stem, _, kind = name.rpartition(".")
         layer = next((part for part in stem.split(".") if part.isdigit()), None)
         general = stem if layer is None else stem.replace(f".{layer}", ".{i}", 1)
-        found.append((f"{entries[general].format(i=layer)}.{kind}", entries[general], name))
-    return found
+        yield f"{entries[general].format(i=layer)}.{kind}", entries[general], tensor
 
 
-def _stored_as(tensor: Tensor, entry: str, wanted: str) -> str:
+def _stored_type(tensor: Tensor, entry: str, matrix_type: str) -> str:
     if tensor.dim() < 2 or entry == "position_embd":
         return "F32"
-    return "F16" if wanted == "Q8_0" and tensor.size(1) % 32 else wanted
-
-
-def _llama3(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "factor": config.rope_factor,
-        "low_freq_factor": config.rope_low_freq_factor,
-        "high_freq_factor": config.rope_high_freq_factor,
-        "original_max_position_embeddings": config.rope_original_context,
-    }
+    return "F16" if matrix_type == "Q8_0" and tensor.size(1) % 32 else matrix_type

@@ -1,4 +1,4 @@
-"""How llama.cpp names and lays out what Hugging Face publishes: the tables for reading and writing .gguf files."""
+"""llama.cpp's names and layout of Hugging Face's tensors and numbers, used to read and to write .gguf files."""
 
 import math
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp names and lays out a family.
+    """A family in llama.cpp.
 
     Attributes:
-        name: `general.architecture`, which begins the keys of its numbers, too.
+        name: `general.architecture`, and the prefix of the keys of its numbers.
         model_type: Hugging Face's name.
-        names: of tensors, less `.weight` or `.bias`: theirs -> Hugging Face's.
-        keys: of numbers: theirs, after the name -> those of config.json.
-        permuted: tensors whose rows are in llama.cpp's order of rotated pairs.
-        transposed: matrices that Hugging Face stores as (in, out).
+        names: of tensors, without `.weight` or `.bias`: llama.cpp's -> Hugging Face's.
+        keys: of numbers: llama.cpp's, after the prefix -> those of config.json.
+        permuted: tensors whose rows are in llama.cpp's order of RoPE pairs.
+        transposed: matrices that Hugging Face stores transposed, as (in, out).
     """
 
     name: str
@@ -88,25 +88,27 @@ ARCHITECTURES = {
         Architecture("qwen3", "qwen3", _QWEN3_NAMES, LLAMA_KEYS),
     )
 }
-#: The tensor of Llama 3's rotary scaling, which is configuration elsewhere.
+#: The tensor with the factors of Llama 3's RoPE scaling; Hugging Face has settings in config.json instead.
 ROPE_FACTORS = "rope_freqs.weight"
-#: Entries of config.json that llama.cpp has no key for. They are kept as JSON under one of ours.
-BEYOND = ("rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "resid_pdrop")
-HINT = "glassgpt.config"
+#: Entries of config.json that llama.cpp has no key for. They are written as JSON under a key of our own.
+EXTRAS = ("rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "resid_pdrop")
+CONFIG_KEY = "glassgpt.config"
 
 
 def rotated_halves(rows: int, heads: int) -> np.ndarray:
-    """For each row of queries or keys as Hugging Face orders them, its place in a GGUF file, ``[rows]``.
+    """Give for each row of queries or keys in Hugging Face's order its row in a GGUF file, ``[rows]``.
 
-    A head's dimensions i and i + head_dim/2 turn together in Hugging Face's order, 2i and 2i + 1 in llama.cpp's.
+    RoPE rotates dimensions i and i + head_dim/2 of a head together in Hugging Face's order, 2i and 2i + 1 in
+    llama.cpp's.
     """
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
-    """What Llama 3's scaling divides each rotary frequency by, ``[head_dim / 2]`` of float32.
+    """Compute the divisors of the RoPE frequencies in Llama 3's scaling, ``[head_dim / 2]`` of float32.
 
-    Long waves by ``factor``, short ones by 1, and those between smoothly (as in transformers' modeling_rope_utils).
+    ``factor`` for low frequencies, 1 for high ones, and in between an interpolation (as in transformers'
+    modeling_rope_utils).
     """
     factor, low, high = (scaling[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
     waves = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
@@ -115,11 +117,11 @@ def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> n
 
 
 def llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
-    """The settings of Llama 3's scaling whose factors these are.
+    """Recover the settings of Llama 3's scaling from its factors, the inverse of :func:`llama3_factors`.
 
-    A file has the factors alone. Between short and long waves, smoothness is linear in the frequency, so two of them
-    give the line. Its ends are the ratio of two settings each: with ``low_freq_factor`` 1, as in all that is published,
-    they are known.
+    In the range that is interpolated, the weight is linear in the frequency, so two factors determine the line. The
+    ends of the line are ratios of two settings each; with ``low_freq_factor`` 1, as in all published models, they
+    determine the rest.
 
     Raises:
         ValueError: if no settings give these factors.
@@ -140,4 +142,4 @@ def llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str
         }
         if np.allclose(llama3_factors(scaling, theta, head_dim), factors, rtol=1e-5):
             return scaling
-    raise ValueError(f"{ROPE_FACTORS} scales the rotary frequencies in a way that is not Llama 3's")
+    raise ValueError(f"{ROPE_FACTORS} scales the RoPE frequencies in a way that is not Llama 3's")

