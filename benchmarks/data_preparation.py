@@ -88,7 +88,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "text.txt"
-        text.write_text(data.read(options.text).content * options.copies, encoding="utf-8", newline="")
+        text.write_text(data.read_text(options.text).content * options.copies, encoding="utf-8", newline="")
         size = text.stat().st_size
         for number in range(options.rounds):
             for tokenizer in TOKENIZERS:

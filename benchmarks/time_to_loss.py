@@ -128,7 +128,7 @@ def timed(command: list[Any], folder: Path) -> tuple[float, str]:
 
 def validation_loss(logits_of: Callable[[torch.Tensor], torch.Tensor], text: Path) -> float:
     """Loss over the whole validation split: the last 10 %, in windows of 64 tokens."""
-    stream = data.prepare(data.read(str(text)), DataConfig())
+    stream = data.prepare(data.read_text(str(text)), DataConfig())
     expected = round(0.1 * text.stat().st_size)
     assert abs(len(stream.val) - expected) <= 1, "both programs split at 90 %"
     return evaluate(logits_of, np.asarray(stream.val), SHAPE["block_size"], torch.device("cpu")).loss

@@ -58,7 +58,7 @@ def test_prepare_documents(cli: Cli, stories: list[str]) -> None:
     assert (found["tokenizer"], found["split"], found["vocab_size"]) == ("bpe:300", "documents", stream.info.vocab_size)
     assert (found["folder"], found["shards"], found["duplicates_dropped"]) == ("ready", 2, {})
     assert f"{len(stream.train):,}" in out and f"{size:,}" in out
-    assert data.find(DataConfig(source="ready")).prepared == Path("ready").resolve()
+    assert data.find_source(DataConfig(source="ready")).prepared == Path("ready").resolve()
 
 
 def test_prepare_a_text(cli: Cli, prose: str) -> None:

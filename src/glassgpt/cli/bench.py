@@ -129,9 +129,9 @@ def tokenizer(
     if only_train and only_encode:
         raise ConfigError("--only-train leaves out encoding and --only-encode leaves out training: give one of them")
     from glassgpt.bench.tokenizer import bench_tokenizer, versions
-    from glassgpt.data.sources.source import read
+    from glassgpt.data.sources.source import read_text
 
-    source = read(text)
+    source = read_text(text)
     only = "training" if only_train else "encoding" if only_encode else ""
     result = bench_tokenizer(
         source.content, vocab_size, pattern=pattern, processes=processes or None, repeat=repeat, only=only,

@@ -14,7 +14,7 @@ from glassgpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from glassgpt.config import RunConfig
-    from glassgpt.data import Source, TokenStream
+    from glassgpt.data import TextSource, TokenStream
     from glassgpt.data.audit.duplicates import Duplicates
     from glassgpt.data.sources.documents import Document
 
@@ -35,7 +35,7 @@ def prepare(
     config = _configured(arguments)
     progress = ProgressLine(_UNITS)
     try:
-        source = data.find(config.data, progress)
+        source = data.find_source(config.data, progress)
         if source.prepared:
             raise DataError(f"{source.prepared} is prepared already; train on it: glassgpt train {source.prepared}")
         stream = data.prepare(source, config.data, progress, folder=out, processes=processes or None)
@@ -69,7 +69,7 @@ def show(
     config = _configured(arguments)
     progress = ProgressLine(_UNITS)
     try:
-        source = data.find(config.data, progress)
+        source = data.find_source(config.data, progress)
         if duplicates:
             _show_duplicates(source, config, rows, progress, json)
             return
@@ -226,7 +226,7 @@ def _show_leaks(stream: "TokenStream", against: Path | None, config: "RunConfig"
     names = ("document {}" if stream.manifest.split == "documents" else "the text").format
     sides = [("validation", Grams.of(texts_of(stream, "val"), (f"validation {names(n)}" for n in _numbers_from(0))))]
     if against:
-        other = data.find(replace(config.data, source=str(against)))
+        other = data.find_source(replace(config.data, source=str(against)))
         if other.prepared:
             raise DataError(
                 f"--against takes text, and {against} is a prepared corpus; give the text that it was made from"
@@ -252,9 +252,9 @@ def _numbers_from(first: int) -> Iterator[int]:
         first += 1
 
 
-def _show_duplicates(source: "Source", config: "RunConfig", rows: int, progress: ProgressLine, json: bool) -> None:
+def _show_duplicates(source: "TextSource", config: "RunConfig", rows: int, progress: ProgressLine, json: bool) -> None:
     """Documents that repeat an earlier one, as text."""
-    from glassgpt.data.corpus.tasks import document_tasks, find_duplicates
+    from glassgpt.data.corpus.tasks import document_tasks, find_source_duplicates
     from glassgpt.tokenizer.pretokenize import usable_cpus
 
     if source.prepared or source.single:
@@ -262,7 +262,7 @@ def _show_duplicates(source: "Source", config: "RunConfig", rows: int, progress:
         raise DataError(f"--duplicates compares documents, and {what}; give a folder, a .jsonl file, or a separator")
     tasks = list(document_tasks(source))
     with tempfile.TemporaryDirectory(prefix="glassgpt-", ignore_cleanup_errors=True) as scratch:
-        found = find_duplicates(
+        found = find_source_duplicates(
             source,
             config.data,
             tasks,
@@ -295,7 +295,7 @@ def _show_duplicates(source: "Source", config: "RunConfig", rows: int, progress:
 
 
 def _documents_at(
-    source: "Source", tasks: Sequence[dict[str, Any]], places: set[tuple[int, int]]
+    source: "TextSource", tasks: Sequence[dict[str, Any]], places: set[tuple[int, int]]
 ) -> dict[tuple[int, int], "Document"]:
     """The documents at some places, each (task, row)."""
     found = {}

@@ -98,7 +98,7 @@ def _describe(preset: str, layers: Sequence[ConfigOverrides], has_text: bool) ->
     if not has_text:
         return config
     asked = {key for layer in layers for key in layer.get("model", {})}
-    stream = data.prepare(data.find(config.data), config.data)
+    stream = data.prepare(data.find_source(config.data), config.data)
     found = {
         "vocab_size": stream.info.vocab_size,
         "block_size": max(1, min(config.model.block_size, stream.info.tokens["train"] - 1)),

@@ -70,7 +70,7 @@ def train(
     A folder gets tokenizer.json and tokenizer_config.json, which `tokenizers` and `transformers` open, too. Train a
     model with it: glassgpt train TEXT tokenizer=OUT.
     """
-    from glassgpt.data.sources.source import read
+    from glassgpt.data.sources.source import read_text
     from glassgpt.tokenizer import specs
 
     asked = specs.parse(spec)
@@ -82,7 +82,7 @@ def train(
     if settings and asked.kind != "bpe":
         names = " and ".join(f"--{name.replace('_', '-')}" for name in settings)
         raise ConfigError(f"{spec} has no use for {names}, which bpe:N takes; leave it out")
-    content = read(text).content
+    content = read_text(text).content
     targets = learned.targets(out, asked.kind, force)
     began = time.monotonic()
     made = _trained(asked, content, settings)
@@ -299,7 +299,7 @@ def compare(
     char, word, word:N and bpe:N are trained on the first 90 % of the text. All are measured on the last 10 %, which
     those have not seen (a file or a run may have). More bytes per token are fewer tokens for the same text.
     """
-    from glassgpt.data.sources.source import read
+    from glassgpt.data.sources.source import read_text
     from glassgpt.tokenizer import specs
 
     asked = [specs.parse(name) for name in tokenizers]
@@ -311,7 +311,7 @@ def compare(
             specs.make(spec, "a")  # refuses a size that is too small, before anything takes long
         else:
             opened[spec.text] = find_tokenizer(spec.text, runs, pattern if spec.text.endswith(".tiktoken") else None)
-    source = read(text)
+    source = read_text(text)
     parts = comparison.divide(source.content, limit)
     result = []
     progress = ProgressLine(comparison.UNITS)

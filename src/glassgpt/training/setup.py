@@ -16,7 +16,7 @@ import torch
 
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, build, differences, parse_duration, presets
-from glassgpt.data import Source, TokenStream
+from glassgpt.data import TextSource, TokenStream
 from glassgpt.errors import CheckpointError, ConfigError, DataError
 from glassgpt.estimate import SHARE_OF_FREE, largest_micro_batch
 from glassgpt.model import GPT
@@ -78,7 +78,7 @@ def plan(
     if config.train.tensorboard:
         require_tensorboard()
     runtime = replace(resolve(config.runtime, processes.local_rank), compile=False)  # chosen when the rest is known
-    source = data.find(config.data, reporter.preparing)
+    source = data.find_source(config.data, reporter.preparing)
     stream = data.prepare(source, config.data, reporter.preparing)
     _require_enough(stream)
     notes = _Notes(reporter)
@@ -337,7 +337,7 @@ def _stream_of(run: Run, config: RunConfig) -> TokenStream:
     cached = data.find_prepared(expected, tokenizer, config.data)
     if cached is not None and provenance.get("data_sha256", cached.info.data_sha256) == cached.info.data_sha256:
         return cached
-    source, folder = data.find(config.data), run.newest_whole()
+    source, folder = data.find_source(config.data), run.newest_whole()
     if folder:  # the run carries its tokenizer: the file that it came from may be gone
         stream = data.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
     else:
@@ -361,7 +361,7 @@ def _stream_of(run: Run, config: RunConfig) -> TokenStream:
 
 
 def _data_as_prepared(
-    source: Source, stream: TokenStream, config: DataConfig, layers: Sequence[ConfigOverrides]
+    source: TextSource, stream: TokenStream, config: DataConfig, layers: Sequence[ConfigOverrides]
 ) -> dict[str, Any]:
     """What the run keeps of the section `data`: paths from the root, and the settings the corpus was prepared with.
 

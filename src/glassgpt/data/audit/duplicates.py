@@ -4,7 +4,7 @@ The signatures of :mod:`glassgpt.data.audit.signatures` say how similar two docu
 that agree in all numbers of at least one of several bands of their sketches (Leskovec, Rajaraman and Ullman, "Mining of
 Massive Datasets", chapter 3).
 
-Signing (:func:`sign`) is a matter of single documents and can be divided between processes; finding (:func:`find`)
+Signing (:func:`sign`) is a matter of single documents and can be divided between processes; finding (:func:`find_duplicates`)
 takes one process, disk, and memory that depends neither on the number of documents nor on how much they repeat each
 other.
 """
@@ -28,7 +28,7 @@ from glassgpt.data.audit.sorting import Sorter
 from glassgpt.data.audit.words import mixed
 from glassgpt.errors import DataError
 
-__all__ = ["Duplicates", "Kind", "Pair", "Signatures", "bands", "find", "missed", "sign"]
+__all__ = ["Duplicates", "Kind", "Pair", "Signatures", "bands", "find_duplicates", "missed", "sign"]
 
 #: Pairs that are listed at most, of each kind.
 LISTED = 5000
@@ -66,7 +66,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What :func:`find` found.
+    """What :func:`find_duplicates` found.
 
     Attributes:
         folder: where it is kept: other processes can :meth:`open` it.
@@ -97,7 +97,7 @@ class Duplicates:
 
     @classmethod
     def open(cls, folder: Path) -> "Duplicates":
-        """Read the result that :func:`find` left in a folder.
+        """Read the result that :func:`find_duplicates` left in a folder.
 
         Raises:
             DataError: if there is none.
@@ -116,7 +116,7 @@ class Duplicates:
         return found
 
 
-def find(paths: Sequence[Path], scratch: Path, threshold: float = 0.8) -> Duplicates:
+def find_duplicates(paths: Sequence[Path], scratch: Path, threshold: float = 0.8) -> Duplicates:
     """Find the documents that resemble an earlier one, and say which to drop.
 
     Documents are in order: validation before training, then by task and row. Going through them in that order, a

@@ -34,8 +34,8 @@ from glassgpt.data.corpus.manifest import (
     write_manifest,
 )
 from glassgpt.data.corpus.shards import FORMAT_VERSION, SPLITS
-from glassgpt.data.corpus.tasks import WORTH_PROCESSES, find_duplicates, reading, tasks_of
-from glassgpt.data.sources.source import Source, Survey
+from glassgpt.data.corpus.tasks import WORTH_PROCESSES, find_source_duplicates, reading, tasks_of
+from glassgpt.data.sources.source import TextSource, Survey
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, sha256_of
 from glassgpt.tokenizer import Tokenizer, load, save, specs
@@ -51,7 +51,7 @@ MakeTokenizer = Callable[[Iterable[str], Iterable[str], int], Tokenizer]
 
 
 def prepare(
-    source: Source,
+    source: TextSource,
     config: DataConfig,
     progress: Progress | None = None,
     *,
@@ -82,7 +82,7 @@ def prepare(
     return _prepared(source, config, specs.identity(spec), make, progress, folder, processes)
 
 
-def prepare_again(source: Source, config: DataConfig, identity: str, tokenizer: Tokenizer) -> TokenStream:
+def prepare_again(source: TextSource, config: DataConfig, identity: str, tokenizer: Tokenizer) -> TokenStream:
     """As :func:`prepare`, with a tokenizer that is at hand and was known by ``identity`` then."""
     if source.prepared:
         return open_stream(source.prepared)
@@ -126,7 +126,7 @@ def _cached(key: str) -> Path:
 
 
 def _prepared(
-    source: Source,
+    source: TextSource,
     config: DataConfig,
     identity: str,
     make: MakeTokenizer,
@@ -194,7 +194,7 @@ class Preparation:
 
     def __init__(
         self,
-        source: Source,
+        source: TextSource,
         survey: Survey,
         config: DataConfig,
         identity: str,
@@ -384,7 +384,7 @@ class Preparation:
 
     def _drop_duplicates(self, tasks: list[Message]) -> dict[str, int]:
         """Find documents that repeat an earlier one, and tell each task which of its own to leave out."""
-        found = find_duplicates(
+        found = find_source_duplicates(
             self.source, self.config, tasks, self.scratch, processes=self.processes, progress=self.progress
         )
         for number, task in enumerate(tasks):

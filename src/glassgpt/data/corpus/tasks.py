@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.config import DataConfig
-from glassgpt.data.audit.duplicates import Duplicates, find
+from glassgpt.data.audit.duplicates import Duplicates, find_duplicates
 from glassgpt.data.corpus.encoding import Signer
-from glassgpt.data.sources.source import Source, Survey
+from glassgpt.data.sources.source import TextSource, Survey
 from glassgpt.files import Progress
 from glassgpt.workers import Message, run_tasks
 
@@ -19,7 +19,7 @@ TASKS = 16
 WORTH_PROCESSES = 8 << 20
 
 
-def tasks_of(source: Source, survey: Survey, config: DataConfig) -> Iterator[Message]:
+def tasks_of(source: TextSource, survey: Survey, config: DataConfig) -> Iterator[Message]:
     """What there is to encode, in the order of the source; see :class:`glassgpt.data.corpus.encoding.Encoder`."""
     if not source.single:
         yield from document_tasks(source)
@@ -32,7 +32,7 @@ def tasks_of(source: Source, survey: Survey, config: DataConfig) -> Iterator[Mes
             yield {**common, "begin": first, "end": last, "bytes": last - first, "first": first == begin}
 
 
-def document_tasks(source: Source) -> Iterator[Message]:
+def document_tasks(source: TextSource) -> Iterator[Message]:
     """Segments of a source in groups of about as many bytes."""
     group: list[list[Any]] = []
     size, most = 0, task_size(source.size)
@@ -51,7 +51,7 @@ def task_size(total: int) -> int:
     return TASK if total < WORTH_PROCESSES else min(TASK, max(SMALL_TASK, total // TASKS))
 
 
-def reading(source: Source, config: DataConfig) -> Message:
+def reading(source: TextSource, config: DataConfig) -> Message:
     """What a task has to know to read and split documents."""
     return {
         "val_fraction": config.val_fraction,
@@ -60,8 +60,8 @@ def reading(source: Source, config: DataConfig) -> Message:
     }
 
 
-def find_duplicates(
-    source: Source,
+def find_source_duplicates(
+    source: TextSource,
     config: DataConfig,
     tasks: list[Message],
     scratch: Path,
@@ -69,7 +69,7 @@ def find_duplicates(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Duplicates:
-    """Documents of a source that repeat an earlier one; see :func:`glassgpt.data.audit.duplicates.find`.
+    """Documents of a source that repeat an earlier one; see :func:`glassgpt.data.audit.duplicates.find_duplicates`.
 
     Args:
         source: what to read.
@@ -86,4 +86,4 @@ def find_duplicates(
         done += tasks[number]["bytes"]
         if progress:
             progress("comparing documents", done, total)
-    return find([Path(task["to"]) for task in asked], scratch / "duplicates")
+    return find_duplicates([Path(task["to"]) for task in asked], scratch / "duplicates")

@@ -33,7 +33,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Files to read, and how they are divided into documents.
 
     Attributes:
@@ -190,7 +190,7 @@ def _survey_files(paths: Sequence[Path], progress: Progress | None) -> Survey:
     return Survey(hashlib.sha256(" ".join(digests).encode()).hexdigest(), size)
 
 
-def find(config: DataConfig, progress: Progress | None = None) -> Source:
+def find_source(config: DataConfig, progress: Progress | None = None) -> TextSource:
     """What the configuration's source means. A file wins over a corpus of the same name.
 
     Args:
@@ -210,7 +210,7 @@ def find(config: DataConfig, progress: Progress | None = None) -> Source:
     known = assets.names("corpus")
     if not path.exists() and source in known:
         corpus = assets.corpus(source, progress=progress)
-        return Source(
+        return TextSource(
             source,
             source,
             tuple(corpus.files),
@@ -224,23 +224,23 @@ def find(config: DataConfig, progress: Progress | None = None) -> Source:
     absolute = str(path.resolve()) if path.exists() else str(path.absolute())
     name = path.stem if path.exists() else "documents"
     if (path / MANIFEST).is_file():
-        return Source(absolute, path.resolve().name, (), prepared=path.resolve())
+        return TextSource(absolute, path.resolve().name, (), prepared=path.resolve())
     if plan_in(path) is not None:
         raise DataError(
             f"{path} holds a preparation that was interrupted; go on with the same `glassgpt data prepare ... --out "
             f"{path}`"
         )
-    return Source(absolute, path.resolve().name if path.is_dir() else name, tuple(files(absolute)), config.separator,
+    return TextSource(absolute, path.resolve().name if path.is_dir() else name, tuple(files(absolute)), config.separator,
                   config.text_field)  # fmt: skip
 
 
-def read(source: str) -> Text:
+def read_text(source: str) -> Text:
     """All text of a source in memory, for tokenizers; documents are joined by an empty line.
 
     Raises:
         DataError: if there is no such source, it is not UTF-8 text, or it is empty.
     """
-    found = find(DataConfig(source=source))
+    found = find_source(DataConfig(source=source))
     if found.prepared:
         raise DataError(f"{source} is a prepared corpus, which holds ids; give the text that it was made from")
     if found.single:

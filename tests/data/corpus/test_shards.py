@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from glassgpt.config import DataConfig
-from glassgpt.data import Tokens, TokenStream, find, open_stream, prepare
+from glassgpt.data import Tokens, TokenStream, find_source, open_stream, prepare
 from glassgpt.data.corpus.shards import FORMAT_VERSION, check_ids, open_shard, write_shard
 from glassgpt.errors import DataError
 from glassgpt.tokenizer import CharTokenizer
@@ -43,7 +43,7 @@ def text(tmp_path: Path) -> Path:
 
 def prepared(file: Path, fraction: float = 0.1, most: int = 1000, **other: Any) -> TokenStream:
     config = DataConfig(source=str(file), val_fraction=fraction, max_val_tokens=most, **other)
-    return prepare(find(config), config)
+    return prepare(find_source(config), config)
 
 
 def decoded(stream: TokenStream) -> tuple[str, str]:

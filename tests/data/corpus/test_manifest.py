@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, find, open_stream, prepare
+from glassgpt.data import TokenStream, find_source, open_stream, prepare
 from glassgpt.data.corpus import encoding, manifest, tasks
 from glassgpt.data.corpus.shards import FORMAT_VERSION
 from glassgpt.errors import DataError
@@ -33,7 +33,7 @@ def text(tmp_path: Path) -> Path:
 
 def prepared(file: Path, folder: Path | None = None, **settings: Any) -> TokenStream:
     config = DataConfig(source=str(file), **settings)
-    return prepare(find(config), config, folder=folder)
+    return prepare(find_source(config), config, folder=folder)
 
 
 def whole(stream: TokenStream) -> str:

@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from wording import prose as ordinary
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, find, prepare
+from glassgpt.data import TokenStream, find_source, prepare
 from glassgpt.data.corpus import encoding, tasks
 from glassgpt.data.sources import source as readers
 from glassgpt.errors import DataError, TokenizerError
@@ -45,7 +45,7 @@ def prepared(
     source: Path, folder: Path | None = None, *, processes: int | None = None, **settings: Any
 ) -> TokenStream:  # fmt: skip
     config = DataConfig(source=str(source), **settings)
-    return prepare(find(config), config, folder=folder, processes=processes)
+    return prepare(find_source(config), config, folder=folder, processes=processes)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -525,7 +525,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(tmp_path: P
     (out / "plan.json").write_text('{"key": "another"}', encoding="utf-8")
     refused("unfinished preparation of another text or with other settings")
     with pytest.raises(DataError, match="preparation that was interrupted; go on with the same"):
-        find(DataConfig(source=str(out)))
+        find_source(DataConfig(source=str(out)))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be written"):
         prepared(tmp_path / "a.txt", tmp_path / "file")
@@ -590,7 +590,7 @@ MEASURE = textwrap.dedent("""
     source, out, tokenizer, processes = sys.argv[1:]
     config = DataConfig(source=source, tokenizer=tokenizer)
     began = time.monotonic()
-    stream = data.prepare(data.find(config), config, folder=Path(out), processes=int(processes))
+    stream = data.prepare(data.find_source(config), config, folder=Path(out), processes=int(processes))
     lines = Path("/proc/self/status").read_text().splitlines()  # getrusage would count the process that began this one
     peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
     peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)

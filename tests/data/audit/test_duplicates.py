@@ -16,7 +16,7 @@ import pytest
 from wording import jaccard, plain_grams, plays_apart, prose, scenes
 
 from glassgpt.data.audit import duplicates, sorting, words
-from glassgpt.data.audit.duplicates import Duplicates, Pair, bands, find, missed, sign
+from glassgpt.data.audit.duplicates import Duplicates, Pair, bands, find_duplicates, missed, sign
 from glassgpt.data.audit.signatures import PERMUTATIONS, Signatures
 from glassgpt.errors import DataError
 
@@ -26,7 +26,7 @@ def search(folder: Path, tasks: Sequence[Signatures], threshold: float = 0.8) ->
     paths = [folder / f"{number}.safetensors" for number in range(len(tasks))]
     for path, task in zip(paths, tasks, strict=True):
         task.save(path)
-    return find(paths, folder / "scratch", threshold)
+    return find_duplicates(paths, folder / "scratch", threshold)
 
 
 def divide(all_of: Signatures, cuts: Iterable[int]) -> list[Signatures]:
@@ -53,7 +53,7 @@ def globally(found: Duplicates) -> tuple[list[int], list[tuple[Any, ...]], tuple
 
 
 def expected(all_of: Signatures, threshold: float = 0.8) -> tuple[list[int], list[tuple[Any, ...]], tuple[Any, ...]]:
-    """The rule as `find` states it, by comparing every document with every earlier one."""
+    """The rule as `find_duplicates` states it, by comparing every document with every earlier one."""
     number, rows = bands(threshold)
     order = sorted(range(len(all_of)), key=lambda row: (not all_of.validation[row], row))
     dropped, pairs, kinds = set[int](), [], {"train": 0, "validation": 0, "across": 0}
@@ -203,7 +203,7 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     for path in paths:
         sign(["one two", "three"], [True, False]).save(path)
     DAMAGES[damage](paths[1])
-    for attempt in (lambda: Signatures.load(paths[1]), lambda: find(paths, tmp_path / "scratch")):
+    for attempt in (lambda: Signatures.load(paths[1]), lambda: find_duplicates(paths, tmp_path / "scratch")):
         with pytest.raises(DataError) as caught:
             attempt()
         assert str(paths[1]) in str(caught.value)
@@ -333,7 +333,7 @@ def test_nothing_to_find(tmp_path: Path) -> None:
         assert [found.dropped(task).tolist() for task in range(len(tasks))] == [[] for _ in tasks]
     for threshold in (0.0, -1.0, 1.01):
         with pytest.raises(ValueError, match="threshold"):
-            find([], tmp_path, threshold)
+            find_duplicates([], tmp_path, threshold)
 
 
 @pytest.mark.parametrize("copies", [2, 32, 33, 100])
@@ -414,7 +414,7 @@ def test_the_probability_of_missing_a_pair(tmp_path: Path) -> None:
         chance = missed(similarity)
         spread = np.sqrt(chance * (1 - chance) / 1000)
         assert abs(1 - found.kinds["train"] / 1000 - chance) < 4 * spread
-    said = " ".join((find.__doc__ or "").split())
+    said = " ".join((find_duplicates.__doc__ or "").split())
     assert bands(0.8) == (21, 6) and "21 bands of 6 numbers" in said
     assert f"0.85 similar {missed(0.85):.1%}".replace("%", " %") in said
     assert f"at 0.9 {missed(0.9):.3%}".replace("%", " %") in said and missed(1.0) == 0
@@ -446,7 +446,7 @@ import random, sys
 from pathlib import Path
 from glassgpt.bench.memory import peak_resident
 from glassgpt.data.audit import sorting
-from glassgpt.data.audit.duplicates import find, sign
+from glassgpt.data.audit.duplicates import find_duplicates, sign
 folder, tasks, sorting.MEMORY = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 def texts(task):
     generator = random.Random(task)
@@ -455,7 +455,7 @@ def texts(task):
 paths = [folder / str(task) for task in range(tasks)]
 for task, path in enumerate(paths):
     sign(texts(task), [False] * 5000).save(path)
-found = find(paths, folder / "scratch")
+found = find_duplicates(paths, folder / "scratch")
 print(found.exact, found.near, peak_resident() or 0)
 """
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, find, prepare
+from glassgpt.data import TokenStream, find_source, prepare
 from glassgpt.data.corpus import encoding, reading_back, tasks
 from glassgpt.data.corpus.encoding import in_validation
 from glassgpt.data.corpus.manifest import Manifest
@@ -40,7 +40,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, prose: str) -> dict[str, s
 
 def prepared(source: Path, folder: Path, **settings: Any) -> TokenStream:
     config = DataConfig(source=str(source), **settings)
-    return prepare(find(config), config, folder=folder, processes=1)
+    return prepare(find_source(config), config, folder=folder, processes=1)
 
 
 def read(stream: TokenStream, split: str) -> list[str]:
