@@ -34,7 +34,7 @@ class SlidingWindowDataset(Dataset[tuple[Tensor, Tensor]]):
             raise DataError(f"tokens must be a one-dimensional array of ids, got shape {list(self.tokens.shape)}")
         if len(self.tokens) < max_length + 1:
             raise DataError(
-                f"{len(self.tokens)} tokens are too few for a window of {max_length} and its last target; use a longer text, "
+                f"{len(self.tokens)} tokens do not fill a window of {max_length} and its targets; use a longer text, "
                 f"or max_length={max(1, len(self.tokens) - 1)} or less"
             )
         self.max_length, self.stride = max_length, stride
