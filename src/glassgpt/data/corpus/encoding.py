@@ -11,7 +11,7 @@ import numpy as np
 
 from glassgpt.data.audit.duplicates import sign
 from glassgpt.data.corpus.shards import SPLITS, write_shard
-from glassgpt.data.sources.documents import Segment, is_whole, read_segment, text_parts
+from glassgpt.data.sources.documents import Segment, is_single, read_segment, text_parts
 from glassgpt.data.sources.textfiles import is_compressed
 from glassgpt.errors import DataError
 from glassgpt.tokenizer import BPETokenizer, Tokenizer, load
@@ -73,7 +73,7 @@ def read_documents(segment: Sequence[Any], text_field: str, separator: str) -> I
     A long file that is one document is read again at each call, not held in memory.
     """
     file = Path(segment[0])
-    if is_whole(file, separator):
+    if is_single(file, separator):
         size = file.stat().st_size * (_COMPRESSION if is_compressed(file) else 1)
         if size > LONG_DOCUMENT_BYTES:
             if not all(part.isspace() for part in text_parts(file)):

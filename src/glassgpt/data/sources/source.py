@@ -13,7 +13,7 @@ from typing import Any
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data.sources.documents import Document, Segment, files, is_whole, read_segment, segments, text_parts
+from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments, text_parts
 from glassgpt.data.sources.textfiles import is_compressed
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, sha256_of
@@ -57,7 +57,7 @@ class TextSource:
     @property
     def single(self) -> bool:
         """Whether it is one text, which is split by position."""
-        return len(self.files) == 1 and is_whole(self.files[0], self.separator)
+        return len(self.files) == 1 and is_single(self.files[0], self.separator)
 
     @property
     def size(self) -> int:
