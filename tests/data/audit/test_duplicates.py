@@ -16,8 +16,10 @@ import pytest
 from wording import jaccard, plain_grams, plays_apart, prose, scenes
 
 from glassgpt.data.audit import duplicates, sorting, words
-from glassgpt.data.audit.duplicates import Duplicates, Pair, bands, find_duplicates, missed, sign
-from glassgpt.data.audit.signatures import PERMUTATIONS, Signatures
+from glassgpt.data.audit import pairs as similar
+from glassgpt.data.audit.duplicates import Duplicates, Pair, find_duplicates
+from glassgpt.data.audit.pairs import bands, missed
+from glassgpt.data.audit.signatures import PERMUTATIONS, Signatures, sign
 from glassgpt.errors import DataError
 
 
@@ -282,7 +284,7 @@ def test_it_finds_what_comparing_everything_finds(
     seed: int, threshold: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the documents are divided into tasks, and however little memory there is."""
-    monkeypatch.setattr(duplicates, "_SMALL", 1000)
+    monkeypatch.setattr(similar, "_SMALL", 1000)
     all_of = families(seed, 110)
     wanted = expected(all_of, threshold)
     assert len(wanted[0]) > 10
@@ -291,7 +293,7 @@ def test_it_finds_what_comparing_everything_finds(
     records = (bands(threshold)[0] + 1) * len(all_of)
     for number, (runs, block) in enumerate([(1, 8192), (1, 8192), (4, 7), (12, 60)]):
         monkeypatch.setattr(sorting, "MEMORY", records // runs)
-        monkeypatch.setattr(duplicates, "_BLOCK", block)
+        monkeypatch.setattr(similar, "_BLOCK", block)
         cuts = [] if number == 0 else sorted(generator.choices(range(len(all_of) + 1), k=generator.randint(1, 30)))
         assert globally(search(tmp_path / str(number), divide(all_of, cuts), threshold)) == wanted
 
@@ -311,7 +313,7 @@ def test_the_result_stays_for_other_processes(tmp_path: Path) -> None:
     content = (tmp_path / "scratch" / "duplicates.json").read_bytes()
     for damaged in (b"", b"{}", b"[]", content.replace(b'"near"', b'"far"'), content.replace(b"120", b"121")):
         (tmp_path / "scratch" / "duplicates.json").write_bytes(damaged)
-        with pytest.raises(DataError, match="holds no list of duplicates"):
+        with pytest.raises(DataError, match="holds no valid list of duplicates"):
             Duplicates.open(tmp_path / "scratch")
 
 
@@ -347,8 +349,8 @@ def test_of_copies_the_first_stays(text: str, copies: int, tmp_path: Path) -> No
 @pytest.mark.parametrize("small", [2, 32])
 def test_a_mould_of_many_pages_leaves_one(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of documents that all resemble each other: only the first of each mould stays, and it takes no age."""
-    monkeypatch.setattr(duplicates, "_SMALL", small)
-    monkeypatch.setattr(duplicates, "_BLOCK", 300)
+    monkeypatch.setattr(similar, "_SMALL", small)
+    monkeypatch.setattr(similar, "_BLOCK", 300)
     generator = np.random.default_rng(4)
     moulds = generator.integers(0, 2**32 - 1, (3, PERMUTATIONS), dtype=np.uint32)
     which = generator.integers(0, 3, 2000)
@@ -366,7 +368,7 @@ def test_a_mould_of_many_pages_leaves_one(small: int, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("small", [2, 5, 32])
 def test_a_group_may_lie_across_any_borders(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of documents with the same words there is one group at this threshold: nothing else would find them."""
-    monkeypatch.setattr(duplicates, "_SMALL", small)
+    monkeypatch.setattr(similar, "_SMALL", small)
     generator = np.random.default_rng(9)
     sketches = generator.integers(0, 2**32 - 1, (20, PERMUTATIONS), dtype=np.uint32)
     which = generator.choice(20, 200, p=generator.dirichlet(np.full(20, 0.5)))
@@ -375,7 +377,7 @@ def test_a_group_may_lie_across_any_borders(small: int, tmp_path: Path, monkeypa
     wanted = expected(all_of, 1.0)
     for number, (memory, block) in enumerate([(1 << 20, 8192), (150, 9), (61, 50)]):
         monkeypatch.setattr(sorting, "MEMORY", memory)
-        monkeypatch.setattr(duplicates, "_BLOCK", block)
+        monkeypatch.setattr(similar, "_BLOCK", block)
         assert globally(search(tmp_path / str(number), divide(all_of, range(0, 200, 30)), 1.0)) == wanted
 
 
@@ -383,9 +385,9 @@ def test_a_group_may_lie_across_any_borders(small: int, tmp_path: Path, monkeypa
 def test_with_leaders_what_is_dropped_still_resembles_what_is_kept(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "_SMALL", 3)
-    monkeypatch.setattr(duplicates, "_LEADERS", 2)
-    monkeypatch.setattr(duplicates, "_BLOCK", 10)
+    monkeypatch.setattr(similar, "_SMALL", 3)
+    monkeypatch.setattr(similar, "_LEADERS", 2)
+    monkeypatch.setattr(similar, "_BLOCK", 10)
     all_of = families(seed + 50)
     results = [
         globally(search(tmp_path / str(number), divide(all_of, cuts)))
@@ -446,7 +448,8 @@ import random, sys
 from pathlib import Path
 from glassgpt.bench.memory import peak_resident
 from glassgpt.data.audit import sorting
-from glassgpt.data.audit.duplicates import find_duplicates, sign
+from glassgpt.data.audit.duplicates import find_duplicates
+from glassgpt.data.audit.signatures import sign
 folder, tasks, sorting.MEMORY = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 def texts(task):
     generator = random.Random(task)

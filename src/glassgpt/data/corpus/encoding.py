@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from glassgpt.data.audit.duplicates import sign
+from glassgpt.data.audit.signatures import sign
 from glassgpt.data.corpus.shards import SPLITS, write_shard
 from glassgpt.data.sources.documents import Segment, is_single, read_segment, text_parts
 from glassgpt.data.sources.textfiles import is_compressed

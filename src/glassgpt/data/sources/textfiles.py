@@ -59,13 +59,11 @@ def open_bytes(file: Path) -> BinaryIO:
         MissingExtraError: if the library that decompresses it is not installed.
         OSError: if it cannot be read; see :func:`os_error_as_data_error`.
     """
-    decompressed = _decompressed(file) if is_compressed(file) else None
-    stream = (
-        cast(BinaryIO, io.BufferedReader(decompressed, _BUFFER)) if decompressed else file.open("rb", buffering=_BUFFER)
-    )
+    raw = _decompressed(file) if is_compressed(file) else None
+    stream = cast(BinaryIO, io.BufferedReader(raw, _BUFFER)) if raw else file.open("rb", buffering=_BUFFER)
     try:
-        if decompressed:
-            head = decompressed.head()
+        if raw:
+            head = raw.head()
         else:
             head = stream.read(_HEAD)
             stream.seek(0)
