@@ -10,14 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from glassgpt.config import DataConfig
-from glassgpt.data.corpus.encoding import (
-    PARAGRAPH_BREAK,
-    Encoder,
-    in_validation,
-    read_documents,
-    read_range,
-    rechunk,
-)
+from glassgpt.data.corpus.encoding import PARAGRAPH_BREAK, Encoder, in_validation, read_documents, read_range, rechunk
 from glassgpt.data.corpus.manifest import (
     Manifest,
     ShardEntry,

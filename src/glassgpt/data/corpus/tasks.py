@@ -55,11 +55,7 @@ def task_size(total: int) -> int:
 
 def read_settings(source: TextSource, config: DataConfig) -> Message:
     """Give the settings with which a task reads and splits documents."""
-    return {
-        "val_fraction": config.val_fraction,
-        "text_field": source.text_field,
-        "separator": source.separator,
-    }
+    return {"val_fraction": config.val_fraction, "text_field": source.text_field, "separator": source.separator}
 
 
 def find_source_duplicates(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.data.sources.tables import Row, listed, text_field_of
-from glassgpt.data.sources.textfiles import is_compressed, os_error_as_data_error
+from glassgpt.data.sources.textfiles import is_compressed, reading
 from glassgpt.errors import DataError, MissingExtraError
 
 _ROWS = 64  # read at a time
@@ -50,7 +50,7 @@ def _open_parquet(file: Path) -> Any:
         raise MissingExtraError("pyarrow", "data", f"reading {file}") from None
     if is_compressed(file):
         raise DataError(f"{file} is compressed; parquet compresses its own columns: decompress it first")
-    with os_error_as_data_error(file):
+    with reading(file):
         if file.stat().st_size == 0:
             raise DataError(f"{file} is empty; it is not a parquet file")
         file.open("rb").close()
@@ -149,7 +149,7 @@ def saved_ranges(folder: Path, size: int) -> list[tuple[int, int]]:
     """Divide the rows into ranges of about `size` bytes each."""
     dataset = _open_saved(folder)
     rows = len(dataset)
-    with os_error_as_data_error(folder):
+    with reading(folder):
         stored = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files)
     step = max(1, rows * size // max(1, stored))
     return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)] or [(0, 0)]

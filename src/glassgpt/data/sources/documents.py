@@ -27,15 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glassgpt.data.sources import arrow, tables
-from glassgpt.data.sources.textfiles import (
-    COMPRESSED,
-    END,
-    decode,
-    is_compressed,
-    os_error_as_data_error,
-    split_file,
-    text_parts,
-)
+from glassgpt.data.sources.textfiles import COMPRESSED, END, decode, is_compressed, reading, split_file, text_parts
 from glassgpt.errors import DataError
 
 #: Endings of the files that are read from a folder.
@@ -226,7 +218,7 @@ def segments(file: Path, size: int, separator: str = "") -> list[Segment]:
         return [Segment(file, *part) for part in arrow.saved_ranges(file, size)]
     if _ending(file) == ".parquet":
         return [Segment(file, *part) for part in arrow.parquet_ranges(file, size)]
-    with os_error_as_data_error(file):
+    with reading(file):
         total = file.stat().st_size
     if is_compressed(file) or _ending(file) == ".csv" or is_single(file, separator):
         return [Segment(file, 0, total)]

@@ -13,14 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glassgpt.data.sources.textfiles import (
-    decode,
-    line_of,
-    open_bytes,
-    os_error_as_data_error,
-    split_file,
-    text_parts,
-)
+from glassgpt.data.sources.textfiles import decode, line_of, open_bytes, reading, split_file, text_parts
 from glassgpt.errors import DataError
 
 #: The usual names of the field with the text, in this order.
@@ -160,7 +153,7 @@ def csv_rows(file: Path, text_field: str) -> Iterator[Row]:
     """Read the rows of a CSV file (commas between cells, quotes doubled within quotes); the header is not counted."""
     header: list[str] = []
     column = number = 0
-    with os_error_as_data_error(file), open_bytes(file) as stream:
+    with reading(file), open_bytes(file) as stream:
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
         reader = csv.reader(lines, strict=True)
         while True:

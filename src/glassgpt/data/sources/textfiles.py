@@ -42,8 +42,8 @@ def is_compressed(file: Path) -> bool:
 
 
 @contextlib.contextmanager
-def os_error_as_data_error(file: Path) -> Iterator[None]:
-    """Turn an OSError into a :class:`DataError` that names the file."""
+def reading(file: Path) -> Iterator[None]:
+    """Turn an OSError while reading a file into a :class:`DataError` that names it."""
     try:
         yield
     except OSError as error:
@@ -57,7 +57,7 @@ def open_bytes(file: Path) -> BinaryIO:
         DataError: if it does not look like UTF-8 text (a NUL byte in its first 8 KB, or the first bytes of another
             encoding or a binary format); here or in a later read, if it is damaged.
         MissingExtraError: if the library that decompresses it is not installed.
-        OSError: if it cannot be read; see :func:`os_error_as_data_error`.
+        OSError: if it cannot be read; see :func:`reading`.
     """
     raw = _decompressed(file) if is_compressed(file) else None
     stream = cast(BinaryIO, io.BufferedReader(raw, _BUFFER)) if raw else file.open("rb", buffering=_BUFFER)
@@ -217,7 +217,7 @@ def split_file(file: Path, separator: bytes, begin: int = 0, end: int = END) -> 
         the offset of each piece in the file, and its bytes, without the separator. A byte order mark at the start of
         the file is in no piece.
     """
-    with os_error_as_data_error(file), open_bytes(file) as stream:
+    with reading(file), open_bytes(file) as stream:
         tail = stream.read(len(codecs.BOM_UTF8))
         first = len(tail) if tail == codecs.BOM_UTF8 else 0
         base, start = first, first  # offset of the block, and of the piece (-1: not known yet)
@@ -283,7 +283,7 @@ def text_parts(file: Path, size: int = 1 << 20) -> Iterator[str]:
         DataError: if it cannot be read, or is not UTF-8 text; the message names the place.
         MissingExtraError: if the library that decompresses it is not installed.
     """
-    with os_error_as_data_error(file), open_bytes(file) as stream:
+    with reading(file), open_bytes(file) as stream:
         rest, offset, first = b"", 0, True
         while True:
             read = stream.read(size)
@@ -325,7 +325,7 @@ def not_utf8(file: Path, offset: int, byte: int) -> DataError:
 def line_of(file: Path, offset: int) -> int:
     """Give the number, from 1, of the line with the byte at an offset. Reads the file up to there."""
     line, left = 1, offset
-    with os_error_as_data_error(file), open_bytes(file) as stream:
+    with reading(file), open_bytes(file) as stream:
         while left > 0 and (chunk := stream.read(min(left, _BUFFER))):
             line, left = line + chunk.count(b"\n"), left - len(chunk)
     return line
