@@ -37,7 +37,7 @@ def divide(all_of: Signatures, cuts: Iterable[int]) -> list[Signatures]:
 
 
 def globally(found: Duplicates) -> tuple[list[int], list[tuple[Any, ...]], tuple[Any, ...]]:
-    """What was found, with documents by their number in all tasks together."""
+    """Number the documents of a result over all tasks."""
     begins = np.cumsum([0, *found.documents])
     dropped = [int(begins[task] + row) for task in range(len(found.documents)) for row in found.dropped(task)]
     pairs = [
@@ -288,7 +288,7 @@ def test_it_finds_what_comparing_everything_finds(
     all_of = families(seed, 110)
     wanted = expected(all_of, threshold)
     assert len(wanted[0]) > 10
-    assert threshold != 0.8 or len(wanted[1]) > len(wanted[0])  # some duplicates stay: what they resemble goes
+    assert threshold != 0.8 or len(wanted[1]) > len(wanted[0])  # some duplicates stay, as their partners are dropped
     generator = random.Random(seed)
     records = (bands(threshold)[0] + 1) * len(all_of)
     for number, (runs, block) in enumerate([(1, 8192), (1, 8192), (4, 7), (12, 60)]):
@@ -348,7 +348,7 @@ def test_of_copies_the_first_stays(text: str, copies: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("small", [2, 32])
 def test_a_mould_of_many_pages_leaves_one(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of documents that all resemble each other: only the first of each mould stays, and it takes no age."""
+    """Thousands of similar documents: only the first from each template stays, and it is fast."""
     monkeypatch.setattr(similar, "_SMALL", small)
     monkeypatch.setattr(similar, "_BLOCK", 300)
     generator = np.random.default_rng(4)
@@ -367,7 +367,7 @@ def test_a_mould_of_many_pages_leaves_one(small: int, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("small", [2, 5, 32])
 def test_a_group_may_lie_across_any_borders(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of documents with the same words there is one group at this threshold: nothing else would find them."""
+    """At this threshold there is one group for documents with the same words: only it can find them."""
     monkeypatch.setattr(similar, "_SMALL", small)
     generator = np.random.default_rng(9)
     sketches = generator.integers(0, 2**32 - 1, (20, PERMUTATIONS), dtype=np.uint32)
@@ -428,7 +428,7 @@ def test_the_probability_of_missing_a_pair(tmp_path: Path) -> None:
 
 
 def test_no_false_alarm_on_different_plays(tmp_path: Path) -> None:
-    """Whole plays, and their scenes: none resembles any other of another play; a few words do."""
+    """No play, and no scene, is similar to one of another play."""
     plays = list(plays_apart().values())
     whole = search(tmp_path / "whole", [sign(plays, [False] * len(plays))])
     assert whole.pairs == []

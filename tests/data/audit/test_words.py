@@ -1,4 +1,4 @@
-"""Texts as hashed words: the words are those of plain Python, however the text is divided."""
+"""Hashed words equal those of plain Python, however the text is split."""
 
 import random
 from collections.abc import Sequence

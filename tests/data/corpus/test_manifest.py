@@ -1,4 +1,4 @@
-"""What a prepared corpus says of itself is checked before it is used, and what it says of its text is right."""
+"""The manifest is checked before a corpus is used, and its numbers are those of the text."""
 
 import itertools
 import json
@@ -212,7 +212,7 @@ def test_checking_works_where_the_cache_cannot_be_written(
 
 @pytest.mark.parametrize("shard", [1 << 24, 150, 40])
 def test_validation_ends_at_a_document(tmp_path: Path, shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For any limit: the longest row of whole documents within it, and at least (a part of) one."""
+    """For any limit: as many full documents as fit, and at least one (or a part of it)."""
     monkeypatch.setattr(encoding, "SHARD_TOKENS", shard)
     monkeypatch.setattr(encoding, "CHUNK_CHARS", 16)
     monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 900)

@@ -1,4 +1,4 @@
-"""However a file is cut into parts, its documents are the same; and what a source means is always the same files."""
+"""A file's documents do not depend on its segments, and a source always gives the same files."""
 
 import gzip
 import itertools

@@ -183,7 +183,7 @@ def test_a_survey_counts_and_divides(
     tmp_path_factory: pytest.TempPathFactory,
     content: str, mark: bool, packed: bool, size: int, window: int, data: st.DataObject,
 ) -> None:  # fmt: skip
-    """Characters are found by number, and a text is cut where its parts, encoded one by one, are the whole."""
+    """Characters are found by number, and a text is cut where encoding the parts equals encoding the full text."""
     here = tmp_path_factory.mktemp("survey")
     raw = (MARK if mark else b"") + content.encode("utf-8")
     content = content if mark else content.removeprefix("\ufeff")  # a mark that was drawn is a mark
@@ -212,7 +212,7 @@ def test_a_survey_counts_and_divides(
 
 
 def test_a_text_is_divided_wherever_it_may_be(tmp_path: Path) -> None:
-    """Parts of about the size asked for, also where places to cut are far apart and windows border on them."""
+    """Parts have about the given size, even if safe cuts are rare and at the borders of windows."""
     content = ("x" * 997 + " y") * 300
     (tmp_path / "a.txt").write_text(content, encoding="utf-8")
     survey = find_source(DataConfig(source=str(tmp_path / "a.txt"))).survey(tmp_path)

@@ -1,4 +1,4 @@
-"""Rows are the rows that other readers find; where the text is gets settled once, and nothing is guessed past it."""
+"""Rows equal those of other readers; the first row decides which field has the text."""
 
 import csv
 import gzip
@@ -107,7 +107,7 @@ ROWS: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("row", "asked", "expected"), ROWS)
 def test_where_the_text_of_a_row_is(tmp_path: Path, row: dict[str, Any], asked: str, expected: str) -> None:
-    """One rule for all kinds of tables; only CSV, which has nothing but strings, must ask where others see one."""
+    """One rule for all kinds of tables; only in CSV, where every cell is a string, may the choice be unclear."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     datasets = pytest.importorskip("datasets")
     table = pyarrow.Table.from_pylist([row, row])

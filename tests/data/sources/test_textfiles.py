@@ -1,4 +1,4 @@
-"""A file that is damaged, or no text, gives one message that says where; never less text than it holds."""
+"""A damaged file, or one that is not text, gives one message with the place; never a part of its text."""
 
 import gzip
 import itertools
@@ -59,7 +59,7 @@ def test_members_one_after_another_are_one_file(
 
 @pytest.mark.parametrize("ending", PACK)
 def test_a_file_cut_short_anywhere_is_damaged(tmp_path: Path, ending: str) -> None:
-    """At every byte: the text before the cut is there to be read, so nothing but the check would tell."""
+    """At every byte: the text before the cut can be read, so only the check finds the damage."""
     packed = PACK[ending](LINES) + PACK[ending](LINES[:100])
     edges = {len(PACK[ending](LINES)), len(packed)}
     file = tmp_path / f"a.jsonl.{ending}"
