@@ -122,7 +122,7 @@ def main() -> None:
         print("left out: nanoGPT: give --nanogpt CHECKOUT")
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "text.txt"
-        text.write_text(data.read(options.text).content * options.copies, encoding="utf-8", newline="")
+        text.write_text(data.read_text(options.text).content * options.copies, encoding="utf-8", newline="")
         rows = compare(options, text, Path(scratch))
         show(rows)
     if options.json:

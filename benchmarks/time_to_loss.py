@@ -109,7 +109,7 @@ def timed(command: list[Any], folder: Path) -> tuple[float, str]:
 def validation_loss(logits_of: Callable[[torch.Tensor], torch.Tensor], text: Path) -> float:
     """Compute the loss over the whole validation split: the last 10 %, in windows of 64 tokens."""
     config = DataConfig(source=str(text))
-    stream = data.prepare(data.find(config), config)
+    stream = data.prepare(data.find_source(config), config)
     expected = round(0.1 * text.stat().st_size)
     assert abs(len(stream.val) - expected) <= 1, "both programs split at 90 %"
     return evaluate(logits_of, np.asarray(stream.val), SHAPE["block_size"], torch.device("cpu")).loss

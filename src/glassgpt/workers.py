@@ -1,9 +1,10 @@
-"""Tasks done by several child processes, with the same results whatever their number.
+"""Run tasks in child processes; the results do not depend on the number of processes.
 
-Plain child processes that are told their tasks through standard input, a line of JSON each, and answer the same way:
-multiprocessing would want the user's script to guard its main part, or fork a process that may have threads.
+The children are plain Python processes that read one task per line of JSON from standard input, and write results the
+same way. (multiprocessing would require a main guard in the user's script, or fork a process that may have threads.)
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from glassgpt import errors
 from glassgpt.errors import DataError, GlassError
 
-#: What a task is told and what it answers: anything that JSON can say.
+#: A task or its result: anything that JSON can express.
 Message = dict[str, Any]
 
 
@@ -27,53 +28,49 @@ def run_tasks(
     setup: Message,
     tasks: Sequence[Message],
     processes: int,
-    here: Callable[[Message], Message] | None = None,
+    worker: Callable[[Message], Message] | None = None,
 ) -> Iterator[tuple[int, Message]]:
-    """Do tasks, and yield (number, answer) as they are done, in any order.
+    """Run tasks, and yield (number, result) as they finish, in any order.
 
     Args:
-        name: of a class, ``module:Class``; it is made with ``setup`` once in each process, and called with each task.
+        name: a class, ``module:Class``. Each process makes one instance with ``setup`` and calls it with each task.
         setup: for the class.
         tasks: for its instances.
-        processes: to use; with one, the work is done in this process.
-        here: the instance for this process, where there is one already.
+        processes: how many to use; with one, the tasks run in this process.
+        worker: an instance to use in this process, if there is one.
 
     Raises:
-        GlassError: the first that a task raises; what is under way then is stopped.
-        DataError: if a process ends by itself, for want of memory for example.
+        GlassError: the first that a task raises; the other tasks are stopped.
+        DataError: if a child process dies, for example for lack of memory.
     """
     if processes <= 1 or len(tasks) <= 1:
-        worker = here or _find(name)(setup)
+        worker = worker or _import_class(name)(setup)
         for number, task in enumerate(tasks):
             yield number, worker(task)
         return
-    waiting: queue.Queue[int | None] = queue.Queue()
-    for number in range(len(tasks)):
-        waiting.put(number)
-    answers: queue.Queue[tuple[int, Message | GlassError]] = queue.Queue()
     children = [_start() for _ in range(min(processes, len(tasks)))]
+    pending: queue.Queue[int | None] = queue.Queue()
+    for item in [*range(len(tasks)), *(None for _ in children)]:
+        pending.put(item)
+    results: queue.Queue[tuple[int, Message | GlassError]] = queue.Queue()
     threads = [
-        threading.Thread(target=_feed, args=(child, {"name": name, "setup": setup}, tasks, waiting, answers))
+        threading.Thread(target=_feed, args=(child, {"name": name, "setup": setup}, tasks, pending, results))
         for child in children
     ]
     try:
         for thread in threads:
-            waiting.put(None)
             thread.start()
         for _ in tasks:
-            number, answer = answers.get()
-            if isinstance(answer, GlassError):
-                raise answer
-            yield number, answer
+            number, result = results.get()
+            if isinstance(result, GlassError):
+                raise result
+            yield number, result
     finally:
-        while True:  # nothing more is begun
-            try:
-                waiting.get_nowait()
-            except queue.Empty:
-                break
-        for _ in threads:
-            waiting.put(None)
+        with contextlib.suppress(queue.Empty):  # start no more tasks
+            while True:
+                pending.get_nowait()
         for child in children:
+            pending.put(None)
             child.terminate()
         for thread in threads:
             thread.join()
@@ -81,8 +78,8 @@ def run_tasks(
 
 def _start() -> "subprocess.Popen[bytes]":
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", "from glassgpt.workers import work; work()"]
-    # in a session of its own, so that Ctrl-C is dealt with here
+    command = [sys.executable, "-c", "from glassgpt.workers import child_main; child_main()"]
+    # in its own session, so that only this process handles Ctrl-C
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
     )
@@ -92,58 +89,53 @@ def _feed(
     child: "subprocess.Popen[bytes]",
     setup: Message,
     tasks: Sequence[Message],
-    waiting: "queue.Queue[int | None]",
-    answers: "queue.Queue[tuple[int, Message | GlassError]]",
+    pending: "queue.Queue[int | None]",
+    results: "queue.Queue[tuple[int, Message | GlassError]]",
 ) -> None:
-    """Hand tasks to one child until there are no more."""
+    """Send pending tasks to one child, and collect the results."""
     assert child.stdin and child.stdout
-    number: int | None = -1
     try:
-        with child, child.stdin as to:
-            to.write(json.dumps(setup).encode() + b"\n")
-            while (number := waiting.get()) is not None:
-                to.write(json.dumps(tasks[number]).encode() + b"\n")
-                to.flush()
-                answer = json.loads(child.stdout.readline() or b"null")
-                if answer is None:
+        with child, child.stdin as stdin:
+            stdin.write(json.dumps(setup).encode() + b"\n")
+            while (number := pending.get()) is not None:
+                stdin.write(json.dumps(tasks[number]).encode() + b"\n")
+                stdin.flush()
+                result = json.loads(child.stdout.readline() or b"null")
+                if result is None:
                     raise OSError(f"exit code {child.wait()}")
-                if "error" in answer:
-                    answers.put((number, getattr(errors, answer["kind"])(*answer["error"])))
+                if "error" in result:
+                    results.put((number, getattr(errors, result["kind"])(*result["error"])))
                     return
-                answers.put((number, answer))
+                results.put((number, result))
     except (OSError, ValueError) as error:
-        answers.put((-1, DataError(f"a process that prepares data has ended early ({error}); is memory short?")))
+        results.put((-1, DataError(f"a process that prepares data has ended early ({error}); is memory short?")))
 
 
-def work() -> None:
-    """The part of a child process: do tasks until standard input ends."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+def child_main() -> None:
+    """Run tasks in a child process until standard input ends."""
+    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
     worker: Any = None
     for line in sys.stdin.buffer:
         message = json.loads(line)
         try:
             if worker is None:
-                worker = _find(message["name"])(message["setup"])
+                worker = _import_class(message["name"])(message["setup"])
                 continue
-            answer = worker(message)
+            result = worker(message)
         except GlassError as error:
-            answer = {"kind": _kind(error), "error": [str(error)]}
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+            simple = type(error) in (errors.DataError, errors.TokenizerError)  # made from a message alone
+            result = {"kind": type(error).__name__ if simple else "DataError", "error": [str(error)]}
+        sys.stdout.buffer.write(json.dumps(result).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 
-def _end_with(parent: int) -> None:
-    """End when the process that hands out tasks was killed: another may be doing the same again."""
+def _exit_with(parent: int) -> None:
+    """Exit when the parent is killed: another process may already be doing the same work."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
 
 
-def _kind(error: GlassError) -> str:
-    """An error's class, if a message is all that it is made of."""
-    return type(error).__name__ if type(error) in (errors.DataError, errors.TokenizerError) else "DataError"
-
-
-def _find(name: str) -> Any:
+def _import_class(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

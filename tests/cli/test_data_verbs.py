@@ -58,7 +58,7 @@ def test_prepare_documents(cli: Cli, stories: list[str]) -> None:
     assert (found["tokenizer"], found["split"], found["vocab_size"]) == ("bpe:300", "documents", stream.info.vocab_size)
     assert (found["folder"], found["shards"], found["duplicates_dropped"]) == ("ready", 2, {})
     assert f"{len(stream.train):,}" in out and f"{size:,}" in out
-    assert data.find(DataConfig(source="ready")).prepared == Path("ready").resolve()
+    assert data.find_source(DataConfig(source="ready")).prepared == Path("ready").resolve()
 
 
 def test_prepare_a_text(cli: Cli, prose: str) -> None:
@@ -94,7 +94,7 @@ def test_an_interrupted_prepare_is_resumed(cli: Cli, stories: list[str], monkeyp
         code, out, err = cli("data", "prepare", "stories.jsonl", "-o", "ready")
         assert code == 130 and out == "" and "Traceback" not in err
     code, _, err = cli("train", "ready")
-    assert code == 2 and "ready holds a preparation that was interrupted; go on with the same" in err
+    assert code == 2 and "ready holds an interrupted preparation; resume it with the same" in err
     code, _, err = cli("data", "prepare", "stories.jsonl", "val_fraction=0.3", "-o", "ready")
     assert code == 2 and "unfinished preparation of another text or with other settings" in err
     assert cli("data", "prepare", "stories.jsonl", "-o", "ready")[0] == 0
@@ -182,7 +182,7 @@ WRONG = {
     "no such field": (["prepare", "stories.jsonl", "-o", "out", "text_field=body"], "body"),
     "duplicates of one text": (["prepare", "a.txt", "-o", "out", "duplicates=drop"], "a.txt is one text"),
     "prepared already": (["prepare", "ready", "-o", "out"], "is prepared already; train on it: glassgpt train"),
-    "prepared otherwise": (["prepare", "a.txt", "-o", "ready"], "ready holds a corpus prepared otherwise"),
+    "prepared otherwise": (["prepare", "a.txt", "-o", "ready"], "ready holds a corpus of another text"),
     "a folder in use": (["prepare", "a.txt", "-o", "."], "exists and is not empty"),
     "a file in the way": (["prepare", "a.txt", "-o", "a.txt"], "a.txt cannot be written"),
     "not UTF-8": (["prepare", "latin.txt", "-o", "out"], "byte 0xe9 at offset 3 (line 1)"),

@@ -1,4 +1,4 @@
-"""Token shards for tests: distinct ids, so that a token tells its place."""
+"""Token shards for tests: id i is at place i."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from glassgpt.data.corpus.shards import Tokens, open_shard, write_shard
 
 
 def sharded(folder: Path, lengths: list[int], document: int = 7) -> Tokens:
-    """Ids 0, 1, 2, ... over shards of these lengths; a document begins every so many tokens of the whole."""
+    """Write ids 0, 1, 2, ... into shards of these lengths; a document begins every ``document`` tokens."""
     shards, first = [], 0
     for number, length in enumerate(lengths):
         ids = np.arange(first, first + length)

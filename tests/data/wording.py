@@ -1,4 +1,4 @@
-"""What the tests of duplicates and leaks share: words in plain Python, similarity, the plays one by one."""
+"""Helpers for tests of duplicates and leaks: words in plain Python, similarity, single plays."""
 
 import random
 import unicodedata
@@ -38,7 +38,7 @@ def _letter(character: str) -> str:
 
 
 def plain_grams(text: str, size: int, least: int) -> set[tuple[str, ...]]:
-    """All runs of so many words; the words of a shorter text, if it has at least so many."""
+    """All runs of ``size`` words; of a shorter text, all its words, if there are at least ``least``."""
     words = plain_words(text)
     if len(words) < size:
         return {tuple(words)} if len(words) >= least else set()
@@ -82,7 +82,7 @@ def plays_apart() -> dict[str, str]:
 
 
 def scenes(play: str, words: int = 150) -> Iterator[str]:
-    """A play in documents of whole speeches, of at least so many words each."""
+    """Split a play into documents of full speeches, of at least so many words each."""
     scene = ""
     for speech in play.split("\n\n"):
         scene += speech + "\n\n"

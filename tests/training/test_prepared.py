@@ -38,7 +38,7 @@ def rows(tmp_path: Path, prose: str) -> Path:
 
 def prepared(source: Path, folder: Path, tokenizer: str = "bpe:300", **settings: Any) -> TokenStream:
     config = DataConfig(source=str(source), tokenizer=tokenizer, val_fraction=0.2, **settings)
-    return data.prepare(data.find(config), config, folder=folder)
+    return data.prepare(data.find_source(config), config, folder=folder)
 
 
 class Interrupter(Reporter):

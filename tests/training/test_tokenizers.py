@@ -62,7 +62,7 @@ class Interrupter(Reporter):
 
 def prepared(text: Path, tokenizer: str, val_fraction: float = 0.1) -> TokenStream:
     config = DataConfig(source=str(text), tokenizer=tokenizer, val_fraction=val_fraction)
-    return data.prepare(data.find(config), config)
+    return data.prepare(data.find_source(config), config)
 
 
 def train(folder: Path, text: Path, *settings: str, stop_at: int = 0) -> Run:

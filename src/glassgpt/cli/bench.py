@@ -130,9 +130,9 @@ def tokenizer(
     if only_train and only_encode:
         raise ConfigError("--only-train and --only-encode exclude each other: give one of them")
     from glassgpt.bench.tokenizer import ENCODING, TRAINING, bench_tokenizer
-    from glassgpt.data.sources.source import read
+    from glassgpt.data.sources.source import read_text
 
-    source = read(text)
+    source = read_text(text)
     only = TRAINING if only_train else ENCODING if only_encode else ""
     result = bench_tokenizer(
         source.content, vocab_size, pattern=pattern, processes=processes or None, repeat=repeat, only=only,

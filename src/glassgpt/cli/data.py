@@ -96,7 +96,7 @@ def prepare(
 
     config = _config(arguments)
     with ProgressLine() as progress:
-        source = data.find(config.data, progress)
+        source = data.find_source(config.data, progress)
         if source.prepared:
             raise DataError(f"{source.prepared} is prepared already; train on it: glassgpt train {source.prepared}")
         stream = data.prepare(source, config.data, progress, folder=out, processes=processes or None)
@@ -130,7 +130,7 @@ def show(
         raise ConfigError("--against names a file for --leaks; give both")
     config = _config(arguments)
     with ProgressLine() as progress:
-        source = data.find(config.data, progress)
+        source = data.find_source(config.data, progress)
         if duplicates:
             found, pairs = corpus.find_duplicates(source, config.data, rows, progress)
         else:
@@ -138,7 +138,7 @@ def show(
     if duplicates:
         _print_duplicates(found, pairs, json)
     elif leaks:
-        evaluations = {str(against): data.find(replace(config.data, source=str(against)))} if against else {}
+        evaluations = {str(against): data.find_source(replace(config.data, source=str(against)))} if against else {}
         _print_leaks(corpus.find_leaks(stream, evaluations), json)
     else:
         model, train = config.model, config.train

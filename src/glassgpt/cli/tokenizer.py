@@ -69,7 +69,7 @@ def train(
     A folder gets tokenizer.json and tokenizer_config.json, which `tokenizers` and `transformers` open, too. Train a
     model with it: glassgpt train TEXT tokenizer=OUT.
     """
-    from glassgpt.data.sources.source import read
+    from glassgpt.data.sources.source import read_text
     from glassgpt.tokenizer import specs
 
     parsed = specs.parse(spec)
@@ -81,7 +81,7 @@ def train(
     if settings and parsed.kind != "bpe":
         names = " and ".join(f"--{name.replace('_', '-')}" for name in settings)
         raise ConfigError(f"{names}: only for bpe:N, and the tokenizer is {spec}; leave it out")
-    content = read(text).content
+    content = read_text(text).content
     files = _output_files(out, parsed.kind, force)
     start = time.monotonic()
     tokenizer = _train(parsed, content, settings)
@@ -302,7 +302,7 @@ def compare(
     char, word, word:N and bpe:N are trained on the first 90 % of the text. All are measured on the last 10 %, which
     the trained ones have not seen (a file or a run may have). More bytes per token are fewer tokens for the same text.
     """
-    from glassgpt.data.sources.source import read
+    from glassgpt.data.sources.source import read_text
     from glassgpt.tokenizer import specs
 
     parsed = [specs.parse(name) for name in tokenizers]
@@ -314,7 +314,7 @@ def compare(
             specs.make(spec, "a")  # raises for a size that is too small, before anything takes long
         else:
             existing[spec.text] = _open(spec.text, runs, pattern if spec.text.endswith(".tiktoken") else None)
-    source = read(text)
+    source = read_text(text)
     split = tokenizer_comparison.split_text(source.content, limit)
     rows = []
     with ProgressLine() as progress:

@@ -1,4 +1,4 @@
-"""From texts to batches of tokens. Names are imported when they are first used, so that importing this is quick."""
+"""From texts to batches of tokens. Names are imported at first use, so importing this package is fast."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from glassgpt.data.corpus.manifest import TokenStream, open_stream
     from glassgpt.data.corpus.preparing import find_prepared, prepare, prepare_again
     from glassgpt.data.corpus.shards import Ids, Tokens
-    from glassgpt.data.sources.source import Source, Text, find, read
+    from glassgpt.data.sources.source import Text, TextSource, find_source, read_text
 
 _MODULE_OF = {
     "IGNORE_INDEX": "batch",
@@ -26,10 +26,10 @@ _MODULE_OF = {
     "prepare_again": "corpus.preparing",
     "Ids": "corpus.shards",
     "Tokens": "corpus.shards",
-    "Source": "sources.source",
     "Text": "sources.source",
-    "find": "sources.source",
-    "read": "sources.source",
+    "TextSource": "sources.source",
+    "find_source": "sources.source",
+    "read_text": "sources.source",
 }
 __all__ = [
     "IGNORE_INDEX",
@@ -38,16 +38,16 @@ __all__ = [
     "Ids",
     "Loader",
     "SlidingWindowDataset",
-    "Source",
     "Text",
+    "TextSource",
     "TokenStream",
     "Tokens",
-    "find",
     "find_prepared",
+    "find_source",
     "open_stream",
     "prepare",
     "prepare_again",
-    "read",
+    "read_text",
 ]
 
 

@@ -1,4 +1,4 @@
-"""A batch of tokens, from the loader to the model."""
+"""A batch of tokens, as the loader gives it to the model."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ class Batch(NamedTuple):
     """Rows to train on.
 
     Attributes:
-        idx: token ids that the model reads, int64 ``[B, T]``.
-        targets: the token ids it should predict, int64 ``[B, T]``; IGNORE_INDEX where a position does not count.
-        document_ids: which document each token belongs to, ``[B, T]``: attention stays inside a document. None: one.
+        idx: input token ids, int64 ``[B, T]``.
+        targets: token ids to predict, int64 ``[B, T]``; IGNORE_INDEX where a position does not count.
+        document_ids: the document of each token, ``[B, T]``; attention stays inside a document. None: one document.
         position_ids: the position of each token in its document, ``[B, T]``. None: 0 to T - 1.
     """
 
@@ -25,12 +25,12 @@ class Batch(NamedTuple):
     position_ids: Tensor | None = None
 
     def micro_batch(self, start: int, stop: int, device: torch.device) -> "Batch":
-        """Rows ``start`` to ``stop``, copied to a device; from pinned memory to a GPU without waiting."""
+        """Copy rows ``start`` to ``stop`` to a device; from pinned memory to a GPU asynchronously."""
         parts = (None if part is None else part[start:stop].to(device, non_blocking=True) for part in self)
         return Batch._make(parts)
 
     def num_loss_tokens(self) -> int:
-        """How many targets count in the loss."""
+        """Count the targets that are not IGNORE_INDEX."""
         return int((self.targets != IGNORE_INDEX).sum())
 
 

@@ -11,7 +11,7 @@ from glassgpt.glass.tokens import quoted
 
 if TYPE_CHECKING:
     from glassgpt.config import DataConfig
-    from glassgpt.data import Source, TokenStream
+    from glassgpt.data import TextSource, TokenStream
     from glassgpt.data.audit.duplicates import Duplicates, Pair
     from glassgpt.data.audit.leaks import Overlap
     from glassgpt.data.sources.documents import Document
@@ -69,7 +69,7 @@ def first_documents(stream: "TokenStream", count: int) -> Iterator[tuple[int, st
         yield int(begin), text[:120] + ("..." if len(text) > 120 or end - begin > 64 else "")
 
 
-def find_leaks(stream: "TokenStream", evaluations: Mapping[str, "Source"]) -> dict[str, "Overlap"]:
+def find_leaks(stream: "TokenStream", evaluations: Mapping[str, "TextSource"]) -> dict[str, "Overlap"]:
     """Find the 13-grams that the validation split, and evaluation texts, share with the training split.
 
     Args:
@@ -100,7 +100,7 @@ def find_leaks(stream: "TokenStream", evaluations: Mapping[str, "Source"]) -> di
 
 
 def find_duplicates(
-    source: "Source", config: "DataConfig", max_pairs: int, progress: "Progress | None" = None
+    source: "TextSource", config: "DataConfig", max_pairs: int, progress: "Progress | None" = None
 ) -> "tuple[Duplicates, list[tuple[Pair, Document, Document]]]":
     """Find the documents of a source that repeat an earlier one.
 
@@ -122,7 +122,7 @@ def find_duplicates(
     parts = list(tasks.document_tasks(source))
     processes = usable_cpus() if len(parts) > 1 else 1
     with tempfile.TemporaryDirectory(prefix="glassgpt-", ignore_cleanup_errors=True) as scratch:
-        found = tasks.find_duplicates(
+        found = tasks.find_source_duplicates(
             source, config, parts, Path(scratch), processes=processes, progress=progress
         )  # fmt: skip
     pairs = found.pairs[:max_pairs]

@@ -193,7 +193,7 @@ def _load_stream(run: Run, config: RunConfig) -> TokenStream:
     cached = data.find_prepared(expected, tokenizer, config.data)
     if cached is not None and provenance.get("data_sha256", cached.info.data_sha256) == cached.info.data_sha256:
         return cached
-    source, folder = data.find(config.data), run.latest_valid()
+    source, folder = data.find_source(config.data), run.latest_valid()
     if folder:  # the run carries its tokenizer: the file that it came from may be gone
         stream = data.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
     else:

@@ -15,7 +15,7 @@ import torch
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, build, parse_duration
 from glassgpt.config.presets import MODERN
-from glassgpt.data import Source, TokenStream
+from glassgpt.data import TextSource, TokenStream
 from glassgpt.errors import ConfigError, DataError
 from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_steps
 from glassgpt.planning.compute_dtype import choose_dtype
@@ -119,7 +119,7 @@ def plan_run(
     runtime = None if measure == "nothing" else resolve(config.runtime, processes.local_rank)
     source = stream = None
     if with_text:
-        source = data.find(config.data, draft.reporter.on_progress)
+        source = data.find_source(config.data, draft.reporter.on_progress)
         stream = data.prepare(source, config.data, draft.reporter.on_progress)
         draft.fit_text(stream)
     if runtime is None:
@@ -320,7 +320,7 @@ def fill_derived_settings(config: RunConfig) -> RunConfig:
 
 
 def _data_as_prepared(
-    source: Source, stream: TokenStream, config: DataConfig, overrides: Sequence[Mapping[str, Any]]
+    source: TextSource, stream: TokenStream, config: DataConfig, overrides: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The section ``data`` as the run keeps it: absolute paths, and the settings that the corpus was prepared with.
 

@@ -1,1 +1,1 @@
-"""What is wrong with a corpus: documents that repeat others, validation text that leaks into training."""
+"""Check a corpus: documents that repeat others, and validation text in the training split."""

@@ -1,16 +1,15 @@
-"""Signatures of documents: what duplicates are found by, computed document by document.
+"""Sign documents, to find duplicates among them. A signature depends on one document alone.
 
 Two documents are compared by their sets of shingles, the runs of five consecutive words (see
 :mod:`glassgpt.data.audit.words`); a document of fewer words has one shingle, all of its words. Their similarity is
-that of Jaccard: shingles in both, divided by shingles in either. A sketch of :data:`PERMUTATIONS` numbers is kept of
-each document, the least of each of as many hash functions of its shingles; the share of numbers that agree between two
-sketches estimates the similarity (Broder 1997, "On the resemblance and containment of documents").
+Jaccard's: shingles in both, divided by shingles in either. A MinHash sketch of a document has :data:`PERMUTATIONS`
+numbers: for each of as many hash functions, the minimum over its shingles. The fraction of numbers that agree between
+two sketches estimates the similarity (Broder 1997, "On the resemblance and containment of documents").
 """
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,16 +20,17 @@ from safetensors.numpy import save_file
 
 from glassgpt.data.audit.words import mixed, stretches
 from glassgpt.errors import DataError
+from glassgpt.files import atomic_write
 
-#: Numbers of a sketch.
+#: Numbers in a sketch.
 PERMUTATIONS = 128
-#: Words of a shingle.
+#: Words in a shingle.
 SHINGLE = 5
-#: All numbers of the sketch of a document without words.
+#: Every number in the sketch of a document without words.
 NO_WORDS = np.uint32(0xFFFFFFFF)
 
 _VERSION = "1"
-_SHAPES: dict[str, tuple[str, str, list[int]]] = {  # as safetensors and numpy call the type; what a row is
+_SHAPES: dict[str, tuple[str, str, list[int]]] = {  # dtype in safetensors and numpy, shape of a row
     "digest": ("U8", "u1", [16]),
     "sketches": ("U32", "<u4", [PERMUTATIONS]),
     "validation": ("BOOL", "?", []),
@@ -39,12 +39,12 @@ _SHAPES: dict[str, tuple[str, str, list[int]]] = {  # as safetensors and numpy c
 
 @dataclass(frozen=True)
 class Signatures:
-    """What is kept of some documents for finding duplicates among them.
+    """The signatures of some documents.
 
     Attributes:
         digest: of the text (BLAKE2b of 16 bytes), ``[D, 16]`` uint8.
         sketches: ``[D, PERMUTATIONS]`` uint32.
-        validation: whether the document is validated with, ``[D]`` bool.
+        validation: whether the document is in the validation split, ``[D]`` bool.
     """
 
     digest: np.ndarray
@@ -55,50 +55,46 @@ class Signatures:
         return len(self.validation)
 
     def save(self, path: Path) -> None:
-        """Write them to a safetensors file, whole or not at all."""
-        part = path.with_name(f".{path.name}.{os.urandom(8).hex()}.part")
+        """Write them to a safetensors file, atomically."""
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _SHAPES}
-        try:
-            save_file(tensors, part, metadata={"format": "glassgpt signatures", "version": _VERSION})
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "glassgpt signatures", "version": _VERSION})
 
     @classmethod
     def load(cls, path: Path) -> "Signatures":
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            DataError: if the file is not there, or is something else, or was cut short.
+            DataError: if the file is missing, truncated, or not a file of signatures.
         """
         file = SignatureFile(path)
         return cls(*(file.rows(name, 0, file.documents) for name in _SHAPES))
 
 
 def sign(texts: Iterable[str], validation: Iterable[bool]) -> Signatures:
-    """Sign documents: a function of their texts alone, on every machine.
+    """Sign documents; the same on every machine.
 
     Args:
         texts: the documents; one, and arrays of a few MB, are in memory at a time.
-        validation: for each, whether it is validated with; taken after its text.
+        validation: whether each is in the validation split; read after its text.
 
     Raises:
-        ValueError: if there are not as many of both.
+        ValueError: if their numbers are not equal.
     """
     digests: list[bytes] = []
-    sides: list[bool] = []
+    is_validation: list[bool] = []
 
-    def passed() -> Iterator[str]:
-        for text, side in zip(texts, validation, strict=True):
+    def digested() -> Iterator[str]:
+        for text, flag in zip(texts, validation, strict=True):
             digests.append(_digest(text))
-            sides.append(side)
+            is_validation.append(flag)
             yield text
 
-    sketches = list(_sketches(passed()))
+    sketches = list(_sketches(digested()))
     return Signatures(
         np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16),
         np.concatenate(sketches) if sketches else np.empty((0, PERMUTATIONS), dtype=np.uint32),
-        np.array(sides, dtype=bool),
+        np.array(is_validation, dtype=bool),
     )
 
 
@@ -110,28 +106,28 @@ def _digest(text: str) -> bytes:
 
 
 def _sketches(texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """The sketches of documents, in order, ``[d, PERMUTATIONS]`` uint32 at a time."""
-    done, going_on = 0, np.full((1, PERMUTATIONS), NO_WORDS)  # documents that are done; the sketch so far of the next
+    """Compute the sketches of documents, in order, ``[d, PERMUTATIONS]`` uint32 at a time."""
+    done, partial = 0, np.full((1, PERMUTATIONS), NO_WORDS)  # finished documents, and the sketch of the current one
     for stretch in stretches(texts, SHINGLE):
         complete = stretch.words.complete
         first = np.concatenate([stretch.windows(SHINGLE), stretch.short[0]])
         end = np.concatenate([stretch.windows(SHINGLE) + SHINGLE, stretch.short[1]])
         sketches = np.full((complete - done + 1, PERMUTATIONS), NO_WORDS)
-        sketches[0] = going_on
+        sketches[0] = partial
         if len(first):
             documents = stretch.words.texts[first]
-            begins = np.flatnonzero(np.append(True, documents[1:] != documents[:-1]))  # each has its own in a row
+            begins = np.flatnonzero(np.append(True, documents[1:] != documents[:-1]))
             rows = documents[begins] - done
             shingles = (stretch.hashes(first, end) >> np.uint64(32)).astype(np.uint32)
-            sketches[rows] = np.minimum(sketches[rows], _least(shingles, begins).T)
+            sketches[rows] = np.minimum(sketches[rows], _min_hashes(shingles, begins).T)
         yield sketches[:-1]
-        done, going_on = complete, sketches[-1:]
+        done, partial = complete, sketches[-1:]
 
 
-def _least(shingles: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """The least hash of each run of shingles, for each hash function, ``[PERMUTATIONS, runs]`` uint32.
+def _min_hashes(shingles: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """Compute the least hash of each run of shingles, for each hash function, ``[PERMUTATIONS, runs]`` uint32.
 
-    The functions are a * x + b modulo 2 ** 32 with a odd: one to one, of numbers that are hashes already.
+    The functions are a * x + b modulo 2 ** 32 with a odd: they are one to one, and x is already a hash.
     """
     factors, terms = (numbers.astype(np.uint32) for numbers in np.split(numbers(2 * PERMUTATIONS), 2))
     least = np.empty((PERMUTATIONS, len(begins)), dtype=np.uint32)
@@ -145,7 +141,7 @@ def _least(shingles: np.ndarray, begins: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def numbers(count: int) -> np.ndarray:
-    """Always the same numbers, ``[count]`` uint64."""
+    """Give constant pseudo-random numbers, ``[count]`` uint64."""
     return mixed(mixed(np.arange(1, count + 1, dtype=np.uint64)))
 
 
@@ -153,7 +149,7 @@ def numbers(count: int) -> np.ndarray:
 
 
 class SignatureFile:
-    """A file of signatures, of which rows are read as they are needed."""
+    """Reads rows from a file of signatures."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -164,7 +160,7 @@ class SignatureFile:
                     raise ValueError("its header is too long")
                 header = json.loads(stream.read(length))
             if header.pop("__metadata__") != {"format": "glassgpt signatures", "version": _VERSION}:
-                raise ValueError("it is of another version")
+                raise ValueError("it has another format or version")
             self.documents = int(header["validation"]["shape"][0])
             for name, (dtype, _, shape) in _SHAPES.items():
                 if (header[name]["dtype"], header[name]["shape"]) != (dtype, [self.documents, *shape]):
@@ -172,23 +168,23 @@ class SignatureFile:
             self.begins = {name: 8 + length + int(header[name]["data_offsets"][0]) for name in _SHAPES}
             end = 8 + length + max(tensor["data_offsets"][1] for tensor in header.values())
             if path.stat().st_size != end:
-                raise ValueError(f"it has {path.stat().st_size} bytes instead of {end}")
+                raise ValueError(f"it has {path.stat().st_size} bytes, not {end}")
         except OSError as error:
             raise DataError(f"the signatures {path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} holds no signatures that can be read: {error}") from None
+            raise DataError(f"{path} is not a valid file of signatures: {error}") from None
 
     def rows(self, name: str, begin: int, end: int) -> np.ndarray:
-        """Some rows of one array."""
-        return self.picked(name, [(begin, end)])
+        """Read rows of one array."""
+        return self.read_runs(name, [(begin, end)])
 
-    def picked(self, name: str, runs: Iterable[tuple[int, int]]) -> np.ndarray:
-        """Rows of one array, from some runs of them: the first of each, and the one behind its last."""
+    def read_runs(self, name: str, runs: Iterable[tuple[int, int]]) -> np.ndarray:
+        """Read runs of rows of one array; a run is its first row and the one after its last."""
         _, dtype, shape = _SHAPES[name]
         size, offset = math.prod(shape) * np.dtype(dtype).itemsize, self.begins[name]
-        read = []
+        content = []
         with self.path.open("rb", buffering=0) as stream:
             for begin, end in runs:
                 stream.seek(offset + begin * size)
-                read.append(stream.read((end - begin) * size))
-        return np.frombuffer(b"".join(read), dtype=dtype).reshape(-1, *shape)
+                content.append(stream.read((end - begin) * size))
+        return np.frombuffer(b"".join(content), dtype=dtype).reshape(-1, *shape)

@@ -1,4 +1,4 @@
-"""Sorting more records than memory holds, by merging sorted runs on disk."""
+"""Sort more records than fit in memory, by merging sorted runs on disk (external merge sort)."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -6,22 +6,22 @@ from typing import BinaryIO
 
 import numpy as np
 
-#: Records in memory while they are collected (16 bytes each); about as many while runs are merged.
+#: Most records in memory (16 bytes each); about as many while runs are merged.
 MEMORY = 1 << 20
-#: Runs that are merged at a time: more are merged in several passes.
+#: Most runs that are merged at a time; more take several passes.
 MOST_RUNS = 256
 
 
 class Sorter:
-    """Collects records of two uint64 and gives them back in order, each once, in constant memory.
+    """Collects records of two uint64 and yields them in order, without repetitions, in constant memory.
 
     Args:
-        file: where to keep them; it must not exist yet. Two passes take another file of that name with an ending.
+        file: a temporary file, which must not exist yet. Several passes use a second file beside it.
     """
 
     def __init__(self, file: Path):
         self.file = file
-        self.runs: list[tuple[int, int]] = []  # of each: its first record in the file, the record behind its last
+        self.runs: list[tuple[int, int]] = []  # of each run: its first record in the file, and the one after its last
         self.waiting: list[np.ndarray] = []
         self.size = 0
 
@@ -35,7 +35,7 @@ class Sorter:
                 self._spill()
 
     def sorted(self) -> Iterator[np.ndarray]:
-        """All records in ascending order, those that are equal once, in blocks of ``[n, 2]`` uint64; only once."""
+        """Yield all records in ascending order, without repetitions, in blocks ``[n, 2]`` uint64. Call it once."""
         self._spill()
         while len(self.runs) > MOST_RUNS:
             self._merge_runs()
@@ -56,7 +56,7 @@ class Sorter:
         self.runs.append((begin, stream.tell() // 16))
 
     def _merge_runs(self) -> None:
-        """One pass: fewer, longer runs, in another file."""
+        """Merge groups of runs into fewer, longer runs, in another file."""
         runs, self.runs = self.runs, []
         other = self.file.with_name(self.file.name + ".merged")
         with other.open("wb") as stream:
@@ -65,7 +65,7 @@ class Sorter:
         other.replace(self.file)
 
     def _merged(self, runs: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-        """The records of some runs in order: again and again what is certain to come before all that is unread."""
+        """Merge runs: in each turn, yield the records that cannot come after any unread record."""
         room = max(1, MEMORY // len(runs))
         unread = list(runs)
         buffers = [np.empty((0, 2), dtype=np.uint64)] * len(runs)
@@ -78,11 +78,11 @@ class Sorter:
                         read = np.frombuffer(stream.read((stop - begin) * 16), dtype="<u8")
                         buffers[number] = read.astype(np.uint64).reshape(-1, 2)
                         unread[number] = (stop, end)
-                going_on = [buffers[n][-1].tolist() for n, (begin, end) in enumerate(unread) if begin < end]
-                if not going_on:
+                last_read = [buffers[n][-1].tolist() for n, (begin, end) in enumerate(unread) if begin < end]
+                if not last_read:
                     break
-                least = min(going_on)
-                cuts = [_behind(buffer, least) for buffer in buffers]
+                limit = min(last_read)
+                cuts = [_count_up_to(buffer, limit) for buffer in buffers]
                 yield _in_order(np.concatenate([buffer[:cut] for buffer, cut in zip(buffers, cuts, strict=True)]))
                 buffers = [buffer[cut:] for buffer, cut in zip(buffers, cuts, strict=True)]
         rest = np.concatenate(buffers)
@@ -91,19 +91,19 @@ class Sorter:
 
 
 def _in_order(records: np.ndarray) -> np.ndarray:
-    """The records sorted, those that are equal once."""
+    """Sort records, and remove repetitions."""
     records = records[np.argsort(records[:, 0])]
     tied = records[1:, 0] == records[:-1, 0]
     if not tied.any():
         return records
-    among = np.append(tied, False) | np.append(False, tied)
-    some = records[among]
-    records[among] = some[np.lexsort((some[:, 1], some[:, 0]))]
+    is_tied = np.append(tied, False) | np.append(False, tied)
+    some = records[is_tied]
+    records[is_tied] = some[np.lexsort((some[:, 1], some[:, 0]))]
     return records[np.append(True, (records[1:] != records[:-1]).any(axis=1))]
 
 
-def _behind(records: np.ndarray, record: list[int]) -> int:
-    """How many of the sorted records are not greater than one."""
+def _count_up_to(records: np.ndarray, record: list[int]) -> int:
+    """Count the sorted records that are not greater than one."""
     first, second = np.uint64(record[0]), np.uint64(record[1])
     begin, end = np.searchsorted(records[:, 0], first, "left"), np.searchsorted(records[:, 0], first, "right")
     return int(begin + np.searchsorted(records[begin:end, 1], second, "right"))

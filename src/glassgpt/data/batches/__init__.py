@@ -1,1 +1,1 @@
-"""From token ids to batches."""
+"""Batches of token ids."""

@@ -1,7 +1,7 @@
-"""Batches as tensors, one after another, read in this process or ahead of it by worker processes.
+"""Batches as tensors, read in this process or ahead of time by worker processes.
 
-Only :class:`glassgpt.data.Batches` decides which tokens make batch k. So neither the number of workers nor the batch
-that the loader started with changes what it gives.
+Only :class:`glassgpt.data.Batches` chooses the tokens of batch k. So the result depends neither on the number of
+workers nor on the first batch that is read.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from glassgpt.data.batch import Batch
 from glassgpt.data.batches.windows import Batches
 from glassgpt.errors import DataError
 
-#: Batches that each worker process has ready.
+#: Batches that each worker process keeps ready.
 PREFETCH_FACTOR = 4
 
 
 class _BatchDataset(Dataset[Batch]):
-    """The batches of a stream by their number."""
+    """Maps k to batch k."""
 
     def __init__(self, batches: Batches, rows: slice, mask_documents: bool):
         self.batches, self.rows, self.mask_documents = batches, rows, mask_documents
@@ -32,7 +32,7 @@ class _BatchDataset(Dataset[Batch]):
 
 
 def worker_error(error: Exception) -> DataError | None:
-    """The message for the user if a worker process has died. torch raises its error in the middle of other work."""
+    """Turn torch's error into a message for the user if it means that a worker process has died; else give None."""
     message = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not message.startswith("DataLoader worker") and not isinstance(error, OSError | EOFError):
         return None
@@ -43,14 +43,14 @@ def worker_error(error: Exception) -> DataError | None:
 
 
 class Loader:
-    """Gives this process's rows of any batch. Reading batches in order is fastest.
+    """Reads this process's rows of any batch. Reading batches in order is fastest.
 
     Args:
-        batches: decides which tokens make batch k.
+        batches: chooses the tokens of batch k.
         rows: the rows of each batch that this process reads.
-        mask_documents: whether to give document ids and position ids, too.
-        num_workers: processes that read ahead; 0: batches are read when they are asked for.
-        pin_memory: use page-locked memory, from which a GPU copies without waiting.
+        mask_documents: whether to give document_ids and position_ids, too.
+        num_workers: DataLoader worker processes; 0: load in this process.
+        pin_memory: use page-locked memory, from which copies to a GPU are asynchronous.
     """
 
     def __init__(
@@ -68,34 +68,33 @@ class Loader:
         self._iterator: Iterator[Batch] | None = None
 
     def get(self, k: int) -> Batch:
-        """The rows of batch k.
+        """Load the rows of batch k.
 
         Raises:
             DataError: if a worker process has died.
         """
         if not self.num_workers:
             batch = self._dataset[k]
-            return (
-                Batch._make(part if part is None else part.pin_memory() for part in batch) if self.pin_memory else batch
-            )
+            pinned = (part if part is None else part.pin_memory() for part in batch)
+            return Batch._make(pinned) if self.pin_memory else batch
         if k != self._next or self._iterator is None:
-            self._iterator = None  # ends the workers that read from elsewhere
-            self._iterator = iter(self._from(k))
+            self._iterator = None  # stops the workers of the old position
+            self._iterator = iter(self._loader_from(k))
         self._next = k + 1
         try:
             return next(self._iterator)
-        except (RuntimeError, OSError, EOFError) as error:  # the latter two: it died while it handed a batch over
+        except (RuntimeError, OSError, EOFError) as error:  # the latter two: it died while sending a batch
             if user_error := worker_error(error):
                 raise user_error from None
             raise
 
     def close(self) -> None:
-        """End the worker processes."""
-        with contextlib.suppress(RuntimeError):  # of a worker that died before
+        """Stop the worker processes."""
+        with contextlib.suppress(RuntimeError):  # a worker has died before
             self._iterator = None
 
-    def _from(self, k: int) -> "DataLoader[Batch]":
-        """torch's loader of all batches from k on."""
+    def _loader_from(self, k: int) -> "DataLoader[Batch]":
+        """Make torch's loader of batch k and all later ones."""
         return DataLoader(
             self._dataset,
             batch_size=None,
@@ -103,5 +102,5 @@ class Loader:
             num_workers=self.num_workers,
             prefetch_factor=PREFETCH_FACTOR,
             pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # or it would draw from the one that dropout uses
+            generator=torch.Generator(),  # the default generator is that of dropout: draw nothing from it
         )

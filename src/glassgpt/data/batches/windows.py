@@ -1,13 +1,13 @@
-"""Which tokens make batch k: a pure function of (seed, k, global batch size), and of nothing else.
+"""Choose the tokens of batch k: a pure function of (seed, k, global batch size).
 
-The stream is cut into windows of block_size tokens. Every epoch visits each window once, in an order of its own, with
-the cuts moved by an offset of its own. The order is a permutation that is computed, not stored (a small Feistel
-network), so neither memory nor start-up grows with the corpus, and any batch can be had at once: resuming is asking for
-the next k. Ranks, workers and micro-batches take rows of the same global batch.
+The stream is cut into windows of block_size tokens. Every epoch visits each window once, in a new order, and shifts all
+cuts by a new offset. The order is a permutation that is computed, not stored (a small Feistel network). So memory and
+start-up time do not grow with the corpus, any batch can be read at once, and resuming means reading the next k. Ranks,
+workers and micro-batches take rows of the same global batch.
 
-The order is one of two. *Random*: any window after any other. *Sequential*, for corpora that are larger than memory:
-shard after shard, the shards shuffled every epoch, and within a shard windows shuffled among their :data:`NEARBY`
-neighbours, so that a disk reads on instead of jumping.
+There are two orders. *Random*: a permutation of all windows. *Sequential*, for corpora larger than memory: the shards
+are shuffled every epoch and read one after another, and within a shard windows are shuffled only among their
+:data:`NEARBY` neighbours, so that a disk reads ahead instead of seeking.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ import numpy as np
 from glassgpt.data.corpus.shards import Ids, Tokens
 from glassgpt.errors import DataError
 
-#: Windows among which one is shuffled in the sequential order.
+#: In the sequential order, a window is shuffled within a group of this many.
 NEARBY = 1024
-#: Samples whose places are computed together, at most (one by one takes a hundred times as long), and at least.
-TOGETHER, LEAST_TOGETHER = 4096, 16
-#: Bytes of ids from which "auto" means the sequential order.
+#: Window starts are computed in chunks of at most, and at least, so many: one by one takes a hundred times as long.
+CHUNK, MIN_CHUNK = 4096, 16
+#: order="auto" is sequential for more than this many bytes of ids.
 LARGE = 1 << 30
 
 
@@ -62,122 +62,122 @@ class Batches:
 
     @cached_property
     def sequential(self) -> bool:
-        """Whether shards are taken one after another."""
+        """Whether shards are read one after another."""
         large = self.order == "auto" and len(self.tokens) * self.tokens.dtype.itemsize > LARGE
         return isinstance(self.tokens, Tokens) and (large or self.order == "sequential")
 
     @cached_property
-    def _pieces(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What windows do not cross, shards or the whole: first token, windows, offsets, each ``[pieces]``."""
+    def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Segments that no window crosses (shards, or the full stream): first token, windows, offsets, ``[S]`` each."""
         first, lengths = np.array([0]), np.array([len(self.tokens)])
         if self.sequential:
             assert isinstance(self.tokens, Tokens)
             first, lengths = self.tokens.begins, self.tokens.ends - self.tokens.begins
-        whole = np.maximum(lengths - 1, 0) // self.block_size
+        full = np.maximum(lengths - 1, 0) // self.block_size
         spare = np.maximum(lengths - 1, 0) % self.block_size
-        # A moving offset needs room for block_size - 1 tokens; with a single window only what is spare can move.
-        windows = np.where((whole <= 1) | (spare == self.block_size - 1), whole, whole - 1)
+        # Every offset needs block_size - 1 spare tokens, so one window is given up, unless it is the only one.
+        windows = np.where((full <= 1) | (spare == self.block_size - 1), full, full - 1)
         return first, windows, np.minimum(self.block_size, lengths - windows * self.block_size)
 
     @cached_property
     def windows(self) -> int:
-        """Rows in an epoch, the same in every epoch."""
-        return int(self._pieces[1].sum())
+        """Rows in an epoch; the same in every epoch."""
+        return int(self._segments[1].sum())
 
     @property
     def offsets(self) -> int:
-        """How many places the first cut of an epoch may have (in the sequential order: of the first shard)."""
-        return int(self._pieces[2][0])
+        """How many offsets an epoch can have (in the sequential order: in the first shard)."""
+        return int(self._segments[2][0])
+
+    def get(self, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Read batch k: (idx, targets), int64 ``[rows, T]`` each; targets are shifted by one token."""
+        places = self.starts(k, rows)[:, None] + np.arange(self.block_size + 1)  # [rows, T + 1]
+        window = self.tokens[places].astype(np.int64)
+        idx, targets = window[:, :-1], window[:, 1:]
+        return idx, targets
+
+    def documents(self, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Give (document_ids, position_ids) of the inputs of batch k, int64 ``[rows, T]`` each."""
+        return document_positions(self.tokens, self.starts(k, rows), self.block_size)
 
     def starts(self, k: int, rows: slice = slice(None)) -> np.ndarray:
-        """Where each row of batch k begins in the stream: int64 ``[rows]``."""
+        """Give the first token of each row of batch k: int64 ``[rows]``."""
         samples = k * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
         starts = np.empty_like(samples)
-        block = samples // self._together
-        for b in np.unique(block):
-            here = block == b
-            starts[here] = self._block(int(b))[samples[here] % self._together]
+        chunks = samples // self._chunk_size
+        for chunk in np.unique(chunks):
+            here = chunks == chunk
+            starts[here] = self._cached_starts(int(chunk))[samples[here] % self._chunk_size]
         return starts
 
-    def _block(self, b: int) -> np.ndarray:
-        """Where the samples of the b-th so many begin; kept, as the next batches want the same."""
-        if b not in self._blocks:
-            while len(self._blocks) > 1:
-                self._blocks.pop(next(iter(self._blocks)))
-            samples = b * self._together + np.arange(self._together, dtype=np.int64)
-            epoch, place = np.divmod(samples, self.windows)
+    def _cached_starts(self, chunk: int) -> np.ndarray:
+        """Window starts of one chunk of samples. The last two chunks are kept, for the next batches."""
+        if chunk not in self._cache:
+            while len(self._cache) > 1:
+                self._cache.pop(next(iter(self._cache)))
+            samples = chunk * self._chunk_size + np.arange(self._chunk_size, dtype=np.int64)
+            epochs, places = np.divmod(samples, self.windows)
             starts = np.empty_like(samples)
-            for e in np.unique(epoch):
-                here = epoch == e
-                starts[here] = self._in_epoch(place[here], int(e))
-            self._blocks[b] = starts
-        return self._blocks[b]
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                starts[here] = self._starts_in_epoch(places[here], int(epoch))
+            self._cache[chunk] = starts
+        return self._cache[chunk]
 
     @cached_property
-    def _together(self) -> int:
-        """Samples in such a block: of few epochs, as each is computed by itself."""
-        return min(TOGETHER, max(LEAST_TOGETHER, 4 * self.windows))
+    def _chunk_size(self) -> int:
+        """Samples in a chunk; few epochs, as each epoch in it is computed separately."""
+        return min(CHUNK, max(MIN_CHUNK, 4 * self.windows))
 
     @cached_property
-    def _blocks(self) -> dict[int, np.ndarray]:
-        """The last two that were asked for."""
+    def _cache(self) -> dict[int, np.ndarray]:
         return {}
 
-    def _in_epoch(self, place: np.ndarray, epoch: int) -> np.ndarray:
-        """Where the windows that come at some places of an epoch begin."""
+    def _starts_in_epoch(self, places: np.ndarray, epoch: int) -> np.ndarray:
+        """Window starts at the given places in the order of an epoch."""
         if not self.sequential:
-            return _permute(place, self.windows, self.seed, epoch) * self.block_size + self._offset(0, epoch)
-        firsts, windows, _ = self._pieces
-        order = _permute(np.arange(len(windows)), len(windows), self.seed + 1, epoch)  # of the shards
-        ends = np.cumsum(windows[order])
-        turn = np.searchsorted(ends, place, side="right")
-        starts = np.empty_like(place)
-        for t in np.unique(turn):
-            here, shard = turn == t, int(order[t])
+            return _permute(places, self.windows, self.seed, epoch) * self.block_size + self._offset(0, epoch)
+        firsts, windows, _ = self._segments
+        shards = _permute(np.arange(len(windows)), len(windows), self.seed + 1, epoch)
+        ends = np.cumsum(windows[shards])
+        turns = np.searchsorted(ends, places, side="right")
+        starts = np.empty_like(places)
+        for turn in np.unique(turns):
+            here, shard = turns == turn, int(shards[turn])
             count = int(windows[shard])
-            inside = place[here] - (ends[t] - count)
-            for block in np.unique(inside // NEARBY):
-                among = inside // NEARBY == block
-                size = min(NEARBY, count - int(block) * NEARBY)
-                key = int(_mix(np.array([self.seed, shard]), int(block))[1] >> np.uint64(1))
-                moved = _permute(inside[among] - block * NEARBY, size, key, epoch)
-                inside[among] = block * NEARBY + moved
+            inside = places[here] - (ends[turn] - count)
+            groups = inside // NEARBY
+            for group in np.unique(groups).tolist():
+                first, size = group * NEARBY, min(NEARBY, count - group * NEARBY)
+                key = int(_mix(np.array([self.seed, shard]), group)[1] >> np.uint64(1))
+                inside[groups == group] = first + _permute(inside[groups == group] - first, size, key, epoch)
             starts[here] = firsts[shard] + inside * self.block_size + self._offset(shard, epoch)
         return starts
 
-    def _offset(self, piece: int, epoch: int) -> int:
-        """By how much the cuts of a piece are moved in an epoch."""
-        room = np.uint64(self._pieces[2][piece])
-        return int(_mix(np.array([self.seed + piece, 0x0FF5E7]), epoch)[0] % room)
-
-    def get(self, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """Batch k: inputs and targets, int64 ``[rows, block_size]`` each; targets are one token further on."""
-        index = self.starts(k, rows)[:, None] + np.arange(self.block_size + 1)  # [rows, T + 1]
-        window = self.tokens[index].astype(np.int64)
-        return window[:, :-1], window[:, 1:]
-
-    def documents(self, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """For batch k: which document each input belongs to, and its position, both int64 ``[rows, block_size]``."""
-        return document_positions(self.tokens, self.starts(k, rows), self.block_size)
+    def _offset(self, segment: int, epoch: int) -> int:
+        """By how many tokens the cuts of a segment are shifted in an epoch."""
+        offsets = np.uint64(self._segments[2][segment])
+        return int(_mix(np.array([self.seed + segment, 0x0FF5E7]), epoch)[0] % offsets)
 
 
 def document_positions(tokens: Ids, starts: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of windows of a stream: the document of each token, and its position, both int64 ``[windows, length]``.
+    """Give (document_ids, position_ids) of windows of a stream, int64 ``[windows, length]`` each.
 
-    Positions count from the beginning of the document, or of the window where the document began before it.
+    Positions count from the first token of the document, or of the window if the document began before it.
 
     Args:
         tokens: the stream; an array without documents is one document.
-        starts: where the windows begin, ``[windows]``.
+        starts: the first token of each window, ``[windows]``.
         length: tokens in a window.
     """
-    index = np.asarray(starts)[:, None] + np.arange(length)  # [windows, T]
+    places = np.asarray(starts)[:, None] + np.arange(length)  # [windows, T]
     if not isinstance(tokens, Tokens):
-        return np.zeros(index.shape, dtype=np.int64), np.broadcast_to(np.arange(length), index.shape).copy()
-    ids = tokens.document_of(index)
-    begins = np.zeros(index.shape, dtype=np.int64)
-    begins[:, 1:] = np.where(ids[:, 1:] != ids[:, :-1], np.arange(1, length), 0)
-    return ids, np.arange(length) - np.maximum.accumulate(begins, axis=1)
+        return np.zeros(places.shape, dtype=np.int64), np.broadcast_to(np.arange(length), places.shape).copy()
+    document_ids = tokens.document_of(places)
+    begins = np.zeros(places.shape, dtype=np.int64)
+    begins[:, 1:] = np.where(document_ids[:, 1:] != document_ids[:, :-1], np.arange(1, length), 0)
+    position_ids = np.arange(length) - np.maximum.accumulate(begins, axis=1)
+    return document_ids, position_ids
 
 
 def _mix(values: np.ndarray, key: int) -> np.ndarray:
@@ -190,16 +190,16 @@ def _mix(values: np.ndarray, key: int) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
-def _permute(place: np.ndarray, size: int, seed: int, epoch: int, rounds: int = 6) -> np.ndarray:
-    """A permutation of range(size), keyed by (seed, epoch), applied to some of its members.
+def _permute(places: np.ndarray, size: int, seed: int, epoch: int, rounds: int = 6) -> np.ndarray:
+    """Apply a permutation of range(size), keyed by (seed, epoch), to some of its members.
 
-    A balanced Feistel network permutes the next even power of two; members that land outside are sent round again
-    until they land inside (cycle walking, Black and Rogaway, 2002).
+    A balanced Feistel network permutes the next even power of two; members that land outside are permuted again until
+    they land inside (cycle walking, Black and Rogaway, 2002).
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = np.uint64(2**half - 1)
     key = int(_mix(np.array([seed]), epoch)[0])
-    result = place.astype(np.uint64)
+    result = places.astype(np.uint64)
     outside = np.ones(result.shape, dtype=bool)
     while outside.any():
         left, right = result[outside] >> np.uint64(half), result[outside] & low

@@ -1,14 +1,13 @@
-"""Token shards: files that hold ids and where documents begin, mapped into memory rather than read.
+"""Token shards: memory-mapped files of token ids and document starts.
 
 A shard is a safetensors file (https://github.com/huggingface/safetensors) of three arrays: ``tokens`` (little-endian
 uint16, or uint32 for vocabularies above 65,536), ``starts`` (the place of the first token of each document that begins
-in this shard) and ``bytes`` (UTF-8 bytes of each document's text). Its header tells the format version, the split, the
-tokenizer's hash, the number of tokens and the SHA-256 of the arrays, so a shard can be checked by itself.
+in this shard) and ``bytes`` (UTF-8 bytes of each document's text). Its header has the format version, the split, the
+tokenizer's hash, the number of tokens and the SHA-256 of the arrays, so a shard can be checked alone.
 """
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,28 +18,29 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from glassgpt.errors import DataError
+from glassgpt.files import atomic_write
 
 FORMAT_VERSION = 3
 SPLITS = ("train", "val")
 _ARRAYS = ("tokens", "starts", "bytes")
-#: safetensors' names of the dtypes that a shard may have.
+#: The dtypes in a shard: safetensors' names and numpy's.
 _DTYPES = {"U16": "<u2", "U32": "<u4", "I64": "<i8"}
-_MOST_HEADER = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
 
-#: What takes the place of ``[N]`` ids: they may lie in many files.
+#: Token ids, ``[N]``: an array, or in many files.
 Ids: TypeAlias = "np.ndarray | Tokens"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's file and what its header says; the arrays are mapped when they are first used.
+    """A shard's file and header; the arrays are memory-mapped at first use.
 
     Attributes:
         path: the file.
         split: "train" or "val".
         tokenizer: SHA-256 of the tokenizer's file.
-        sha256: of the three arrays, one after another.
-        layout: of each array, its dtype, length, and first byte in the file.
+        sha256: of the three arrays, concatenated.
+        layout: dtype, length, and first byte in the file, of each array.
     """
 
     path: Path
@@ -50,12 +50,12 @@ class Shard:
     layout: dict[str, tuple[str, int, int]]
 
     def __len__(self) -> int:
-        """How many tokens it has."""
+        """Count the tokens."""
         return self.layout["tokens"][1]
 
     @property
     def dtype(self) -> str:
-        """Of the ids: ``<u2`` or ``<u4``."""
+        """Numpy's name of the ids' type: ``<u2`` or ``<u4``."""
         return self.layout["tokens"][0]
 
     @cached_property
@@ -65,31 +65,31 @@ class Shard:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where documents begin, int64 ``[documents]``, ascending."""
+        """The first token of each document, int64 ``[documents]``, ascending."""
         return self._array("starts")
 
     @cached_property
     def bytes(self) -> np.ndarray:
-        """UTF-8 bytes of each document that begins here, int64 ``[documents]``; of a text in parts, of its parts."""
+        """UTF-8 bytes, in this shard, of each document that begins here, int64 ``[documents]``."""
         return self._array("bytes")
 
     def _array(self, name: str) -> np.ndarray:
         dtype, length, offset = self.layout[name]
         if length == 0:
-            return np.zeros(0, dtype=dtype)  # nothing cannot be mapped
+            return np.zeros(0, dtype=dtype)  # an empty range cannot be mapped
         return np.memmap(self.path, dtype=dtype, mode="r", offset=offset, shape=(length,))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the mapped arrays: another process maps them again, instead of being sent them."""
+        """Leave out the mapped arrays: a process that unpickles the shard maps them again."""
         return {name: value for name, value in self.__dict__.items() if name not in _ARRAYS}
 
     def check(self, vocab_size: int) -> None:
-        """Read the whole shard and compare it with its header.
+        """Read the full shard and compare it with its header.
 
         Raises:
             DataError: if it was changed, or has an id beyond the vocabulary.
         """
-        arrays = [self._array(name) for name in _ARRAYS]  # let go at the end, or all shards would count as resident
+        arrays = [self._array(name) for name in _ARRAYS]  # not cached: they would stay in resident memory
         found = _digest(arrays)
         if found != self.sha256:
             raise DataError(
@@ -100,10 +100,10 @@ class Shard:
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int, where: str, offset: int = 0) -> None:
-    """See that all ids are below ``vocab_size``, 16 million at a time.
+    """Check that all ids are below ``vocab_size``, 16 million at a time.
 
     Raises:
-        DataError: naming the first that is not, its place, and its byte in the file.
+        DataError: if not; names the first such id, its place, and its byte in the file.
     """
     for begin in range(0, len(tokens), 1 << 24):
         part = tokens[begin : begin + (1 << 24)]
@@ -116,10 +116,10 @@ def check_ids(tokens: np.ndarray, vocab_size: int, where: str, offset: int = 0) 
 
 
 def write_shard(path: Path, split: str, tokenizer: str, arrays: Sequence[np.ndarray]) -> str:
-    """Write a shard, whole or not at all, and return the SHA-256 of its file.
+    """Write a shard atomically, and return the SHA-256 of its file.
 
     Args:
-        path: where.
+        path: the file to write.
         split: "train" or "val".
         tokenizer: SHA-256 of the tokenizer's file.
         arrays: tokens (``<u2`` or ``<u4``), starts and bytes (``<i8``).
@@ -134,65 +134,58 @@ def write_shard(path: Path, split: str, tokenizer: str, arrays: Sequence[np.ndar
         "documents": str(len(named["starts"])),
         "sha256": _digest(arrays),
     }
-    # Written here because safetensors' library puts the metadata in another order each time.
+    # Not written by safetensors' library, because it varies the order of the metadata.
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    for name in reversed(_ARRAYS):  # the widest first, so that each is aligned
+    for name in reversed(_ARRAYS):  # the widest type first, so that each array is aligned
         array, begin = named[name], end
         end += array.nbytes
         dtype = next(word for word, numpy in _DTYPES.items() if numpy == array.dtype.newbyteorder("<").str)
         header[name] = {"dtype": dtype, "shape": [len(array)], "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     digest = hashlib.sha256()
-    try:
-        with temporary.open("xb") as file:
-            contents: list[Any] = [np.ascontiguousarray(named[name]).data for name in reversed(_ARRAYS)]
-            for content in [struct.pack("<Q", len(encoded)), encoded, *contents]:
-                file.write(content)
-                digest.update(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary, temporary.open("xb") as file:
+        contents: list[Any] = [np.ascontiguousarray(named[name]).data for name in reversed(_ARRAYS)]
+        for content in [struct.pack("<Q", len(encoded)), encoded, *contents]:
+            file.write(content)
+            digest.update(content)
     return digest.hexdigest()
 
 
 def open_shard(path: Path) -> Shard:
-    """Read a shard's header and see that the file is as long as it says.
+    """Read a shard's header and check the length of the file.
 
     Raises:
-        DataError: if there is no such file, it is no shard, of another version, or was cut short.
+        DataError: if the file does not exist, is not a shard of this version, or is truncated.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MOST_HEADER:
+            if length > _MAX_HEADER_BYTES:
                 raise ValueError("it has no header")
             content = json.loads(file.read(length))
         header, layout = content.pop("__metadata__"), {}
         if header.get("format") != "glassgpt tokens":
-            raise ValueError("its header does not speak of tokens")
+            raise ValueError("its header is not that of a token shard")
         if header["format_version"] != str(FORMAT_VERSION):
-            raise ValueError(f"format version {header['format_version']}, and this version reads {FORMAT_VERSION}")
+            raise ValueError(f"format version {header['format_version']}; this program reads {FORMAT_VERSION}")
         for name in _ARRAYS:
             entry = content[name]
             begin, end = entry["data_offsets"]
             layout[name] = (_DTYPES[entry["dtype"]], int(entry["shape"][0]), 8 + length + int(begin))
             if 8 + length + end > size:
-                raise ValueError(f"it was cut short: {size:,} bytes, and its header speaks of {8 + length + end:,}")
+                raise ValueError(f"it is truncated: {size:,} bytes, but {8 + length + end:,} according to its header")
             if begin < 0 or end - begin != layout[name][1] * np.dtype(layout[name][0]).itemsize:
-                raise ValueError(f"its {name} are {end - begin} bytes, which {layout[name][1]} of them are not")
+                raise ValueError(f"{layout[name][1]} {name} cannot be {end - begin} bytes")
         if header["split"] not in SPLITS or int(header["tokens"]) != layout["tokens"][1]:
-            raise ValueError("its header contradicts itself")
+            raise ValueError("its header is not consistent")
         return Shard(path, header["split"], header["tokenizer"], header["sha256"], layout)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
-        raise DataError(f"{path} is no token shard that can be read: {error}") from None
+        raise DataError(f"{path} is not a valid token shard: {error}") from None
 
 
 def _digest(arrays: Sequence[np.ndarray]) -> str:
@@ -203,15 +196,15 @@ def _digest(arrays: Sequence[np.ndarray]) -> str:
 
 
 class Tokens:
-    """The ids of many shards as one array ``[N]``, with the documents that they belong to.
+    """The ids of many shards as one array ``[N]``, with the document of each.
 
     Args:
         shards: in order; at least one.
-        length: how many of their ids count, from the beginning; all by default.
+        length: N, if only the first ids are to be used; all by default.
     """
 
     def __init__(self, shards: Sequence[Shard], length: int | None = None):
-        assert shards, "there is no array of nothing"
+        assert shards, "at least one shard"
         self.shards = list(shards)
         ends = np.cumsum([len(shard) for shard in shards])
         self._length = int(ends[-1]) if length is None else length
@@ -234,27 +227,27 @@ class Tokens:
         return self._length
 
     def __getitem__(self, index: Any) -> Any:
-        """As of an array: an int gives an id, a slice or an array of integers an array of ids."""
+        """Index like an array: an int gives an id, a slice or an array of integers an array of ids."""
         if isinstance(index, slice):
             begin, end, step = index.indices(self._length)
             if step != 1:
                 return self[np.arange(begin, end, step)]
-            return self._run(begin, end)
+            return self._slice(begin, end)
         places = np.asarray(index)
         if places.size and not (-self._length <= int(places.min()) and int(places.max()) < self._length):
-            raise IndexError(f"a place beyond the {self._length} tokens")
+            raise IndexError(f"index out of range for {self._length} tokens")
         places = np.where(places < 0, places + self._length, places)
         if len(self.shards) == 1:
             return self.shards[0].tokens[places]
-        found = np.empty(places.shape, dtype=self.dtype)
-        holders = np.searchsorted(self.ends, places, side="right")
-        for holder in np.unique(holders):
-            here = holders == holder
-            found[here] = self.shards[holder].tokens[places[here] - self.begins[holder]]
-        return found if found.shape else found[()]
+        ids = np.empty(places.shape, dtype=self.dtype)
+        shards = np.searchsorted(self.ends, places, side="right")
+        for shard in np.unique(shards):
+            here = shards == shard
+            ids[here] = self.shards[shard].tokens[places[here] - self.begins[shard]]
+        return ids if ids.shape else ids[()]
 
-    def _run(self, begin: int, end: int) -> np.ndarray:
-        """Ids from ``begin`` to ``end``: mapped where they lie in one shard."""
+    def _slice(self, begin: int, end: int) -> np.ndarray:
+        """Give the ids from ``begin`` to ``end``; memory-mapped if they are in one shard."""
         parts = [
             shard.tokens[max(begin - first, 0) : end - first]
             for shard, first, last in zip(self.shards, self.begins, self.ends, strict=True)
@@ -265,12 +258,12 @@ class Tokens:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All ids in memory."""
-        return np.asarray(self._run(0, self._length), dtype=dtype)
+        """Read all ids into memory."""
+        return np.asarray(self._slice(0, self._length), dtype=dtype)
 
     def tolist(self) -> list[int]:
-        """All ids as a list."""
-        ids: list[int] = self._run(0, self._length).tolist()
+        """Read all ids as a list."""
+        ids: list[int] = self._slice(0, self._length).tolist()
         return ids
 
     @cached_property
@@ -279,12 +272,11 @@ class Tokens:
         return np.concatenate([[0], np.cumsum([shard.layout["starts"][1] for shard in self.shards])[:-1]])
 
     def document_of(self, places: np.ndarray) -> np.ndarray:
-        """Which document the tokens at these places belong to: int64 of the same shape, counted from 0."""
-        holders = np.searchsorted(self.ends, places, side="right")
-        found = np.empty(places.shape, dtype=np.int64)
-        for holder in np.unique(holders):
-            here = holders == holder
-            local = places[here] - self.begins[holder]
-            started = np.searchsorted(self.shards[holder].starts, local, side="right")
-            found[here] = self._documents_before[holder] + started - 1
-        return found
+        """Give the number of the document, from 0, of the tokens at these places: int64 of the same shape."""
+        document_ids = np.empty(places.shape, dtype=np.int64)
+        shards = np.searchsorted(self.ends, places, side="right")
+        for shard in np.unique(shards):
+            here = shards == shard
+            started = np.searchsorted(self.shards[shard].starts, places[here] - self.begins[shard], side="right")
+            document_ids[here] = self._documents_before[shard] + started - 1
+        return document_ids

@@ -1,10 +1,11 @@
-"""What the user means by a source: a file, a folder, a pattern, a corpus by name, or one that is prepared already."""
+"""Find the text that the user names: a file, a folder, a pattern, a known corpus, or a prepared corpus."""
 
 import bisect
 import contextlib
 import difflib
 import glob
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,20 +13,21 @@ from typing import Any
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data.corpus.manifest import MANIFEST, plan_in
-from glassgpt.data.sources.documents import Document, Segment, files, is_whole, read_segment, segments, text_parts
+from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments, text_parts
 from glassgpt.data.sources.textfiles import is_compressed
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut
 
-#: Bytes around a place in which one is looked for where the text may be cut.
+#: The file in the folder of a prepared corpus, and the file in that of an unfinished one.
+MANIFEST, PLAN = "manifest.json", "plan.json"
+#: Bytes that are read at a time to find a place where the text may be cut.
 _WINDOW = 1 << 16
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text in memory and where it came from."""
+    """A text in memory, and its source."""
 
     source: str
     name: str
@@ -33,16 +35,16 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Files to read, and how they are divided into documents.
 
     Attributes:
-        source: what the user wrote, with a path from the root; a corpus keeps its name.
-        name: for people, and for the run.
+        source: the absolute path, or the name of a known corpus.
+        name: a short name for messages and runs.
         files: in order.
-        separator: what stands between documents in plain files.
-        text_field: where in a row the text is; see :mod:`glassgpt.data.sources.documents`.
-        prepared: the folder, where the corpus is prepared already.
+        separator: between documents in plain files.
+        text_field: the field of a row that has the text; see :mod:`glassgpt.data.sources.tables`.
+        prepared: the folder, if it is a prepared corpus.
     """
 
     source: str
@@ -54,36 +56,36 @@ class Source:
 
     @property
     def single(self) -> bool:
-        """Whether it is one text, to be split by position."""
-        return len(self.files) == 1 and is_whole(self.files[0], self.separator)
+        """Whether it is one text, which is split by position."""
+        return len(self.files) == 1 and is_single(self.files[0], self.separator)
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes in all files."""
         return sum(map(_size, self.files))
 
     def segments(self, size: int) -> Iterator[tuple[Segment, int]]:
-        """Parts that can be read independently, of about ``size`` bytes, and how many bytes of the files each takes."""
+        """Divide the files into segments of about ``size`` bytes; give each with its number of bytes."""
         for file in self.files:
             parts = segments(file, size, self.separator)
             for part in parts:
                 yield part, _size(file) // len(parts)
 
-    def documents(self, some: Sequence[Sequence[Any]] | None = None) -> Iterator[Document]:
-        """The documents of some segments, each ``[file, begin, end]``, or of all."""
-        if some is None:
+    def documents(self, chosen: Sequence[Sequence[Any]] | None = None) -> Iterator[Document]:
+        """Read the documents of the chosen segments, each ``[file, begin, end]``, or of all."""
+        if chosen is None:
             parts = [part for file in self.files for part in segments(file, 1 << 62, self.separator)]
         else:
-            parts = [Segment(Path(file), begin, end) for file, begin, end in some]
+            parts = [Segment(Path(file), begin, end) for file, begin, end in chosen]
         for part in parts:
             yield from read_segment(part, self.text_field, self.separator)
 
     def survey(self, scratch: Path, progress: Progress | None = None) -> "Survey":
-        """Read everything once, to know it when it is seen again; of a single text, count its characters too.
+        """Read everything once, to hash it; for a single text, count the characters too.
 
         Args:
-            scratch: a folder for a single text that is compressed.
-            progress: told while it takes time.
+            scratch: a folder to decompress a single text into.
+            progress: called as the work goes on.
 
         Raises:
             DataError: if a file cannot be read, or a single text is not UTF-8 or empty.
@@ -93,15 +95,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Survey:
-    """What reading a source once has told.
+    """The hash and the size of a source.
 
     Attributes:
-        sha256: of the text in UTF-8; of several files, of their SHA-256.
-        bytes: of the text, or of the files.
-        characters: of a single text.
-        plain: the file to read a single text from.
-        begin: its first byte in that file, behind a byte order mark.
-        end: the byte behind its last.
+        sha256: of the text in UTF-8; for several files, of the list of their SHA-256.
+        bytes: in the text, or in the files.
+        characters: in a single text.
+        plain: the uncompressed file of a single text.
+        begin: first byte of the text in that file, after a byte order mark.
+        end: the byte after its last.
     """
 
     sha256: str
@@ -113,7 +115,7 @@ class Survey:
     _places: tuple[list[int], list[int]] = field(default_factory=lambda: ([0], [0]))  # characters and bytes before
 
     def byte_of(self, character: int) -> int:
-        """Which byte of the file a character begins at."""
+        """Give the first byte of a character in the file."""
         before, bytes_before = self._places
         block = bisect.bisect_right(before, character) - 1
         first = self.begin + bytes_before[block]
@@ -124,29 +126,29 @@ class Survey:
         return first + len(text[: character - before[block]].encode("utf-8"))
 
     def divide(self, begin: int, end: int, size: int) -> list[tuple[int, int]]:
-        """Ranges of about ``size`` bytes from ``begin`` to ``end`` of the file, cut where tokenizers may be."""
+        """Divide a range of bytes into ranges of about ``size`` bytes, cut where no token can cross."""
         cuts = [max(begin, self.begin)]
         while end - cuts[-1] > 2 * size and (cut := self._cut(cuts[-1] + size, end)) is not None:
             cuts.append(cut)
         return list(zip(cuts, [*cuts[1:], end], strict=True))
 
     def _cut(self, place: int, end: int) -> int | None:
-        """The first byte from ``place`` on where the text may be cut."""
+        """Find the first byte from ``place`` on where the text may be cut."""
         with self.plain.open("rb") as file:
             while place < end:
                 file.seek(place)
                 window = file.read(min(_WINDOW, end - place))
-                skipped = len(window) - len(window.lstrip(bytes(range(0x80, 0xC0))))  # from within a character
+                skipped = len(window) - len(window.lstrip(bytes(range(0x80, 0xC0))))  # in the middle of a character
                 text = window[skipped:].decode("utf-8", errors="ignore")
                 cut = safe_cut(text, 1)
                 if cut is not None:
                     return place + skipped + len(text[:cut].encode("utf-8"))
-                place += max(len(window) - 64, 1)  # a cut may lie across the border of two windows
+                place += max(len(window) - 64, 1)  # a safe cut may be at the border of two windows
         return None
 
 
 def _size(file: Path) -> int:
-    """Bytes of a file; of a saved dataset, of the files in its folder."""
+    """Bytes in a file; for a saved dataset, in the files of its folder."""
     if file.is_dir():
         return sum(path.stat().st_size for path in file.rglob("*"))
     return file.stat().st_size
@@ -190,59 +192,61 @@ def _survey_files(paths: Sequence[Path], progress: Progress | None) -> Survey:
     return Survey(hashlib.sha256(" ".join(digests).encode()).hexdigest(), size)
 
 
-def find(config: DataConfig, progress: Progress | None = None) -> Source:
-    """What the configuration's source means. A file wins over a corpus of the same name.
+def find_source(config: DataConfig, progress: Progress | None = None) -> TextSource:
+    """Find the source that a configuration names. A file takes precedence over a known corpus of the same name.
 
     Args:
         config: names the source.
-        progress: told while a corpus is fetched.
+        progress: called while a corpus is fetched.
 
     Raises:
-        DataError: if there is no such file, folder or corpus, or nothing in it that can be read.
+        DataError: if the file, folder or corpus does not exist, or has no readable text.
         AssetError: if a corpus cannot be found or fetched.
     """
     source = config.source
     try:
         path = Path(source).expanduser()
-        path.exists()
+        exists = path.exists()
     except (OSError, RuntimeError) as error:
-        raise DataError(f"there is no file {source[:80]!r}, nor can there be: {error}") from None
+        raise DataError(f"there is no file {source[:80]!r}; it cannot be a file name: {error}") from None
     known = assets.names("corpus")
-    if not path.exists() and source in known:
+    if not exists and source in known:
         corpus = assets.corpus(source, progress=progress)
-        return Source(
-            source,
-            source,
-            tuple(corpus.files),
-            config.separator or corpus.separator,
-            config.text_field or corpus.text_field,
-        )
-    if not path.exists() and not glob.has_magic(source):
+        separator, text_field = config.separator or corpus.separator, config.text_field or corpus.text_field
+        return TextSource(source, source, tuple(corpus.files), separator, text_field)
+    if not exists and not glob.has_magic(source):
         near = difflib.get_close_matches(source, known, n=1)
         hint = f"did you mean the corpus {near[0]!r}?" if near else f"corpora known by name: {', '.join(known)}"
-        raise DataError(f"there is no file {source!r}, and no corpus of that name; {hint}")
-    absolute = str(path.resolve()) if path.exists() else str(path.absolute())
-    name = path.stem if path.exists() else "documents"
+        raise DataError(f"there is no file {source!r}, and no known corpus of that name; {hint}")
+    absolute = path.resolve() if exists else path.absolute()
     if (path / MANIFEST).is_file():
-        return Source(absolute, path.resolve().name, (), prepared=path.resolve())
-    if plan_in(path) is not None:
+        return TextSource(str(absolute), absolute.name, (), prepared=absolute)
+    if unfinished_key(path) is not None:
         raise DataError(
-            f"{path} holds a preparation that was interrupted; go on with the same `glassgpt data prepare ... --out "
-            f"{path}`"
+            f"{path} holds an interrupted preparation; resume it with the same `glassgpt data prepare ... --out {path}`"
         )
-    return Source(absolute, path.resolve().name if path.is_dir() else name, tuple(files(absolute)), config.separator,
-                  config.text_field)  # fmt: skip
+    name = absolute.name if path.is_dir() else path.stem if exists else "documents"
+    return TextSource(str(absolute), name, tuple(files(str(absolute))), config.separator, config.text_field)
 
 
-def read(source: str) -> Text:
-    """All text of a source in memory, for tokenizers; documents are joined by an empty line.
+def unfinished_key(folder: Path) -> str | None:
+    """Read the cache key of the unfinished preparation in a folder; None if there is none."""
+    try:
+        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(content["key"]) if isinstance(content, dict) and content.keys() == {"key"} else None
+
+
+def read_text(source: str) -> Text:
+    """Read all text of a source into memory; documents are joined by an empty line.
 
     Raises:
-        DataError: if there is no such source, it is not UTF-8 text, or it is empty.
+        DataError: if the source does not exist, is not UTF-8 text, or is empty.
     """
-    found = find(DataConfig(source=source))
+    found = find_source(DataConfig(source=source))
     if found.prepared:
-        raise DataError(f"{source} is a prepared corpus, which holds ids; give the text that it was made from")
+        raise DataError(f"{source} is a prepared corpus, which holds token ids; give the text that it was made from")
     if found.single:
         content = "".join(text_parts(found.files[0]))
     else:

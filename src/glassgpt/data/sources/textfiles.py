@@ -1,6 +1,6 @@
-"""The bytes of a text file as a stream: opened, decompressed, divided, decoded; every way this fails is one message.
+"""Read a text file as a stream: open, decompress, split, decode. Every failure is one message that names the place.
 
-Nothing here holds more than a buffer, or the one piece that it hands out.
+Memory holds one buffer, or one piece between separators.
 """
 
 import codecs
@@ -16,11 +16,10 @@ from glassgpt.errors import DataError, MissingExtraError
 
 #: Endings of compressed files.
 COMPRESSED = (".gz", ".zst")
-#: A place behind the end of every file.
+#: An offset past the end of every file.
 END = 2**63 - 1
-MARK = codecs.BOM_UTF8  # the byte order mark that some editors put before UTF-8; it is not text
 _BUFFER = 1 << 18
-_HEAD = 1 << 13  # what is looked at before a file is taken for text
+_HEAD = 1 << 13  # bytes by which a file is recognised as text
 
 _ENCODINGS = (  # the longer marks first: UTF-32's begins as UTF-16's does
     (codecs.BOM_UTF32_LE, "UTF-32", "utf-32"),
@@ -28,7 +27,7 @@ _ENCODINGS = (  # the longer marks first: UTF-32's begins as UTF-16's does
     (codecs.BOM_UTF16_LE, "UTF-16", "utf-16"),
     (codecs.BOM_UTF16_BE, "UTF-16", "utf-16"),
 )
-_BEGINNINGS = (
+_MAGIC_BYTES = (
     (b"\x1f\x8b", "compressed by gzip; give it a name that ends in .gz"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd; give it a name that ends in .zst"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
@@ -38,13 +37,13 @@ _BEGINNINGS = (
 
 
 def is_compressed(file: Path) -> bool:
-    """Whether a file is decompressed while it is read."""
+    """Whether a file has a known ending of compressed files."""
     return file.suffix.lower() in COMPRESSED
 
 
 @contextlib.contextmanager
-def told(file: Path) -> Iterator[None]:
-    """Turn what the operating system says about a file into a :class:`DataError` that names it."""
+def reading(file: Path) -> Iterator[None]:
+    """Turn an OSError while reading a file into a :class:`DataError` that names it."""
     try:
         yield
     except OSError as error:
@@ -52,67 +51,67 @@ def told(file: Path) -> Iterator[None]:
 
 
 def open_bytes(file: Path) -> BinaryIO:
-    """The bytes of a text file, decompressed if need be; only those of an uncompressed file can be sought in.
+    """Open a text file for reading bytes, decompressed if necessary. Only an uncompressed file is seekable.
 
     Raises:
-        DataError: if it does not look like UTF-8 text (its first 8 KB hold a NUL byte, or begin as another encoding or
-            a binary format does), or, here or later while it is read, if it is damaged.
-        MissingExtraError: if decompressing takes a library that is not installed.
-        OSError: if it cannot be read; see :func:`told`.
+        DataError: if it does not look like UTF-8 text (a NUL byte in its first 8 KB, or the first bytes of another
+            encoding or a binary format); here or in a later read, if it is damaged.
+        MissingExtraError: if the library that decompresses it is not installed.
+        OSError: if it cannot be read; see :func:`reading`.
     """
-    unpacked = _unpacked(file) if is_compressed(file) else None
-    stream = cast(BinaryIO, io.BufferedReader(unpacked, _BUFFER)) if unpacked else file.open("rb", buffering=_BUFFER)
+    raw = _decompressed(file) if is_compressed(file) else None
+    stream = cast(BinaryIO, io.BufferedReader(raw, _BUFFER)) if raw else file.open("rb", buffering=_BUFFER)
     try:
-        if unpacked:
-            head = unpacked.head()
+        if raw:
+            head = raw.head()
         else:
             head = stream.read(_HEAD)
             stream.seek(0)
-        _look(file, head)
+        _check_is_text(file, head)
     except BaseException:
         stream.close()
         raise
     return stream
 
 
-def _look(file: Path, head: bytes) -> None:
-    """Refuse what is not text, by its beginning."""
+def _check_is_text(file: Path, head: bytes) -> None:
+    """Raise a DataError if the first bytes of a file are not UTF-8 text."""
     for mark, name, codec in _ENCODINGS:
         if head.startswith(mark):
             raise DataError(
                 f"{file} is {name} text (its first bytes are {mark.hex(' ')}), not UTF-8. "
                 f"Convert it first, for example: iconv -f {codec} -t utf-8 OLD.txt > NEW.txt"
             )
-    for beginning, what in _BEGINNINGS:
-        if head.startswith(beginning):
-            raise DataError(f"{file} is not text but {what}")
+    for magic, kind in _MAGIC_BYTES:
+        if head.startswith(magic):
+            raise DataError(f"{file} is not text but {kind}")
     zero = head.find(b"\0")
     if zero >= 0:
         raise DataError(
             f"{file} looks binary: byte 0x00 at offset {zero}{_inside(file)}. Text is expected, in UTF-8 "
-            "(UTF-16 without a byte order mark looks like this too; convert it with iconv)"
+            "(UTF-16 without a byte order mark looks like this, too; convert it with iconv)"
         )
 
 
 def _inside(file: Path) -> str:
-    return " of what it decompresses to" if is_compressed(file) else ""
+    return " of the decompressed data" if is_compressed(file) else ""
 
 
 # --- decompression ---------------------------------------------------------------------------------------------------
 
 
-class _Unpacked(io.RawIOBase):
-    """What a compressed file decompresses to: its members, one after another, each checked to have an end.
+class _Decompressed(io.RawIOBase):
+    """The decompressed bytes of a file: its members, one after another; each must have its end mark.
 
-    The libraries' own streams are not used because `zstandard`'s ends without a word where a file was cut.
+    The libraries' own streams are not used because that of `zstandard` does not report a truncated file.
 
     Args:
-        file: what to read.
+        file: the compressed file.
         member: makes an object that decompresses one member.
-        limits: what its ``decompress`` takes besides the bytes.
-        take: how many compressed bytes to give it at a time.
-        error: what it raises.
-        padding: bytes that may stand between members and at the end.
+        limits: further arguments of its ``decompress``.
+        take: compressed bytes to give it at a time.
+        error: the exception that it raises.
+        padding: bytes that may be between members and at the end.
     """
 
     def __init__(
@@ -126,40 +125,40 @@ class _Unpacked(io.RawIOBase):
     ) -> None:
         self._file, self._new_member, self._limits, self._take = file, member, limits, take
         self._error, self._padding = error, padding
-        self._packed = file.open("rb", buffering=_BUFFER)
-        self._member: Any = None  # which decompresses the unfinished member
+        self._compressed = file.open("rb", buffering=_BUFFER)
+        self._member: Any = None  # decompresses the current member
         self._members = 0
-        self._rest = b""  # compressed bytes to be taken first
+        self._rest = b""  # compressed bytes to decompress first
         self._ready = memoryview(b"")
-        self._made = 0
+        self._done = 0  # decompressed bytes
 
     def readable(self) -> bool:
         return True
 
     def close(self) -> None:
-        self._packed.close()
+        self._compressed.close()
         super().close()
 
     def head(self) -> bytes:
-        """The first 8 KB, which stay to be read."""
+        """Peek at the first 8 KB."""
         ready = b""
-        while len(ready) < _HEAD and (more := self._more()):
+        while len(ready) < _HEAD and (more := self._read_more()):
             ready += more
         self._ready = memoryview(ready)
         return ready[:_HEAD]
 
     def readinto(self, buffer: Any) -> int:
         if not self._ready:
-            self._ready = memoryview(self._more())
+            self._ready = memoryview(self._read_more())
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
 
-    def _more(self) -> bytes:
-        """The next bytes; none at the end."""
+    def _read_more(self) -> bytes:
+        """Decompress the next bytes; b"" at the end."""
         while True:
-            packed = self._rest or self._packed.read(self._take)
+            packed = self._rest or self._compressed.read(self._take)
             self._rest = b""
             if self._member is None:
                 if not packed and self._members:
@@ -170,65 +169,65 @@ class _Unpacked(io.RawIOBase):
                 self._member = self._new_member()
                 self._members += 1
             try:
-                made: bytes = self._member.decompress(packed, *self._limits)
+                content: bytes = self._member.decompress(packed, *self._limits)
             except self._error as error:
                 raise self._damaged(str(error)) from None
             if self._member.eof:
                 self._rest, self._member = self._member.unused_data, None
             else:
                 self._rest = self._member.unconsumed_tail
-                if not made and not packed:
-                    raise self._damaged("it ends before its end mark; it was cut short")
-            self._made += len(made)
-            if made:
-                return made
+                if not content and not packed:
+                    raise self._damaged("it is truncated: its end mark is missing")
+            self._done += len(content)
+            if content:
+                return content
 
     def _damaged(self, reason: str) -> DataError:
         name = {".gz": "gzip", ".zst": "zstd"}[self._file.suffix.lower()]
-        return DataError(f"{self._file} is damaged as {name}, {self._made} decompressed bytes in: {reason}")
+        return DataError(f"{self._file} is damaged as {name}, {self._done} decompressed bytes in: {reason}")
 
 
-def _unpacked(file: Path) -> _Unpacked:
-    if file.suffix.lower() == ".gz":  # 31: a gzip header, and the check of its sums; tapes pad with zeros
+def _decompressed(file: Path) -> _Decompressed:
+    if file.suffix.lower() == ".gz":  # 31: with gzip header and checksum; tapes pad with zeros
         member = functools.partial(zlib.decompressobj, 31)
-        return _Unpacked(file, member, 1 << 20, take=1 << 16, error=zlib.error, padding=b"\0")
+        return _Decompressed(file, member, 1 << 20, take=1 << 16, error=zlib.error, padding=b"\0")
     try:
         import zstandard
     except ImportError:
         raise MissingExtraError("zstandard", "data", f"reading {file}") from None
-    # It cannot be told where to stop: text that repeats itself may become ten thousand times its compressed size.
-    return _Unpacked(file, zstandard.ZstdDecompressor().decompressobj, take=1 << 10, error=zstandard.ZstdError)
+    # Its output cannot be limited, and repetitive text may be ten thousand times as long as its compressed form.
+    return _Decompressed(file, zstandard.ZstdDecompressor().decompressobj, take=1 << 10, error=zstandard.ZstdError)
 
 
-# --- pieces ----------------------------------------------------------------------------------------------------------
+# --- split -----------------------------------------------------------------------------------------------------------
 
 
-def pieces(file: Path, separator: bytes, begin: int = 0, end: int = END) -> Iterator[tuple[int, bytes]]:
-    """What stands between separators, found from the left as ``bytes.split`` does: the pieces that begin in a range.
+def split_file(file: Path, separator: bytes, begin: int = 0, end: int = END) -> Iterator[tuple[int, bytes]]:
+    """Split a file at separators, as ``bytes.split`` does; yield the pieces that begin in a range of bytes.
 
-    Memory holds one piece; a piece that reaches into the range from before it is passed over without being held.
+    Memory holds one piece. A piece that began before the range is skipped and not held.
 
     Args:
-        file: what to read; compressed only from 0 to :data:`END`.
+        file: the file; a compressed one only from 0 to :data:`END`.
         separator: at least one byte.
-        begin: of the range, in bytes.
-        end: of the range, not in it.
+        begin: first byte of the range.
+        end: the byte after its last.
 
     Yields:
-        the offset of each piece in the file, and its bytes, without the separator. A byte order mark at the beginning
-        of the file belongs to no piece.
+        the offset of each piece in the file, and its bytes, without the separator. A byte order mark at the start of
+        the file is in no piece.
     """
-    with told(file), open_bytes(file) as stream:
-        tail = stream.read(len(MARK))
-        first = len(MARK) if tail == MARK else 0
-        base, start = first, first  # of what is in hand, and of the piece: -1 while its beginning is not known
+    with reading(file), open_bytes(file) as stream:
+        tail = stream.read(len(codecs.BOM_UTF8))
+        first = len(tail) if tail == codecs.BOM_UTF8 else 0
+        base, start = first, first  # offset of the block, and of the piece (-1: not known yet)
         tail = tail[first:]
         if begin - len(separator) > first:
-            base = _clear_of(stream, separator, begin - len(separator), first)
+            base = _outside_separators(stream, separator, begin - len(separator), first)
             start = first if base == first else -1
             stream.seek(base)
             tail = b""
-        held: list[bytes] = []  # the piece so far
+        held: list[bytes] = []  # the first parts of the piece
         while start < end:
             chunk = stream.read(_BUFFER)
             block, at = tail + chunk, 0
@@ -244,7 +243,7 @@ def pieces(file: Path, separator: bytes, begin: int = 0, end: int = END) -> Iter
                 if start >= begin:
                     yield start, b"".join([*held, block[at:]])
                 return
-            rest = max(at, len(block) - len(separator) + 1)  # a separator may have begun
+            rest = max(at, len(block) - len(separator) + 1)  # a separator may begin after this
             if start >= begin:
                 held.append(block[at:rest])
             elif base + rest >= end:
@@ -252,11 +251,11 @@ def pieces(file: Path, separator: bytes, begin: int = 0, end: int = END) -> Iter
             base, tail = base + rest, block[rest:]
 
 
-def _clear_of(stream: BinaryIO, separator: bytes, at: int, first: int) -> int:
-    r"""The last place up to `at` that lies within no separator.
+def _outside_separators(stream: BinaryIO, separator: bytes, at: int, first: int) -> int:
+    r"""Find the last offset up to `at` that is not inside a separator.
 
-    Reading from there finds the separators that reading from the beginning does, also those that overlap themselves
-    (``\n\n`` in a run of line ends).
+    Reading from there finds the same separators as reading from the start, even if they can overlap (``\n\n`` in a run
+    of line ends).
     """
     while at > first:
         low = max(first, at - len(separator) + 1)
@@ -272,19 +271,19 @@ def _clear_of(stream: BinaryIO, separator: bytes, at: int, first: int) -> int:
 
 
 def text_parts(file: Path, size: int = 1 << 20) -> Iterator[str]:
-    r"""A file that is one document, as text in parts; joined they are the whole, to the character.
+    r"""Read a file that is one document, as text in parts.
 
-    Line ends are kept as they are (a ``\r\n`` may lie across two parts); a byte order mark is not text.
+    Line ends are not changed (a ``\r\n`` may be split between two parts); a byte order mark is not text.
 
     Args:
-        file: what to read.
-        size: bytes of a part, about.
+        file: the file.
+        size: about how many bytes to read for a part.
 
     Raises:
         DataError: if it cannot be read, or is not UTF-8 text; the message names the place.
-        MissingExtraError: if decompressing takes a library that is not installed.
+        MissingExtraError: if the library that decompresses it is not installed.
     """
-    with told(file), open_bytes(file) as stream:
+    with reading(file), open_bytes(file) as stream:
         rest, offset, first = b"", 0, True
         while True:
             read = stream.read(size)
@@ -303,7 +302,7 @@ def text_parts(file: Path, size: int = 1 << 20) -> Iterator[str]:
 
 
 def decode(content: bytes, file: Path, offset: int) -> str:
-    """The text of bytes that stand at that offset of a file.
+    """Decode the bytes at an offset of a file.
 
     Raises:
         DataError: if they are not UTF-8.
@@ -315,7 +314,7 @@ def decode(content: bytes, file: Path, offset: int) -> str:
 
 
 def not_utf8(file: Path, offset: int, byte: int) -> DataError:
-    """What to say of a byte that is not UTF-8."""
+    """Make the error for a byte that is not UTF-8."""
     place = f"offset {offset}{_inside(file)} (line {line_of(file, offset)})"
     return DataError(
         f"{file} is not UTF-8 text: byte 0x{byte:02x} at {place}. "
@@ -324,9 +323,9 @@ def not_utf8(file: Path, offset: int, byte: int) -> DataError:
 
 
 def line_of(file: Path, offset: int) -> int:
-    """The number, from 1, of the line that holds the byte at an offset: found by reading all before it."""
+    """Give the number, from 1, of the line with the byte at an offset. Reads the file up to there."""
     line, left = 1, offset
-    with told(file), open_bytes(file) as stream:
+    with reading(file), open_bytes(file) as stream:
         while left > 0 and (chunk := stream.read(min(left, _BUFFER))):
             line, left = line + chunk.count(b"\n"), left - len(chunk)
     return line

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, find, prepare
+from glassgpt.data import TokenStream, find_source, prepare
 from glassgpt.data.corpus import encoding, reading_back, tasks
 from glassgpt.data.corpus.encoding import in_validation
 from glassgpt.data.corpus.manifest import Manifest
@@ -40,7 +40,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, prose: str) -> dict[str, s
 
 def prepared(source: Path, folder: Path, **settings: Any) -> TokenStream:
     config = DataConfig(source=str(source), **settings)
-    return prepare(find(config), config, folder=folder, processes=1)
+    return prepare(find_source(config), config, folder=folder, processes=1)
 
 
 def read(stream: TokenStream, split: str) -> list[str]:
@@ -61,9 +61,9 @@ def test_documents_are_those_of_the_source(
     rows = "".join(json.dumps({"text": text}) + "\n" for text in documents)
     (folder / "a.jsonl").write_text(rows, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading_back, "PART", part)
-        patch.setattr(encoding, "SHARD", shard)
-        patch.setattr(tasks, "TASK", task)
+        patch.setattr(reading_back, "CHUNK_TOKENS", part)
+        patch.setattr(encoding, "SHARD_TOKENS", shard)
+        patch.setattr(tasks, "MAX_TASK_BYTES", task)
         stream = prepared(folder / "a.jsonl", folder / "out", tokenizer=written.get(spec, spec), val_fraction=0.4)
         train, val = read(stream, "train"), read(stream, "val")
     assert sorted(train + val) == sorted(documents)
@@ -82,8 +82,8 @@ def test_a_single_text_is_one_document(
     content = "a text " + content.replace("\0", "")
     (folder / "a.txt").write_bytes(content.encode("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading_back, "PART", part)
-        patch.setattr(tasks, "TASK", task)
+        patch.setattr(reading_back, "CHUNK_TOKENS", part)
+        patch.setattr(tasks, "MAX_TASK_BYTES", task)
         stream = prepared(folder / "a.txt", folder / "out", tokenizer="bpe:258", val_fraction=0.3)
         (train,), (val,) = read(stream, "train"), read(stream, "val")
     assert train + val == content and len(val) == round(0.3 * len(content))
@@ -103,7 +103,7 @@ def test_validation_documents_that_do_not_count_are_not_read(tmp_path: Path) -> 
 
 
 def test_a_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading_back, "PART", 100)
+    monkeypatch.setattr(reading_back, "CHUNK_TOKENS", 100)
     (tmp_path / "a.txt").write_text("é" * 1000, encoding="utf-8")
     stream = prepared(tmp_path / "a.txt", tmp_path / "out")
     (parts,) = texts_of(stream, "train")

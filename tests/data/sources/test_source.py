@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data import find, prepare, read
+from glassgpt.data import find_source, prepare, read_text
 from glassgpt.data.sources import source as readers
 from glassgpt.errors import DataError
 from glassgpt.tokenizer.pretokenize import PATTERNS, PreTokenizer
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def message_of(source: str) -> str:
     with pytest.raises(DataError) as caught:
-        read(source)
+        read_text(source)
     return str(caught.value)
 
 
@@ -42,22 +42,22 @@ def test_content_is_kept_to_the_byte(folder: Path) -> None:
     path = folder / "my text.v2.txt"
     path.write_bytes(AWKWARD.encode("utf-8"))
     for source in ("my text.v2.txt", str(path), "../here/my text.v2.txt"):
-        text = read(source)
+        text = read_text(source)
         assert text.content == AWKWARD and text.content.encode("utf-8") == path.read_bytes()
         assert (text.source, text.name) == (str(path), "my text.v2")
-        assert find(DataConfig(source=source)).single
+        assert find_source(DataConfig(source=source)).single
 
 
 def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("USERPROFILE", str(folder))
     (folder / "a.txt").write_bytes(b"abc")
-    assert read("~/a.txt").content == "abc"
+    assert read_text("~/a.txt").content == "abc"
 
 
 def test_one_byte_order_mark_is_dropped(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"\xef\xbb\xbfa\xef\xbb\xbfb\r\n")
-    assert read("a.txt").content == "a\ufeffb\r\n"
+    assert read_text("a.txt").content == "a\ufeffb\r\n"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_other_encodings_are_refused_with_the_place(
     assert f"byte 0x{byte:02x} at offset {offset} (line {line})" in message
     assert "a.txt is not UTF-8" in message and "iconv" in message
     with pytest.raises(DataError) as caught:
-        prepare(find(DataConfig(source="a.txt")), DataConfig())
+        prepare(find_source(DataConfig(source="a.txt")), DataConfig())
     assert str(caught.value) == message
 
 
@@ -93,7 +93,7 @@ def test_an_empty_file_is_refused(content: bytes, folder: Path) -> None:
     (folder / "a.txt").write_bytes(content)
     assert "a.txt is empty" in message_of("a.txt")
     with pytest.raises(DataError, match=r"a\.txt is empty"):
-        prepare(find(DataConfig(source="a.txt")), DataConfig())
+        prepare(find_source(DataConfig(source="a.txt")), DataConfig())
 
 
 def test_a_folder_is_its_documents(folder: Path) -> None:
@@ -101,16 +101,16 @@ def test_a_folder_is_its_documents(folder: Path) -> None:
     assert "texts holds no file that can be read" in message_of("texts")
     (folder / "texts" / "b.txt").write_bytes(b"second")
     (folder / "texts" / "a.jsonl").write_text('{"text": "first"}\n{"text": " "}\n', encoding="utf-8")
-    assert read("texts").content == "first\n\nsecond" and read("texts").name == "texts"
-    found = find(DataConfig(source="texts"))
+    assert read_text("texts").content == "first\n\nsecond" and read_text("texts").name == "texts"
+    found = find_source(DataConfig(source="texts"))
     assert not found.single and [file.name for file in found.files] == ["a.jsonl", "b.txt"]
-    assert read("texts/*.txt").content == "second"
+    assert read_text("texts/*.txt").content == "second"
 
 
 def test_one_plain_file_is_one_text_unless_a_separator_divides_it(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"one--two\n--\n")
-    assert find(DataConfig(source="a.txt")).single
-    divided = find(DataConfig(source="a.txt", separator="--"))
+    assert find_source(DataConfig(source="a.txt")).single
+    divided = find_source(DataConfig(source="a.txt", separator="--"))
     assert not divided.single and [document.text for document in divided.documents()] == ["one", "two"]
 
 
@@ -145,28 +145,28 @@ def test_a_file_wins_over_a_corpus_of_its_name(folder: Path, monkeypatch: pytest
     corpus = folder.parent / "corpus.txt"
     corpus.write_bytes(b"\xef\xbb\xbfthe corpus\r\n")
     monkeypatch.setattr(assets, "corpus", lambda name, **named: assets.Corpus(name, [corpus], "", ""))
-    text = read("shakespeare")
+    text = read_text("shakespeare")
     assert (text.source, text.name, text.content) == ("shakespeare", "shakespeare", "the corpus\r\n")
     (folder / "shakespeare").write_bytes(b"a file")
-    assert read("shakespeare").content == "a file"
-    assert read("shakespeare").source == str(folder / "shakespeare")
+    assert read_text("shakespeare").content == "a file"
+    assert read_text("shakespeare").source == str(folder / "shakespeare")
 
 
 def test_a_corpus_says_how_its_documents_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "stories.txt").write_bytes(b"once\n<|endoftext|>\ntwice")
     stories = assets.Corpus("tinystories", [folder / "stories.txt"], "<|endoftext|>", "")
     monkeypatch.setattr(assets, "corpus", lambda name, **named: stories)
-    found = find(DataConfig(source="tinystories"))
+    found = find_source(DataConfig(source="tinystories"))
     assert (found.source, found.single) == ("tinystories", False)
     assert [document.text for document in found.documents()] == ["once", "twice"]
-    own = find(DataConfig(source="tinystories", separator="\n"))
+    own = find_source(DataConfig(source="tinystories", separator="\n"))
     assert [document.text for document in own.documents()] == ["once", "<|endoftext|>", "twice"]
 
 
 def test_a_prepared_corpus_is_no_text(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"abc" * 100)
-    prepare(find(DataConfig(source="a.txt")), DataConfig(), folder=folder / "ready")
-    found = find(DataConfig(source="ready"))
+    prepare(find_source(DataConfig(source="a.txt")), DataConfig(), folder=folder / "ready")
+    found = find_source(DataConfig(source="ready"))
     assert (found.prepared, found.files, found.name) == (folder / "ready", (), "ready")
     assert "ready is a prepared corpus" in message_of("ready")
 
@@ -183,7 +183,7 @@ def test_a_survey_counts_and_divides(
     tmp_path_factory: pytest.TempPathFactory,
     content: str, mark: bool, packed: bool, size: int, window: int, data: st.DataObject,
 ) -> None:  # fmt: skip
-    """Characters are found by number, and a text is cut where its parts, encoded one by one, are the whole."""
+    """Characters are found by number, and a text is cut where encoding the parts equals encoding the full text."""
     here = tmp_path_factory.mktemp("survey")
     raw = (MARK if mark else b"") + content.encode("utf-8")
     content = content if mark else content.removeprefix("\ufeff")  # a mark that was drawn is a mark
@@ -193,7 +193,7 @@ def test_a_survey_counts_and_divides(
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "_WINDOW", window)
-        survey = find(DataConfig(source=str(file))).survey(here)
+        survey = find_source(DataConfig(source=str(file))).survey(here)
         assert survey.sha256 == hashlib.sha256(content.encode("utf-8")).hexdigest()
         assert (survey.bytes, survey.characters) == (len(content.encode("utf-8")), len(content))
         plain = survey.plain.read_bytes()
@@ -212,10 +212,10 @@ def test_a_survey_counts_and_divides(
 
 
 def test_a_text_is_divided_wherever_it_may_be(tmp_path: Path) -> None:
-    """Parts of about the size asked for, also where places to cut are far apart and windows border on them."""
+    """Parts have about the given size, even if safe cuts are rare and at the borders of windows."""
     content = ("x" * 997 + " y") * 300
     (tmp_path / "a.txt").write_text(content, encoding="utf-8")
-    survey = find(DataConfig(source=str(tmp_path / "a.txt"))).survey(tmp_path)
+    survey = find_source(DataConfig(source=str(tmp_path / "a.txt"))).survey(tmp_path)
     ranges = survey.divide(0, survey.end, 10_000)
     assert all(10_000 <= last - first < 11_000 for first, last in ranges[:-1]) and len(ranges) > 25
     with pytest.MonkeyPatch.context() as patch:
@@ -226,11 +226,11 @@ def test_a_text_is_divided_wherever_it_may_be(tmp_path: Path) -> None:
 def test_of_several_files_each_counts(tmp_path: Path) -> None:
     for name, content in (("a.txt", "ab"), ("b.txt", "c")):
         (tmp_path / name).write_text(content, encoding="utf-8")
-    first = find(DataConfig(source=str(tmp_path / "*.txt"))).survey(tmp_path)
+    first = find_source(DataConfig(source=str(tmp_path / "*.txt"))).survey(tmp_path)
     assert first.bytes == 3
     (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     (tmp_path / "b.txt").write_text("bc", encoding="utf-8")
-    assert find(DataConfig(source=str(tmp_path / "*.txt"))).survey(tmp_path).sha256 != first.sha256
+    assert find_source(DataConfig(source=str(tmp_path / "*.txt"))).survey(tmp_path).sha256 != first.sha256
 
 
 def test_works_in_the_c_locale_without_utf8_mode(folder: Path) -> None:
@@ -241,12 +241,12 @@ def test_works_in_the_c_locale_without_utf8_mode(folder: Path) -> None:
         "from pathlib import Path\n"
         "from glassgpt import config\n"
         "from glassgpt.config import DataConfig\n"
-        "from glassgpt.data import find, open_stream, prepare, read\n"
+        "from glassgpt.data import find_source, open_stream, prepare, read_text\n"
         "assert locale.getpreferredencoding(False).upper() in ('ANSI_X3.4-1968', 'US-ASCII', 'ASCII', '646'), locale\n"
-        "text = read('a.txt')\n"
+        "text = read_text('a.txt')\n"
         f"assert text.content == {AWKWARD!a} * 20\n"
         "data = DataConfig(source='a.txt', max_val_tokens=100)\n"
-        "stream = open_stream(prepare(find(data), data, folder=Path('ready')).folder)\n"
+        "stream = open_stream(prepare(find_source(data), data, folder=Path('ready')).folder)\n"
         "ids = [*stream.train.tolist(), *stream.val.tolist()]\n"
         "assert stream.tokenizer.decode(ids) == text.content\n"
         f"run = config.build('', [{{'data': {{'source': {AWKWARD!a}}}}}])\n"

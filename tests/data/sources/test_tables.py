@@ -1,4 +1,4 @@
-"""Rows are the rows that other readers find; where the text is gets settled once, and nothing is guessed past it."""
+"""Rows equal those of other readers; the first row decides which field has the text."""
 
 import csv
 import gzip
@@ -45,27 +45,27 @@ def message_of(file: Path, text_field: str = "", size: int = 1 << 30) -> str:
         (b"{'text': 'a'}", "not JSON: Expecting property name enclosed in double quotes (character 2 of the line)"),
         (b'{"text": "a"} {"text": "b"}', "not JSON: Extra data"),
         (b'{"text": "a\tb"}', "not JSON: Invalid control character at"),
-        (b'{"text": "a", "score": NaN}', "not JSON to be relied on: NaN is not a JSON value"),
-        (b'{"text": "a", "score": -Infinity}', "not JSON to be relied on: -Infinity is not a JSON value"),
-        (b'{"text": "a", "t\\u0065xt": "b"}', "not JSON to be relied on: the key 'text' stands twice in one object"),
-        (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "not JSON to be relied on: Exceeds the limit"),
-        (b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "its JSON is nested too deeply to be read"),
-        (b'["a"]', "expected an object with a text in it, got an array"),
-        (b'"a"', "expected an object with a text in it, got a string"),
-        (b"null", "expected an object with a text in it, got null"),
+        (b'{"text": "a", "score": NaN}', "not valid JSON: NaN is not a JSON value"),
+        (b'{"text": "a", "score": -Infinity}', "not valid JSON: -Infinity is not a JSON value"),
+        (b'{"text": "a", "t\\u0065xt": "b"}', "not valid JSON: the key 'text' is there twice in one object"),
+        (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "not valid JSON: Exceeds the limit"),
+        (b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "its JSON is nested too deeply"),
+        (b'["a"]', "expected an object with a text, got an array"),
+        (b'"a"', "expected an object with a text, got a string"),
+        (b"null", "expected an object with a text, got null"),
         (
             b'{"content": "a", "id": 1}',
-            "there is no 'text', where the first row has its text; there are 'content', 'id'",
+            "there is no 'text', the field of the first row's text; there are 'content', 'id'",
         ),
-        (b"{}", "there is no 'text', where the first row has its text; there are no fields"),
+        (b"{}", "there is no 'text', the field of the first row's text; there are no fields"),
         (b'{"text": ["a"]}', "'text' is an array, not a string"),
         (b'{"text": 1.5}', "'text' is a number, not a string"),
         (b'{"text": true}', "'text' is a boolean, not a string"),
         (
             b'{"text": "a\\ud83e"}',
-            "'text' holds half a character, the surrogate \\ud83e without its other half, at character 1",
+            "'text' has half a surrogate pair, \\ud83e without its other half, at character 1",
         ),
-        (b'{"text": "\xc3\xa9\\udd8a\\ud83e"}', "'text' holds half a character, the surrogate \\udd8a"),
+        (b'{"text": "\xc3\xa9\\udd8a\\ud83e"}', "'text' has half a surrogate pair, \\udd8a"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -99,7 +99,7 @@ ROWS: list[tuple[dict[str, Any], str, str]] = [
     ({"text": "no", "body": "yes"}, "body", "yes"),
     ({"text": "no", "a.b": "yes"}, "a.b", "yes"),
     ({"id": "x", "story": "y"}, "", 'it is not clear where the text is: there is no "text" and no "content", and 2'),
-    ({"id": 1, "n": 2}, "", "and no other field holds strings; there are 'id', 'n'. Say which with text_field=..."),
+    ({"id": 1, "n": 2}, "", "and no other field has strings; there are 'id', 'n'. Say which with text_field=..."),
     ({"text": "x"}, "txt", "there is no 'txt'; there are 'text'"),
     ({f"c{number}": "x" for number in range(20)}, "", "'c11' and 8 more. Say"),
 ]
@@ -107,7 +107,7 @@ ROWS: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("row", "asked", "expected"), ROWS)
 def test_where_the_text_of_a_row_is(tmp_path: Path, row: dict[str, Any], asked: str, expected: str) -> None:
-    """One rule for all kinds of tables; only CSV, which has nothing but strings, must ask where others see one."""
+    """One rule for all kinds of tables; only in CSV, where every cell is a string, may the choice be unclear."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     datasets = pytest.importorskip("datasets")
     table = pyarrow.Table.from_pylist([row, row])
@@ -121,7 +121,7 @@ def test_where_the_text_of_a_row_is(tmp_path: Path, row: dict[str, Any], asked: 
             message = message_of(tmp_path / name, asked)
             assert expected in message or (name == "a.csv" and "it is not clear where the text is" in message)
         elif name == "a.csv" and not asked and not {"text", "content"} & row.keys():
-            assert "and 3 other fields hold strings" in message_of(tmp_path / name)
+            assert "and 3 other fields have strings" in message_of(tmp_path / name)
         else:
             assert texts_of(tmp_path / name, 1, asked) == ["yes", "yes"]
 
@@ -152,19 +152,19 @@ def test_csv_rows_are_what_was_written(
     [
         (b"", "FILE has no header: the first row of a CSV file names its columns"),
         (b"\n\n", "FILE has no header"),
-        (b'id,text\n1,"a\nb"\n\n2\n', "FILE, row 2 (line 5): 1 cells, where the header has 2"),
-        (b"id,text\n1,a,b\n", "FILE, row 1 (line 2): 3 cells, where the header has 2"),
+        (b'id,text\n1,"a\nb"\n\n2\n', "FILE, row 2 (line 5): 1 cells, but the header has 2"),
+        (b"id,text\n1,a,b\n", "FILE, row 1 (line 2): 3 cells, but the header has 2"),
         (b'id,text\n1,a\n2,"b\n3,c\n', "FILE, row 2 (line 3): not CSV: a quote is opened in this row and not closed"),
         (b'id,text\n1,"a"b\n', "FILE, row 1 (line 2): not CSV: ',' expected after '\"'"),
         (b"id,text\n1,a\rb\n", "FILE, row 1 (line 2): not CSV: a bare carriage return outside quotes"),
         (b"id,text\r1,a\r", "FILE, line 1: not CSV: a bare carriage return outside quotes"),
-        (b"text\n" + b"a\n" * 5000 + b"b\0\n", "FILE, row 5001 (line 5002): 'text' holds a NUL byte"),
+        (b"text\n" + b"a\n" * 5000 + b"b\0\n", "FILE, row 5001 (line 5002): 'text' has a NUL byte"),
         (b"text\na\n\xff", "FILE is not UTF-8 text: byte 0xff at offset 7 (line 3)"),
         (
             b"id;text\n1;a\n",
-            "FILE, line 1: the first row names the columns (with commas between them), and 'id;text' does",
+            "FILE, line 1: the first row must name the columns (with commas between them), and 'id;text' does",
         ),
-        (b"Once upon a time\nthere was\n", "FILE, line 1: the first row names the columns"),
+        (b"Once upon a time\nthere was\n", "FILE, line 1: the first row must name the columns"),
         (b"text,text\na,b\n", "FILE, line 1: 2 columns are named 'text'"),
         (b"1,Once upon a time\n2,there was\n", "FILE, line 1: it is not clear where the text is"),
     ],
@@ -231,8 +231,8 @@ def test_what_is_no_parquet_or_holds_no_strings(tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "a.parquet"
     table = pyarrow.table({"text": pyarrow.array([b"a", b"b"]), "n": [1, 2], "l": [["a"], []]})
     parquet.write_table(table, file)
-    assert "FILE: the column 'text' holds binary, not strings; strings are in no fields" in message_of(file)
-    assert "the column 'l' holds list<" in message_of(file, "l")
+    assert "FILE: the column 'text' has binary, not strings; strings are in no fields" in message_of(file)
+    assert "the column 'l' has list<" in message_of(file, "l")
     invalid = pyarrow.StringArray.from_buffers(
         2, pyarrow.array([0, 1, 4], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"ab\xffc")
     )
@@ -302,7 +302,7 @@ def test_saved_datasets_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.
         files(str(tmp_path / "splits"))
     folder = tmp_path / "saved"
     saved.save_to_disk(folder)
-    assert "the column 'n' holds int64, not strings" in message_of(folder, "n")
+    assert "the column 'n' has int64, not strings" in message_of(folder, "n")
     data = next(folder.glob("*.arrow"))
     content = data.read_bytes()
     for cut in (content[:100], content[: len(content) // 2], b"", b"x" * len(content)):

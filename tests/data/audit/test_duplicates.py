@@ -16,8 +16,10 @@ import pytest
 from wording import jaccard, plain_grams, plays_apart, prose, scenes
 
 from glassgpt.data.audit import duplicates, sorting, words
-from glassgpt.data.audit.duplicates import Duplicates, Pair, bands, find, missed, sign
-from glassgpt.data.audit.signatures import PERMUTATIONS, Signatures
+from glassgpt.data.audit import pairs as similar
+from glassgpt.data.audit.duplicates import Duplicates, Pair, find_duplicates
+from glassgpt.data.audit.pairs import bands, missed
+from glassgpt.data.audit.signatures import PERMUTATIONS, Signatures, sign
 from glassgpt.errors import DataError
 
 
@@ -26,7 +28,7 @@ def search(folder: Path, tasks: Sequence[Signatures], threshold: float = 0.8) ->
     paths = [folder / f"{number}.safetensors" for number in range(len(tasks))]
     for path, task in zip(paths, tasks, strict=True):
         task.save(path)
-    return find(paths, folder / "scratch", threshold)
+    return find_duplicates(paths, folder / "scratch", threshold)
 
 
 def divide(all_of: Signatures, cuts: Iterable[int]) -> list[Signatures]:
@@ -35,7 +37,7 @@ def divide(all_of: Signatures, cuts: Iterable[int]) -> list[Signatures]:
 
 
 def globally(found: Duplicates) -> tuple[list[int], list[tuple[Any, ...]], tuple[Any, ...]]:
-    """What was found, with documents by their number in all tasks together."""
+    """Number the documents of a result over all tasks."""
     begins = np.cumsum([0, *found.documents])
     dropped = [int(begins[task] + row) for task in range(len(found.documents)) for row in found.dropped(task)]
     pairs = [
@@ -53,7 +55,7 @@ def globally(found: Duplicates) -> tuple[list[int], list[tuple[Any, ...]], tuple
 
 
 def expected(all_of: Signatures, threshold: float = 0.8) -> tuple[list[int], list[tuple[Any, ...]], tuple[Any, ...]]:
-    """The rule as `find` states it, by comparing every document with every earlier one."""
+    """The rule as `find_duplicates` states it, by comparing every document with every earlier one."""
     number, rows = bands(threshold)
     order = sorted(range(len(all_of)), key=lambda row: (not all_of.validation[row], row))
     dropped, pairs, kinds = set[int](), [], {"train": 0, "validation": 0, "across": 0}
@@ -203,7 +205,7 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     for path in paths:
         sign(["one two", "three"], [True, False]).save(path)
     DAMAGES[damage](paths[1])
-    for attempt in (lambda: Signatures.load(paths[1]), lambda: find(paths, tmp_path / "scratch")):
+    for attempt in (lambda: Signatures.load(paths[1]), lambda: find_duplicates(paths, tmp_path / "scratch")):
         with pytest.raises(DataError) as caught:
             attempt()
         assert str(paths[1]) in str(caught.value)
@@ -282,16 +284,16 @@ def test_it_finds_what_comparing_everything_finds(
     seed: int, threshold: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the documents are divided into tasks, and however little memory there is."""
-    monkeypatch.setattr(duplicates, "_SMALL", 1000)
+    monkeypatch.setattr(similar, "_SMALL", 1000)
     all_of = families(seed, 110)
     wanted = expected(all_of, threshold)
     assert len(wanted[0]) > 10
-    assert threshold != 0.8 or len(wanted[1]) > len(wanted[0])  # some duplicates stay: what they resemble goes
+    assert threshold != 0.8 or len(wanted[1]) > len(wanted[0])  # some duplicates stay, as their partners are dropped
     generator = random.Random(seed)
     records = (bands(threshold)[0] + 1) * len(all_of)
     for number, (runs, block) in enumerate([(1, 8192), (1, 8192), (4, 7), (12, 60)]):
         monkeypatch.setattr(sorting, "MEMORY", records // runs)
-        monkeypatch.setattr(duplicates, "_BLOCK", block)
+        monkeypatch.setattr(similar, "_BLOCK", block)
         cuts = [] if number == 0 else sorted(generator.choices(range(len(all_of) + 1), k=generator.randint(1, 30)))
         assert globally(search(tmp_path / str(number), divide(all_of, cuts), threshold)) == wanted
 
@@ -311,7 +313,7 @@ def test_the_result_stays_for_other_processes(tmp_path: Path) -> None:
     content = (tmp_path / "scratch" / "duplicates.json").read_bytes()
     for damaged in (b"", b"{}", b"[]", content.replace(b'"near"', b'"far"'), content.replace(b"120", b"121")):
         (tmp_path / "scratch" / "duplicates.json").write_bytes(damaged)
-        with pytest.raises(DataError, match="holds no list of duplicates"):
+        with pytest.raises(DataError, match="holds no valid list of duplicates"):
             Duplicates.open(tmp_path / "scratch")
 
 
@@ -333,7 +335,7 @@ def test_nothing_to_find(tmp_path: Path) -> None:
         assert [found.dropped(task).tolist() for task in range(len(tasks))] == [[] for _ in tasks]
     for threshold in (0.0, -1.0, 1.01):
         with pytest.raises(ValueError, match="threshold"):
-            find([], tmp_path, threshold)
+            find_duplicates([], tmp_path, threshold)
 
 
 @pytest.mark.parametrize("copies", [2, 32, 33, 100])
@@ -346,9 +348,9 @@ def test_of_copies_the_first_stays(text: str, copies: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("small", [2, 32])
 def test_a_mould_of_many_pages_leaves_one(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of documents that all resemble each other: only the first of each mould stays, and it takes no age."""
-    monkeypatch.setattr(duplicates, "_SMALL", small)
-    monkeypatch.setattr(duplicates, "_BLOCK", 300)
+    """Thousands of similar documents: only the first from each template stays, and it is fast."""
+    monkeypatch.setattr(similar, "_SMALL", small)
+    monkeypatch.setattr(similar, "_BLOCK", 300)
     generator = np.random.default_rng(4)
     moulds = generator.integers(0, 2**32 - 1, (3, PERMUTATIONS), dtype=np.uint32)
     which = generator.integers(0, 3, 2000)
@@ -365,8 +367,8 @@ def test_a_mould_of_many_pages_leaves_one(small: int, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("small", [2, 5, 32])
 def test_a_group_may_lie_across_any_borders(small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of documents with the same words there is one group at this threshold: nothing else would find them."""
-    monkeypatch.setattr(duplicates, "_SMALL", small)
+    """At this threshold there is one group for documents with the same words: only it can find them."""
+    monkeypatch.setattr(similar, "_SMALL", small)
     generator = np.random.default_rng(9)
     sketches = generator.integers(0, 2**32 - 1, (20, PERMUTATIONS), dtype=np.uint32)
     which = generator.choice(20, 200, p=generator.dirichlet(np.full(20, 0.5)))
@@ -375,7 +377,7 @@ def test_a_group_may_lie_across_any_borders(small: int, tmp_path: Path, monkeypa
     wanted = expected(all_of, 1.0)
     for number, (memory, block) in enumerate([(1 << 20, 8192), (150, 9), (61, 50)]):
         monkeypatch.setattr(sorting, "MEMORY", memory)
-        monkeypatch.setattr(duplicates, "_BLOCK", block)
+        monkeypatch.setattr(similar, "_BLOCK", block)
         assert globally(search(tmp_path / str(number), divide(all_of, range(0, 200, 30)), 1.0)) == wanted
 
 
@@ -383,9 +385,9 @@ def test_a_group_may_lie_across_any_borders(small: int, tmp_path: Path, monkeypa
 def test_with_leaders_what_is_dropped_still_resembles_what_is_kept(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "_SMALL", 3)
-    monkeypatch.setattr(duplicates, "_LEADERS", 2)
-    monkeypatch.setattr(duplicates, "_BLOCK", 10)
+    monkeypatch.setattr(similar, "_SMALL", 3)
+    monkeypatch.setattr(similar, "_LEADERS", 2)
+    monkeypatch.setattr(similar, "_BLOCK", 10)
     all_of = families(seed + 50)
     results = [
         globally(search(tmp_path / str(number), divide(all_of, cuts)))
@@ -414,7 +416,7 @@ def test_the_probability_of_missing_a_pair(tmp_path: Path) -> None:
         chance = missed(similarity)
         spread = np.sqrt(chance * (1 - chance) / 1000)
         assert abs(1 - found.kinds["train"] / 1000 - chance) < 4 * spread
-    said = " ".join((find.__doc__ or "").split())
+    said = " ".join((find_duplicates.__doc__ or "").split())
     assert bands(0.8) == (21, 6) and "21 bands of 6 numbers" in said
     assert f"0.85 similar {missed(0.85):.1%}".replace("%", " %") in said
     assert f"at 0.9 {missed(0.9):.3%}".replace("%", " %") in said and missed(1.0) == 0
@@ -426,7 +428,7 @@ def test_the_probability_of_missing_a_pair(tmp_path: Path) -> None:
 
 
 def test_no_false_alarm_on_different_plays(tmp_path: Path) -> None:
-    """Whole plays, and their scenes: none resembles any other of another play; a few words do."""
+    """No play, and no scene, is similar to one of another play."""
     plays = list(plays_apart().values())
     whole = search(tmp_path / "whole", [sign(plays, [False] * len(plays))])
     assert whole.pairs == []
@@ -446,7 +448,8 @@ import random, sys
 from pathlib import Path
 from glassgpt.bench.memory import peak_resident
 from glassgpt.data.audit import sorting
-from glassgpt.data.audit.duplicates import find, sign
+from glassgpt.data.audit.duplicates import find_duplicates
+from glassgpt.data.audit.signatures import sign
 folder, tasks, sorting.MEMORY = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 def texts(task):
     generator = random.Random(task)
@@ -455,7 +458,7 @@ def texts(task):
 paths = [folder / str(task) for task in range(tasks)]
 for task, path in enumerate(paths):
     sign(texts(task), [False] * 5000).save(path)
-found = find(paths, folder / "scratch")
+found = find_duplicates(paths, folder / "scratch")
 print(found.exact, found.near, peak_resident() or 0)
 """
 

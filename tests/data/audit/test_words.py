@@ -1,4 +1,4 @@
-"""Texts as hashed words: the words are those of plain Python, however the text is divided."""
+"""Hashed words equal those of plain Python, however the text is split."""
 
 import random
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wording import plain_words
 
 from glassgpt.data.audit import words
-from glassgpt.data.audit.words import Text, hashed_words, stretches
+from glassgpt.data.audit.words import TextOrParts, hashed_words, stretches
 
 AWKWARD = (
     "aAéÉ\u0301ßſΣσςİıﬁ'’‘-_.,—¼²٣中文々ひカｶ한\u1100\u1161का\u093f\u0301👍🏽\u200d🦊𐍈𝔘"
@@ -21,7 +21,7 @@ GAPPY = st.lists(st.sampled_from(["a ", "b ", "c'", "-" * 25, "\u4e2d", "ab\n"])
 LETTERS = st.text(st.sampled_from("ab c'\u4e2d,\n"), max_size=40)
 
 
-def all_words(texts: Sequence[Text]) -> tuple[list[int], list[tuple[int, int, int]]]:
+def all_words(texts: Sequence[TextOrParts]) -> tuple[list[int], list[tuple[int, int, int]]]:
     """Their hashes; text, start and end of each."""
     found = list(hashed_words(texts))
     hashes = [h for block in found for h in block.hashes.tolist()]

@@ -1,4 +1,4 @@
-"""What a prepared corpus says of itself is checked before it is used, and what it says of its text is right."""
+"""The manifest is checked before a corpus is used, and its numbers are those of the text."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, find, open_stream, prepare
+from glassgpt.data import TokenStream, find_source, open_stream, prepare
 from glassgpt.data.corpus import encoding, manifest, tasks
 from glassgpt.data.corpus.shards import FORMAT_VERSION
 from glassgpt.errors import DataError
@@ -33,7 +33,7 @@ def text(tmp_path: Path) -> Path:
 
 def prepared(file: Path, folder: Path | None = None, **settings: Any) -> TokenStream:
     config = DataConfig(source=str(file), **settings)
-    return prepare(find(config), config, folder=folder)
+    return prepare(find_source(config), config, folder=folder)
 
 
 def whole(stream: TokenStream) -> str:
@@ -92,7 +92,7 @@ def test_an_edited_description_is_refused_and_healed(name: str, text: Path) -> N
 def test_a_description_that_is_none_is_refused_and_healed(content: bytes, text: Path) -> None:
     stream = prepared(text)
     (stream.folder / "manifest.json").write_bytes(content)
-    with pytest.raises(DataError, match="holds no prepared corpus") as caught:
+    with pytest.raises(DataError, match="is not a valid prepared corpus") as caught:
         open_stream(stream.folder)
     assert str(stream.folder) in str(caught.value)
     assert whole(prepared(text)) == CONTENT
@@ -131,7 +131,7 @@ def test_prepare_heals_a_damaged_tokenizer(
 
 def test_no_stream_at_all(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(DataError, match="holds no prepared corpus"):
+        with pytest.raises(DataError, match="is not a valid prepared corpus"):
             open_stream(folder)
 
 
@@ -142,7 +142,7 @@ def test_no_stream_at_all(tmp_path: Path) -> None:
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TokenStream, list[str]]:
     """A corpus of several shards that counts as large, and the shards that are read from now on."""
     monkeypatch.setattr(manifest, "_LARGE", 0)
-    monkeypatch.setattr(tasks, "TASK", 400)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 400)
     (tmp_path / "long.txt").write_text("a b c d e f g h " * 200, encoding="utf-8")
     stream = prepared(tmp_path / "long.txt", tmp_path / "ready")
     read: list[str] = []
@@ -212,10 +212,10 @@ def test_checking_works_where_the_cache_cannot_be_written(
 
 @pytest.mark.parametrize("shard", [1 << 24, 150, 40])
 def test_validation_ends_at_a_document(tmp_path: Path, shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For any limit: the longest row of whole documents within it, and at least (a part of) one."""
-    monkeypatch.setattr(encoding, "SHARD", shard)
-    monkeypatch.setattr(encoding, "PART", 16)
-    monkeypatch.setattr(tasks, "TASK", 900)
+    """For any limit: as many full documents as fit, and at least one (or a part of it)."""
+    monkeypatch.setattr(encoding, "SHARD_TOKENS", shard)
+    monkeypatch.setattr(encoding, "CHUNK_CHARS", 16)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 900)
     documents = [f"{number} " + "word " * (number * 7 % 30) + "é" for number in range(60)]
     lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
     (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")

@@ -14,7 +14,7 @@ from wording import plain_grams, plain_words, plays_apart, prose
 
 from glassgpt.data.audit import leaks, words
 from glassgpt.data.audit.leaks import GRAM, LEAST, Grams, Overlap, Passage, describe, overlap
-from glassgpt.data.audit.words import Text
+from glassgpt.data.audit.words import TextOrParts
 
 
 def counted(small: Sequence[str], large: Sequence[str]) -> tuple[int, int, int, int, int]:
@@ -56,7 +56,7 @@ def check_places(found: Overlap, small: Sequence[str], large: Sequence[str]) -> 
     assert lengths == sorted(lengths, reverse=True)
 
 
-def named(texts: Sequence[Text]) -> list[str]:
+def named(texts: Sequence[TextOrParts]) -> list[str]:
     return [str(number) for number in range(len(texts))]
 
 
@@ -188,9 +188,9 @@ def test_what_people_and_programs_are_told() -> None:
     assert lines[0].startswith("1 of 2 evaluation documents (50.0%) have 13 consecutive words in common with the train")
     assert (
         lines[1]
-        == f"{found.found} of their {found.grams} different 13-grams ({found.found / found.grams:.1%}) are there, too"
+        == f"{found.found} of their {found.grams} different 13-grams ({found.found / found.grams:.1%}) are in it"
     )
-    assert lines[2] == "1 documents of fewer than 8 words were not looked for"
+    assert lines[2] == "1 documents of fewer than 8 words were skipped"
     assert lines[3].startswith(f"60 words: a, character {small[0].index('word0')}, and y, character 6 (")
     assert lines[4].strip() == " ".join(passage.split()[:40]) + " ... (20 more)" and len(lines) == 5
     told = json.loads(json.dumps(found.to_json()))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from glassgpt.config import DataConfig
-from glassgpt.data import Tokens, TokenStream, find, open_stream, prepare
+from glassgpt.data import Tokens, TokenStream, find_source, open_stream, prepare
 from glassgpt.data.corpus.shards import FORMAT_VERSION, check_ids, open_shard, write_shard
 from glassgpt.errors import DataError
 from glassgpt.tokenizer import CharTokenizer
@@ -43,7 +43,7 @@ def text(tmp_path: Path) -> Path:
 
 def prepared(file: Path, fraction: float = 0.1, most: int = 1000, **other: Any) -> TokenStream:
     config = DataConfig(source=str(file), val_fraction=fraction, max_val_tokens=most, **other)
-    return prepare(find(config), config)
+    return prepare(find_source(config), config)
 
 
 def decoded(stream: TokenStream) -> tuple[str, str]:
@@ -135,7 +135,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypat
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("glassgpt.data.corpus.shards.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_shard(
             tmp_path / "a.safetensors", "val", "t", [np.zeros(3, "<u2"), np.zeros(1, "<i8"), np.zeros(1, "<i8")]
@@ -174,7 +174,7 @@ def test_no_byte_of_a_shard_can_change_unseen(tmp_path: Path) -> None:
     assert seen > len(original) / 2
     for length in range(0, len(original), 5):
         path.write_bytes(original[:length])
-        with pytest.raises(DataError, match=r"a\.safetensors is no token shard"):
+        with pytest.raises(DataError, match=r"a\.safetensors is not a valid token shard"):
             open_shard(path)
 
 
@@ -185,7 +185,7 @@ def test_another_format_version_is_named(tmp_path: Path) -> None:
     (length,) = struct.unpack("<Q", content[:8])
     header = content[8 : 8 + length].replace(f'"{FORMAT_VERSION}"'.encode(), f'"{FORMAT_VERSION + 1}"'.encode())
     path.write_bytes(content[:8] + header + content[8 + length :])
-    with pytest.raises(DataError, match=f"format version {FORMAT_VERSION + 1}, and this version reads"):
+    with pytest.raises(DataError, match=f"format version {FORMAT_VERSION + 1}; this program reads"):
         open_shard(path)
 
 

@@ -1,4 +1,4 @@
-"""However a file is cut into parts, its documents are the same; and what a source means is always the same files."""
+"""A file's documents do not depend on its segments, and a source always gives the same files."""
 
 import gzip
 import itertools
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.data.sources import textfiles
-from glassgpt.data.sources.documents import Document, Segment, files, is_whole, read_segment, segments, text_parts
+from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments, text_parts
 from glassgpt.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
@@ -140,10 +140,10 @@ def test_a_file_without_a_separator_is_one_document(folder: Path) -> None:
         parts = segments(folder / name, 1)
         assert parts == [Segment(folder / name, 0, 3 + len(content.encode("utf-8")))]
         assert read(parts) == [Document(content, folder / name, 0, "file")]
-        assert is_whole(folder / name) and not is_whole(folder / name, "\n")
+        assert is_single(folder / name) and not is_single(folder / name, "\n")
     for name in ("a.jsonl", "a.csv", "a.parquet", "a.JSONL.gz", "a.ndjson"):
-        assert not is_whole(folder / name)
-    assert is_whole(folder / "a.py.gz") and not is_whole(folder / "a.py.zst", "\n\n")
+        assert not is_single(folder / name)
+    assert is_single(folder / "a.py.gz") and not is_single(folder / "a.py.zst", "\n\n")
 
 
 def test_a_document_says_where_it_is() -> None:
@@ -166,7 +166,7 @@ def test_empty_files_hold_no_documents(folder: Path) -> None:
 
 def test_a_separator_that_is_no_text_is_refused(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"a")
-    with pytest.raises(DataError, match="half a character"):
+    with pytest.raises(DataError, match="half a surrogate pair"):
         read([Segment(folder / "a.txt", 0, 1)], separator="\ud83e")
 
 
@@ -260,7 +260,7 @@ def test_what_is_not_there_is_told_with_what_is(tree: Path) -> None:
     assert "nor a folder 'text'" in message_of("text/b.txt")
     assert message_of("qqqqqqq").startswith("there is no file 'qqqqqqq' in ")
     assert message_of("texts/*.rst") == "no file matches the pattern 'texts/*.rst'"
-    assert message_of("texts/loo*") == "no file matches the pattern 'texts/loo*' (1 folders do)"
+    assert message_of("texts/loo*") == "no file matches the pattern 'texts/loo*' (1 folders match)"
     (tree / "empty").mkdir()
     assert "holds no file that can be read (known endings: .txt .md .py .jsonl" in message_of("texts/empty")
     assert "is not read: JSON is read as lines" in message_of("texts/f.json")

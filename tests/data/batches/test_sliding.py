@@ -70,5 +70,5 @@ def test_lengths_below_one_are_refused(max_length: int, stride: int) -> None:
 
 
 def test_a_batch_of_rows_is_refused() -> None:
-    with pytest.raises(DataError, match="one row of ids"):
+    with pytest.raises(DataError, match="one-dimensional"):
         SlidingWindowDataset(np.zeros((2, 10)), 2, 1)

@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from wording import prose as ordinary
 
 from glassgpt.config import DataConfig
-from glassgpt.data import TokenStream, find, prepare
+from glassgpt.data import TokenStream, find_source, prepare
 from glassgpt.data.corpus import encoding, tasks
 from glassgpt.data.sources import source as readers
 from glassgpt.errors import DataError, TokenizerError
@@ -45,7 +45,7 @@ def prepared(
     source: Path, folder: Path | None = None, *, processes: int | None = None, **settings: Any
 ) -> TokenStream:  # fmt: skip
     config = DataConfig(source=str(source), **settings)
-    return prepare(find(config), config, folder=folder, processes=processes)
+    return prepare(find_source(config), config, folder=folder, processes=processes)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -155,7 +155,7 @@ SPECS = ["bpe:300", "word:90", "char", "word", "BPE", "LLAMA"]
 def test_the_stream_is_marker_and_document_in_order(
     spec: str, task: int, corpus: Path, documents: list[str], written: dict[str, Path], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(tasks, "TASK", task)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", task)
     stream = prepared(corpus, tokenizer=str(written.get(spec.lower(), spec)), val_fraction=0.3, processes=1)
     tokenizer = stream.tokenizer
     if spec in ("bpe:300", "word:90"):
@@ -185,13 +185,13 @@ def test_long_documents_are_read_in_parts_to_the_same_ids(
 ) -> None:
     spec = str(written.get(spec.lower(), spec))
     whole = prepared(corpus, tmp_path / "whole", tokenizer=spec)
-    monkeypatch.setattr(encoding, "LONG_DOCUMENT", 100)
+    monkeypatch.setattr(encoding, "LONG_DOCUMENT_BYTES", 100)
     if spec != str(written["llama"]):
-        monkeypatch.setattr(encoding, "PART", 20)
+        monkeypatch.setattr(encoding, "CHUNK_CHARS", 20)
     monkeypatch.setattr(encoding, "text_parts", lambda file: readers.text_parts(file, 64))
     parts = prepared(corpus, tmp_path / "parts", tokenizer=spec)
     assert content_of(parts.folder) == content_of(whole.folder)
-    monkeypatch.setattr(encoding, "SHARD", 100)
+    monkeypatch.setattr(encoding, "SHARD_TOKENS", 100)
     small = prepared(corpus, tmp_path / "small", tokenizer=spec)
     assert len(small.manifest.shards) > len(whole.manifest.shards)
     assert [ids for ids, _, _ in found(small).values()] == [ids for ids, _, _ in found(whole).values()]
@@ -232,7 +232,7 @@ def test_two_documents_that_both_validate_still_train_a_tokenizer(tmp_path: Path
 
 @pytest.mark.parametrize("task", [32 << 20, 1], ids=["one task", "a task each"])
 def test_few_documents_leave_no_split_empty(task: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "TASK", task)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", task)
     moved = Counter[str]()
     for case in range(12):
         texts = [f"{case} {i}" for i in range(2 + case % 3)]
@@ -266,7 +266,7 @@ def test_what_cannot_be_split_is_refused_with_advice(tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match=r"none\.jsonl holds no document; two are needed"):
         prepared(tmp_path / "none.jsonl", tokenizer=str(tmp_path))
     for size in (32 << 20, 1):
-        monkeypatch.setattr(tasks, "TASK", size)
+        monkeypatch.setattr(tasks, "MAX_TASK_BYTES", size)
         (tmp_path / "same.jsonl").write_text('{"text": "the same"}\n' * 5, encoding="utf-8")
         with pytest.raises(DataError, match="holds 5 documents, all with the same text"):
             prepared(tmp_path / "same.jsonl", processes=1)
@@ -277,7 +277,7 @@ def test_what_cannot_be_split_is_refused_with_advice(tmp_path: Path, monkeypatch
 
 def test_planted_duplicates_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them and nothing else, within training, within validation and across."""
-    monkeypatch.setattr(tasks, "TASK", 60_000)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 60_000)
     generator = random.Random(5)
     texts = [ordinary(generator, 120) for _ in range(120)]
     again = [*texts[:20], *(text + " And one more word." for text in texts[20:40])]
@@ -335,9 +335,9 @@ def test_a_text_in_many_parts_has_the_ids_of_the_whole(
     if not content.strip():
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "TASK", task)
-        patch.setattr(encoding, "PART", part)
-        patch.setattr(encoding, "SHARD", shard)
+        patch.setattr(tasks, "MAX_TASK_BYTES", task)
+        patch.setattr(encoding, "CHUNK_CHARS", part)
+        patch.setattr(encoding, "SHARD_TOKENS", shard)
         patch.setattr(readers, "_WINDOW", 70)
         stream = prepared(
             file, folder / "out", tokenizer=str(written.get(spec.lower(), spec)), val_fraction=0.3, processes=1
@@ -369,7 +369,7 @@ def test_a_tokenizer_that_cannot_divide_gets_texts_whole_or_in_long_parts(
         asked.append(text)
         return encode(self, text, allow_special)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(encoding, "UNDIVIDED", 3000)
+    monkeypatch.setattr(encoding, "UNSAFE_CHUNK_CHARS", 3000)
     monkeypatch.setattr(type(stream.tokenizer), "encode", noted)
     parts = prepared(tmp_path / "a.txt", tmp_path / "parts", tokenizer=str(written["llama"]))
     assert "".join(asked) == prose and 3000 < max(map(len, asked)) < 3100 and len(asked) > 5
@@ -387,9 +387,9 @@ def test_a_tokenizer_is_trained_on_an_even_part_of_what_is_too_long(
         tokens = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
         return {x for x in letters if f" {x * 3}" in tokens}
 
-    monkeypatch.setattr(tasks, "TASK", 500)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 500)
     assert learned() == set(letters)
-    monkeypatch.setattr("glassgpt.data.corpus.preparing.TRAINED_ON", 4000)
+    monkeypatch.setattr("glassgpt.data.corpus.building.MAX_TOKENIZER_TRAIN_BYTES", 4000)
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "again"))
     some = learned()
     assert 6 <= len(some) <= 12 and min(some) < "d" and max(some) > "m", "from the beginning to the end"
@@ -402,7 +402,7 @@ def test_a_tokenizer_is_trained_on_an_even_part_of_what_is_too_long(
 def test_one_process_and_two_write_the_same_bytes(
     kind: str, corpus: Path, tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "TASK", 1500)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 1500)
     (tmp_path / "a.txt").write_text(prose, encoding="utf-8")
     source = corpus if kind == "documents" else tmp_path / "a.txt"
     one, two = (
@@ -419,7 +419,7 @@ SCRIPT = textwrap.dedent("""
     import sys
     from glassgpt.cli.main import main
     from glassgpt.data.corpus import tasks
-    tasks.TASK = int(sys.argv.pop(1))
+    tasks.MAX_TASK_BYTES = int(sys.argv.pop(1))
     main()
 """)
 
@@ -437,7 +437,7 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(
     rows = [json.dumps({"text": f"{i} {line}"}) for i, line in enumerate(lines)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
     arguments = [tmp_path / "a.jsonl", "tokenizer=bpe:400", "--processes", processes, "--json", "--out"]
-    monkeypatch.setattr(tasks, "TASK", 1000)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 1000)
     whole = prepared(tmp_path / "a.jsonl", tmp_path / "whole", tokenizer="bpe:400", processes=1)
     assert len(whole.manifest.shards) > 200
     out, generator = tmp_path / "out", random.Random(processes)
@@ -467,7 +467,7 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(
 
 def test_what_was_done_is_not_done_again(tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless its shards have changed since."""
-    monkeypatch.setattr(tasks, "TASK", 1000)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 1000)
     (tmp_path / "a.txt").write_text(prose, encoding="utf-8")
     done: list[int] = []
     call = encoding.Encoder.__call__
@@ -512,20 +512,20 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(tmp_path: P
     for name, content in (("notes.txt", b"mine"), ("plan.json", b'{"tomorrow": 1}'), ("manifest.json", b"{}")):
         out.mkdir()
         (out / name).write_bytes(content)
-        refused("is not empty" if name != "manifest.json" else "holds no prepared corpus")
+        refused("is not empty" if name != "manifest.json" else "is not a valid prepared corpus")
         (out / name).unlink()
         out.rmdir()
     prepared(tmp_path / "a.txt", out)
-    refused("prepared otherwise", val_fraction=0.2)
-    refused("prepared otherwise", tokenizer="word")
-    refused("prepared otherwise", source="b.txt")
+    refused("holds a corpus of another text", val_fraction=0.2)
+    refused("holds a corpus of another text", tokenizer="word")
+    refused("holds a corpus of another text", source="b.txt")
     before = content_of(out)
     assert prepared(tmp_path / "a.txt", out).folder == out and content_of(out) == before
     (out / "manifest.json").unlink()
     (out / "plan.json").write_text('{"key": "another"}', encoding="utf-8")
     refused("unfinished preparation of another text or with other settings")
-    with pytest.raises(DataError, match="preparation that was interrupted; go on with the same"):
-        find(DataConfig(source=str(out)))
+    with pytest.raises(DataError, match="interrupted preparation; resume it with the same"):
+        find_source(DataConfig(source=str(out)))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be written"):
         prepared(tmp_path / "a.txt", tmp_path / "file")
@@ -555,7 +555,7 @@ def test_a_damaged_folder_is_made_again(damage: str, tmp_path: Path, prose: str)
 def test_an_error_in_any_process_is_one_message(
     processes: int, tmp_path: Path, written: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "TASK", 100)
+    monkeypatch.setattr(tasks, "MAX_TASK_BYTES", 100)
     for i in range(9):
         (tmp_path / f"{i}.txt").write_bytes(b"good " * 20)
     (tmp_path / "5.txt").write_bytes(b"go\xe9d " * 20)
@@ -590,7 +590,7 @@ MEASURE = textwrap.dedent("""
     source, out, tokenizer, processes = sys.argv[1:]
     config = DataConfig(source=source, tokenizer=tokenizer)
     began = time.monotonic()
-    stream = data.prepare(data.find(config), config, folder=Path(out), processes=int(processes))
+    stream = data.prepare(data.find_source(config), config, folder=Path(out), processes=int(processes))
     lines = Path("/proc/self/status").read_text().splitlines()  # getrusage would count the process that began this one
     peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
     peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)

@@ -1,4 +1,4 @@
-"""A file that is damaged, or no text, gives one message that says where; never less text than it holds."""
+"""A damaged file, or one that is not text, gives one message with the place; never a part of its text."""
 
 import gzip
 import itertools
@@ -59,7 +59,7 @@ def test_members_one_after_another_are_one_file(
 
 @pytest.mark.parametrize("ending", PACK)
 def test_a_file_cut_short_anywhere_is_damaged(tmp_path: Path, ending: str) -> None:
-    """At every byte: the text before the cut is there to be read, so nothing but the check would tell."""
+    """At every byte: the text before the cut can be read, so only the check finds the damage."""
     packed = PACK[ending](LINES) + PACK[ending](LINES[:100])
     edges = {len(PACK[ending](LINES)), len(packed)}
     file = tmp_path / f"a.jsonl.{ending}"
@@ -68,7 +68,7 @@ def test_a_file_cut_short_anywhere_is_damaged(tmp_path: Path, ending: str) -> No
             file.write_bytes(packed[:length])
             message = message_of(file)
             assert message.startswith(f"FILE is damaged as {'gzip' if ending == 'gz' else 'zstd'}, ")
-            assert message.endswith("it ends before its end mark; it was cut short")
+            assert message.endswith("it is truncated: its end mark is missing")
 
 
 @pytest.mark.parametrize("ending", PACK)
@@ -96,7 +96,7 @@ def test_what_is_not_compressed_but_says_so(tmp_path: Path, ending: str) -> None
     file.write_bytes(b"plain text")
     assert "is damaged as" in message_of(file)
     file.write_bytes(b"")
-    assert message_of(file).endswith("it was cut short")
+    assert message_of(file).endswith("it is truncated: its end mark is missing")
     file.write_bytes(PACK[ending](b"text") + b"more text")
     assert "4 decompressed bytes in" in message_of(file)
     file.write_bytes(PACK[ending](gzip.compress(b"text")))
@@ -141,8 +141,8 @@ def test_what_is_not_utf8_is_named_wherever_the_file_is_cut(
     place = f"byte 0x{byte:02x} at offset {offset}"
     for name, packed, inside in (
         ("a.txt", content, ""),
-        ("a.txt.gz", gzip.compress(content), " of what it decompresses to"),
-        ("a.txt.zst", zstd(content), " of what it decompresses to"),
+        ("a.txt.gz", gzip.compress(content), " of the decompressed data"),
+        ("a.txt.zst", zstd(content), " of the decompressed data"),
     ):
         file = tmp_path / name
         file.write_bytes(packed)
@@ -201,7 +201,7 @@ def test_line_of_counts_line_feeds_before(tmp_path: Path) -> None:
 _PEAK = """
 import re, sys
 from pathlib import Path
-from glassgpt.data.sources.documents import is_whole, read_segment, segments, text_parts
+from glassgpt.data.sources.documents import is_single, read_segment, segments, text_parts
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1]) // 1024
@@ -209,7 +209,7 @@ def peak():
 file, size, separator = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 list(read_segment(segments(Path(sys.argv[4]), 1 << 30)[0]))  # imports what it takes
 before, characters = peak(), 0
-if is_whole(file, separator):
+if is_single(file, separator):
     characters = sum(map(len, text_parts(file)))
 else:
     for part in segments(file, size, separator):
