@@ -225,7 +225,7 @@ def test_types_and_bounds_of_every_field(section: str, field: dataclasses.Field[
         wrong += [True, False, "1", math.nan, math.inf, -math.inf]
     else:
         wrong += [True, 1, 1.0]
-    least, most = field.metadata["least"], field.metadata["most"]
+    least, most = field.metadata["min_value"], field.metadata["max_value"]
     if kind in (int, float):
         beyond = math.nextafter if kind is float else lambda bound, towards: bound + (1 if towards > 0 else -1)
         assert least is not None
@@ -373,7 +373,7 @@ def test_later_layers_win_field_by_field() -> None:
 
 def _values(section: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     kind = typing.get_type_hints(c.SECTIONS[section])[field.name]
-    least, most = field.metadata["least"], field.metadata["most"]
+    least, most = field.metadata["min_value"], field.metadata["max_value"]
     if choices := typing.get_args(kind):
         return st.sampled_from(choices)
     if field.name == "device":

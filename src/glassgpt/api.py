@@ -96,7 +96,7 @@ def weights_dtype(name: str) -> torch.dtype:
         ConfigError: if there is none.
     """
     if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is none of {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 

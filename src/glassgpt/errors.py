@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class GlassError(Exception):
-    """Base of every error that is the user's to mend; ``str(error)`` is the whole message."""
+    """Base of every error that the user can correct; ``str(error)`` is the whole message."""
 
 
 class ConfigError(GlassError):
@@ -32,11 +32,11 @@ class TokenizerError(GlassError):
 
 
 class CheckpointError(GlassError):
-    """A model folder or run that cannot be loaded, or that does not match what was asked."""
+    """A model folder or run that cannot be loaded, or that does not match the request."""
 
 
 class AssetError(GlassError):
-    """A named file (corpus, vocabulary, weights) that could not be found or is not what it should be."""
+    """A named file (corpus, vocabulary, weights) that could not be found or has the wrong content."""
 
 
 class MissingExtraError(GlassError):
@@ -50,4 +50,4 @@ class MissingExtraError(GlassError):
 
 
 class TrainingStopped(GlassError):
-    """Training could not go on (for example after several non-finite gradients in a row)."""
+    """Training could not continue (for example after several non-finite gradients in a row)."""

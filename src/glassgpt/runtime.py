@@ -81,7 +81,7 @@ def _require(device: "torch.device") -> None:
                 f"runtime.device: {device} was asked for, and torch finds {count} CUDA devices here; use device=cpu"
             )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("runtime.device: mps was asked for, and this is no Apple GPU; use device=cpu")
+        raise ConfigError("runtime.device: mps was asked for, and this machine has no Apple GPU; use device=cpu")
 
 
 def compiler_found(device: "torch.device") -> bool:
@@ -92,7 +92,7 @@ def compiler_found(device: "torch.device") -> bool:
 
 
 def synchronise(device: "torch.device") -> None:
-    """Wait until the device has done what it was given, so that a clock tells the truth."""
+    """Wait until the device has finished its work, so that a clock measures it."""
     import torch
 
     if device.type == "cuda":

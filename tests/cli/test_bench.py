@@ -31,7 +31,7 @@ MISTAKES = {
     "no heads": (["bench", "attention", "--heads", "0"], "--heads"),
     "a setting without use": (["bench", "attention", "n_layer=2"], "no use for model.n_layer"),
     "attention with a wrong key": (["bench", "attention", "dtpe=float32"], "did you mean runtime.dtype?"),
-    "attention with a wrong type": (["bench", "attention", "dtype=float8"], "'float8' is none of"),
+    "attention with a wrong type": (["bench", "attention", "dtype=float8"], "'float8' is not one of"),
     "a folder that is not there": (
         ["bench", "attention", "--plot", "nowhere/a.png"],
         "the folder nowhere does not exist",

@@ -208,3 +208,14 @@ def test_help_needs_no_torch() -> None:
 )
 def test_bytes_are_readable(value: int, shown: str) -> None:
     assert format_bytes(value) == shown
+
+
+def test_a_run_by_its_name_is_found_as_training_finds_it(cli: Any, text_file: Path) -> None:
+    settings = ["n_layer=1", "n_head=2", "n_embd=8", "block_size=8", "batch_size=2", "dtype=float32", "compile=false"]
+    assert cli("train", text_file, "preset=tiny", *settings, "steps=1", "--name", "first")[0] == 0
+    code, out, err = cli("plan", text_file, "init_from=first", "--no-measure", "--json")
+    assert (code, err) == (0, "")
+    config = json.loads(out)["config"]
+    assert (config["preset"], config["model"]["n_embd"]) == ("init", 8)
+    code, out, _ = cli("plan", text_file, "init_from=first", "dtype=float32", "steps=2", "--json")
+    assert (code, json.loads(out)["measured"]["steps"]) == (0, 2)

@@ -38,7 +38,7 @@ MISTAKES = {
     "train two texts": (["train", "{text}", "b.txt"], "one text at a time"),
     "train a folder of no texts": (["train", "no-texts"], "holds no file that can be read"),
     "a wrong key": (["train", "{text}", "n_layr=2"], "did you mean model.n_layer?"),
-    "a wrong choice": (["train", "{text}", "compile=maybe"], "'maybe' is none of auto, true, false"),
+    "a wrong choice": (["train", "{text}", "compile=maybe"], "'maybe' is not one of auto, true, false"),
     "a number that nobody derives": (["train", "{text}", "batch_size=auto"], "expected a whole number, got 'auto'"),
     "another project's key": (["train", "{text}", "max_iters=2"], "did you mean train.steps?"),
     "a wrong preset": (["train", "{text}", "preset=smal"], "did you mean 'small'"),

@@ -11,16 +11,15 @@ from glassgpt.config import ModelConfig
 from glassgpt.data import IGNORE_INDEX
 from glassgpt.data.batch import Batch
 from glassgpt.model import GPT
-from glassgpt.training import cross_entropy, objective
-from glassgpt.training.cross_entropy import summed_cross_entropy
-from glassgpt.training.objective import next_token_loss
+from glassgpt.training import objective
+from glassgpt.training.objective import next_token_loss, summed_cross_entropy
 
 N, C, V = 23, 8, 101
 
 
 @pytest.fixture(params=[1, 5, 23, 1000], ids="rows{}".format)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_A_TIME", request.param * V)
+    monkeypatch.setattr(objective, "LOGITS_AT_A_TIME", request.param * V)
     yield request.param
 
 
@@ -94,7 +93,7 @@ def largest_temporary(monkeypatch: pytest.MonkeyPatch, large_vocabulary: int) ->
 
 
 def test_a_large_vocabulary_never_has_all_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_A_TIME", 20_000)
+    monkeypatch.setattr(objective, "LOGITS_AT_A_TIME", 20_000)
     plain = largest_temporary(monkeypatch, 10**9)
     chunked = largest_temporary(monkeypatch, 1)
     assert plain[2] >= 8 * 32 * 1009

@@ -92,7 +92,7 @@ def describe_options() -> Iterator[OptionHelp]:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Turn ``["steps=100", "model.n_layer=2"]`` into a layer. Keys may be bare or dotted.
+    """Parse ``["steps=100", "model.n_layer=2"]`` into overrides. Keys may be bare or dotted.
 
     Raises:
         ConfigError: with every argument that is not ``key=value``, has an unknown key, or a value of another type.
@@ -136,7 +136,7 @@ def locate(key: str) -> tuple[str, str]:
 
 
 def read_toml(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
-    """Read a configuration file: its preset (or None) and its layer. A ``[provenance]`` table is ignored.
+    """Read a configuration file: its preset (or None) and its overrides. A ``[provenance]`` table is ignored.
 
     Raises:
         ConfigError: if the file cannot be read or parsed, or has unknown sections or keys.
@@ -170,13 +170,13 @@ def read_toml(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
 
 
 def write_toml(path: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
-    """Write a resolved configuration, with what is known of its origin under ``[provenance]``."""
+    """Write a resolved configuration, and its provenance under ``[provenance]``."""
     content = config.to_dict() | {"provenance": dict(provenance)}
     path.write_text(tomli_w.dumps(content), encoding="utf-8", newline="\n")
 
 
-def build(preset: str, layers: Sequence[ConfigOverrides]) -> RunConfig:
-    """Lay the layers over each other, later ones winning, and check the whole.
+def build(preset: str, overrides: Sequence[ConfigOverrides]) -> RunConfig:
+    """Merge overrides, the last one wins, and check the result.
 
     Raises:
         ConfigError: with the problems of every section together.
@@ -185,8 +185,8 @@ def build(preset: str, layers: Sequence[ConfigOverrides]) -> RunConfig:
     problems: list[str] = []
     for name, part in SECTIONS.items():
         values: dict[str, Any] = {}
-        for layer in layers:
-            values.update(layer.get(name, {}))
+        for override in overrides:
+            values.update(override.get(name, {}))
         try:
             parts[name] = part(**values)
         except ConfigError as error:

@@ -20,56 +20,70 @@ class ModelConfig(Section):
 
     section = "model"
 
-    vocab_size: int = option(65, "tokens in the vocabulary (in training: the tokenizer's)", least=1)
-    block_size: int = option(256, "context length in tokens", least=1)
-    n_layer: int = option(6, "Transformer blocks", least=1)
-    n_head: int = option(4, "query heads", least=1)
-    n_kv_head: int = option(0, "key/value heads; 0: n_head", least=0)
-    head_dim: int = option(0, "width of a head; 0: n_embd / n_head", least=0)
-    n_embd: int = option(128, "width of the residual stream", least=1)
-    intermediate_size: int = option(0, "hidden width of the MLP; 0: 4 n_embd, or 8/3 for swiglu", least=0)
+    vocab_size: int = option(65, "tokens in the vocabulary (in training: the tokenizer's)", min_value=1)
+    block_size: int = option(256, "context length in tokens", min_value=1)
+    n_layer: int = option(6, "Transformer blocks", min_value=1)
+    n_head: int = option(4, "query heads", min_value=1)
+    n_kv_head: int = option(0, "key/value heads; 0: n_head", min_value=0)
+    head_dim: int = option(0, "width of a head; 0: n_embd / n_head", min_value=0)
+    n_embd: int = option(128, "width of the residual stream", min_value=1)
+    intermediate_size: int = option(0, "hidden width of the MLP; 0: 4 n_embd, or 8/3 for swiglu", min_value=0)
     norm: Literal["layernorm", "rmsnorm"] = option("layernorm", "normalisation")
-    norm_eps: float = option(1e-5, "epsilon of the normalisation", least=0)
+    norm_eps: float = option(1e-5, "epsilon of the normalisation", min_value=0)
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = option("gelu_tanh", "activation of the MLP")
     position: Literal["learned", "rope"] = option("learned", "position encoding")
-    rope_theta: float = option(10000.0, "base of the rotary frequencies", least=1)
+    rope_theta: float = option(10000.0, "base of the rotary frequencies", min_value=1)
     rope_scaling: Literal["none", "linear", "dynamic", "llama3", "yarn"] = option(
-        "none", "how rotary frequencies were stretched for a longer context; dynamic: only beyond block_size"
+        "none", "how rotary frequencies are scaled for a longer context; dynamic: only beyond block_size"
     )
-    rope_factor: float = option(1.0, "rope_scaling: how many times longer", least=1)
-    rope_original_context: int = option(0, "rope_scaling llama3, yarn: the context before it", least=0)
+    rope_factor: float = option(1.0, "rope_scaling: how many times longer", min_value=1)
+    rope_original_context: int = option(0, "rope_scaling llama3, yarn: the context before it", min_value=0)
     rope_low_freq_factor: float = option(
-        1.0, "llama3, yarn: what turns fewer times than this in the original context is slowed in full", least=1e-3
+        1.0,
+        "llama3, yarn: frequencies with fewer rotations than this over the original context are fully scaled",
+        min_value=1e-3,
     )
     rope_high_freq_factor: float = option(
-        0.0, "llama3, yarn: what turns more often than this keeps its pace; 0: 4 for llama3, 32 for yarn", least=0
+        0.0,
+        "llama3, yarn: frequencies with more rotations than this are not scaled; 0: 4 for llama3, 32 for yarn",
+        min_value=0,
     )
-    rope_attention_factor: float = option(0.0, "yarn: factor on queries and keys; 0: 0.1 ln rope_factor + 1", least=0)
-    sliding_window: int = option(0, "tokens that a query can see, itself among them; 0: all before it", least=0)
-    first_window_layer: int = option(0, "the first block with a sliding window; those below see everything", least=0)
+    rope_attention_factor: float = option(
+        0.0, "yarn: factor on queries and keys; 0: 0.1 ln rope_factor + 1", min_value=0
+    )
+    sliding_window: int = option(0, "tokens that a query attends to, itself included; 0: all before it", min_value=0)
+    first_window_layer: int = option(
+        0, "the first block with a sliding window; earlier blocks attend to everything", min_value=0
+    )
     qk_norm: bool = option(False, "RMS-normalise queries and keys, per head, before the rotation")
     qkv_bias: bool = option(True, "bias on the q, k, v projection")
     attention_out_bias: bool = option(True, "bias on the attention's output projection")
     mlp_bias: bool = option(True, "bias in the MLP")
     norm_bias: bool = option(True, "bias in the layer norms")
-    dropout: float = option(0.0, "dropout on embeddings and residual branches", least=0, most=0.999)
+    dropout: float = option(0.0, "dropout on embeddings and residual branches", min_value=0, max_value=0.999)
     tie_embeddings: bool = option(True, "share the token embedding with the output head")
 
-    def _joint_problems(self) -> list[str]:
+    def _fill_derived_fields(self) -> None:
+        """Set the fields that are 0 and derived from others."""
+        derived: dict[str, float] = {
+            "n_kv_head": self.n_head,
+            "head_dim": 0 if self.n_embd % self.n_head else self.n_embd // self.n_head,
+            "intermediate_size": self._default_intermediate_size(),
+            "rope_high_freq_factor": {"llama3": 4.0, "yarn": 32.0}.get(self.rope_scaling, 0.0),
+        }
+        if self.rope_scaling == "yarn":
+            derived["rope_attention_factor"] = 0.1 * math.log(self.rope_factor) + 1.0
+        for name, value in derived.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+
+    def _cross_field_errors(self) -> list[str]:
         problems = []
-        if self.head_dim == 0 and self.n_embd % self.n_head:
+        if self.head_dim == 0:
             problems.append(
                 f"model.n_embd: {self.n_embd} does not divide into n_head={self.n_head} heads; "
                 f"use a multiple of {self.n_head}, or set head_dim"
             )
-        derived = {
-            "n_kv_head": self.n_head,
-            "head_dim": self.n_embd // self.n_head,
-            "intermediate_size": self._default_intermediate_size(),
-        }
-        for name, value in derived.items():
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)
         if self.n_head % self.n_kv_head:
             problems.append(
                 f"model.n_kv_head: {self.n_kv_head} does not divide n_head={self.n_head}; "
@@ -81,17 +95,13 @@ class ModelConfig(Section):
             problems.append("model.norm_bias: rmsnorm has no bias; set norm_bias=false")
         if self.first_window_layer and not self.sliding_window:
             problems.append("model.first_window_layer: there is no window; set sliding_window")
-        return problems + self._rope_problems()
+        return problems + self._rope_errors()
 
-    def _rope_problems(self) -> list[str]:
+    def _rope_errors(self) -> list[str]:
         """Settings of rotary scaling that are missing, or that do nothing."""
         kind, by_frequency = self.rope_scaling, self.rope_scaling in ("llama3", "yarn")
         if kind != "none" and self.position != "rope":
             return [f"model.rope_scaling: {kind} scales rotary positions; set position=rope, or rope_scaling=none"]
-        if by_frequency and self.rope_high_freq_factor == 0:
-            object.__setattr__(self, "rope_high_freq_factor", {"llama3": 4.0, "yarn": 32.0}[kind])
-        if kind == "yarn" and self.rope_attention_factor == 0:
-            object.__setattr__(self, "rope_attention_factor", 0.1 * math.log(self.rope_factor) + 1.0)
         used = {"rope_factor": kind != "none", "rope_attention_factor": kind == "yarn"}
         used |= dict.fromkeys(("rope_original_context", "rope_low_freq_factor", "rope_high_freq_factor"), by_frequency)
         fields = self.__dataclass_fields__
@@ -113,7 +123,7 @@ class ModelConfig(Section):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """The sliding window of each block; 0: it sees everything before."""
+        """The sliding window of each block; 0: none."""
         return tuple(self.sliding_window * (layer >= self.first_window_layer) for layer in range(self.n_layer))
 
     @property

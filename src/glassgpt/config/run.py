@@ -35,14 +35,14 @@ def _check_unicode(text: str) -> None:
 
 def _check_device(name: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps")
+        raise ValueError(f"{name!r} is not one of auto, cpu, cuda, cuda:N, mps")
 
 
 def _check_tokenizer(text: str) -> None:
     _check_unicode(text)
     named = text.partition(":")[0] in ("char", "word", "bpe", "gpt2", "")
     if named and not re.fullmatch(r"char|gpt2|word(:\d{1,7})?|bpe:\d{1,7}", text):
-        raise ValueError(f"{text!r} is no tokenizer; write for example char, word, word:8000, bpe:4096 or gpt2")
+        raise ValueError(f"{text!r} is not a tokenizer; write for example char, word, word:8000, bpe:4096 or gpt2")
 
 
 @dataclass(frozen=True)
@@ -62,57 +62,63 @@ class DataConfig(Section):
     val_fraction: float = option(
         0.1,
         "share kept for validation: the end of a text, or documents chosen by their content",
-        least=0.0001,
-        most=0.5,
+        min_value=0.0001,
+        max_value=0.5,
     )
     max_val_tokens: int = option(
         1_000_000,
         "validation text at most, in characters (of documents: bytes); the rest of a long text trains",
-        least=2,
+        min_value=2,
     )
     separator: str = option(
-        "", "what stands between documents in plain files, for example <|endoftext|>", check=_check_unicode
+        "", "the separator between documents in plain files, for example <|endoftext|>", check=_check_unicode
     )
     text_field: str = option(
-        "", "where in a row its text is; empty: text, content, or the only text there is", check=_check_unicode
+        "", "the field of a row with its text; empty: text, content, or the only text field", check=_check_unicode
     )
     duplicates: Literal["keep", "drop"] = option("keep", "drop: leave out documents that repeat an earlier one")
     order: Literal["auto", "random", "sequential"] = option(
         "auto", "random windows; or shard after shard, shuffled nearby (auto: from a gigabyte of tokens on)"
     )
-    mask_documents: bool = option(False, "attention and positions begin anew with each document")
+    mask_documents: bool = option(False, "attention and positions restart with each document")
 
 
 @dataclass(frozen=True)
 class TrainConfig(Section):
-    """How long, in what portions, and what is written down on the way."""
+    """How long to train, in what batches, and what to log and save."""
 
     section = "train"
 
     init_from: str = option(
-        "", "a model to go on from: a run, a folder, a .gguf file, a hub name; empty: from scratch",
+        "", "a model to fine-tune: a run, a folder, a .gguf file, a hub name; empty: train from scratch",
         check=_check_unicode,
     )  # fmt: skip
-    steps: int = option(0, "optimiser steps; 0: as many as fit in `time`", least=0)
+    steps: int = option(0, "optimiser steps; 0: as many as fit in `time`", min_value=0)
     time: str = option("5m", "time budget when steps=0, for example 90s, 5m, 1h30m", check=parse_duration)
-    batch_size: int = option(16, "sequences per optimiser step, over all micro-batches", least=1)
-    micro_batch_size: int = option(0, "sequences per forward pass; 0: as many as fit into memory", least=0)
+    batch_size: int = option(
+        16,
+        "global batch size, in sequences per optimiser step (nanoGPT's batch_size is our micro_batch_size)",
+        min_value=1,
+    )
+    micro_batch_size: int = option(0, "sequences per forward pass; 0: as many as fit into memory", min_value=0)
     activation_checkpointing: bool = option(
         False, "keep only each block's input for the backward pass and compute the rest again: less memory, slower"
     )
-    seed: int = option(1337, "seed of the initial weights, the order of the data, and dropout", least=0)
-    grad_clip: float = option(1.0, "largest global gradient norm; 0: no clipping", least=0)
-    eval_interval: int = option(0, "steps between validations; 0: derived, about 10 in a run", least=0)
+    seed: int = option(1337, "seed of the initial weights, the order of the data, and dropout", min_value=0)
+    grad_clip: float = option(1.0, "largest global gradient norm; 0: no clipping", min_value=0)
+    eval_interval: int = option(0, "steps between validations; 0: derived, about 10 in a run", min_value=0)
     eval_tokens: int = option(
-        0, "tokens of the fixed validation subset; 0: 100,000, or less in a short run", least=0, most=100_000
+        0, "tokens of the fixed validation subset; 0: 100,000, or less in a short run", min_value=0, max_value=100_000
     )
-    patience: int = option(0, "stop after this many validations without a better loss; 0: never", least=0)
-    save_interval: int = option(0, "steps between checkpoints; 0: eval_interval", least=0)
-    keep_checkpoints: int = option(2, "numbered checkpoints to keep beside best and last", least=0)
-    log_interval: int = option(0, "steps between lines of metrics.jsonl; 0: derived, about 200 in a run", least=0)
-    sample_interval: int = option(0, "steps between samples shown; 0: twice eval_interval", least=0)
-    sample_tokens: int = option(160, "tokens in a sample shown during training; 0: no samples", least=0)
-    max_nonfinite: int = option(5, "stop after this many non-finite gradients in a row", least=1)
+    patience: int = option(0, "stop after this many validations without a better loss; 0: never", min_value=0)
+    save_interval: int = option(0, "steps between checkpoints; 0: eval_interval", min_value=0)
+    keep_checkpoints: int = option(
+        2, "numbered checkpoints to keep beside best and last (as save_total_limit)", min_value=0
+    )
+    log_interval: int = option(0, "steps between lines of metrics.jsonl; 0: derived, about 200 in a run", min_value=0)
+    sample_interval: int = option(0, "steps between samples shown; 0: twice eval_interval", min_value=0)
+    sample_tokens: int = option(160, "tokens in a sample shown during training; 0: no samples", min_value=0)
+    max_nonfinite: int = option(5, "stop after this many non-finite gradients in a row", min_value=1)
     tensorboard: bool = option(False, "write TensorBoard events into the run, too (needs glassgpt[tensorboard])")
     format: Literal["hf", "native"] = option("hf", "hf: checkpoints open in transformers; native: any ModelConfig")
 
@@ -126,36 +132,40 @@ class OptimConfig(Section):
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: Muon for the hidden matrices, AdamW for the rest; adamw: AdamW for all"
     )
-    adamw_learning_rate: float = option(5e-3, "peak learning rate of AdamW", least=0)
-    muon_learning_rate: float = option(0.015, "peak learning rate of Muon", least=0)
-    weight_decay: float = option(0.1, "decoupled weight decay of matrices (never of norms and biases)", least=0)
-    beta1: float = option(0.9, "AdamW's first moment decay", least=0, most=0.9999)
-    beta2: float = option(0.99, "AdamW's second moment decay", least=0, most=0.99999)
-    momentum: float = option(0.95, "Muon's momentum", least=0, most=0.9999)
-    warmup_steps: int = option(0, "steps of linear warmup; 0: derived, 5 % of the run, at most 200", least=0)
+    adamw_learning_rate: float = option(5e-3, "peak learning rate of AdamW", min_value=0)
+    muon_learning_rate: float = option(0.015, "peak learning rate of Muon", min_value=0)
+    weight_decay: float = option(0.1, "decoupled weight decay of matrices (never of norms and biases)", min_value=0)
+    beta1: float = option(0.9, "AdamW's first moment decay", min_value=0, max_value=0.9999)
+    beta2: float = option(0.99, "AdamW's second moment decay", min_value=0, max_value=0.99999)
+    momentum: float = option(0.95, "Muon's momentum", min_value=0, max_value=0.9999)
+    warmup_steps: int = option(0, "steps of linear warmup; 0: derived, 5 % of the run, at most 200", min_value=0)
     schedule: Literal["cosine", "trapezoid"] = option(
-        "cosine", "after warmup: half a cosine, or constant and then linearly down (trapezoid)"
+        "cosine", "after warmup: half a cosine; or constant, then linearly down (trapezoid, also called WSD)"
     )
-    decay_fraction: float = option(0.5, "trapezoid: share of the run spent going down", least=0, most=1)
-    min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak", least=0, most=1)
+    decay_fraction: float = option(0.5, "trapezoid: share of the run spent going down", min_value=0, max_value=1)
+    min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak", min_value=0, max_value=1)
 
 
 @dataclass(frozen=True)
 class RuntimeConfig(Section):
-    """Where and how the arithmetic runs. ``auto`` is resolved once and saved with the run."""
+    """Where and how to compute. ``auto`` is resolved once and saved with the run."""
 
     section = "runtime"
 
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", check=_check_device)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "compute type, beside float32 weights; auto: the fastest measured that agrees with float32"
+        "auto",
+        "mixed precision: the compute dtype; master weights stay float32; auto: the fastest that agrees with float32",
     )
     compile: Literal["auto", "true", "false"] = option(
-        "auto", "torch.compile the blocks; auto: where the run is long enough to earn the compile time back"
+        "auto", "torch.compile the blocks; auto: if the run is long enough to be worth the compile time"
     )
-    threads: int = option(0, "CPU threads; 0: PyTorch's choice", least=0)
+    threads: int = option(0, "CPU threads; 0: PyTorch's choice", min_value=0)
     num_workers: int = option(
-        0, "DataLoader worker processes that read batches ahead; 0: load in the main process", least=0, most=256
+        0,
+        "DataLoader worker processes that read batches ahead; 0: load in the main process",
+        min_value=0,
+        max_value=256,
     )
 
     def __post_init__(self) -> None:
@@ -175,7 +185,7 @@ class RunConfig:
     runtime: RuntimeConfig
 
     def replace(self, section: str, **changes: Any) -> "RunConfig":
-        """A copy with fields of one section changed. Derived model fields are kept as they are."""
+        """A copy with fields of one section changed. Derived model fields keep their values."""
         part = dataclasses.replace(getattr(self, section), **changes)
         return dataclasses.replace(self, **{section: part})
 

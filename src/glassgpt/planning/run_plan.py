@@ -122,35 +122,38 @@ def plan_run(
         source = data.find_source(config.data, draft.reporter.on_progress)
         stream = data.prepare(source, config.data, draft.reporter.on_progress)
         draft.fit_text(stream)
+    name = source.name if source else draft.preset
     if runtime is None:
-        if stream:
-            draft.fit_context(stream)
-        return RunPlan(draft.config(), source.name if source else draft.preset, stream=stream)
-    if draft.preset != AUTO:
-        require_memory(config.model)
-    if config.runtime.dtype == "auto":
-        runtime, why = measured_dtype(draft.config(), runtime)
-        draft.note(why)
-    if stream:
-        if draft.preset == AUTO:
-            eager = replace(runtime, compile=False)
-            draft.fit_size(stream, eager, processes.world_size)
         draft.fit_context(stream)
-    config = draft.config()
-    require_memory(config.model)
-    config, why = choose_micro_batch_size(config, runtime, processes)
-    draft.note(why)
+        return RunPlan(draft.config(), name, stream=stream)
+    config, runtime = _choose(draft, stream, runtime, processes)
     if measure == "choices":
-        return RunPlan(config.replace("runtime", **runtime.resolved()), draft.preset, runtime, notes=draft.notes)
+        return RunPlan(config.replace("runtime", **runtime.resolved()), name, runtime, notes=draft.notes)
     if source and stream:
         config = config.replace("data", **_data_as_prepared(source, stream, config.data, draft.overrides))
     if draft.initial:  # under a name that finds it again from anywhere
         config = config.replace("train", init_from=draft.initial.name)
-    plan = RunPlan(
-        config, source.name if source else draft.preset, replace(runtime, compile=False), stream,
-        timed=config.train.steps == 0,
-    )  # fmt: skip
+    plan = RunPlan(config, name, replace(runtime, compile=False), stream, timed=config.train.steps == 0)
     return _measure_and_set_steps(plan, began + parse_duration(config.train.time), draft, processes)
+
+
+def _choose(
+    draft: "_Draft", stream: TokenStream | None, runtime: Runtime, processes: Processes
+) -> tuple[RunConfig, Runtime]:
+    """Choose the compute type, the size of the model, its context and the micro-batch, if the user did not."""
+    if draft.preset != AUTO:
+        require_memory(draft.config().model)
+    if draft.config().runtime.dtype == "auto":
+        runtime, why = measured_dtype(draft.config(), runtime)
+        draft.note(why)
+    if stream and draft.preset == AUTO:
+        draft.fit_size(stream, replace(runtime, compile=False), processes.world_size)
+    draft.fit_context(stream)
+    config = draft.config()
+    require_memory(config.model)
+    config, why = choose_micro_batch_size(config, runtime, processes)
+    draft.note(why)
+    return config, runtime
 
 
 @dataclass
@@ -242,10 +245,12 @@ class _Draft:
         self.set("train", **chosen["train"])
         self.note(why)
 
-    def fit_context(self, stream: TokenStream) -> None:
-        """Shorten a context that the user did not set to the length of the text."""
+    def fit_context(self, stream: TokenStream | None) -> None:
+        """Shorten a context that the user did not set to the length of the text, if there is one."""
+        if stream is None or "block_size" in self.user_set_keys("model"):
+            return
         block_size, longest = self.config().model.block_size, stream.info.tokens["train"] - 1
-        if "block_size" not in self.user_set_keys("model") and block_size > longest:
+        if block_size > longest:
             self.set("model", block_size=longest)
             self.note(
                 f"the text has only {longest + 1} training tokens: the context is {longest} instead of {block_size}"

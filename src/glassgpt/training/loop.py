@@ -69,8 +69,7 @@ class Trainer:
         deadline: a ``time.monotonic`` at which to stop and save; None for none.
         processes: the processes that train this model.
         predicted: tokens per second, to compare with the measured ones.
-        profile: records some steps.
-        expected: the validation losses of the recipe that this run follows.
+        profile, expected: a profiler, and the losses of the recipe that this run follows, if any.
     """
 
     def __init__(

@@ -1,16 +1,23 @@
-"""Objectives: what training makes small. A function from a model and a batch to a sum of losses."""
+"""Objectives: the quantity that training minimises, as a sum over tokens.
+
+Of a large vocabulary, only the logits of a few tokens exist at a time. With V = 50,257 the logits of 8,192 tokens take
+1.6 GB in float32, and autograd would keep them twice. Here the logits of each chunk become their own gradient in place,
+at once, so the backward pass has nothing left to compute.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from glassgpt.data.batch import IGNORE_INDEX, Batch
-from glassgpt.estimate import LARGE_VOCABULARY
+from glassgpt.estimate import LARGE_VOCABULARY, LOGITS_AT_A_TIME
 from glassgpt.model import GPT
-from glassgpt.training.cross_entropy import summed_cross_entropy
 
-#: The summed loss of the targets that count, a scalar in nats. Training divides by their number in the whole batch.
+#: The summed loss of the targets that count, a scalar in nats. Training divides by their number in the global batch.
 LossFn = Callable[[GPT, Batch], Tensor]
 
 
@@ -36,3 +43,54 @@ class ModelWithLoss(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The summed loss, a scalar."""
         return self.objective(self.model, batch)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, needs_grad: bool
+    ) -> Tensor:
+        total = torch.zeros((), device=features.device)
+        d_features = torch.empty_like(features) if needs_grad else None  # [N, C]
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None  # [V, C]
+        rows = max(1, LOGITS_AT_A_TIME // weight.size(0))
+        for start in range(0, len(targets), rows):
+            h, target = features[start : start + rows], targets[start : start + rows]  # [n, C], [n]
+            log_p = (h @ weight.T).float().log_softmax(dim=-1)  # [n, V]
+            total += F.nll_loss(log_p, target, ignore_index=ignore_index, reduction="sum")
+            if d_features is None or d_weight is None:
+                continue
+            # The gradient of a token's loss by its logits is p - onehot(target), and 0 where it does not count.
+            counts = (target != ignore_index).unsqueeze(1)  # [n, 1]
+            p = log_p.exp_()
+            p.scatter_add_(1, target.unsqueeze(1) * counts, torch.full_like(counts, -1.0, dtype=p.dtype))
+            d_logits = p.mul_(counts).to(h.dtype)  # [n, V]
+            torch.mm(d_logits, weight, out=d_features[start : start + rows])
+            if weight.dtype == torch.float32:
+                d_weight.addmm_(d_logits.T, h)
+            else:
+                d_weight += d_logits.T @ h
+            del log_p, p, d_logits  # before the next chunk, not after
+        ctx.gradients = d_features, d_weight
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("backward() can be called only once on this loss")
+        d_features, d_weight = ctx.gradients
+        ctx.gradients = None
+        return d_features.mul_(grad), d_weight.mul_(grad), None, None, None
+
+
+def summed_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """Sum of ``-log softmax(features @ weight.T)[target]`` over the targets that count: a float32 scalar, in nats.
+
+    Args:
+        features: ``[N, C]``, what the head reads.
+        weight: ``[V, C]``, the head.
+        targets: ``[N]``, int64.
+        ignore_index: targets of this value do not count.
+    """
+    return _SummedCrossEntropy.apply(features, weight, targets, ignore_index, torch.is_grad_enabled())

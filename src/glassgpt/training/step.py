@@ -48,34 +48,30 @@ def train_step(
 ) -> StepResult:
     """Take one optimiser step on this process's rows of a global batch. The gradients stay until the next step.
 
-    The loss is the mean over what is trained in the whole global batch, however it is cut into micro-batches and
+    The loss is the mean over the trained tokens of the whole global batch, however it is cut into micro-batches and
     processes. A gradient that is not finite updates nothing, and is not clipped, so that the bad tensor can be found.
 
     Args:
-        loss_module: a batch in, its summed loss out; wrapped in DistributedDataParallel if there are several processes.
+        loss_module: a batch in, its summed loss out; wrapped in DDP if there are several processes.
         optimizers: of the model in it.
         batch: this process's rows, on the CPU.
-        count: how many tokens (or pairs, ...) of these rows the summed loss counts.
+        count: the number of tokens (or pairs) in the summed loss of these rows.
         micro_batch_size: rows per forward pass.
         lr_multiplier: share of the peak learning rates.
-        grad_clip: largest norm of the global gradient; 0: no clipping.
-        device: where to compute.
-        loss_scale: for float16.
-        processes: that share the global batch.
-        mark: called after each forward pass, each backward pass, and the update; for timing.
-        while_computing: called when a GPU has been given all passes and before their results are waited for.
+        grad_clip: largest norm of the gradient; 0: no clipping.
+        device, loss_scale, processes: where to compute; for float16; that share the global batch.
+        mark: called after each forward pass, each backward pass, and the update.
+        while_computing: called after the last backward pass is queued, before waiting for results.
     """
     weights, loss_scale, processes = optimizers.weights, loss_scale or LossScale(), processes or Processes()
     optimizers.zero_grad()
     count = int(processes.sum(torch.tensor(count)))
-    # DDP averages gradients over ranks; times world_size is their sum.
-    weight = loss_scale.value * processes.world_size / count
+    weight = loss_scale.value * processes.world_size / count  # DDP averages over ranks; times world_size: their sum
     total = torch.zeros((), device=device)
     starts = range(0, len(batch.idx), micro_batch_size)
     for start in starts:
-        micro_batch = batch.micro_batch(start, start + micro_batch_size, device)
         with _gradient_sync(loss_module, optimizers, now=start == starts[-1]):
-            loss = loss_module(micro_batch)
+            loss = loss_module(batch.micro_batch(start, start + micro_batch_size, device))
             mark()
             (loss * weight).backward()
         weights.accumulate_into_master_grads()
@@ -89,8 +85,7 @@ def train_step(
         for gradient in gradients:
             gradient.mul_(1 / loss_scale.value)
     norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
-    result = StepResult(mean_loss, float(norm))
-    if result.is_finite:
+    if (result := StepResult(mean_loss, float(norm))).is_finite:
         if grad_clip:
             torch.nn.utils.clip_grads_with_norm_(weights.named.values(), grad_clip, norm)
         optimizers.step(lr_multiplier)
