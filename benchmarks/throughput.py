@@ -51,13 +51,14 @@ Step = Callable[[], object]
 
 def glassgpt_step(options: argparse.Namespace) -> Step:
     """Build a training step of glassgpt."""
-    from glassgpt.bench.throughput import TrainingStep
     from glassgpt.config import RuntimeConfig
+    from glassgpt.planning.timing import TimedTraining
     from glassgpt.runtime import resolve
 
     compile = "true" if options.mode == "compiled" else "false"
     runtime = resolve(RuntimeConfig(options.device, options.dtype, compile, options.threads))
-    return TrainingStep(glassgpt_config(options), runtime).run
+    config = glassgpt_config(options)
+    return TimedTraining(config, runtime, config.train.batch_size, config.train.batch_size).step
 
 
 def glassgpt_config(options: argparse.Namespace) -> Any:

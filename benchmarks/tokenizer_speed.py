@@ -340,9 +340,9 @@ def main() -> None:
         worker(Job(**json.loads(options.worker)))
         return
     if options.text:
-        from glassgpt.data import read
+        from glassgpt.data import read_text
 
-        text = read(options.text).content
+        text = read_text(options.text).content
     else:
         text = make_text(options.megabytes)
     results = []
