@@ -87,15 +87,11 @@ class ProgressLine:
             line += f", {amount(rate)}{unit}/s" + (f", {(total - done) / rate:,.0f} s left" if total else "")
         show_line(line)
 
-    def clear(self) -> None:
-        """Clear the line."""
-        show_line("")
-
     def __enter__(self) -> "ProgressLine":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.clear()
+        show_line("")
 
 
 def show_line(text: str) -> None:
