@@ -91,8 +91,6 @@ def bench_tokenizer(
     Args:
         text: at least two bytes.
         vocab_size: see :class:`Job`, as for ``pattern`` and ``processes``.
-        pattern: how to split the text.
-        processes: for training.
         repeat: rounds; the figures are medians over them.
         only: ``training`` or ``encoding``: measure only that. Encoding first trains once, without measuring it.
         progress: called with a description before each measurement.

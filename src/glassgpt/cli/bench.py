@@ -54,9 +54,8 @@ def train(
     assert runtime is not None
     if "not compiled" in runtime.reason:
         say(f"warning: {runtime.reason}")
-    progress = ProgressLine()
-    result = bench_train(config, runtime, steps or user_steps, progress=None if json else progress)
-    show_line("")
+    with ProgressLine() as progress:
+        result = bench_train(config, runtime, steps or user_steps, progress=None if json else progress)
     if json:
         print_json({"config": config.to_dict(), **runtime.resolved(), **dataclasses.asdict(result)})
     else:
