@@ -24,24 +24,15 @@ SCORE_TENSORS = 6
 
 @dataclass(frozen=True)
 class AttentionBench:
-    """Time and memory of one layer's attention at one context length; the numbers are None if it was skipped.
+    """Time and memory of one layer's attention at one context length; the numbers are None if it was skipped."""
 
-    Attributes:
-        context: tokens, T.
-        kind: ``fused`` or ``explicit``.
-        forward_seconds: median time of the forward pass without gradients, as in generation.
-        training_seconds: median time of forward and backward together.
-        memory: bytes. On a GPU the peak of forward and backward; on a CPU what autograd saves in the forward pass.
-            Both include q, k and v.
-        skipped: why it was not measured; else empty.
-    """
-
-    context: int
-    kind: str
-    forward_seconds: float | None = None
-    training_seconds: float | None = None
+    context: int  # tokens, T
+    kind: str  # "fused" or "explicit"
+    forward_seconds: float | None = None  # median time of the forward pass without gradients, as in generation
+    training_seconds: float | None = None  # median time of forward and backward together
+    #: Bytes, with q, k and v. On a GPU the peak of forward and backward; on a CPU what autograd saves in the forward.
     memory: int | None = None
-    skipped: str = ""
+    skipped: str = ""  # why it was not measured; else empty
 
 
 def bench_attention(
@@ -56,15 +47,11 @@ def bench_attention(
 ) -> list[AttentionBench]:
     """Time fused and explicit causal attention on random ``q, k, v [B, H, T, D]``, shortest context first.
 
+    B is ``batch``, H ``heads``, D ``head_dim``, and T each of ``contexts``, in tokens.
     A measurement is skipped if it needs more than half of the free memory, or if it would take longer than the time
     that is left, extrapolated from the previous context.
 
     Args:
-        contexts: lengths T in tokens.
-        heads: H.
-        head_dim: D.
-        runtime: device and dtype.
-        batch: B.
         seconds: for all measurements together, about.
         progress: called with context and kind before each measurement.
 
@@ -125,7 +112,14 @@ def _measure(kind: str, shape: tuple[int, int, int, int], runtime: Runtime) -> A
         attend(q, k, v, None)[0].sum().backward()
 
     try:
-        memory = _memory(lambda: attend(q, k, v, None)[0], training, device, base)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            training()
+            memory = torch.cuda.max_memory_allocated(device) - base
+        else:
+            with saved_storages() as storages:
+                attend(q, k, v, None)
+            memory = sum(storages.values())
         return AttentionBench(T, kind, _median_seconds(forward, device), _median_seconds(training, device), memory)
     except RuntimeError as error:
         if not guard.is_out_of_memory(error):
@@ -148,16 +142,6 @@ def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
         if times[0] > 3 * EACH > 0:
             return times[0]
     return median(times[1:])
-
-
-def _memory(forward: Callable[[], Tensor], training: Callable[[], None], device: torch.device, base: int) -> int:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        training()
-        return torch.cuda.max_memory_allocated(device) - base
-    with saved_storages() as storages:
-        forward()
-    return sum(storages.values())
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from glassgpt.errors import ConfigError
 from glassgpt.glass.curves import require_matplotlib
 
 _NAMES = {"fused": "fused", "explicit": "explicit (scores written out)"}
-_STYLES: dict[str, dict[str, Any]] = {
-    "forward_seconds": {"linestyle": "--", "marker": "o", "markerfacecolor": "white"},
-    "training_seconds": {"linestyle": "-", "marker": "o"},
+#: The label and the style of each measured time.
+_PASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "forward_seconds": ("forward", {"linestyle": "--", "markerfacecolor": "white"}),
+    "training_seconds": ("forward and backward", {"linestyle": "-"}),
 }
-_PASSES = {"forward_seconds": "forward", "training_seconds": "forward and backward"}
 
 
 def require_plotting(target: Path) -> None:
@@ -48,9 +48,9 @@ def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> 
     for number, kind in enumerate(_NAMES):
         measured = [row for row in rows if row.kind == kind and not row.skipped]
         x = [row.context for row in measured]
-        for field, style in _STYLES.items():
+        for field, (label, style) in _PASSES.items():
             y = [1000 * getattr(row, field) for row in measured]
-            times.plot(x, y, color=f"C{number}", label=f"{_NAMES[kind]}, {_PASSES[field]}", **style)
+            times.plot(x, y, color=f"C{number}", marker="o", label=f"{_NAMES[kind]}, {label}", **style)
         y = [(row.memory or 0) / 2**20 for row in measured]
         memory.plot(x, y, color=f"C{number}", marker="o", label=_NAMES[kind])
     _scale(times, contexts, "time of one layer's attention (ms)")

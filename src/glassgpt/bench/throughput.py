@@ -32,52 +32,32 @@ MICRO_BATCHES = 4
 
 @dataclass(frozen=True)
 class TrainBench:
-    """The speed of a training configuration on this machine. Seconds are medians of an optimiser step.
+    """The speed of a training configuration on this machine. Seconds are medians of an optimiser step."""
 
-    Attributes:
-        parameters: of the model; a tied head counts once.
-        tokens: per optimiser step.
-        micro_batches: per optimiser step.
-        micro_batches_timed: of them; the seconds of forward and backward are scaled to all.
-        steps: measured, after the warm-up.
-        step_seconds: of a whole optimiser step.
-        forward_seconds: of them in forward passes. With a large vocabulary the loss makes the head's gradients at once,
-            so they are here.
-        backward_seconds: in backward passes.
-        update_seconds: in clipping and the optimiser.
-        first_step_seconds: of the very first step; with the compiler, mostly compiling.
-        tokens_per_second: tokens / step_seconds.
-        flops_per_token: of the model, forward and backward; no operation is counted twice for being recomputed.
-        optimizer_flops: per optimiser step; not in the MFU.
-        flops_per_second: flops_per_token x tokens_per_second.
-        matrix_peak: FLOP/s of the fastest matrix product of this device in the compute type.
-        mfu: flops_per_second / matrix_peak, the model FLOPs utilisation.
-        memory_bandwidth: bytes/s of a copy on this device, read and written.
-        peak_memory: bytes; on a GPU what tensors took at their peak, on a CPU the peak of the whole process, which
-            never falls and so is this benchmark's only in a process of its own. None where the system does not tell.
-        base_memory: bytes, the same before the model was built.
-        planned_memory: bytes that training should take besides those, by arithmetic (not where blocks are compiled).
-    """
-
-    parameters: int
-    tokens: int
-    micro_batches: int
-    micro_batches_timed: int
-    steps: int
-    step_seconds: float
+    parameters: int  # of the model; a tied head counts once
+    tokens: int  # per optimiser step
+    micro_batches: int  # per optimiser step
+    micro_batches_timed: int  # of them; the seconds of forward and backward are scaled to all
+    steps: int  # measured, after the warm-up
+    step_seconds: float  # of a whole optimiser step
+    #: Of them in forward passes. With a large vocabulary the loss makes the head's gradients at once, so they are here.
     forward_seconds: float
-    backward_seconds: float
-    update_seconds: float
-    first_step_seconds: float
-    tokens_per_second: float
+    backward_seconds: float  # in backward passes
+    update_seconds: float  # in clipping and the optimiser
+    first_step_seconds: float  # of the very first step; with the compiler, mostly compiling
+    tokens_per_second: float  # tokens / step_seconds
+    #: Of the model, forward and backward; no operation is counted twice for being recomputed.
     flops_per_token: float
-    optimizer_flops: float
-    flops_per_second: float
-    matrix_peak: float
-    mfu: float
-    memory_bandwidth: float
+    optimizer_flops: float  # per optimiser step; not in the MFU
+    flops_per_second: float  # flops_per_token x tokens_per_second
+    matrix_peak: float  # FLOP/s of the fastest matrix product of this device in the compute type
+    mfu: float  # flops_per_second / matrix_peak, the model FLOPs utilisation
+    memory_bandwidth: float  # bytes/s of a copy on this device, read and written
+    #: Bytes; on a GPU the peak of tensors, on a CPU the peak of the whole process, which never falls and so is this
+    #: benchmark's only in a process of its own. None if the system does not report it.
     peak_memory: int | None
-    base_memory: int | None
+    base_memory: int | None  # bytes, the same before the model was built
+    #: Bytes that training should take besides those, by arithmetic (not where blocks are compiled).
     planned_memory: int
 
 

@@ -35,62 +35,37 @@ PROCESSES = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """Medians of one method; None if it was not measured.
+    """Medians of one method; None if it was not measured."""
 
-    Attributes:
-        work: ``training`` or ``encoding``.
-        method: the method and how it is called.
-        seconds: of the work alone.
-        bytes_per_second: bytes of UTF-8 text / seconds.
-        peak_memory: bytes of the process and its child processes, each at its peak, with the text and all imports.
-            None if the system does not report it.
-        skipped: why it was not measured; else empty.
-    """
-
-    work: str
-    method: str
-    seconds: float | None = None
-    bytes_per_second: float | None = None
-    peak_memory: int | None = None
-    skipped: str = ""
+    work: str  # TRAINING or ENCODING
+    method: str  # the method and how it is called
+    seconds: float | None = None  # of the work alone
+    bytes_per_second: float | None = None  # bytes of UTF-8 text / seconds
+    #: Bytes of the process and its child processes, each at its peak, with the text and all imports.
+    peak_memory: int | None = None  # None also if the system does not report it
+    skipped: str = ""  # why it was not measured; else empty
 
 
 @dataclass(frozen=True)
 class TokenizerBench:
-    """All measurements on one text.
+    """All measurements on one text, one row for each method."""
 
-    Attributes:
-        bytes: of the text in UTF-8.
-        vocab_size: including the special token; smaller than requested if no pair was left to merge.
-        merges: learned.
-        tokens: of the text; None if it was not encoded.
-        rows: one for each method.
-    """
-
-    bytes: int
-    vocab_size: int
-    merges: int
-    tokens: int | None
+    bytes: int  # of the text in UTF-8
+    vocab_size: int  # including the special token; smaller than requested if no pair was left to merge
+    merges: int  # learned
+    tokens: int | None  # of the text; None if it was not encoded
     rows: list[Measurement]
 
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments of a measuring process.
+    """The arguments of a measuring process."""
 
-    Attributes:
-        name: a key of :data:`PROCESSES`.
-        folder: holds text.txt, and tokenizer.json after training.
-        vocab_size: including one special token.
-        pattern: a name in :data:`PATTERNS`.
-        processes: that count pairs at the same time; None: one per CPU for a long text.
-    """
-
-    name: str
-    folder: str
-    vocab_size: int
-    pattern: str
-    processes: int | None
+    name: str  # a key of PROCESSES
+    folder: str  # holds text.txt, and tokenizer.json after training
+    vocab_size: int  # including one special token
+    pattern: str  # a name in glassgpt.tokenizer.pretokenize.PATTERNS
+    processes: int | None  # that count pairs at the same time; None: one per CPU for a long text
 
 
 class Figures(NamedTuple):
@@ -116,8 +91,6 @@ def bench_tokenizer(
     Args:
         text: at least two bytes.
         vocab_size: see :class:`Job`, as for ``pattern`` and ``processes``.
-        pattern: how to split the text.
-        processes: for training.
         repeat: rounds; the figures are medians over them.
         only: ``training`` or ``encoding``: measure only that. Encoding first trains once, without measuring it.
         progress: called with a description before each measurement.
@@ -185,11 +158,8 @@ def measure(job: Job) -> Figures:
     return Figures(output["seconds"], output["length"], result.memory)
 
 
-# --- in the measuring process ----------------------------------------------------------------------------------------
-
-
 def main() -> None:
-    """Do the job in the first command-line argument, and print its times and its length as JSON."""
+    """In the measuring process: do the job in the first argument, and print its times and its length as JSON."""
     try:
         seconds, length = _run(Job(**json.loads(sys.argv[1])))
     except GlassError as error:

@@ -18,6 +18,11 @@ JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs
 RUNS_OPTION = typer.Option(Path("runs"), "--runs-dir", help="Folder that holds the runs.")
 
 
+def verb_group(name: str, help: str) -> typer.Typer:
+    """Create a group of verbs, as ``glassgpt data``."""
+    return typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode=None)
+
+
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, list[ConfigOverrides]]:
     """Split ``[TEXT] [FILE.toml] [preset=NAME] [key=value ...]`` into the preset, the text and the overrides.
 

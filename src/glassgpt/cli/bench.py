@@ -4,32 +4,29 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, split_arguments
-from glassgpt.cli.output import ProgressLine, print_json, print_table, say, show_line
-from glassgpt.config import build, parse_overrides
+from glassgpt.cli.arguments import JSON_OPTION, split_arguments, verb_group
+from glassgpt.cli.output import ProgressLine, pluralize, print_json, print_table, say, show_line
+from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from glassgpt.bench.attention import AttentionBench
     from glassgpt.bench.throughput import TrainBench
     from glassgpt.bench.tokenizer import TokenizerBench
-    from glassgpt.config import RunConfig
     from glassgpt.planning.run_plan import RunPlan
     from glassgpt.runtime import Runtime
 
-app = typer.Typer(
-    name="bench", help="Measure speed and memory on this machine.", no_args_is_help=True, rich_markup_mode=None
-)
+app = verb_group("bench", "Measure speed and memory on this machine.")
 
 PRESET = "small-modern"
 CONTEXTS = "128,256,512,1024,2048,4096"
 #: The key=value settings of `bench attention`.
 ATTENTION_SETTINGS = ("device", "dtype", "threads")
-ATTENTION_HELP = f"Settings: {', '.join(f'{key}=' for key in ATTENTION_SETTINGS)}."
+ATTENTION_KEYS = ", ".join(f"{key}=" for key in ATTENTION_SETTINGS)
 #: SI prefixes, largest first.
 PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1e-6}
 
@@ -57,18 +54,17 @@ def train(
     assert runtime is not None
     if "not compiled" in runtime.reason:
         say(f"warning: {runtime.reason}")
-    progress = ProgressLine()
-    result = bench_train(config, runtime, steps or user_steps, progress=None if json else progress)
-    progress.clear()
+    with ProgressLine() as progress:
+        result = bench_train(config, runtime, steps or user_steps, progress=None if json else progress)
     if json:
-        print_json({"config": config.to_dict(), **_where(runtime), **dataclasses.asdict(result)})
+        print_json({"config": config.to_dict(), **runtime.resolved(), **dataclasses.asdict(result)})
     else:
         _print_train(config, runtime, result)
 
 
 @app.command()
 def attention(
-    settings: list[str] = typer.Argument(None, metavar="key=value", help=ATTENTION_HELP),
+    settings: list[str] = typer.Argument(None, metavar="key=value", help=f"Settings: {ATTENTION_KEYS}."),
     heads: int = typer.Option(12, "--heads", min=1, help="Heads; the defaults are one layer of GPT-2."),
     head_dim: int = typer.Option(64, "--head-dim", min=1, help="Width of each head."),
     batch: int = typer.Option(1, "--batch", min=1, help="Batch size, in sequences."),
@@ -83,14 +79,13 @@ def attention(
     """
     lengths = _lengths(contexts)
     config = _attention_config(settings or [])
-    if plot:
-        from glassgpt.bench.plots import require_plotting
-
-        require_plotting(plot)
     from glassgpt.bench.attention import bench_attention
+    from glassgpt.bench.plots import draw_attention, require_plotting
     from glassgpt.planning.run_plan import measured_dtype
     from glassgpt.runtime import resolve
 
+    if plot:
+        require_plotting(plot)
     runtime = resolve(config.runtime)
     if config.runtime.dtype == "auto":
         runtime, _ = measured_dtype(config, runtime)
@@ -99,12 +94,10 @@ def attention(
     show_line("")
     title = f"causal attention of one layer: {heads} heads of {head_dim}, batch {batch}, {_place(runtime)}"
     if plot:
-        from glassgpt.bench.plots import draw_attention
-
         draw_attention(rows, title, plot)
     if json:
         shape = {"heads": heads, "head_dim": head_dim, "batch": batch}
-        print_json(shape | _where(runtime) | {"rows": [dataclasses.asdict(row) for row in rows]})
+        print_json(shape | runtime.resolved() | {"rows": [dataclasses.asdict(row) for row in rows]})
         return
     print(f"{title}\n")
     _print_attention(rows, runtime)
@@ -177,21 +170,20 @@ def _lengths(text: str) -> list[int]:
     return lengths
 
 
-def _attention_config(settings: Sequence[str]) -> "RunConfig":
+def _attention_config(settings: Sequence[str]) -> RunConfig:
     """A configuration that says where and in which type to compute, and nothing else."""
     layer = parse_overrides(settings)
     unused = [f"{section}.{key}" for section, values in layer.items() for key in values]
     unused = [key for key in unused if key.removeprefix("runtime.") not in ATTENTION_SETTINGS]
     if unused:
-        known = ", ".join(f"{key}=" for key in ATTENTION_SETTINGS)
         raise ConfigError(
-            f"bench attention has no use for {', '.join(unused)}; it takes {known}, --heads, --head-dim, --batch "
-            "and --contexts"
+            f"bench attention has no use for {', '.join(unused)}; it takes {ATTENTION_KEYS}, --heads, --head-dim, "
+            "--batch and --contexts"
         )
     return build("", [{"train": {"micro_batch_size": 1}}, layer])
 
 
-def _print_train(config: "RunConfig", runtime: "Runtime", result: "TrainBench") -> None:
+def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") -> None:
     from glassgpt.estimate import LARGE_VOCABULARY
 
     train, model = config.train, config.model
@@ -207,15 +199,12 @@ def _print_train(config: "RunConfig", runtime: "Runtime", result: "TrainBench") 
         scaled = f"; {timed} of them timed, and scaled up" if timed < result.micro_batches else ""
         print(f"{result.micro_batches} micro-batches per step{scaled}")
     step = result.step_seconds
-    parts = {
-        "forward": result.forward_seconds,
-        "backward": result.backward_seconds,
-        "clipping and optimiser": result.update_seconds,
-    }
     rows = [
         ["tokens per second", f"{result.tokens_per_second:,.0f}", "", f"median of {result.steps} steps"],
         ["time per step", *_scaled(step, "s"), f"the first took {result.first_step_seconds:,.2f} s"],
-        *([f"  {name}", *_scaled(value, "s"), f"{value / step:.0%}"] for name, value in parts.items()),
+        ["  forward", *_scaled(result.forward_seconds, "s"), f"{result.forward_seconds / step:.0%}"],
+        ["  backward", *_scaled(result.backward_seconds, "s"), f"{result.backward_seconds / step:.0%}"],
+        ["  clipping and optimiser", *_scaled(result.update_seconds, "s"), f"{result.update_seconds / step:.0%}"],
         ["model FLOPs per token", *_scaled(result.flops_per_token, "FLOP"), "forward and backward"],
         ["optimiser FLOPs per step", *_scaled(result.optimizer_flops, "FLOP"), "not in the MFU"],
         ["model FLOPs per second", *_scaled(result.flops_per_second, "FLOP/s"), ""],
@@ -300,10 +289,5 @@ def _memory(value: int | None) -> tuple[str, str]:
 
 
 def _place(runtime: "Runtime") -> str:
-    threads = f" with {runtime.threads} threads" if runtime.device.type == "cpu" else ""
-    return f"device {runtime.device}{threads.replace(' 1 threads', ' 1 thread')}, {_where(runtime)['dtype']}"
-
-
-def _where(runtime: "Runtime") -> dict[str, Any]:
-    """Where it was computed, as JSON values: device, dtype, threads, compile."""
-    return runtime.resolved()
+    threads = f" with {pluralize(runtime.threads, 'thread')}" if runtime.device.type == "cpu" else ""
+    return f"device {runtime.device}{threads}, {runtime.resolved()['dtype']}"

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, split_arguments
-from glassgpt.cli.output import ProgressLine, pluralize, print_json, print_table, say
+from glassgpt.cli.arguments import JSON_OPTION, split_arguments, verb_group
+from glassgpt.cli.output import ProgressLine, pluralize, print_json, print_table, say, show_line
 from glassgpt.config import ConfigOverrides, RunConfig, build, presets
 from glassgpt.errors import ConfigError, DataError
+from glassgpt.glass.corpus import corpus_sizes, corpus_statistics, find_duplicates, find_leaks, first_documents
+from glassgpt.glass.tokens import quoted
 
 if TYPE_CHECKING:
     from glassgpt.data import Batches, TokenStream
@@ -18,10 +20,7 @@ if TYPE_CHECKING:
     from glassgpt.data.audit.leaks import Overlap
     from glassgpt.data.sources.documents import Document
 
-app = typer.Typer(
-    name="data", help="List, fetch, prepare and examine texts to train on.", no_args_is_help=True,
-    rich_markup_mode=None,
-)  # fmt: skip
+app = verb_group("data", "List, fetch, prepare and examine texts to train on.")
 
 #: The kinds of duplicates, for people.
 _KINDS = {
@@ -70,7 +69,7 @@ def fetch(
         try:
             corpus = assets.corpus(name, files or None, progress)
         except KeyboardInterrupt:
-            progress.clear()
+            show_line("")
             say("stopped" + (f"; `glassgpt data fetch {name}` resumes the download" if progress.label else ""))
             raise typer.Exit(130) from None
     if json:
@@ -92,7 +91,6 @@ def prepare(
 ) -> None:
     """Tokenise a corpus of any size into checked shards, for `glassgpt train FOLDER`."""
     from glassgpt import data
-    from glassgpt.glass.corpus import corpus_sizes
 
     config = _config(arguments)
     with ProgressLine() as progress:
@@ -100,11 +98,11 @@ def prepare(
         if source.prepared:
             raise DataError(f"{source.prepared} is prepared already; train on it: glassgpt train {source.prepared}")
         stream = data.prepare(source, config.data, progress, folder=out, processes=processes or None)
-    sizes, shards = corpus_sizes(stream), len(stream.manifest.shards)
+    shards = len(stream.manifest.shards)
     if json:
-        print_json(sizes | {"folder": str(out), "shards": shards})
+        print_json(corpus_sizes(stream) | {"folder": str(out), "shards": shards})
         return
-    _print_sizes(source.name, sizes, stream.manifest.total("documents")["val"])
+    _print_sizes(source.name, stream)
     if dropped := stream.manifest.duplicates:
         print(f"dropped {dropped['exact']:,} exact and {dropped['near']:,} near duplicates")
     print(f"{pluralize(shards, 'shard')} in {out}; next: glassgpt train {out}")
@@ -122,7 +120,6 @@ def show(
 ) -> None:
     """Show a corpus in numbers, and one of its batches as text: the targets are the inputs shifted by one token."""
     from glassgpt import data
-    from glassgpt.glass import corpus
 
     if leaks and duplicates:
         raise ConfigError("--leaks and --duplicates are two reports; ask for one at a time")
@@ -132,14 +129,14 @@ def show(
     with ProgressLine() as progress:
         source = data.find_source(config.data, progress)
         if duplicates:
-            found, pairs = corpus.find_duplicates(source, config.data, rows, progress)
+            found, pairs = find_duplicates(source, config.data, rows, progress)
         else:
             stream = data.prepare(source, config.data, progress)
     if duplicates:
         _print_duplicates(found, pairs, json)
     elif leaks:
         evaluations = {str(against): data.find_source(replace(config.data, source=str(against)))} if against else {}
-        _print_leaks(corpus.find_leaks(stream, evaluations), json)
+        _print_leaks(find_leaks(stream, evaluations), json)
     else:
         model, train = config.model, config.train
         batches = data.Batches(stream.train, model.block_size, train.batch_size, train.seed, config.data.order)
@@ -147,8 +144,7 @@ def show(
             _print_batch_json(stream, batches, batch)
         else:
             _print_corpus(source.name, stream, rows)
-            _print_batch(stream, batches, batch, rows)
-            _print_shift(stream, batches, batch, config.data.mask_documents)
+            _print_batch(stream, batches, batch, rows, config.data.mask_documents)
 
 
 def _config(arguments: Sequence[str] | None) -> RunConfig:
@@ -158,10 +154,8 @@ def _config(arguments: Sequence[str] | None) -> RunConfig:
     return build("", [presets.get(preset).layer if preset else readable, *overrides])
 
 
-# --- a corpus and a batch --------------------------------------------------------------------------------------------
-
-
-def _print_sizes(name: str, sizes: dict[str, Any], val_documents: int) -> None:
+def _print_sizes(name: str, stream: "TokenStream") -> None:
+    sizes = corpus_sizes(stream)
     by_document = sizes["split"] == "documents"
     print(f"{name}: {'documents, split by their content' if by_document else 'one text, split by position'}")
     columns = ["tokens", "bytes", "bytes_per_token", *(["documents"] if by_document else [])]
@@ -170,7 +164,7 @@ def _print_sizes(name: str, sizes: dict[str, Any], val_documents: int) -> None:
         numbers = [sizes[column][split] for column in columns]
         table.append([label, *(f"{n:.2f}" if isinstance(n, float) else f"{n:,}" for n in numbers)])
     print_table(["", *(column.replace("_", " ") for column in columns)], table, right=(1, 2, 3, 4))
-    if unused := val_documents - sizes["documents"]["val"]:
+    if unused := stream.manifest.total("documents")["val"] - sizes["documents"]["val"]:
         print(
             f"{unused:,} more validation documents are beyond max_val_tokens and not used; a smaller val_fraction "
             "moves them to training"
@@ -178,34 +172,31 @@ def _print_sizes(name: str, sizes: dict[str, Any], val_documents: int) -> None:
 
 
 def _print_corpus(name: str, stream: "TokenStream", documents: int) -> None:
-    from glassgpt.glass import corpus
-
-    _print_sizes(name, corpus.corpus_sizes(stream), stream.manifest.total("documents")["val"])
-    found = corpus.corpus_statistics(stream)
+    _print_sizes(name, stream)
+    found = corpus_statistics(stream)
     part = f" in the first {found['ids_counted']:,}" if found["ids_counted"] < len(stream.train) else ""
     frequent = "  ".join(token["text"] for token in found["most_frequent"])
     print(f"vocabulary: {found['distinct_ids']:,} of {stream.info.vocab_size:,} tokens occur{part}; often: {frequent}")
     if stream.manifest.split == "documents":
         least, q1, median, q3, most = found["document_tokens"]
         print(f"documents: {least:,} to {most:,} tokens, quartiles {q1:,}, {median:,} and {q3:,}")
-        for number, (position, text) in enumerate(corpus.first_documents(stream, documents)):
+        for number, (position, text) in enumerate(first_documents(stream, documents)):
             print(f"\ndocument {number}, from token {position:,}\n  {text!r}")
         print()
 
 
 def _print_batch_json(stream: "TokenStream", batches: "Batches", batch: int) -> None:
-    from glassgpt.glass import corpus
-
     inputs, targets = batches.get(batch)
     rows = [
         {"start": int(start), "inputs": x.tolist(), "targets": y.tolist()}
         for start, x, y in zip(batches.starts(batch), inputs, targets, strict=True)
     ]
-    numbers = corpus.corpus_sizes(stream) | corpus.corpus_statistics(stream)
+    numbers = corpus_sizes(stream) | corpus_statistics(stream)
     print_json(numbers | {"batch": batch, "windows": batches.windows, "rows": rows})
 
 
-def _print_batch(stream: "TokenStream", batches: "Batches", batch: int, rows: int) -> None:
+def _print_batch(stream: "TokenStream", batches: "Batches", batch: int, rows: int, mask_documents: bool) -> None:
+    """Print the first rows of a batch as text, then the first positions of row 0 token by token."""
     inputs, targets = batches.get(batch)
     order = "shard by shard" if batches.sequential else "in random order"
     print(f"{batches.windows:,} windows of {batches.block_size} tokens in an epoch, {order}")
@@ -214,13 +205,6 @@ def _print_batch(stream: "TokenStream", batches: "Batches", batch: int, rows: in
         print(f"\nrow {number}, from token {start:,}")
         for name, ids in (("inputs ", inputs), ("targets", targets)):
             print(f"  {name}  {stream.tokenizer.decode(ids[number].tolist())!r}")
-
-
-def _print_shift(stream: "TokenStream", batches: "Batches", batch: int, mask_documents: bool) -> None:
-    """Print the first positions of row 0, token by token."""
-    from glassgpt.glass.tokens import quoted
-
-    inputs, targets = batches.get(batch)
     document_ids, position_ids = batches.documents(batch)
     table = []
     for t in range(min(8, len(inputs[0]))):
@@ -231,9 +215,6 @@ def _print_shift(stream: "TokenStream", batches: "Batches", batch: int, mask_doc
     print("\nrow 0, token by token: the input at each position, and the target to predict")
     header = ["position", "input", "", "", "target", "", *(["document"] if mask_documents else [])]
     print_table(header, table, right=(0, 1, 4, 6))
-
-
-# --- leaks and duplicates --------------------------------------------------------------------------------------------
 
 
 def _print_leaks(overlaps: "dict[str, Overlap]", json: bool) -> None:

@@ -11,7 +11,6 @@ from glassgpt.errors import GlassError, TrainingStopped
 
 app = typer.Typer(
     name="glassgpt",
-    help="A GPT with readable code: from a text file to a language model of your own.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

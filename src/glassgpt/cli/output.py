@@ -57,10 +57,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 class ProgressLine:
-    """A progress callback that shows percentage, rate and time left on one line of the terminal.
-
-    As a context manager, it clears the line at the end.
-    """
+    """A progress callback: percentage, rate and time left on one line of the terminal. Its context clears the line."""
 
     def __init__(self) -> None:
         self.label = ""
@@ -68,7 +65,6 @@ class ProgressLine:
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Show the progress, ten times a second at most. Work done before the first call does not count as speed."""
-
         now = time.monotonic()
         if label != self.label:
             self.label, self._first_done, self._first_time, self._last_time = label, done, now, now - 1
@@ -87,15 +83,11 @@ class ProgressLine:
             line += f", {amount(rate)}{unit}/s" + (f", {(total - done) / rate:,.0f} s left" if total else "")
         show_line(line)
 
-    def clear(self) -> None:
-        """Clear the line."""
-        show_line("")
-
     def __enter__(self) -> "ProgressLine":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.clear()
+        show_line("")
 
 
 def show_line(text: str) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, verb_group
 from glassgpt.cli.output import print_json, print_table, say
 from glassgpt.errors import GlassError
 
-app = typer.Typer(name="runs", help="List, show and compare runs.", no_args_is_help=True, rich_markup_mode=None)
+app = verb_group("runs", "List, show and compare runs.")
 
 
 def presets(json: bool = JSON_OPTION) -> None:

@@ -44,7 +44,6 @@ def sample(
     from glassgpt import api
     from glassgpt.sampling import SamplingConfig
 
-    loading = ProgressLine()
     text = _read_prompt(prompt, prompt_file)
     sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     if explain and num_samples > 1:
@@ -57,8 +56,8 @@ def sample(
     source = api.open_source(run, runs=runs)
     for note in source.notes:
         say(f"note: {note}")
-    model, tokenizer = api.load_from_source(source, device=device, progress=loading)
-    loading.clear()
+    with ProgressLine() as progress:
+        model, tokenizer = api.load_from_source(source, device=device, progress=progress)
     from glassgpt.inference.decode import Request
     from glassgpt.inference.stream import encode_prompt
 

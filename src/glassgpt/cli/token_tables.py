@@ -18,9 +18,6 @@ _BLACK, _WHITE = 16, 231
 _MAX_BYTES = 16
 
 
-# --- the tokens of a text --------------------------------------------------------------------------------------------
-
-
 def print_tokens(tokens: Sequence[TokenInText], max_rows: int) -> None:
     """Print a text with the boundaries of its tokens, then a table of at most ``max_rows`` tokens (0: all)."""
     if has_colours():
@@ -30,8 +27,8 @@ def print_tokens(tokens: Sequence[TokenInText], max_rows: int) -> None:
     shown = tokens[: max_rows or None]
     table = []
     for position, token in enumerate(shown):
-        content = token.content[:_MAX_BYTES].hex(" ") + (" ..." if len(token.content) > _MAX_BYTES else "")
-        content = "-" if token.special else content
+        shortened = token.content[:_MAX_BYTES].hex(" ") + (" ..." if len(token.content) > _MAX_BYTES else "")
+        content = "-" if token.special else shortened
         table.append([f"{position:,}", str(token.id), content, quoted(token.content), token.note])
     print()
     print_table(["position", "id", "bytes", "token", ""], table, right=(0, 1))
@@ -75,9 +72,6 @@ def _paint(text: str, background: int, foreground: int = _BLACK) -> str:
     return f"\x1b[38;5;{foreground};48;5;{background}m{text}\x1b[0m"
 
 
-# --- the merges of a word --------------------------------------------------------------------------------------------
-
-
 def print_merge_steps(pre_tokens: Sequence[PreTokenMerges]) -> None:
     """Print, for each pre-token, its tokens before every merge and the pair that is merged next."""
     for number, pre_token in enumerate(pre_tokens, start=1):
@@ -109,9 +103,6 @@ def _with_pair(tokens: list[bytes], pair: tuple[bytes, bytes], times: int) -> st
         parts.append(_paint(text, _COLOURS[0]) if is_pair else text)
         position += size
     return separator().join(parts)
-
-
-# --- a tokenizer -----------------------------------------------------------------------------------------------------
 
 
 def print_tokenizer(name: str, description: Mapping[str, Any]) -> None:
@@ -169,11 +160,7 @@ def _named(token: Mapping[str, Any]) -> str:
 def print_trained(result: Mapping[str, Any], text: str, out: Path, settings: Mapping[str, Any]) -> None:
     """Print the summary of a trained tokenizer, and the next commands.
 
-    Args:
-        result: from :func:`glassgpt.glass.tokenizer_comparison.summarize_training`, with ``seconds`` and ``files``.
-        text: TEXT, as the user wrote it.
-        out: OUT, as the user wrote it.
-        settings: the BPE options of the command line.
+    ``result`` is from :func:`glassgpt.glass.tokenizer_comparison.summarize_training`, with ``seconds`` and ``files``.
     """
     special = [f"{name} {i}" for name, i in result["special_tokens"].items()]
     size = f"{result['kind']}, {pluralize(result['vocab_size'], 'token')}"
@@ -197,18 +184,8 @@ def print_trained(result: Mapping[str, Any], text: str, out: Path, settings: Map
         print(f"      glassgpt train {shlex.quote(text)} tokenizer={name}")
 
 
-# --- several tokenizers ----------------------------------------------------------------------------------------------
-
-
 def print_comparison(name: str, split: TextSplit, trained: Sequence[str], rows: Sequence[TokenizerMeasurement]) -> None:
-    """Print a table of measurements.
-
-    Args:
-        name: of the text.
-        split: of the text.
-        trained: the tokenizers that were trained on its beginning.
-        rows: the measurements on its end.
-    """
+    """Print the measurements on the end of a text; ``trained`` are the tokenizers trained on its beginning."""
     taken = f"; the first {split.bytes_taken:,} are taken (--bytes takes more)"
     size = pluralize(split.bytes_of_text, "byte")
     print(f"{name}, {size}{taken if split.bytes_taken < split.bytes_of_text else ''}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli import token_tables
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, stdin_is_piped
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, stdin_is_piped, verb_group
 from glassgpt.cli.output import ProgressLine, pluralize, print_json, say, show_line
 from glassgpt.errors import ConfigError, TokenizerError
 from glassgpt.files import path_exists
@@ -25,18 +25,12 @@ if TYPE_CHECKING:
     from glassgpt.tokenizer import Tokenizer
     from glassgpt.tokenizer.specs import Spec
 
-app = typer.Typer(
-    name="tokenizer", help="Train a tokenizer, look inside one, compare several.", no_args_is_help=True,
-    rich_markup_mode=None,
-)  # fmt: skip
+app = verb_group("tokenizer", "Train a tokenizer, look inside one, compare several.")
 
 TEXT_HELP = "A text file (UTF-8), or a corpus by name (`glassgpt data list`)."
 PATTERN_HELP = "Split pattern of a .tiktoken file, which holds none: gpt2, llama3 or qwen2; by default by its name."
 #: `model_max_length` of a tokenizer that belongs to no model yet.
 _NO_LIMIT = 2**31 - 1
-
-
-# --- train -----------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -75,9 +69,8 @@ def train(
     parsed = specs.parse(spec)
     if not parsed.trained:
         raise ConfigError(f"{spec!r} cannot be trained; write bpe:N, word:N, word or char (for example bpe:4096)")
-    settings: dict[str, Any] = {"pattern": pattern, "special": special}
-    settings |= {"min_frequency": min_frequency, "processes": processes}
-    settings = {name: value for name, value in settings.items() if value}
+    options = {"pattern": pattern, "special": special, "min_frequency": min_frequency, "processes": processes}
+    settings: dict[str, Any] = {name: value for name, value in options.items() if value}
     if settings and parsed.kind != "bpe":
         names = " and ".join(f"--{name.replace('_', '-')}" for name in settings)
         raise ConfigError(f"{names}: only for bpe:N, and the tokenizer is {spec}; leave it out")
@@ -96,11 +89,7 @@ def train(
 
 
 def _output_files(out: Path, kind: str, force: bool) -> list[Path]:
-    """Return the files to write, after checking, before a long training, that they can be written.
-
-    Raises:
-        ConfigError: if not.
-    """
+    """Return the files to write, after checking, before a long training, that they can be written."""
     if re.fullmatch(r"gpt2|(char|word|bpe)(:.*)?", str(out)):
         raise ConfigError(f"--out {out}: tokenizer={out} has another meaning; choose another name")
     single = out.suffix in (".json", ".tiktoken")
@@ -157,9 +146,6 @@ def _write(tokenizer: "Tokenizer", out: Path, files: Sequence[Path]) -> None:
             os.replace(temporary / ("tokenizer.json" if file == out else file.name), file)
 
 
-# --- show ------------------------------------------------------------------------------------------------------------
-
-
 @app.command()
 def show(
     name: str = typer.Argument(
@@ -200,17 +186,8 @@ def show(
         token_tables.print_tokenizer(name, tokens.describe_tokenizer(tokenizer))
 
 
-def _open(name: str, runs: Path, pattern: str | None = None) -> "Tokenizer":
-    """Open a tokenizer: gpt2, a file or folder, or that of a run.
-
-    Args:
-        name: as the user wrote it.
-        runs: folder of the runs.
-        pattern: the split pattern of a ``.tiktoken`` file.
-
-    Raises:
-        GlassError: if there is none, or it cannot be read.
-    """
+def _open(name: str, runs: Path, pattern: str | None) -> "Tokenizer":
+    """Open a tokenizer: gpt2, a file or folder, or that of a run. ``pattern`` is for a ``.tiktoken`` file."""
     from glassgpt.tokenizer import specs
 
     spec = specs.parse(name)
@@ -281,9 +258,6 @@ def _show_merges(tokenizer: "Tokenizer", name: str, word: str, json: bool) -> No
     if ids != [i for pre_token in pre_tokens for i in pre_token.ids]:
         encoded = ", ".join(f"{tokens.quoted(tokenizer.token_bytes(i))} {i}" for i in ids)
         print(f"\nnote: encoding gives {encoded}, because this tokenizer does not merge some tokens from bytes")
-
-
-# --- compare ---------------------------------------------------------------------------------------------------------
 
 
 @app.command()

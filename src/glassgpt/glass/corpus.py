@@ -70,11 +70,7 @@ def first_documents(stream: "TokenStream", count: int) -> Iterator[tuple[int, st
 
 
 def find_leaks(stream: "TokenStream", evaluations: Mapping[str, "TextSource"]) -> dict[str, "Overlap"]:
-    """Find the 13-grams that the validation split, and evaluation texts, share with the training split.
-
-    Args:
-        stream: the prepared corpus.
-        evaluations: evaluation texts, by name.
+    """Find the 13-grams that the validation split, and evaluation texts by name, share with the training split.
 
     Returns:
         The overlaps with the training split, by name; that of the validation split is "validation".
@@ -102,13 +98,7 @@ def find_leaks(stream: "TokenStream", evaluations: Mapping[str, "TextSource"]) -
 def find_duplicates(
     source: "TextSource", config: "DataConfig", max_pairs: int, progress: "Progress | None" = None
 ) -> "tuple[Duplicates, list[tuple[Pair, Document, Document]]]":
-    """Find the documents of a source that repeat an earlier one.
-
-    Args:
-        source: to search; not prepared.
-        config: how it is split.
-        max_pairs: pairs to return with their texts, at most.
-        progress: called while it takes time.
+    """Find the documents of a source that repeat an earlier one; return ``max_pairs`` pairs at most with their texts.
 
     Raises:
         DataError: if the source has no documents.
@@ -122,9 +112,8 @@ def find_duplicates(
     parts = list(tasks.document_tasks(source))
     processes = usable_cpus() if len(parts) > 1 else 1
     with tempfile.TemporaryDirectory(prefix="glassgpt-", ignore_cleanup_errors=True) as scratch:
-        found = tasks.find_source_duplicates(
-            source, config, parts, Path(scratch), processes=processes, progress=progress
-        )  # fmt: skip
+        folder = Path(scratch)
+        found = tasks.find_source_duplicates(source, config, parts, folder, processes=processes, progress=progress)
     pairs = found.pairs[:max_pairs]
     places = {place for pair in pairs for place in (pair.first, pair.second)}
     documents = {

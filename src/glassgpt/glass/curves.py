@@ -12,11 +12,7 @@ BASELINE_LABELS = {"uniform": "uniform baseline (ln V)", "unigram": "unigram bas
 
 
 def require_matplotlib() -> None:
-    """Raise an error if matplotlib is not installed.
-
-    Raises:
-        MissingExtraError: with the command that installs it.
-    """
+    """Raise MissingExtraError, with the command that installs it, if matplotlib is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

@@ -19,50 +19,29 @@ MAX_CHARACTERS = 1 << 21
 
 @dataclass(frozen=True)
 class TextSplit:
-    """The beginning of a text, to train tokenizers on, and the rest, to measure them on.
+    """The beginning of a text, to train tokenizers on, and the rest, to measure them on."""
 
-    Attributes:
-        train: the first 90 %.
-        test: the last 10 %.
-        bytes_taken: bytes of both.
-        bytes_of_text: bytes of the full text.
-    """
-
-    train: str
-    test: str
-    bytes_taken: int
-    bytes_of_text: int
+    train: str  # the first 90 %
+    test: str  # the last 10 %
+    bytes_taken: int  # of both
+    bytes_of_text: int  # of the full text
 
 
 @dataclass(frozen=True)
 class TokenizerMeasurement:
-    """Measurements of a tokenizer on a text; None if it cannot encode the text (``error`` says why).
+    """Measurements of a tokenizer on a text; None if it cannot encode the text."""
 
-    Attributes:
-        tokenizer: as the user wrote it.
-        kind: of tokenizer.
-        vocab_size: tokens in its vocabulary.
-        tokens: of the text.
-        bytes_per_token: UTF-8 bytes of the text per token.
-        tokens_per_word: tokens per word between white space; None if there are no words.
-        vocabulary_used: share of the vocabulary that occurs.
-        unknown: share of the tokens that are ``<|unk|>``; None for a tokenizer without such a token.
-        gives_text_back: whether decoding the ids gives the same text.
-        bytes_per_second: encoding speed, with warm caches.
-        error: why it cannot encode the text.
-    """
-
-    tokenizer: str
+    tokenizer: str  # as the user wrote it
     kind: str
     vocab_size: int
     tokens: int | None = None
-    bytes_per_token: float | None = None
-    tokens_per_word: float | None = None
-    vocabulary_used: float | None = None
-    unknown: float | None = None
-    gives_text_back: bool | None = None
-    bytes_per_second: float | None = None
-    error: str | None = None
+    bytes_per_token: float | None = None  # UTF-8 bytes of the text per token
+    tokens_per_word: float | None = None  # per word between white space; None if there are no words
+    vocabulary_used: float | None = None  # share of the vocabulary that occurs
+    unknown: float | None = None  # share of the tokens that are <|unk|>; None for a tokenizer without such a token
+    gives_text_back: bool | None = None  # whether decoding the ids gives the same text
+    bytes_per_second: float | None = None  # encoding speed, with warm caches
+    error: str | None = None  # why it cannot encode the text
 
 
 def split_text(content: str, max_bytes: int) -> TextSplit:
@@ -75,23 +54,15 @@ def split_text(content: str, max_bytes: int) -> TextSplit:
     text = encoded[:max_bytes].decode("utf-8", errors="ignore")  # without a character that is cut
     cut = len(text) - round(len(text) * TEST_FRACTION)
     if cut == len(text):
-        plural = "" if len(text) == 1 else "s"
         raise DataError(
-            f"there is too little text to compare on: {len(text)} character{plural}, of which the last tenth is "
-            "measured; give a longer text"
+            f"there is too little text to compare on: {len(text)} character{'s' * (len(text) != 1)}, of which the last "
+            "tenth is measured; give a longer text"
         )
     return TextSplit(text[:cut], text[cut:], len(text.encode("utf-8")), len(encoded))
 
 
 def measure_tokenizer(name: str, tokenizer: "Tokenizer", text: str, warm_up: str = "") -> TokenizerMeasurement:
-    """Encode a text and measure the result.
-
-    Args:
-        name: of the tokenizer, to show.
-        tokenizer: to measure.
-        text: to encode; not empty.
-        warm_up: text that is encoded first and not measured, to fill the caches.
-    """
+    """Encode a text, which is not empty, and measure the result. First encode ``warm_up``, to fill the caches."""
     import numpy as np
 
     row = TokenizerMeasurement(name, tokenizer.kind, tokenizer.vocab_size)

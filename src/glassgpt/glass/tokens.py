@@ -71,17 +71,9 @@ class PreTokenMerges:
         return {"piece": escaped(self.content), "ids": self.ids, "steps": steps}
 
 
-# --- tokens as printable text ----------------------------------------------------------------------------------------
-
-
 @functools.lru_cache(1 << 16)  # the same tokens occur again and again
 def escaped(content: bytes, line_breaks: bool = False) -> str:
-    """Write bytes as printable text.
-
-    Args:
-        content: the bytes.
-        line_breaks: also break the line after each ``\\n``.
-    """
+    """Write bytes as printable text; with ``line_breaks``, also break the line after each ``\\n``."""
     text = content.decode("utf-8", errors="surrogateescape")
     text = _LIKE_INVALID_BYTES.sub(r"\\<", text.replace("\\", "\\\\"))
     text = _INVALID_BYTES.sub(lambda match: f"<{' '.join(f'{ord(c) - 0xDC00:02X}' for c in match[0])}>", text)
@@ -91,24 +83,21 @@ def escaped(content: bytes, line_breaks: bool = False) -> str:
 
 def quoted(content: bytes) -> str:
     """Write bytes as printable text in quotes, shortened to fit into a table."""
-    shown = repr(content.decode("utf-8")) if _is_utf8(content) else f"'{escaped(content)}'"
+    text = _decode(content)
+    shown = f"'{escaped(content)}'" if text is None else repr(text)
     return shown if len(shown) <= _MAX_QUOTED else f"{shown[: _MAX_QUOTED - 4]}...{shown[0]}"
 
 
-def _is_utf8(content: bytes) -> bool:
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _decode(content: bytes) -> str | None:
+    """Return the text; None if the bytes are not UTF-8."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode("utf-8")
+    return None
 
 
 def token_json(i: int, content: bytes) -> dict[str, Any]:
     """Return a token as JSON values. Its text is None if the bytes are not UTF-8."""
-    return {"id": i, "bytes": content.hex(), "text": content.decode("utf-8") if _is_utf8(content) else None}
-
-
-# --- the tokens of a text --------------------------------------------------------------------------------------------
+    return {"id": i, "bytes": content.hex(), "text": _decode(content)}
 
 
 def encode_bytes(tokenizer: "Tokenizer", content: bytes, allow_special: bool) -> tuple[list[int], str | None]:
@@ -144,13 +133,7 @@ def unknown_words(tokenizer: "Tokenizer", text: str, ids: Sequence[int]) -> dict
 
 
 def examine_tokens(tokenizer: "Tokenizer", ids: Sequence[int], unknown: Mapping[int, str]) -> list[TokenInText]:
-    """Look up the bytes of each token of a text, and note special, added and cut ones.
-
-    Args:
-        tokenizer: that encoded the text.
-        ids: token ids of the text.
-        unknown: words that were encoded as ``<|unk|>``, by position.
-    """
+    """Look up the bytes of each token of a text, and note special, added and cut ones, and :func:`unknown_words`."""
     special = set(tokenizer.special_ids().values())
     model: BPEModel | None = getattr(tokenizer, "model", None)
     added = set(model.added.values()) if model else set[int]()
@@ -159,7 +142,7 @@ def examine_tokens(tokenizer: "Tokenizer", ids: Sequence[int], unknown: Mapping[
     tokens, begin = [], 0
     for position, i in enumerate(ids):
         end = begin + len(contents[i])
-        note = "" if _is_utf8(contents[i]) else partial_characters(stream, begin, end)
+        note = partial_characters(stream, begin, end) if _decode(contents[i]) is None else ""
         if i in special:
             note = f"special; the unknown word {unknown[position]!r}" if position in unknown else "special"
         elif i in added:
@@ -175,15 +158,12 @@ def partial_characters(stream: bytes, begin: int, end: int) -> str:
     for border in (begin, end):
         for first in range(max(0, border - 3), border):
             for last in range(border + 1, min(first + 4, len(stream)) + 1):
-                character = stream[first:last]
-                if _is_utf8(character) and len(character.decode("utf-8")) == 1:
+                character = _decode(stream[first:last])
+                if character is not None and len(character) == 1:
                     low, high = max(begin, first) - first + 1, min(end, last) - first
                     span = f"byte {low}" if low == high else f"bytes {low}-{high}"
-                    notes[first] = f"{span} of {len(character)} of {character.decode('utf-8')!r}"
+                    notes[first] = f"{span} of {last - first} of {character!r}"
     return ", ".join(notes.values()) or "not UTF-8"
-
-
-# --- the merges of a word --------------------------------------------------------------------------------------------
 
 
 def merge_steps(tokenizer: "BPETokenizer", word: str) -> list[PreTokenMerges]:
@@ -202,9 +182,6 @@ def merge_steps(tokenizer: "BPETokenizer", word: str) -> list[PreTokenMerges]:
         last = steps[-1].tokens
         pre_tokens.append(PreTokenMerges(b"".join(last), steps, [vocab[token] for token in last]))
     return pre_tokens
-
-
-# --- a tokenizer -----------------------------------------------------------------------------------------------------
 
 
 def describe_tokenizer(tokenizer: "Tokenizer") -> dict[str, Any]:
