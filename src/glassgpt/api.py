@@ -57,8 +57,8 @@ def load(
         runs: where to look for runs by name.
 
     Raises:
-        CheckpointError: if there is no such thing (the message says what was tried), or it is damaged.
-        ConfigError: for a type or device that is none.
+        CheckpointError: if it is not found (the message says where it was looked for), or damaged.
+        ConfigError: for an unknown type or device.
     """
     weights_dtype(dtype)  # before anything is fetched
     found = open_source(source, revision=revision, token=token, runs=runs)
@@ -90,10 +90,10 @@ def open_source(
 
 
 def weights_dtype(name: str) -> torch.dtype:
-    """The type of that name that weights can be held and saved in.
+    """The dtype of that name, in which weights can be held and saved.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if it is not one of them.
     """
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
@@ -109,7 +109,7 @@ def load_tokenizer(source: str | Path, *, runs: Path = RUNS) -> Tokenizer:
         runs: where to look for runs by name.
 
     Raises:
-        TokenizerError: if there is no such thing, or it is damaged.
+        TokenizerError: if it is not found, or damaged.
     """
     return specs.open_tokenizer(str(source), runs=runs)
 
@@ -118,7 +118,7 @@ def find_run(source: str | Path, runs: Path = RUNS) -> Run:
     """The run of that name or folder.
 
     Raises:
-        CheckpointError: if there is none; the message names those there are.
+        CheckpointError: if it is not found; the message names the runs.
     """
     run = _run_of(source, runs)
     if run is not None:

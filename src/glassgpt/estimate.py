@@ -1,4 +1,4 @@
-"""What a model costs, by arithmetic alone: parameters, floating-point operations, and the memory of training.
+"""The cost of a model, by arithmetic only: parameters, floating-point operations, and the memory of training.
 
 Nothing is measured and no tensor is made, so GPT-3 is planned as fast as a toy. What is counted is what this
 package's model does; the tests hold it to the real thing (autograd's saved tensors, the allocator, FLOP counters).

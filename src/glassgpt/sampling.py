@@ -47,7 +47,7 @@ class SamplingConfig:
         if not 0 <= self.min_p <= 1:
             problems.append(f"min_p: {self.min_p} is not in [0, 1]; 0 keeps every token")
         if not 0 < self.repetition_penalty < float("inf"):
-            problems.append(f"repetition_penalty: {self.repetition_penalty} is not a finite number > 0; 1 is none")
+            problems.append(f"repetition_penalty: {self.repetition_penalty} is not a finite number > 0; 1 turns it off")
         if problems:
             raise ConfigError(problems)
 

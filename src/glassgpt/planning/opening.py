@@ -64,7 +64,7 @@ def start_run(
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What rank 0 sends to the other ranks."""
+    """The message of rank 0 to the other ranks."""
 
     path: Path
     micro_batch_size: int

@@ -1,4 +1,4 @@
-"""What a planned run costs: parameters, FLOPs, memory against context, speed and time, as plain numbers."""
+"""Report the cost of a planned run as plain numbers: parameters, FLOPs, memory against context, speed, time."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -186,7 +186,7 @@ class _Draft:
         return draft
 
     def config(self) -> RunConfig:
-        """What it describes, checked."""
+        """The configuration so far, checked."""
         return build(self.preset, [self.base, *self.overrides])
 
     def user_set_keys(self, *sections: str) -> set[str]:

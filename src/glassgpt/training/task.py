@@ -1,4 +1,4 @@
-"""What is trained: the batches, the objective, and how to validate. The loop trains any :class:`Task`."""
+"""A task: the batches, the objective, and how to validate. The loop trains any :class:`Task`."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from glassgpt.tokenizer.base import Tokenizer
 
 
 class Task(Protocol):
-    """What a run trains. Every process has the same task and calls its methods in the same order.
+    """The task of a run. Every process has the same task and calls its methods in the same order.
 
     Attributes:
         tokenizer: saved with every checkpoint.
