@@ -30,45 +30,29 @@ Kind = Literal["train", "validation", "across"]
 
 @dataclass(frozen=True)
 class Pair:
-    """A document that is similar to an earlier one.
+    """A document that is similar to an earlier one."""
 
-    Attributes:
-        first: task and row of the earliest document that is similar to it.
-        second: its own task and row.
-        similarity: the estimate.
-        exact: whether the two texts are equal, character by character.
-        kind: both documents in the training split, both in the validation split, or ("across") first validation, second
-            training.
-        dropped: whether the second document is dropped. If not, all documents that it is similar to are dropped.
-    """
-
-    first: tuple[int, int]
-    second: tuple[int, int]
-    similarity: float
-    exact: bool
-    kind: Kind
-    dropped: bool
+    first: tuple[int, int]  # task and row of the earliest document that is similar to it
+    second: tuple[int, int]  # its own task and row
+    similarity: float  # the estimate
+    exact: bool  # whether the two texts are equal, character by character
+    kind: Kind  # the split of both; "across": first validation, second training
+    dropped: bool  # whether the second document is dropped. If not, all documents that it is similar to are dropped
 
 
 @dataclass(frozen=True)
 class Duplicates:
     """The result of :func:`find_duplicates`.
 
-    Attributes:
-        folder: the folder of the result; other processes can :meth:`open` it.
-        documents: how many there are in each task.
-        kinds: how many documents are similar to an earlier one, by the kind of the pair (see :class:`Pair`).
-        exact: documents to drop whose text equals that of an earlier one, character by character.
-        near: the other documents to drop.
-        pairs: the first :data:`LISTED` of each kind, in the order of the second document: validation before training,
-            then by task and row.
+    ``pairs`` has the first :data:`LISTED` of each kind, in the order of the second document: validation before
+    training, then by task and row.
     """
 
-    folder: Path
-    documents: list[int]
-    kinds: dict[Kind, int]
-    exact: int
-    near: int
+    folder: Path  # has the file of dropped documents
+    documents: list[int]  # how many there are in each task
+    kinds: dict[Kind, int]  # how many documents are similar to an earlier one, by the kind of the pair
+    exact: int  # documents to drop whose text equals that of an earlier one, character by character
+    near: int  # the other documents to drop
     pairs: list[Pair]
 
     def dropped(self, task: int) -> np.ndarray:

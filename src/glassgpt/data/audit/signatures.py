@@ -39,17 +39,11 @@ _SHAPES: dict[str, tuple[str, str, list[int]]] = {  # dtype in safetensors and n
 
 @dataclass(frozen=True)
 class Signatures:
-    """The signatures of some documents.
+    """The signatures of D documents."""
 
-    Attributes:
-        digest: of the text (BLAKE2b of 16 bytes), ``[D, 16]`` uint8.
-        sketches: ``[D, PERMUTATIONS]`` uint32.
-        validation: whether the document is in the validation split, ``[D]`` bool.
-    """
-
-    digest: np.ndarray
-    sketches: np.ndarray
-    validation: np.ndarray
+    digest: np.ndarray  # of the text (BLAKE2b of 16 bytes), [D, 16] uint8
+    sketches: np.ndarray  # [D, PERMUTATIONS] uint32
+    validation: np.ndarray  # whether the document is in the validation split, [D] bool
 
     def __len__(self) -> int:
         return len(self.validation)

@@ -37,21 +37,13 @@ _BASE = 0x5851F42D4C957F2D  # 5 modulo 8: its powers have the longest period
 
 @dataclass(frozen=True)
 class Words:
-    """Some consecutive words of a stream of texts, in order.
+    """Some consecutive words of a stream of texts, in order."""
 
-    Attributes:
-        hashes: of each word, ``[n]`` uint64.
-        texts: the number of its text in the stream, from 0, ``[n]`` int64.
-        starts: its first character in that text, ``[n]`` int64.
-        ends: the character after it, ``[n]`` int64.
-        complete: texts with smaller numbers have no more words after these.
-    """
-
-    hashes: np.ndarray
-    texts: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    complete: int
+    hashes: np.ndarray  # of each word, [n] uint64
+    texts: np.ndarray  # the number of its text in the stream, from 0, [n] int64
+    starts: np.ndarray  # its first character in that text, [n] int64
+    ends: np.ndarray  # the character after it, [n] int64
+    complete: int  # texts with smaller numbers have no more words after these
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -61,16 +53,13 @@ class Words:
 class Stretch:
     """Consecutive words, for windows of a fixed number of words.
 
-    Attributes:
-        words: the words; the first ``carried`` of them are repeated from the end of the stretch before, because their
-            text continues here.
-        carried: less than the size of the window.
-        short: for texts that end here and have fewer words than the window: the first word, and the one after the
-            last, ``[2, texts]`` int64.
+    The first ``carried`` words are repeated from the end of the stretch before, because their text continues here.
+    ``short`` are the texts that end here and have fewer words than the window: the first word of each, and the one
+    after its last, ``[2, texts]`` int64.
     """
 
     words: Words
-    carried: int
+    carried: int  # less than the size of the window
     short: np.ndarray
 
     def windows(self, size: int) -> np.ndarray:

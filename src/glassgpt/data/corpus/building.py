@@ -39,29 +39,17 @@ MakeTokenizer = Callable[[Iterable[str], Iterable[str], int], Tokenizer]
 
 @dataclass(frozen=True)
 class CorpusBuilder:
-    """Builds the corpus of one source.
-
-    Attributes:
-        source: the text to read.
-        survey: the result of ``source.survey``.
-        config: the tokenizer, and how to split.
-        tokenizer_id: identity of the tokenizer.
-        make_tokenizer: makes it.
-        key: the cache key; equal for equal results.
-        processes: how many to use.
-        progress: called as the work goes on.
-        scratch: a folder for temporary files.
-    """
+    """Builds the corpus of one source."""
 
     source: TextSource
-    survey: Survey
-    config: DataConfig
-    tokenizer_id: str
+    survey: Survey  # of the source
+    config: DataConfig  # how to split
+    tokenizer_id: str  # see glassgpt.tokenizer.specs
     make_tokenizer: MakeTokenizer
-    key: str
+    key: str  # the cache key; equal for equal results
     processes: int
     progress: Progress
-    scratch: Path
+    scratch: Path  # a folder for temporary files
 
     def build_in(self, folder: Path) -> TokenStream:
         """Build in a folder that the user named; resume an interrupted preparation there.

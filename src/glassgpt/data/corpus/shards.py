@@ -33,21 +33,13 @@ Ids: TypeAlias = "np.ndarray | Tokens"
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's file and header; the arrays are memory-mapped at first use.
-
-    Attributes:
-        path: the file.
-        split: "train" or "val".
-        tokenizer: SHA-256 of the tokenizer's file.
-        sha256: of the three arrays, concatenated.
-        layout: dtype, length, and first byte in the file, of each array.
-    """
+    """A shard's file and header; the arrays are memory-mapped at first use."""
 
     path: Path
-    split: str
-    tokenizer: str
-    sha256: str
-    layout: dict[str, tuple[str, int, int]]
+    split: str  # "train" or "val"
+    tokenizer: str  # SHA-256 of the tokenizer's file
+    sha256: str  # of the three arrays, concatenated
+    layout: dict[str, tuple[str, int, int]]  # dtype, length, and first byte in the file, of each array
 
     def __len__(self) -> int:
         """Count the tokens."""

@@ -48,20 +48,12 @@ __all__ = ["Document", "Segment", "files", "is_single", "read_segment", "segment
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document.
-
-    Attributes:
-        text: its content.
-        source: its file, or the folder of its saved dataset.
-        place: offset of its first byte in the (decompressed) file, or the number of its row, from 1; 0 if the file is
-            the document.
-        unit: of `place`: "byte", "row", or "file" if the file is the document.
-    """
+    """One document."""
 
     text: str
-    source: Path
-    place: int
-    unit: str
+    source: Path  # its file, or the folder of its saved dataset
+    place: int  # offset of its first byte in the (decompressed) file, or the number of its row, from 1
+    unit: str  # of the place: "byte" or "row"; "file" (and place 0) if the file is the document
 
     def __str__(self) -> str:
         """Name its place: ``texts/a.csv, row 3``."""
@@ -70,17 +62,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a file: the documents that begin in a range.
+    """A part of a file: the documents that begin in a range."""
 
-    Attributes:
-        file: a file, or the folder of a saved dataset.
-        begin: start of the range, in bytes, row groups or rows.
-        end: the place after its end. For a file that is not divided: the size on disk, not used.
-    """
-
-    file: Path
-    begin: int
-    end: int
+    file: Path  # or the folder of a saved dataset
+    begin: int  # start of the range, in bytes, row groups or rows
+    end: int  # the place after its end. For a file that is not divided: the size on disk, not used
 
 
 # --- which files -----------------------------------------------------------------------------------------------------

@@ -36,23 +36,14 @@ class Text:
 
 @dataclass(frozen=True)
 class TextSource:
-    """Files to read, and how they are divided into documents.
+    """Files to read, and how they are divided into documents."""
 
-    Attributes:
-        source: the absolute path, or the name of a known corpus.
-        name: a short name for messages and runs.
-        files: in order.
-        separator: between documents in plain files.
-        text_field: the field of a row that has the text; see :mod:`glassgpt.data.sources.tables`.
-        prepared: the folder, if it is a prepared corpus.
-    """
-
-    source: str
-    name: str
+    source: str  # the absolute path, or the name of a known corpus
+    name: str  # a short name for messages and runs
     files: tuple[Path, ...]
-    separator: str = ""
-    text_field: str = ""
-    prepared: Path | None = None
+    separator: str = ""  # between documents in plain files
+    text_field: str = ""  # the field of a row that has the text; see glassgpt.data.sources.tables
+    prepared: Path | None = None  # the folder, if it is a prepared corpus
 
     @property
     def single(self) -> bool:
@@ -95,23 +86,14 @@ class TextSource:
 
 @dataclass(frozen=True)
 class Survey:
-    """The hash and the size of a source.
+    """The hash and the size of a source; all but the first two fields are for a single text."""
 
-    Attributes:
-        sha256: of the text in UTF-8; for several files, of the list of their SHA-256.
-        bytes: in the text, or in the files.
-        characters: in a single text.
-        plain: the uncompressed file of a single text.
-        begin: first byte of the text in that file, after a byte order mark.
-        end: the byte after its last.
-    """
-
-    sha256: str
-    bytes: int
+    sha256: str  # of the text in UTF-8; for several files, of the list of their SHA-256
+    bytes: int  # in the text, or in the files
     characters: int = 0
-    plain: Path = Path()
-    begin: int = 0
-    end: int = 0
+    plain: Path = Path()  # the uncompressed file
+    begin: int = 0  # first byte of the text in that file, after a byte order mark
+    end: int = 0  # the byte after its last
     _places: tuple[list[int], list[int]] = field(default_factory=lambda: ([0], [0]))  # characters and bytes before
 
     def byte_of(self, character: int) -> int:
