@@ -54,16 +54,6 @@ class Signatures:
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "glassgpt signatures", "version": _VERSION})
 
-    @classmethod
-    def load(cls, path: Path) -> "Signatures":
-        """Read a file that :meth:`save` wrote.
-
-        Raises:
-            DataError: if the file is missing, truncated, or not a file of signatures.
-        """
-        file = SignatureFile(path)
-        return cls(*(file.rows(name, 0, file.documents) for name in _SHAPES))
-
 
 def sign(texts: Iterable[str], validation: Iterable[bool]) -> Signatures:
     """Sign documents; the same on every machine.
@@ -143,7 +133,11 @@ def numbers(count: int) -> np.ndarray:
 
 
 class SignatureFile:
-    """Reads rows from a file of signatures."""
+    """Reads rows from a file that :meth:`Signatures.save` wrote.
+
+    Raises:
+        DataError: if the file is missing, truncated, or not a file of signatures.
+    """
 
     def __init__(self, path: Path):
         self.path = path

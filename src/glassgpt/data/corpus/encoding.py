@@ -115,14 +115,7 @@ def rechunk(parts: Iterable[str], size: int = CHUNK_CHARS) -> Iterator[str]:
 
 
 class ShardWriter:
-    """Collects the ids of one split in one task, and writes them as shards.
-
-    Args:
-        setup: as for :class:`Encoder`.
-        split: "train" or "val".
-        number: of the task.
-        dtype: of the ids.
-    """
+    """Collects the ids of one split in task ``number``, and writes them as shards. ``setup``: see :class:`Encoder`."""
 
     def __init__(self, setup: Mapping[str, Any], split: str, number: int, dtype: str):
         self.setup, self.split, self.number, self.dtype = setup, split, number, dtype
@@ -276,11 +269,7 @@ class Encoder:
 
 
 class Signer:
-    """Writes the signatures of a task's documents, to find duplicates.
-
-    Args:
-        setup: as for :class:`Encoder`.
-    """
+    """Writes the signatures of a task's documents, to find duplicates. ``setup``: see :class:`Encoder`."""
 
     def __init__(self, setup: Message):
         self.setup = setup

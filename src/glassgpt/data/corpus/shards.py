@@ -108,13 +108,9 @@ def check_ids(tokens: np.ndarray, vocab_size: int, where: str, offset: int = 0) 
 
 
 def write_shard(path: Path, split: str, tokenizer: str, arrays: Sequence[np.ndarray]) -> str:
-    """Write a shard atomically, and return the SHA-256 of its file.
+    """Write tokens (``<u2`` or ``<u4``), starts and bytes (``<i8``) as a shard, atomically; give the file's SHA-256.
 
-    Args:
-        path: the file to write.
-        split: "train" or "val".
-        tokenizer: SHA-256 of the tokenizer's file.
-        arrays: tokens (``<u2`` or ``<u4``), starts and bytes (``<i8``).
+    ``tokenizer`` is the SHA-256 of the tokenizer's file.
     """
     named = dict(zip(_ARRAYS, arrays, strict=True))
     metadata = {

@@ -72,11 +72,7 @@ class TextSource:
             yield from read_segment(part, self.text_field, self.separator)
 
     def survey(self, scratch: Path, progress: Progress | None = None) -> "Survey":
-        """Read everything once, to hash it; for a single text, count the characters too.
-
-        Args:
-            scratch: a folder to decompress a single text into.
-            progress: called as the work goes on.
+        """Read everything once, to hash it; for a single text, count the characters too, and decompress to ``scratch``.
 
         Raises:
             DataError: if a file cannot be read, or a single text is not UTF-8 or empty.
@@ -176,10 +172,6 @@ def _survey_files(paths: Sequence[Path], progress: Progress | None) -> Survey:
 
 def find_source(config: DataConfig, progress: Progress | None = None) -> TextSource:
     """Find the source that a configuration names. A file takes precedence over a known corpus of the same name.
-
-    Args:
-        config: names the source.
-        progress: called while a corpus is fetched.
 
     Raises:
         DataError: if the file, folder or corpus does not exist, or has no readable text.
