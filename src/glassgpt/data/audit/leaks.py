@@ -10,9 +10,8 @@ read as a stream.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 import numpy as np
 
@@ -91,10 +90,6 @@ class Overlap:
     grams: int  # different n-grams of the small side
     found: int  # how many of them are on the large side
     passages: list[Passage]  # the longest passages, one of each document; of a single document, its longest ones
-
-    def to_json(self) -> dict[str, Any]:
-        """Give all fields, for :func:`json.dumps`."""
-        return asdict(self)
 
 
 def overlap(grams: Grams, texts: Iterable[TextOrParts], names: Iterable[str] | None = None, shown: int = 10) -> Overlap:

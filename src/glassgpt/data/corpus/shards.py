@@ -251,8 +251,7 @@ class Tokens:
 
     def tolist(self) -> list[int]:
         """Read all ids as a list."""
-        ids: list[int] = self._slice(0, self._length).tolist()
-        return ids
+        return self._slice(0, self._length).tolist()
 
     @cached_property
     def _documents_before(self) -> np.ndarray:

@@ -73,8 +73,7 @@ def find_source_duplicates(
     """
     signing = [{**task, "to": str(scratch / f"signatures-{number:05d}")} for number, task in enumerate(tasks)]
     done, total = 0, sum(task["bytes"] for task in tasks)
-    name = f"{Signer.__module__}:{Signer.__name__}"
-    for number, _ in run_tasks(name, read_settings(source, config), signing, processes):
+    for number, _ in run_tasks(Signer, read_settings(source, config), signing, processes):
         done += tasks[number]["bytes"]
         if progress:
             progress("comparing documents", done, total)

@@ -13,8 +13,8 @@ from typing import Any
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments, text_parts
-from glassgpt.data.sources.textfiles import is_compressed
+from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments
+from glassgpt.data.sources.textfiles import is_compressed, text_parts
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut

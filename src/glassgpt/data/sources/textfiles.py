@@ -265,8 +265,8 @@ def _outside_separators(stream: BinaryIO, separator: bytes, at: int, first: int)
 def text_parts(file: Path, size: int = 1 << 20) -> Iterator[str]:
     r"""Read a file that is one document, as text in parts.
 
-    Line ends are not changed (a ``\r\n`` may be split between two parts); a byte order mark is not text. Parts have about
-    ``size`` bytes.
+    Line ends are not changed (a ``\r\n`` may be split between two parts); a byte order mark is not text. Parts have
+    about ``size`` bytes.
 
     Raises:
         DataError: if it cannot be read, or is not UTF-8 text; the message names the place.
