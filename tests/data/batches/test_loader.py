@@ -62,7 +62,7 @@ DYING = """
     step = trainer._step
     def kill_one() -> None:
         if trainer.state.step == 5:
-            os.kill(trainer.loader._iterator._workers[0].pid, signal.SIGKILL)
+            os.kill(trainer.task.loader._iterator._workers[0].pid, signal.SIGKILL)
         step()
     trainer._step = kill_one
     try:

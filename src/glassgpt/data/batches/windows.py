@@ -85,11 +85,6 @@ class Batches:
         """Rows in an epoch; the same in every epoch."""
         return int(self._segments[1].sum())
 
-    @property
-    def offsets(self) -> int:
-        """How many offsets an epoch can have (in the sequential order: in the first shard)."""
-        return int(self._segments[2][0])
-
     def get(self, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """Read batch k: (idx, targets), int64 ``[rows, T]`` each; targets are shifted by one token."""
         places = self.starts(k, rows)[:, None] + np.arange(self.block_size + 1)  # [rows, T + 1]
