@@ -5,7 +5,6 @@ same way. (multiprocessing would require a main guard in the user's script, or f
 """
 
 import contextlib
-import importlib
 import json
 import os
 import queue
@@ -14,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 from glassgpt import errors
@@ -24,7 +24,7 @@ Message = dict[str, Any]
 
 
 def run_tasks(
-    name: str,
+    worker_class: type,
     setup: Message,
     tasks: Sequence[Message],
     processes: int,
@@ -33,7 +33,7 @@ def run_tasks(
     """Run tasks, and yield (number, result) as they finish, in any order.
 
     Args:
-        name: a class, ``module:Class``. Each process makes one instance with ``setup`` and calls it with each task.
+        worker_class: each process makes one instance with ``setup`` and calls it with each task.
         setup: for the class.
         tasks: for its instances.
         processes: how many to use; with one, the tasks run in this process.
@@ -44,19 +44,17 @@ def run_tasks(
         DataError: if a child process dies, for example for lack of memory.
     """
     if processes <= 1 or len(tasks) <= 1:
-        worker = worker or _import_class(name)(setup)
+        worker = worker or worker_class(setup)
         for number, task in enumerate(tasks):
             yield number, worker(task)
         return
+    start = {"name": f"{worker_class.__module__}:{worker_class.__qualname__}", "setup": setup}
     children = [_start() for _ in range(min(processes, len(tasks)))]
     pending: queue.Queue[int | None] = queue.Queue()
     for item in [*range(len(tasks)), *(None for _ in children)]:
         pending.put(item)
     results: queue.Queue[tuple[int, Message | GlassError]] = queue.Queue()
-    threads = [
-        threading.Thread(target=_feed, args=(child, {"name": name, "setup": setup}, tasks, pending, results))
-        for child in children
-    ]
+    threads = [threading.Thread(target=_feed, args=(child, start, tasks, pending, results)) for child in children]
     try:
         for thread in threads:
             thread.start()
@@ -87,7 +85,7 @@ def _start() -> "subprocess.Popen[bytes]":
 
 def _feed(
     child: "subprocess.Popen[bytes]",
-    setup: Message,
+    start: Message,
     tasks: Sequence[Message],
     pending: "queue.Queue[int | None]",
     results: "queue.Queue[tuple[int, Message | GlassError]]",
@@ -96,7 +94,7 @@ def _feed(
     assert child.stdin and child.stdout
     try:
         with child, child.stdin as stdin:
-            stdin.write(json.dumps(setup).encode() + b"\n")
+            stdin.write(json.dumps(start).encode() + b"\n")
             while (number := pending.get()) is not None:
                 stdin.write(json.dumps(tasks[number]).encode() + b"\n")
                 stdin.flush()
@@ -119,7 +117,7 @@ def child_main() -> None:
         message = json.loads(line)
         try:
             if worker is None:
-                worker = _import_class(message["name"])(message["setup"])
+                worker = resolve_name(message["name"])(message["setup"])
                 continue
             result = worker(message)
         except GlassError as error:
@@ -134,8 +132,3 @@ def _exit_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
-
-
-def _import_class(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)

@@ -1,7 +1,7 @@
 """``glassgpt data list | fetch | prepare | show``."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,7 +221,7 @@ def _print_leaks(overlaps: "dict[str, Overlap]", json: bool) -> None:
     from glassgpt.data.audit.leaks import describe
 
     if json:
-        print_json({name: overlap.to_json() for name, overlap in overlaps.items()})
+        print_json({name: asdict(overlap) for name, overlap in overlaps.items()})
         return
     for name, overlap in overlaps.items():
         print(f"{name} against the training text:")

@@ -13,42 +13,21 @@ if TYPE_CHECKING:
     from glassgpt.data.corpus.shards import Ids, Tokens
     from glassgpt.data.sources.source import Text, TextSource, find_source, read_text
 
-_MODULE_OF = {
-    "IGNORE_INDEX": "batch",
-    "Batch": "batch",
-    "Loader": "batches.loader",
-    "SlidingWindowDataset": "batches.sliding",
-    "Batches": "batches.windows",
-    "TokenStream": "corpus.manifest",
-    "open_stream": "corpus.manifest",
-    "find_prepared": "corpus.preparing",
-    "prepare": "corpus.preparing",
-    "prepare_again": "corpus.preparing",
-    "Ids": "corpus.shards",
-    "Tokens": "corpus.shards",
-    "Text": "sources.source",
-    "TextSource": "sources.source",
-    "find_source": "sources.source",
-    "read_text": "sources.source",
+_NAMES_IN = {
+    "batch": ["IGNORE_INDEX", "Batch"],
+    "batches.loader": ["Loader"],
+    "batches.sliding": ["SlidingWindowDataset"],
+    "batches.windows": ["Batches"],
+    "corpus.manifest": ["TokenStream", "open_stream"],
+    "corpus.preparing": ["find_prepared", "prepare", "prepare_again"],
+    "corpus.shards": ["Ids", "Tokens"],
+    "sources.source": ["Text", "TextSource", "find_source", "read_text"],
 }
+_MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 __all__ = [
-    "IGNORE_INDEX",
-    "Batch",
-    "Batches",
-    "Ids",
-    "Loader",
-    "SlidingWindowDataset",
-    "Text",
-    "TextSource",
-    "TokenStream",
-    "Tokens",
-    "find_prepared",
-    "find_source",
-    "open_stream",
-    "prepare",
-    "prepare_again",
-    "read_text",
-]
+    "IGNORE_INDEX", "Batch", "Batches", "Ids", "Loader", "SlidingWindowDataset", "Text", "TextSource", "TokenStream",
+    "Tokens", "find_prepared", "find_source", "open_stream", "prepare", "prepare_again", "read_text",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -193,7 +194,7 @@ def test_what_people_and_programs_are_told() -> None:
     assert lines[2] == "1 documents of fewer than 8 words were skipped"
     assert lines[3].startswith(f"60 words: a, character {small[0].index('word0')}, and y, character 6 (")
     assert lines[4].strip() == " ".join(passage.split()[:40]) + " ... (20 more)" and len(lines) == 5
-    told = json.loads(json.dumps(found.to_json()))
+    told = json.loads(json.dumps(asdict(found)))
     assert told["found"] == 48 == told["passages"][0]["found"]
     assert Overlap(**{**told, "passages": [Passage(**entry) for entry in told["passages"]]}) == found
 

@@ -55,7 +55,7 @@ def test_every_window_once_per_epoch(n: int, t: int, b: int) -> None:
     assert max(1, (n - 1) // t - 1) <= windows <= (n - 1) // t  # at most one is given up to let the offset move
     for epoch in samples(batches, 4 * windows).reshape(4, windows):
         offset = epoch.min()
-        assert 0 <= offset < batches.offsets <= t
+        assert 0 <= offset < batches._segments[2][0] <= t
         assert np.array_equal(np.sort(epoch), offset + t * np.arange(windows))
         assert epoch.max() + t < n  # the last target is inside
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from dying import Dying
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -573,11 +574,11 @@ def test_an_error_in_any_process_is_one_message(
 
 def test_a_process_that_is_killed_is_told() -> None:
     asked = [{"n": n} for n in range(12)]
-    answers = dict(run_tasks("dying:Dying", {"dies_at": -1}, asked, 2))
+    answers = dict(run_tasks(Dying, {"dies_at": -1}, asked, 2))
     assert {n: answer["square"] for n, answer in answers.items()} == {n: n * n for n in range(12)}
     assert os.getpid() not in {answer["process"] for answer in answers.values()}
     with pytest.raises(DataError, match=r"has ended early \(exit code -9\); is memory short\?"):
-        list(run_tasks("dying:Dying", {"dies_at": 5}, asked, 2))
+        list(run_tasks(Dying, {"dies_at": 5}, asked, 2))
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

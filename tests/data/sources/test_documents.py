@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.data.sources import textfiles
-from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments, text_parts
+from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments
+from glassgpt.data.sources.textfiles import text_parts
 from glassgpt.errors import DataError
 
 BOM = b"\xef\xbb\xbf"

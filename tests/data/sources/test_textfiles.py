@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glassgpt.data.sources.documents import read_segment, segments, text_parts
-from glassgpt.data.sources.textfiles import line_of
+from glassgpt.data.sources.documents import read_segment, segments
+from glassgpt.data.sources.textfiles import line_of, text_parts
 from glassgpt.errors import DataError, MissingExtraError
 
 zstandard = pytest.importorskip("zstandard")
@@ -201,7 +201,8 @@ def test_line_of_counts_line_feeds_before(tmp_path: Path) -> None:
 _PEAK = """
 import re, sys
 from pathlib import Path
-from glassgpt.data.sources.documents import is_single, read_segment, segments, text_parts
+from glassgpt.data.sources.documents import is_single, read_segment, segments
+from glassgpt.data.sources.textfiles import text_parts
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1]) // 1024

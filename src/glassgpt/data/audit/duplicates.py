@@ -5,11 +5,9 @@ Each document is signed alone (:func:`glassgpt.data.audit.signatures.sign`), in 
 nor on the number of repetitions.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -17,89 +15,47 @@ import numpy as np
 
 from glassgpt.data.audit.pairs import SignatureStore, SimilarPairs, min_agreeing, similar_pairs
 from glassgpt.data.audit.signatures import PERMUTATIONS
-from glassgpt.errors import DataError
-from glassgpt.files import atomic_write, write_text
+from glassgpt.files import atomic_write
 
 #: Most pairs that are listed, of each kind.
 LISTED = 5000
-#: The files of a result.
-RESULT, DROPPED = "duplicates.json", "dropped.bin"
+#: The file with one byte for each document: 1 for a dropped one, else 0.
+DROPPED = "dropped.bin"
 
 Kind = Literal["train", "validation", "across"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A document that is similar to an earlier one.
+    """A document that is similar to an earlier one."""
 
-    Attributes:
-        first: task and row of the earliest document that is similar to it.
-        second: its own task and row.
-        similarity: the estimate.
-        exact: whether the two texts are equal, character by character.
-        kind: both documents in the training split, both in the validation split, or ("across") first validation, second
-            training.
-        dropped: whether the second document is dropped. If not, all documents that it is similar to are dropped.
-    """
-
-    first: tuple[int, int]
-    second: tuple[int, int]
-    similarity: float
-    exact: bool
-    kind: Kind
-    dropped: bool
+    first: tuple[int, int]  # task and row of the earliest document that is similar to it
+    second: tuple[int, int]  # its own task and row
+    similarity: float  # the estimate
+    exact: bool  # whether the two texts are equal, character by character
+    kind: Kind  # the split of both; "across": first validation, second training
+    dropped: bool  # whether the second document is dropped. If not, all documents that it is similar to are dropped
 
 
 @dataclass(frozen=True)
 class Duplicates:
     """The result of :func:`find_duplicates`.
 
-    Attributes:
-        folder: the folder of the result; other processes can :meth:`open` it.
-        documents: how many there are in each task.
-        kinds: how many documents are similar to an earlier one, by the kind of the pair (see :class:`Pair`).
-        exact: documents to drop whose text equals that of an earlier one, character by character.
-        near: the other documents to drop.
-        pairs: the first :data:`LISTED` of each kind, in the order of the second document: validation before training,
-            then by task and row.
+    ``pairs`` has the first :data:`LISTED` of each kind, in the order of the second document: validation before
+    training, then by task and row.
     """
 
-    folder: Path
-    documents: list[int]
-    kinds: dict[Kind, int]
-    exact: int
-    near: int
+    folder: Path  # of the file DROPPED
+    documents: list[int]  # how many there are in each task
+    kinds: dict[Kind, int]  # how many documents are similar to an earlier one, by the kind of the pair
+    exact: int  # documents to drop whose text equals that of an earlier one, character by character
+    near: int  # the other documents to drop
     pairs: list[Pair]
 
     def dropped(self, task: int) -> np.ndarray:
         """Give the rows of a task's documents that are dropped, ascending, int64."""
-        with (self.folder / DROPPED).open("rb") as stream:
-            stream.seek(int(self._offsets[task]))
-            return np.flatnonzero(np.frombuffer(stream.read(self.documents[task]), dtype=np.uint8))
-
-    @cached_property
-    def _offsets(self) -> np.ndarray:
-        return np.cumsum([0, *self.documents])
-
-    @classmethod
-    def open(cls, folder: Path) -> "Duplicates":
-        """Read the result of :func:`find_duplicates` from its folder.
-
-        Raises:
-            DataError: if there is no valid result.
-        """
-        try:
-            content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-            pairs = [
-                Pair(**{**pair, "first": tuple(pair["first"]), "second": tuple(pair["second"])})
-                for pair in content.pop("pairs")
-            ]
-            found = cls(folder=folder, pairs=pairs, **content)
-            if (folder / DROPPED).stat().st_size != sum(found.documents):
-                raise ValueError(f"{DROPPED} has the wrong size")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{folder} holds no valid list of duplicates: {error}") from None
-        return found
+        offset, count = sum(self.documents[:task]), self.documents[task]
+        return np.flatnonzero(np.fromfile(self.folder / DROPPED, dtype=np.uint8, count=count, offset=offset))
 
 
 def find_duplicates(paths: Sequence[Path], scratch: Path, threshold: float = 0.8) -> Duplicates:
@@ -135,27 +91,18 @@ def find_duplicates(paths: Sequence[Path], scratch: Path, threshold: float = 0.8
     with (
         tempfile.TemporaryDirectory(prefix="duplicates-", dir=scratch) as folder,
         atomic_write(scratch / DROPPED) as file,
+        file.open("w+b", buffering=0) as stream,
     ):
-        with file.open("w+b", buffering=0) as stream:
-            stream.truncate(sum(store.counts))
-            decision = _Decision(stream, store.counts)
-            for pairs in similar_pairs(store, Path(folder), threshold):
-                decision.add(pairs)
-            decision.finish()
-        (scratch / RESULT).unlink(missing_ok=True)
-    found = Duplicates(scratch, store.counts, decision.kinds, decision.exact, decision.near, decision.pairs)
-    content = {name: value for name, value in asdict(found).items() if name != "folder"}
-    write_text(scratch / RESULT, json.dumps(content))
-    return found
+        stream.truncate(sum(store.counts))
+        decision = _Decision(stream, store.counts)
+        for pairs in similar_pairs(store, Path(folder), threshold):
+            decision.add(pairs)
+        decision.finish()
+    return Duplicates(scratch, store.counts, decision.kinds, decision.exact, decision.near, decision.pairs)
 
 
 class _Decision:
-    """Goes through the pairs in order and decides which documents to drop.
-
-    Args:
-        stream: a file with one byte for each document: 0, changed to 1 for a dropped one.
-        counts: the documents of each task.
-    """
+    """Goes through the pairs in order, and writes a 1 to ``stream`` for each document to drop."""
 
     def __init__(self, stream: BinaryIO, counts: Sequence[int]):
         self.stream = stream

@@ -10,9 +10,8 @@ read as a stream.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 import numpy as np
 
@@ -30,27 +29,16 @@ _SHOWN_WORDS = 40
 
 @dataclass(frozen=True)
 class Grams:
-    """The n-grams of the small side, in the order of its documents and of their words.
+    """The n-grams of the small side, in the order of its documents and of their words."""
 
-    Attributes:
-        texts: the documents.
-        names: of the documents.
-        distinct: the hashes of all n-grams, each once, ascending, ``[G]`` uint64.
-        which: index of each n-gram in ``distinct``, ``[n]`` int64.
-        documents: index of its document in ``texts``, ``[n]`` int64, ascending.
-        starts: its first character there, ``[n]`` int64.
-        ends: the character after it, ``[n]`` int64.
-        sizes: its number of words, ``[n]`` int64: 13, or all words of a short document.
-    """
-
-    texts: list[str]
-    names: list[str]
-    distinct: np.ndarray
-    which: np.ndarray
-    documents: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    sizes: np.ndarray
+    texts: list[str]  # the documents
+    names: list[str]  # of the documents
+    distinct: np.ndarray  # the hashes of all n-grams, each once, ascending, [G] uint64
+    which: np.ndarray  # index of each n-gram in distinct, [n] int64
+    documents: np.ndarray  # index of its document in texts, [n] int64, ascending
+    starts: np.ndarray  # its first character there, [n] int64
+    ends: np.ndarray  # the character after it, [n] int64
+    sizes: np.ndarray  # its number of words, [n] int64: 13, or all words of a short document
 
     @classmethod
     def of(cls, texts: Iterable[TextOrParts], names: Iterable[str] | None = None) -> "Grams":
@@ -80,52 +68,28 @@ class Grams:
 
 @dataclass(frozen=True)
 class Passage:
-    """The longest run of words of a document that is on both sides.
+    """The longest run of words of a document that is on both sides."""
 
-    Attributes:
-        document: the name of the document on the small side.
-        offset: first character of the passage in that document.
-        other: the name of the text on the large side.
-        other_offset: first character of the passage in that text.
-        words: number of words.
-        text: the passage, from the small side.
-        grams: n-grams of the document, with repetitions.
-        found: how many of them are on the large side.
-    """
-
-    document: str
-    offset: int
-    other: str
-    other_offset: int
-    words: int
-    text: str
-    grams: int
-    found: int
+    document: str  # the name of the document on the small side
+    offset: int  # first character of the passage in that document
+    other: str  # the name of the text on the large side
+    other_offset: int  # first character of the passage in that text
+    words: int  # number of words
+    text: str  # the passage, from the small side
+    grams: int  # n-grams of the document, with repetitions
+    found: int  # how many of them are on the large side
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of the small side is on the large side.
+    """How much of the small side is on the large side."""
 
-    Attributes:
-        documents: documents of the small side with at least 8 words.
-        short: the other documents, which are skipped.
-        hit: documents with at least one n-gram on the large side.
-        grams: different n-grams of the small side.
-        found: how many of them are on the large side.
-        passages: the longest passages, one of each document; if there is only one document, its longest ones.
-    """
-
-    documents: int
-    short: int
-    hit: int
-    grams: int
-    found: int
-    passages: list[Passage]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give all fields, for :func:`json.dumps`."""
-        return asdict(self)
+    documents: int  # documents of the small side with at least 8 words
+    short: int  # the other documents, which are skipped
+    hit: int  # documents with at least one n-gram on the large side
+    grams: int  # different n-grams of the small side
+    found: int  # how many of them are on the large side
+    passages: list[Passage]  # the longest passages, one of each document; of a single document, its longest ones
 
 
 def overlap(grams: Grams, texts: Iterable[TextOrParts], names: Iterable[str] | None = None, shown: int = 10) -> Overlap:

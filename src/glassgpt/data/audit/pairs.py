@@ -31,12 +31,8 @@ class SignatureStore:
     """Reads the signatures of all tasks by the documents' keys."""
 
     def __init__(self, paths: Sequence[Path]):
-        self.paths = paths
-        self.file = lru_cache(maxsize=1024)(self._file)
+        self.file = lru_cache(maxsize=1024)(lambda task: SignatureFile(paths[task]))
         self.counts = [SignatureFile(path).documents for path in paths]
-
-    def _file(self, task: int) -> SignatureFile:
-        return SignatureFile(self.paths[task])
 
     def rows(self, name: str, keys: np.ndarray) -> np.ndarray:
         """Read the rows of documents, in the order of ``keys`` (``[n]`` uint64)."""
@@ -95,7 +91,7 @@ def similar_pairs(store: SignatureStore, folder: Path, threshold: float) -> Iter
     """Find all pairs, in the order of the later and then the earlier document; ``folder`` is for temporary files."""
     needed = min_agreeing(threshold)
     groups, candidates = Sorter(folder / "groups"), Sorter(folder / "candidates")
-    for task in range(len(store.paths)):
+    for task in range(len(store.counts)):
         for entries in _groups(store, task, *bands(threshold)):
             groups.add(entries)
     for pairs in _candidates(groups.sorted(), store, needed):

@@ -39,17 +39,11 @@ _SHAPES: dict[str, tuple[str, str, list[int]]] = {  # dtype in safetensors and n
 
 @dataclass(frozen=True)
 class Signatures:
-    """The signatures of some documents.
+    """The signatures of D documents."""
 
-    Attributes:
-        digest: of the text (BLAKE2b of 16 bytes), ``[D, 16]`` uint8.
-        sketches: ``[D, PERMUTATIONS]`` uint32.
-        validation: whether the document is in the validation split, ``[D]`` bool.
-    """
-
-    digest: np.ndarray
-    sketches: np.ndarray
-    validation: np.ndarray
+    digest: np.ndarray  # of the text (BLAKE2b of 16 bytes), [D, 16] uint8
+    sketches: np.ndarray  # [D, PERMUTATIONS] uint32
+    validation: np.ndarray  # whether the document is in the validation split, [D] bool
 
     def __len__(self) -> int:
         return len(self.validation)
@@ -59,16 +53,6 @@ class Signatures:
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _SHAPES}
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "glassgpt signatures", "version": _VERSION})
-
-    @classmethod
-    def load(cls, path: Path) -> "Signatures":
-        """Read a file that :meth:`save` wrote.
-
-        Raises:
-            DataError: if the file is missing, truncated, or not a file of signatures.
-        """
-        file = SignatureFile(path)
-        return cls(*(file.rows(name, 0, file.documents) for name in _SHAPES))
 
 
 def sign(texts: Iterable[str], validation: Iterable[bool]) -> Signatures:
@@ -149,7 +133,11 @@ def numbers(count: int) -> np.ndarray:
 
 
 class SignatureFile:
-    """Reads rows from a file of signatures."""
+    """Reads rows from a file that :meth:`Signatures.save` wrote.
+
+    Raises:
+        DataError: if the file is missing, truncated, or not a file of signatures.
+    """
 
     def __init__(self, path: Path):
         self.path = path

@@ -15,8 +15,7 @@ MOST_RUNS = 256
 class Sorter:
     """Collects records of two uint64 and yields them in order, without repetitions, in constant memory.
 
-    Args:
-        file: a temporary file, which must not exist yet. Several passes use a second file beside it.
+    ``file`` is a temporary file, which must not exist yet. Several passes use a second file beside it.
     """
 
     def __init__(self, file: Path):

@@ -37,21 +37,13 @@ _BASE = 0x5851F42D4C957F2D  # 5 modulo 8: its powers have the longest period
 
 @dataclass(frozen=True)
 class Words:
-    """Some consecutive words of a stream of texts, in order.
+    """Some consecutive words of a stream of texts, in order."""
 
-    Attributes:
-        hashes: of each word, ``[n]`` uint64.
-        texts: the number of its text in the stream, from 0, ``[n]`` int64.
-        starts: its first character in that text, ``[n]`` int64.
-        ends: the character after it, ``[n]`` int64.
-        complete: texts with smaller numbers have no more words after these.
-    """
-
-    hashes: np.ndarray
-    texts: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    complete: int
+    complete: int  # texts with smaller numbers have no more words after these
+    hashes: np.ndarray  # of each word, [n] uint64
+    texts: np.ndarray  # the number of its text in the stream, from 0, [n] int64
+    starts: np.ndarray  # its first character in that text, [n] int64
+    ends: np.ndarray  # the character after it, [n] int64
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -61,16 +53,13 @@ class Words:
 class Stretch:
     """Consecutive words, for windows of a fixed number of words.
 
-    Attributes:
-        words: the words; the first ``carried`` of them are repeated from the end of the stretch before, because their
-            text continues here.
-        carried: less than the size of the window.
-        short: for texts that end here and have fewer words than the window: the first word, and the one after the
-            last, ``[2, texts]`` int64.
+    The first ``carried`` words are repeated from the end of the stretch before, because their text continues here.
+    ``short`` are the texts that end here and have fewer words than the window: the first word of each, and the one
+    after its last, ``[2, texts]`` int64.
     """
 
     words: Words
-    carried: int
+    carried: int  # less than the size of the window
     short: np.ndarray
 
     def windows(self, size: int) -> np.ndarray:
@@ -88,15 +77,17 @@ def stretches(texts: Iterable[TextOrParts], size: int) -> Iterator[Stretch]:
     """Hash the words of a stream of texts, for windows of up to ``size`` words, in constant memory."""
     carry, seen = None, 0  # the last words of an unfinished text, and how many words it has had
     for block in hashed_words(texts):
-        words = _concatenate(carry, block) if carry else block
-        carried = len(carry) if carry else 0
+        words, carried = block, 0
+        if carry:
+            both = zip(_columns(carry), _columns(block), strict=True)
+            words, carried = Words(block.complete, *map(np.concatenate, both)), len(carry)
         open_words = int(np.count_nonzero(block.texts == block.complete))
         yield Stretch(words, carried, _short(words, size, seen > carried))
         if carry is None or carry.texts[0] < block.complete:
             seen = 0
         seen += open_words
         kept = min(size - 1, seen, len(words))
-        carry = _last(words, kept) if kept else None
+        carry = Words(words.complete, *(column[-kept:] for column in _columns(words))) if kept else None
 
 
 def _short(words: Words, size: int, longer: bool) -> np.ndarray:
@@ -110,19 +101,8 @@ def _short(words: Words, size: int, longer: bool) -> np.ndarray:
     return np.stack([first[short], end[short]])
 
 
-def _concatenate(one: Words, other: Words) -> Words:
-    return Words(
-        np.concatenate([one.hashes, other.hashes]),
-        np.concatenate([one.texts, other.texts]),
-        np.concatenate([one.starts, other.starts]),
-        np.concatenate([one.ends, other.ends]),
-        other.complete,
-    )
-
-
-def _last(words: Words, count: int) -> Words:
-    rest = slice(len(words) - count, None)
-    return Words(words.hashes[rest], words.texts[rest], words.starts[rest], words.ends[rest], words.complete)
+def _columns(words: Words) -> tuple[np.ndarray, ...]:
+    return words.hashes, words.texts, words.starts, words.ends
 
 
 def hashed_words(texts: Iterable[TextOrParts]) -> Iterator[Words]:
@@ -195,7 +175,7 @@ def _words(texts: Sequence[str], number: int, offset: int, complete: int) -> Wor
     borders = np.cumsum([0] + [len(text) + 1 for text in texts])
     which = np.searchsorted(borders, first, side="right") - 1
     moved = offset - borders[which]
-    return Words(hashes, which + number, first + moved, last + 1 + moved, complete)
+    return Words(complete, hashes, which + number, first + moved, last + 1 + moved)
 
 
 def _values(text: str) -> np.ndarray:

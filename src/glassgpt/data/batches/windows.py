@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from glassgpt.data.audit.words import mixed
 from glassgpt.data.corpus.shards import Ids, Tokens
 from glassgpt.errors import DataError
 
@@ -83,11 +84,6 @@ class Batches:
     def windows(self) -> int:
         """Rows in an epoch; the same in every epoch."""
         return int(self._segments[1].sum())
-
-    @property
-    def offsets(self) -> int:
-        """How many offsets an epoch can have (in the sequential order: in the first shard)."""
-        return int(self._segments[2][0])
 
     def get(self, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """Read batch k: (idx, targets), int64 ``[rows, T]`` each; targets are shifted by one token."""
@@ -181,13 +177,9 @@ def document_positions(tokens: Ids, starts: Sequence[int] | np.ndarray, length: 
 
 
 def _mix(values: np.ndarray, key: int) -> np.ndarray:
-    """Scramble 64-bit integers with a key (the finaliser of splitmix64, Steele et al., 2014)."""
+    """Scramble 64-bit integers with a key."""
     with np.errstate(over="ignore"):
-        z = values.astype(np.uint64) + np.uint64(key % 2**63) * np.uint64(0x9E3779B97F4A7C15)
-        z = z + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        return mixed(values.astype(np.uint64) + np.uint64(key % 2**63) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _permute(places: np.ndarray, size: int, seed: int, epoch: int, rounds: int = 6) -> np.ndarray:

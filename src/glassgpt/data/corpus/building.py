@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from glassgpt.config import DataConfig
@@ -15,7 +14,6 @@ from glassgpt.data.corpus.manifest import (
     Manifest,
     ShardEntry,
     TokenStream,
-    hashes,
     open_stream,
     read_manifest,
     settings_of,
@@ -39,29 +37,17 @@ MakeTokenizer = Callable[[Iterable[str], Iterable[str], int], Tokenizer]
 
 @dataclass(frozen=True)
 class CorpusBuilder:
-    """Builds the corpus of one source.
-
-    Attributes:
-        source: the text to read.
-        survey: the result of ``source.survey``.
-        config: the tokenizer, and how to split.
-        tokenizer_id: identity of the tokenizer.
-        make_tokenizer: makes it.
-        key: the cache key; equal for equal results.
-        processes: how many to use.
-        progress: called as the work goes on.
-        scratch: a folder for temporary files.
-    """
+    """Builds the corpus of one source."""
 
     source: TextSource
-    survey: Survey
-    config: DataConfig
-    tokenizer_id: str
+    survey: Survey  # of the source
+    config: DataConfig  # how to split
+    tokenizer_id: str  # see glassgpt.tokenizer.specs
     make_tokenizer: MakeTokenizer
-    key: str
+    key: str  # the cache key; equal for equal results
     processes: int
     progress: Progress
-    scratch: Path
+    scratch: Path  # a folder for temporary files
 
     def build_in(self, folder: Path) -> TokenStream:
         """Build in a folder that the user named; resume an interrupted preparation there.
@@ -114,8 +100,8 @@ class CorpusBuilder:
         """Write all files of the corpus; keep the finished tasks of a killed process."""
         tasks = list(encoding_tasks(self.source, self.survey, self.config))
         tokenizer = self._tokenizer(folder, tasks)
-        tokenizer_files = [folder / name for name in (*FILES, "tokenizer_config.json") if (folder / name).exists()]
-        tokenizer_sha256 = hashes(tokenizer_files)
+        names = (*FILES, "tokenizer_config.json")
+        tokenizer_sha256 = {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
         setup = {
             "folder": str(folder.absolute()),
             "tokenizer": next(tokenizer_sha256[name] for name in FILES if name in tokenizer_sha256),
@@ -127,10 +113,8 @@ class CorpusBuilder:
         if not self.source.single:
             results = self._ensure_both_splits(folder, tasks, setup, results, encoder)
         entries = [ShardEntry(**entry) for result in results for entry in result["shards"]]
-        names = {entry.file for entry in entries}
-        for shard in folder.glob("*.safetensors"):
-            if shard.name not in names:
-                shard.unlink()
+        for name in {shard.name for shard in folder.glob("*.safetensors")} - {entry.file for entry in entries}:
+            (folder / name).unlink()
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             text_sha256=self.survey.sha256,
@@ -171,8 +155,7 @@ class CorpusBuilder:
                 yield from rechunk(read_range(task))
                 empty = False
                 continue
-            text_field, separator = self.source.text_field, self.source.separator
-            for read in chain.from_iterable(read_documents(part, text_field, separator) for part in task["segments"]):
+            for read in read_documents(task, self.source.text_field, self.source.separator):
                 if split is None or in_validation(read(), self.config.val_fraction) == (split == "val"):
                     empty = False
                     yield from rechunk(read())
@@ -192,8 +175,7 @@ class CorpusBuilder:
         total = sum(task["bytes"] for task in tasks)
         finished = sum(tasks[number]["bytes"] for number in results)
         numbered = [{**tasks[number], "number": number} for number in unfinished]
-        name = f"{Encoder.__module__}:{Encoder.__name__}"
-        for place, result in run_tasks(name, setup, numbered, self.processes, encoder):
+        for place, result in run_tasks(Encoder, setup, numbered, self.processes, encoder):
             number = unfinished[place]
             results[number] = result
             write_text(files[number], json.dumps(result))

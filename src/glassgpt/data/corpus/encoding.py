@@ -2,7 +2,7 @@
 
 import codecs
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import numpy as np
 
 from glassgpt.data.audit.signatures import sign
 from glassgpt.data.corpus.shards import SPLITS, write_shard
-from glassgpt.data.sources.documents import Segment, is_single, read_segment, text_parts
-from glassgpt.data.sources.textfiles import is_compressed
+from glassgpt.data.sources.documents import Segment, is_single, read_segment
+from glassgpt.data.sources.textfiles import is_compressed, text_parts
 from glassgpt.errors import DataError
 from glassgpt.tokenizer import BPETokenizer, Tokenizer, load
 from glassgpt.tokenizer.pretokenize import safe_cut
@@ -38,19 +38,19 @@ _CHECKED_CHARS = 1 << 20
 
 def in_validation(parts: Iterable[str], val_fraction: float) -> bool:
     """Whether a document is in the validation split: depends on its content, so new documents never move old ones."""
-    return _fraction(_digest(parts).digest()) < val_fraction
+    return _fraction(_digest(parts)) < val_fraction
 
 
-def _digest(parts: Iterable[str]) -> "hashlib._Hash":
+def _digest(parts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode("utf-8"))
-    return digest
+    return digest.hexdigest()
 
 
-def _fraction(digest: bytes) -> float:
+def _fraction(digest: str) -> float:
     """Map a SHA-256 to a number from 0 to 1."""
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return int(digest[:16], 16) / 2**64
 
 
 def markers(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -67,20 +67,21 @@ def markers(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return [begin], [] if end is None else [end]
 
 
-def read_documents(segment: Sequence[Any], text_field: str, separator: str) -> Iterator[Callable[[], Iterable[str]]]:
-    """Give, for each document of a segment ``[file, begin, end]``, a function that reads its text in parts.
+def read_documents(task: Message, text_field: str, separator: str) -> Iterator[Callable[[], Iterable[str]]]:
+    """Give, for each document of a task, a function that reads its text in parts.
 
     A long file that is one document is read again at each call, not held in memory.
     """
-    file = Path(segment[0])
-    if is_single(file, separator):
-        size = file.stat().st_size * (_COMPRESSION if is_compressed(file) else 1)
-        if size > LONG_DOCUMENT_BYTES:
-            if not all(part.isspace() for part in text_parts(file)):
-                yield partial(text_parts, file)
-            return
-    for document in read_segment(Segment(file, *segment[1:]), text_field, separator):
-        yield partial(iter, (document.text,))
+    for name, begin, end in task["segments"]:
+        file = Path(name)
+        if is_single(file, separator):
+            size = file.stat().st_size * (_COMPRESSION if is_compressed(file) else 1)
+            if size > LONG_DOCUMENT_BYTES:
+                if not all(part.isspace() for part in text_parts(file)):
+                    yield partial(text_parts, file)
+                continue
+        for document in read_segment(Segment(file, begin, end), text_field, separator):
+            yield partial(iter, (document.text,))
 
 
 def read_range(task: Message) -> Iterator[str]:
@@ -115,14 +116,7 @@ def rechunk(parts: Iterable[str], size: int = CHUNK_CHARS) -> Iterator[str]:
 
 
 class ShardWriter:
-    """Collects the ids of one split in one task, and writes them as shards.
-
-    Args:
-        setup: as for :class:`Encoder`.
-        split: "train" or "val".
-        number: of the task.
-        dtype: of the ids.
-    """
+    """Collects the ids of one split in task ``number``, and writes them as shards. ``setup``: see :class:`Encoder`."""
 
     def __init__(self, setup: Mapping[str, Any], split: str, number: int, dtype: str):
         self.setup, self.split, self.number, self.dtype = setup, split, number, dtype
@@ -225,12 +219,9 @@ class Encoder:
 
     def _documents(self, task: Message) -> None:
         dropped = set(np.fromfile(task["dropped"], dtype="<i8").tolist()) if "dropped" in task else set()
-        row = 0
-        for segment in task["segments"]:
-            for read in read_documents(segment, self.setup["text_field"], self.setup["separator"]):
-                if row not in dropped:
-                    self._document(read, task.get("switched_split"))
-                row += 1
+        for row, read in enumerate(read_documents(task, self.setup["text_field"], self.setup["separator"])):
+            if row not in dropped:
+                self._document(read, task.get("switched_split"))
 
     def _document(self, read: Callable[[], Iterable[str]], switched_split: str | None) -> None:
         split = self._choose_split(_digest(read()), switched_split)
@@ -254,14 +245,13 @@ class Encoder:
             return self.tokenizer.encode_array(text)
         return np.array(self.tokenizer.encode(text), dtype=np.int64)
 
-    def _choose_split(self, digest: "hashlib._Hash", switched_split: str | None) -> str:
+    def _choose_split(self, digest: str, switched_split: str | None) -> str:
         """Choose the split of a document; remember the document of each split that is nearest to the border."""
-        name, fraction = digest.hexdigest(), _fraction(digest.digest())
-        is_validation = (fraction < self.setup["val_fraction"]) != (name == switched_split)
+        is_validation = (_fraction(digest) < self.setup["val_fraction"]) != (digest == switched_split)
         if is_validation:
-            self.extremes["train"] = max(self.extremes.get("train", ""), name)
+            self.extremes["train"] = max(self.extremes.get("train", ""), digest)
         else:
-            self.extremes["val"] = min(self.extremes.get("val", name), name)
+            self.extremes["val"] = min(self.extremes.get("val", digest), digest)
         return "val" if is_validation else "train"
 
     def _check_lossless(self, split: str, ids: np.ndarray, text: str) -> None:
@@ -276,11 +266,7 @@ class Encoder:
 
 
 class Signer:
-    """Writes the signatures of a task's documents, to find duplicates.
-
-    Args:
-        setup: as for :class:`Encoder`.
-    """
+    """Writes the signatures of a task's documents, to find duplicates. ``setup``: see :class:`Encoder`."""
 
     def __init__(self, setup: Message):
         self.setup = setup
@@ -290,11 +276,10 @@ class Signer:
         validation: list[bool] = []
 
         def texts() -> Iterator[str]:
-            for segment in task["segments"]:
-                for read in read_documents(segment, self.setup["text_field"], self.setup["separator"]):
-                    text = "".join(read())
-                    validation.append(in_validation([text], self.setup["val_fraction"]))
-                    yield text
+            for read in read_documents(task, self.setup["text_field"], self.setup["separator"]):
+                text = "".join(read())
+                validation.append(in_validation([text], self.setup["val_fraction"]))
+                yield text
 
         sign(texts(), validation).save(Path(task["to"]))
         return {"documents": len(validation)}

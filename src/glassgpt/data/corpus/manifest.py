@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -172,11 +172,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
 
 
-def hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """Map the names of files to their SHA-256."""
-    return {path.name: sha256_of(path) for path in paths}
-
-
 def open_stream(folder: Path) -> TokenStream:
     """Open a prepared corpus, and check its files against its manifest.
 
@@ -252,13 +247,12 @@ def _check_shards(folder: Path, manifest: Manifest) -> None:
         if checked.get(entry.file) == state:
             continue
         found = sha256_of(shard.path)
+        shard.check(manifest.vocab_size)  # before the comparison: its message may be more precise
         if found != entry.sha256:
-            shard.check(manifest.vocab_size)  # its message may be more precise
             raise DataError(
                 f"{shard.path} was changed: SHA-256 {entry.sha256[:16]}... in {MANIFEST}, {found[:16]}... found. "
                 "Prepare the data again"
             )
-        shard.check(manifest.vocab_size)
         checked[entry.file] = state
     if large:
         with contextlib.suppress(OSError):  # then the shards are checked again the next time

@@ -33,21 +33,13 @@ Ids: TypeAlias = "np.ndarray | Tokens"
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's file and header; the arrays are memory-mapped at first use.
-
-    Attributes:
-        path: the file.
-        split: "train" or "val".
-        tokenizer: SHA-256 of the tokenizer's file.
-        sha256: of the three arrays, concatenated.
-        layout: dtype, length, and first byte in the file, of each array.
-    """
+    """A shard's file and header; the arrays are memory-mapped at first use."""
 
     path: Path
-    split: str
-    tokenizer: str
-    sha256: str
-    layout: dict[str, tuple[str, int, int]]
+    split: str  # "train" or "val"
+    tokenizer: str  # SHA-256 of the tokenizer's file
+    sha256: str  # of the three arrays, concatenated
+    layout: dict[str, tuple[str, int, int]]  # dtype, length, and first byte in the file, of each array
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -116,13 +108,9 @@ def check_ids(tokens: np.ndarray, vocab_size: int, where: str, offset: int = 0) 
 
 
 def write_shard(path: Path, split: str, tokenizer: str, arrays: Sequence[np.ndarray]) -> str:
-    """Write a shard atomically, and return the SHA-256 of its file.
+    """Write tokens (``<u2`` or ``<u4``), starts and bytes (``<i8``) as a shard, atomically; give the file's SHA-256.
 
-    Args:
-        path: the file to write.
-        split: "train" or "val".
-        tokenizer: SHA-256 of the tokenizer's file.
-        arrays: tokens (``<u2`` or ``<u4``), starts and bytes (``<i8``).
+    ``tokenizer`` is the SHA-256 of the tokenizer's file.
     """
     named = dict(zip(_ARRAYS, arrays, strict=True))
     metadata = {
@@ -263,8 +251,7 @@ class Tokens:
 
     def tolist(self) -> list[int]:
         """Read all ids as a list."""
-        ids: list[int] = self._slice(0, self._length).tolist()
-        return ids
+        return self._slice(0, self._length).tolist()
 
     @cached_property
     def _documents_before(self) -> np.ndarray:

@@ -69,18 +69,11 @@ def find_source_duplicates(
 ) -> Duplicates:
     """Find the duplicates of a source; see :func:`glassgpt.data.audit.duplicates.find_duplicates`.
 
-    Args:
-        source: the documents.
-        config: how they are split.
-        tasks: from :func:`document_tasks`.
-        scratch: a folder for the signatures and the result.
-        processes: how many to use.
-        progress: called as the work goes on.
+    ``tasks`` are from :func:`document_tasks`; ``scratch`` is a folder for the signatures and the result.
     """
     signing = [{**task, "to": str(scratch / f"signatures-{number:05d}")} for number, task in enumerate(tasks)]
     done, total = 0, sum(task["bytes"] for task in tasks)
-    name = f"{Signer.__module__}:{Signer.__name__}"
-    for number, _ in run_tasks(name, read_settings(source, config), signing, processes):
+    for number, _ in run_tasks(Signer, read_settings(source, config), signing, processes):
         done += tasks[number]["bytes"]
         if progress:
             progress("comparing documents", done, total)

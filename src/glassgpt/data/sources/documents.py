@@ -21,6 +21,7 @@ Everything is read as a stream: memory holds one document, or a buffer or batch 
 
 import difflib
 import glob
+import operator
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,26 +43,17 @@ _NOT_TEXT = {  # would look like plain text, or like a damaged file
     ".tgz": "unpack it first",
     ".zip": "unpack it first",
 }
-
-__all__ = ["Document", "Segment", "files", "is_single", "read_segment", "segments", "text_parts"]
+_BY_PARTS = operator.attrgetter("parts")  # compares strings: on Windows paths compare without case
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document.
-
-    Attributes:
-        text: its content.
-        source: its file, or the folder of its saved dataset.
-        place: offset of its first byte in the (decompressed) file, or the number of its row, from 1; 0 if the file is
-            the document.
-        unit: of `place`: "byte", "row", or "file" if the file is the document.
-    """
+    """One document."""
 
     text: str
-    source: Path
-    place: int
-    unit: str
+    source: Path  # its file, or the folder of its saved dataset
+    place: int  # offset of its first byte in the (decompressed) file, or the number of its row, from 1
+    unit: str  # of the place: "byte" or "row"; "file" (and place 0) if the file is the document
 
     def __str__(self) -> str:
         """Name its place: ``texts/a.csv, row 3``."""
@@ -70,17 +62,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a file: the documents that begin in a range.
+    """A part of a file: the documents that begin in a range."""
 
-    Attributes:
-        file: a file, or the folder of a saved dataset.
-        begin: start of the range, in bytes, row groups or rows.
-        end: the place after its end. For a file that is not divided: the size on disk, not used.
-    """
-
-    file: Path
-    begin: int
-    end: int
+    file: Path  # or the folder of a saved dataset
+    begin: int  # start of the range, in bytes, row groups or rows
+    end: int  # the place after its end. For a file that is not divided: the size on disk, not used
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
@@ -137,24 +123,17 @@ def _files_below(folder: Path) -> list[Path]:
             f"the folder {folder} holds no file that can be read (known endings: {known}, also with .gz or .zst; "
             "other text files can be given by name or by a pattern)"
         )
-    return sorted(found, key=_order)
-
-
-def _order(file: Path) -> tuple[str, ...]:
-    return file.parts  # as strings: on Windows paths compare without case
+    return sorted(found, key=_BY_PARTS)
 
 
 def _matching(source: str, path: Path) -> list[Path]:
     matches = {Path(name) for name in glob.glob(str(path), recursive=True)}  # noqa: PTH207  # Path's finds hidden files
-    found = [match if arrow.is_saved(match) else _readable(match) for match in matches if _is_source(match)]
+    found = [match for match in matches if arrow.is_saved(match)]
+    found += [_readable(match) for match in matches.difference(found) if match.is_file()]
     if not found:
         folders = f" ({len(matches)} folders match)" if matches else ""
         raise DataError(f"no file matches the pattern {source!r}{folders}")
-    return sorted(found, key=_order)
-
-
-def _is_source(path: Path) -> bool:
-    return path.is_file() or arrow.is_saved(path)
+    return sorted(found, key=_BY_PARTS)
 
 
 def _readable(file: Path) -> Path:
@@ -238,31 +217,29 @@ def read_segment(segment: Segment, text_field: str = "", separator: str = "") ->
         DataError: if something cannot be read; the message names the file and the place.
         MissingExtraError: if a library for it is not installed.
     """
-    file = segment.file
-    unit = "file" if is_single(file, separator) else "byte"
-    if arrow.is_saved(file) or _ending(file) in (".csv", ".parquet"):
-        unit = "row"
-    for place, text in _rows(segment, text_field, separator):
+    unit, rows = _rows(segment, text_field, separator)
+    for place, text in rows:
         if text and not text.isspace():
-            yield Document(text, file, place, unit)
+            yield Document(text, segment.file, place, unit)
 
 
-def _rows(segment: Segment, text_field: str, separator: str) -> Iterator[tables.Row]:
+def _rows(segment: Segment, text_field: str, separator: str) -> tuple[str, Iterator[tables.Row]]:
+    """Give the unit of the places of a segment's documents (see :class:`Document`), and their places and texts."""
     file, begin, end = segment.file, segment.begin, segment.end
     ending = _ending(file)
     if is_compressed(file):
         end = END
     if arrow.is_saved(file):
-        return arrow.saved_rows(file, begin, end, text_field)
+        return "row", arrow.saved_rows(file, begin, end, text_field)
     if ending in JSON_LINES:
-        return tables.json_rows(file, begin, end, text_field)
+        return "byte", tables.json_rows(file, begin, end, text_field)
     if ending == ".csv":
-        return tables.csv_rows(file, text_field)
+        return "row", tables.csv_rows(file, text_field)
     if ending == ".parquet":
-        return arrow.parquet_rows(file, begin, end, text_field)
+        return "row", arrow.parquet_rows(file, begin, end, text_field)
     if separator:
-        return _separated(file, begin, end, separator)
-    return iter([(0, "".join(text_parts(file)))])
+        return "byte", _separated(file, begin, end, separator)
+    return "file", iter([(0, "".join(text_parts(file)))])
 
 
 def _separated(file: Path, begin: int, end: int, separator: str) -> Iterator[tables.Row]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments, text_parts
-from glassgpt.data.sources.textfiles import is_compressed
+from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments
+from glassgpt.data.sources.textfiles import is_compressed, text_parts
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut
@@ -36,23 +36,14 @@ class Text:
 
 @dataclass(frozen=True)
 class TextSource:
-    """Files to read, and how they are divided into documents.
+    """Files to read, and how they are divided into documents."""
 
-    Attributes:
-        source: the absolute path, or the name of a known corpus.
-        name: a short name for messages and runs.
-        files: in order.
-        separator: between documents in plain files.
-        text_field: the field of a row that has the text; see :mod:`glassgpt.data.sources.tables`.
-        prepared: the folder, if it is a prepared corpus.
-    """
-
-    source: str
-    name: str
+    source: str  # the absolute path, or the name of a known corpus
+    name: str  # a short name for messages and runs
     files: tuple[Path, ...]
-    separator: str = ""
-    text_field: str = ""
-    prepared: Path | None = None
+    separator: str = ""  # between documents in plain files
+    text_field: str = ""  # the field of a row that has the text; see glassgpt.data.sources.tables
+    prepared: Path | None = None  # the folder, if it is a prepared corpus
 
     @property
     def single(self) -> bool:
@@ -81,11 +72,7 @@ class TextSource:
             yield from read_segment(part, self.text_field, self.separator)
 
     def survey(self, scratch: Path, progress: Progress | None = None) -> "Survey":
-        """Read everything once, to hash it; for a single text, count the characters too.
-
-        Args:
-            scratch: a folder to decompress a single text into.
-            progress: called as the work goes on.
+        """Read everything once, to hash it; for a single text, count the characters too, and decompress to ``scratch``.
 
         Raises:
             DataError: if a file cannot be read, or a single text is not UTF-8 or empty.
@@ -95,23 +82,14 @@ class TextSource:
 
 @dataclass(frozen=True)
 class Survey:
-    """The hash and the size of a source.
+    """The hash and the size of a source; all but the first two fields are for a single text."""
 
-    Attributes:
-        sha256: of the text in UTF-8; for several files, of the list of their SHA-256.
-        bytes: in the text, or in the files.
-        characters: in a single text.
-        plain: the uncompressed file of a single text.
-        begin: first byte of the text in that file, after a byte order mark.
-        end: the byte after its last.
-    """
-
-    sha256: str
-    bytes: int
+    sha256: str  # of the text in UTF-8; for several files, of the list of their SHA-256
+    bytes: int  # in the text, or in the files
     characters: int = 0
-    plain: Path = Path()
-    begin: int = 0
-    end: int = 0
+    plain: Path = Path()  # the uncompressed file
+    begin: int = 0  # first byte of the text in that file, after a byte order mark
+    end: int = 0  # the byte after its last
     _places: tuple[list[int], list[int]] = field(default_factory=lambda: ([0], [0]))  # characters and bytes before
 
     def byte_of(self, character: int) -> int:
@@ -194,10 +172,6 @@ def _survey_files(paths: Sequence[Path], progress: Progress | None) -> Survey:
 
 def find_source(config: DataConfig, progress: Progress | None = None) -> TextSource:
     """Find the source that a configuration names. A file takes precedence over a known corpus of the same name.
-
-    Args:
-        config: names the source.
-        progress: called while a corpus is fetched.
 
     Raises:
         DataError: if the file, folder or corpus does not exist, or has no readable text.

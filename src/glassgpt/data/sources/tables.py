@@ -26,13 +26,7 @@ Row = tuple[int, str]
 
 
 def text_field_of(names: list[str], strings: list[str], text_field: str, where: str) -> str:
-    """Choose the field with the text.
-
-    Args:
-        names: of all fields.
-        strings: of the fields with strings.
-        text_field: the user's choice, or "".
-        where: the file and place, for the message.
+    """Choose the field with the text: ``text_field`` (the user's), or one of all ``names``, or of those with strings.
 
     Raises:
         DataError: if it does not exist, or the choice is not clear.

@@ -104,24 +104,16 @@ class _Decompressed(io.RawIOBase):
     """The decompressed bytes of a file: its members, one after another; each must have its end mark.
 
     The libraries' own streams are not used because that of `zstandard` does not report a truncated file.
-
-    Args:
-        file: the compressed file.
-        member: makes an object that decompresses one member.
-        limits: further arguments of its ``decompress``.
-        take: compressed bytes to give it at a time.
-        error: the exception that it raises.
-        padding: bytes that may be between members and at the end.
     """
 
     def __init__(
         self,
         file: Path,
-        member: Callable[[], Any],
-        *limits: int,
-        take: int,
-        error: type[Exception],
-        padding: bytes = b"",
+        member: Callable[[], Any],  # makes an object that decompresses one member
+        *limits: int,  # further arguments of its decompress()
+        take: int,  # compressed bytes to give it at a time
+        error: type[Exception],  # that it raises
+        padding: bytes = b"",  # bytes that may be between members and at the end
     ) -> None:
         self._file, self._new_member, self._limits, self._take = file, member, limits, take
         self._error, self._padding = error, padding
@@ -273,11 +265,8 @@ def _outside_separators(stream: BinaryIO, separator: bytes, at: int, first: int)
 def text_parts(file: Path, size: int = 1 << 20) -> Iterator[str]:
     r"""Read a file that is one document, as text in parts.
 
-    Line ends are not changed (a ``\r\n`` may be split between two parts); a byte order mark is not text.
-
-    Args:
-        file: the file.
-        size: about how many bytes to read for a part.
+    Line ends are not changed (a ``\r\n`` may be split between two parts); a byte order mark is not text. Parts have
+    about ``size`` bytes.
 
     Raises:
         DataError: if it cannot be read, or is not UTF-8 text; the message names the place.
