@@ -16,7 +16,7 @@ import numpy as np
 
 from glassgpt.data.audit.signatures import NO_WORDS, PERMUTATIONS, SignatureFile, numbers
 from glassgpt.data.audit.sorting import Sorter
-from glassgpt.data.audit.words import mixed
+from glassgpt.data.hashing import splitmix64
 
 #: Keys of the later and the earlier documents, how many numbers agree, whether the texts are equal; ``[n]`` each.
 SimilarPairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -124,10 +124,10 @@ def _groups(store: SignatureStore, task: int, number: int, rows: int) -> Iterato
         keys = np.arange(begin, end, dtype=np.uint64) | np.uint64(task << 32)
         keys[~file.rows("validation", begin, end)] |= _TRAIN
         digests, sketches = file.rows("digest", begin, end), file.rows("sketches", begin, end)
-        yield np.stack([mixed(np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0]), keys], axis=1)
+        yield np.stack([splitmix64(np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0]), keys], axis=1)
         has_words = ~(sketches == NO_WORDS).all(axis=1)
         parts = sketches[has_words, : number * rows].reshape(-1, number, rows).astype(np.uint64)
-        hashes = mixed((parts * factors).sum(axis=2) + terms)
+        hashes = splitmix64((parts * factors).sum(axis=2) + terms)
         yield np.stack([hashes.ravel(), np.repeat(keys[has_words], number)], axis=1)
 
 

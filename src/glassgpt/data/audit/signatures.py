@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from glassgpt.data.audit.words import mixed, stretches
+from glassgpt.data.audit.words import stretches
+from glassgpt.data.hashing import splitmix64
 from glassgpt.errors import DataError
 from glassgpt.files import atomic_write
 
@@ -126,7 +127,7 @@ def _min_hashes(shingles: np.ndarray, begins: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=8)
 def numbers(count: int) -> np.ndarray:
     """Give constant pseudo-random numbers, ``[count]`` uint64."""
-    return mixed(mixed(np.arange(1, count + 1, dtype=np.uint64)))
+    return splitmix64(splitmix64(np.arange(1, count + 1, dtype=np.uint64)))
 
 
 # --- reading signatures ----------------------------------------------------------------------------------------------

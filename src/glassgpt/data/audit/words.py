@@ -19,6 +19,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from glassgpt.data.hashing import splitmix64
+
 #: About how many characters are processed at a time: the arrays then fit into the processor's cache.
 BLOCK = 1 << 17
 #: A text, or its parts, split anywhere. The parts of a text are read before the next text.
@@ -185,7 +187,7 @@ def _values(text: str) -> np.ndarray:
     if len(codes) and codes.max() >= _TABLE:
         beyond = np.flatnonzero(codes >= _TABLE)
         kinds = np.where(codes[beyond] < _CHINESE, _WORD, _GAP).astype(np.uint64)
-        values[beyond] = mixed(codes[beyond].astype(np.uint64)) & ~np.uint64(3) | kinds
+        values[beyond] = splitmix64(codes[beyond].astype(np.uint64)) & ~np.uint64(3) | kinds
     return values
 
 
@@ -207,7 +209,7 @@ def _table() -> np.ndarray:
     for first, end in _ALONE:
         alone = kinds[first:end]
         alone[alone == _LETTER] = _WORD
-    return mixed(letters) & ~np.uint64(3) | kinds
+    return splitmix64(letters) & ~np.uint64(3) | kinds
 
 
 def _letter(character: str) -> str:
@@ -222,7 +224,7 @@ def _fold(values: np.ndarray, first: np.ndarray, end: np.ndarray) -> np.ndarray:
     power, inverse = _powers(1 << max(10, len(values).bit_length()))
     sums = np.zeros(len(values) + 1, dtype=np.uint64)
     np.cumsum(values * power[: len(values)], out=sums[1:])
-    return mixed((sums[end] - sums[first]) * inverse[first])
+    return splitmix64((sums[end] - sums[first]) * inverse[first])
 
 
 @lru_cache(maxsize=16)
@@ -234,11 +236,3 @@ def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
         factors[0] = 1
         both.append(np.cumprod(factors, dtype=np.uint64))
     return both[0], both[1]
-
-
-def mixed(numbers: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit numbers, one to one (the finaliser of Steele, Lea and Flood's SplitMix64)."""
-    x = numbers + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from glassgpt.data.audit.words import mixed
 from glassgpt.data.corpus.shards import Ids, Tokens
+from glassgpt.data.hashing import splitmix64
 from glassgpt.errors import DataError
 
 #: In the sequential order, a window is shuffled within a group of this many.
@@ -179,7 +179,7 @@ def document_positions(tokens: Ids, starts: Sequence[int] | np.ndarray, length: 
 def _mix(values: np.ndarray, key: int) -> np.ndarray:
     """Scramble 64-bit integers with a key."""
     with np.errstate(over="ignore"):
-        return mixed(values.astype(np.uint64) + np.uint64(key % 2**63) * np.uint64(0x9E3779B97F4A7C15))
+        return splitmix64(values.astype(np.uint64) + np.uint64(key % 2**63) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _permute(places: np.ndarray, size: int, seed: int, epoch: int, rounds: int = 6) -> np.ndarray:
