@@ -69,7 +69,7 @@ class Job:
 
 
 class Figures(NamedTuple):
-    """The measurements of a process: its times, the number of merges or tokens (``length``), and its peak memory in bytes."""
+    """The measurements of a process: times, the number of merges or tokens (``length``), and peak memory in bytes."""
 
     seconds: list[float]
     length: int

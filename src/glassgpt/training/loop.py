@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from signal import Signals
+from typing import TYPE_CHECKING
 
 import torch
 
 from glassgpt.config import RunConfig
-from glassgpt.config.presets import Curve
 from glassgpt.data.batch import Batch
 from glassgpt.data.batches.loader import worker_error
 from glassgpt.loss import Evaluation
@@ -38,6 +38,9 @@ from glassgpt.transforms.blocks import prepare_blocks
 from glassgpt.transforms.parallel import is_sharded, wrap_for_gradient_sync
 from glassgpt.weights.folder import load_weights
 
+if TYPE_CHECKING:
+    from glassgpt.config.presets import Curve
+
 
 @dataclass(frozen=True)
 class Result:
@@ -58,13 +61,10 @@ class Trainer:
     """Trains one model on one task, from the step in ``state`` to the end.
 
     Args:
-        run: the folder to write to.
-        config: resolved: steps and intervals are numbers above zero.
-        model: with its weights, on the runtime's device, computing in its dtype.
-        optimizers: of that model, with their state.
+        run, config: the folder to write to; the resolved configuration: steps and intervals are above zero.
+        model, optimizers: with weights and state, on the runtime's device, computing in its dtype.
         task: the batches, the objective, the validation.
-        runtime: where to compute.
-        state: the position in training.
+        runtime, state: where to compute; the position in training.
         reporter: receives everything that happens.
         deadline: a ``time.monotonic`` at which to stop and save; None for none.
         processes: the processes that train this model.
@@ -87,7 +87,7 @@ class Trainer:
         processes: Processes | None = None,
         predicted: float | None = None,
         profile: Profile | None = None,
-        expected: Curve | None = None,
+        expected: "Curve | None" = None,
     ):
         self.run, self.config, self.model, self.optimizers = run, config, model, optimizers
         self.task, self.runtime, self.state = task, runtime, state
