@@ -1,4 +1,4 @@
-"""Every command and Python block of the README and the guide runs, in order, with short trainings; the pages are true."""
+"""Every command and Python block of the README and the guide runs, in order, with short trainings; links exist."""
 
 import json
 import re
