@@ -1,16 +1,18 @@
-"""Every command and every Python block of the README and the guide is run, in order, by a short training."""
+"""Every command and Python block of the README and the guide runs, in order, with short trainings; links exist."""
 
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Added to trainings that would take minutes.
 SHORT = ["steps=4", "n_layer=1", "max_val_tokens=500"]
@@ -61,12 +63,33 @@ def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Pat
     assert ran >= 8
 
 
-def test_the_help_of_make_and_the_project_agree_with_the_readme() -> None:
+def test_the_readme_agrees_with_the_makefile() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for link in re.findall(r"\]\(([^)#:]+)\)", readme):
-        assert (ROOT / link).exists(), link
     for carrier in re.findall(r"[\w-]+==[\d.]+", readme):
         assert carrier in makefile + (ROOT / "constraints.txt").read_text(encoding="utf-8"), carrier
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_exists(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_architecture_page_is_true() -> None:
+    """It lists the rooms in the order that import-linter checks, and every path and `Class.name` in it exists."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    rooms = page.partition("## How data flows")[0]
+    assert re.findall(r"^\| `(\w+)` \|", rooms, re.MULTILINE) == contracts["contracts"][0]["layers"]
+    package = ROOT / "src" / "glassgpt"
+    paths = re.findall(r"`((?:\w+/)+(?:\w+\.py)?|\w+\.py)`", page)
+    assert len(paths) > 15
+    for path in paths:
+        assert (package / path).exists(), path
+    source = "\n".join(file.read_text(encoding="utf-8") for file in package.rglob("*.py"))
+    for owner, member in re.findall(r"`([A-Z]\w+)\.(\w+)", page):
+        body = re.search(rf"^class {owner}\b.*?(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
+        assert body and re.search(rf"^    (?:def )?{member}\b", body[0], re.MULTILINE), f"{owner}.{member}"
