@@ -21,8 +21,8 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError
 from glassgpt.files import sha256_of, sync_to_disk
 from glassgpt.model import GPT
-from glassgpt.tokenizer import Tokenizer
-from glassgpt.tokenizer import save as save_tokenizer
+from glassgpt.tokenizer.base import Tokenizer
+from glassgpt.tokenizer.base import save as save_tokenizer
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import load_into
 from glassgpt.weights.sources import INDEX, SINGLE, FolderSource, reading

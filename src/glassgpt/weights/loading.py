@@ -15,7 +15,7 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import Progress
 from glassgpt.model import GPT, materialize, meta_model
-from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.weights import mapping
 from glassgpt.weights.families.family import Family
 from glassgpt.weights.mapping import Placement

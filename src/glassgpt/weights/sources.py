@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from glassgpt import tokenizer as tokenizers
 from glassgpt.errors import CheckpointError
-from glassgpt.tokenizer import Tokenizer
-from glassgpt.tokenizer import load as load_tokenizer
+from glassgpt.tokenizer.base import Tokenizer
 
 #: The files that hold weights, in the order in which they are looked for.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -115,7 +115,7 @@ class FolderSource:
 
     def tokenizer(self) -> Tokenizer:
         """As :meth:`WeightSource.tokenizer`."""
-        return load_tokenizer(self.path)
+        return tokenizers.load(self.path)
 
     def generation_config(self) -> dict[str, Any]:
         """As :meth:`WeightSource.generation_config`."""
