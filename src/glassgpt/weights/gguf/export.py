@@ -73,8 +73,7 @@ def write_gguf(
     gguf = import_gguf("writing a .gguf file")
     if dtype not in TYPES:
         raise ConfigError(f"a .gguf file is written with --dtype {', '.join(TYPES)}; got {dtype!r}")
-    config = model.config
-    family = mapping.family_of(config)
+    config, family = model.config, mapping.family_of(model.config)
     architecture = ARCHITECTURES["llama" if family.model_type == "mistral" else family.model_type]
     notes = _notes(config, family, tokenizer)
     with atomic_write(path) as temporary:
@@ -178,8 +177,7 @@ def _add_tensors(
     writer: Any, gguf: ModuleType, model: GPT, architecture: Architecture, dtype: str, progress: Progress | None
 ) -> None:
     """Write the list of all tensors, then the tensors one by one."""
-    config = model.config
-    family = mapping.family_of(config)
+    config, family = model.config, mapping.family_of(model.config)
     published = mapping.to_published(model.state_dict(), config, family)
     heads = {"attn_q": config.n_head, "attn_k": config.n_kv_head}
     tensors: dict[str, tuple[Tensor, str, int]] = {}  # tensor, stored type, number of heads to reorder (0: none)
