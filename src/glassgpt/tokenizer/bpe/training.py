@@ -30,7 +30,7 @@ def learn_merges(
         pre_tokens: the UTF-8 bytes of each pre-token, and its count.
         max_merges: fewer are learned when no pair occurs ``min_frequency`` times any more.
         min_frequency: the least count of a pair that is merged.
-        progress: called for some merges.
+        progress: callback.
     """
     symbols = [pre_token.translate(_BYTE_IDS).decode("latin-1") for pre_token in pre_tokens]
     counts = list(pre_tokens.values())
