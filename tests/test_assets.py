@@ -17,8 +17,9 @@ from urllib.error import URLError
 import pytest
 
 from glassgpt import assets
-from glassgpt.assets import Asset, AssetFile, cache, download, shakespeare_text, table
+from glassgpt.assets import Asset, AssetFile, cache, download, table
 from glassgpt.assets.asset import AssetUnavailable
+from glassgpt.assets.plays import shakespeare_text
 from glassgpt.errors import AssetError
 
 ONE, TWO = b"the first file\n", b"the second\r\nfile\n"

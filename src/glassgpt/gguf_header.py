@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glassgpt.errors import GlassError
+
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 #: The numeric types -> their `struct` format characters.
@@ -51,23 +53,27 @@ class Header:
     size: int
 
 
-def read(path: Path) -> Header:
+def read(path: Path, error_type: type[GlassError]) -> Header:
     """Read the header of a file, without its tensors.
 
     Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it is not a GGUF file, or a damaged one.
+        error_type: if the file cannot be read, is not a GGUF file, or is damaged.
     """
-    with path.open("rb") as file:
-        if file.read(4) != _MAGIC:
-            raise ValueError("it does not begin with GGUF")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != _MAGIC:
+                raise ValueError("it does not begin with GGUF")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(data).header()
-            except (struct.error, IndexError):
-                raise ValueError(f"it ends within its header, after {len(data):,} bytes") from None
-            except UnicodeDecodeError:
-                raise ValueError("its header holds a string that is not valid UTF-8") from None
+    except OSError as error:
+        raise error_type(f"{path} cannot be read: {error.strerror}") from None
+    except (struct.error, IndexError):
+        reason = f"it ends within its header, after {path.stat().st_size:,} bytes"
+    except UnicodeDecodeError:
+        reason = "its header holds a string that is not valid UTF-8"
+    except ValueError as error:
+        reason = str(error)
+    raise error_type(f"{path} is not a readable GGUF file: {reason}")
 
 
 class _Reader:

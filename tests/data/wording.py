@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glassgpt.assets import shakespeare_text
+from glassgpt.assets.plays import shakespeare_text
 
 _ALONE = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "HENTAIGANA")
 

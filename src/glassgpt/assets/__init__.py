@@ -18,24 +18,11 @@ from pathlib import Path
 from glassgpt.assets import lookup, table
 from glassgpt.assets.asset import Asset, AssetFile, Corpus
 from glassgpt.assets.cache import cache_dir
-from glassgpt.assets.plays import shakespeare_text
 from glassgpt.assets.table import ASSETS, names
 from glassgpt.errors import AssetError
 from glassgpt.files import Progress
 
-__all__ = [
-    "ASSETS",
-    "Asset",
-    "AssetFile",
-    "Corpus",
-    "available",
-    "cache_dir",
-    "corpus",
-    "names",
-    "path",
-    "paths",
-    "shakespeare_text",
-]
+__all__ = ["ASSETS", "Asset", "AssetFile", "Corpus", "available", "cache_dir", "corpus", "names", "path", "paths"]
 
 
 def path(name: str, progress: Progress | None = None) -> Path:

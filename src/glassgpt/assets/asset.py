@@ -86,12 +86,7 @@ class Asset:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus on this machine: its checked files in order, and how they are divided into documents.
-
-    Attributes:
-        separator: between two documents of a text; empty if each file is one text.
-        text_field: the field of a parquet row that holds the document.
-    """
+    """A corpus on this machine: its checked files in order, and how they are divided, as in :class:`Asset`."""
 
     name: str
     files: list[Path]

@@ -22,6 +22,7 @@ from urllib.request import Request, build_opener
 from glassgpt import __version__
 from glassgpt.assets import web
 from glassgpt.assets.asset import AssetUnavailable, describe_mismatch, format_bytes
+from glassgpt.assets.cache import setting
 from glassgpt.assets.lock import exclusive_lock
 from glassgpt.assets.table import HUB
 from glassgpt.files import Progress, sha256_of, sync_to_disk
@@ -77,7 +78,7 @@ def download(
 
 def resolve_url(url: str) -> str:
     """Replace the hub's address in a URL by ``HF_ENDPOINT``, if that is set."""
-    endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
+    endpoint = setting("HF_ENDPOINT").rstrip("/")
     return endpoint + url.removeprefix(HUB) if endpoint and url.startswith(HUB + "/") else url
 
 
@@ -145,7 +146,7 @@ class _Transfer:
 
     def _open(self, request: Request, redirects: web.Redirects) -> Any:
         """Send a request, and return the answer if it has content."""
-        hub, token = os.environ.get("HF_ENDPOINT", "").strip() or HUB, os.environ.get("HF_TOKEN", "").strip()
+        hub, token = setting("HF_ENDPOINT") or HUB, setting("HF_TOKEN")
         if token and web.origin(self.url) == web.origin(hub):
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
@@ -175,8 +176,7 @@ class _Transfer:
         """Refuse an answer that cannot be the file, before any of it is written."""
         if response.headers.get_content_type() == "text/html" and self.path.suffix != ".html":
             raise AssetUnavailable(_WEB_PAGE)
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            encoding = response.headers["Content-Encoding"]
+        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
             raise AssetUnavailable(f"it came compressed ({encoding}), although that was not requested")
         if linked and self.sha256 and linked != self.sha256:
             raise AssetUnavailable(f"another file is there now: SHA-256 {linked}, expected {self.sha256}")

@@ -29,11 +29,8 @@ def exclusive_lock(path: Path, progress: Progress | None = None) -> Iterator[Pat
     """Wait until no other process writes ``path``, and yield the ``.part`` file to write it to.
 
     The system releases the lock when a process ends in any way. On a file system without locks, the ``.part`` file is
-    in a temporary folder, so that processes cannot mix their output.
-
-    Args:
-        path: of the file to write.
-        progress: called during the wait, with the bytes that the other process has written.
+    in a temporary folder, so that processes cannot mix their output. ``progress`` is called during the wait, with the
+    bytes that the other process has written.
     """
     part = path.with_name(path.name + ".part")
     lock = path.with_name(f".{path.name}.lock")

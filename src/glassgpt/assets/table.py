@@ -38,17 +38,12 @@ _SOURCES = AssetFile(f"python-{PYTHON}.txt", None, None)
 # publishes the SHA-256 of every large file (X-Linked-Etag has it too). TinyStories: as reported by several projects
 # that fetched the files. FineWeb-Edu: pointers with these checksums have the Git object ids that the hub lists.
 _STORIES = f"{HUB}/datasets/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64/"
-_STORIES_TRAIN = AssetFile(
-    "TinyStoriesV2-GPT4-train.txt",
-    "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
-    2_227_753_162,
-    urls=(_STORIES + "TinyStoriesV2-GPT4-train.txt",),
-)
-_STORIES_VALID = AssetFile(
-    "TinyStoriesV2-GPT4-valid.txt",
-    "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
-    22_502_601,
-    urls=(_STORIES + "TinyStoriesV2-GPT4-valid.txt",),
+_STORIES_TRAIN, _STORIES_VALID = (
+    AssetFile(f"TinyStoriesV2-GPT4-{part}.txt", digest, size, urls=(f"{_STORIES}TinyStoriesV2-GPT4-{part}.txt",))
+    for part, digest, size in (
+        ("train", "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443", 2_227_753_162),
+        ("valid", "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d", 22_502_601),
+    )
 )
 
 # The publisher's URL on S3 is gone. This is the same file: its checksum is the one that lm-evaluation-harness has for

@@ -32,6 +32,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None = None
     bos_token_id: int | None = None
     can_encode_in_chunks: bool
+    _special: Mapping[str, int]  # the special tokens and their ids
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Encode a text. The name of a special token in the text is plain text unless ``allow_special``.
@@ -39,7 +40,6 @@ class Tokenizer(Protocol):
         Raises:
             TokenizerError: if this tokenizer cannot encode the text.
         """
-        ...
 
     def encode_array(self, text: str) -> np.ndarray:
         """Encode a text to an int64 array ``[tokens]``; the fastest way for long texts."""
@@ -51,7 +51,6 @@ class Tokenizer(Protocol):
         Raises:
             TokenizerError: if an id is not in the vocabulary.
         """
-        ...
 
     def token_bytes(self, i: int) -> bytes:
         """The UTF-8 bytes of a token. Joining the bytes of all tokens gives the bytes of the text.
@@ -59,7 +58,6 @@ class Tokenizer(Protocol):
         Raises:
             TokenizerError: if the id is not in the vocabulary.
         """
-        ...
 
     def special_tokens(self) -> dict[str, str]:
         """Special tokens by role, for example ``{"eos_token": "<|endoftext|>"}``."""
@@ -67,11 +65,10 @@ class Tokenizer(Protocol):
 
     def special_ids(self) -> dict[str, int]:
         """The id of every special token."""
-        return {}
+        return dict(self._special)
 
     def files(self) -> dict[str, bytes]:
         """The files for a model folder, by name, in the formats of published tools; without tokenizer_config.json."""
-        ...
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
@@ -79,9 +76,6 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
         raise TokenizerError(f"ids are from 0 to {vocab_size - 1}, got {wrong}")
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
@@ -95,7 +89,7 @@ def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     files = tokenizer.files()
     if "tokenizer.json" not in files:
         config["tokenizer_class"] = "LlamaTokenizer"  # the class that loads a SentencePiece tokenizer.model
-    for name, content in {**files, **json_file(config, "tokenizer_config.json")}.items():
+    for name, content in (files | json_file(config, "tokenizer_config.json")).items():
         (folder / name).write_bytes(content)
 
 
@@ -114,9 +108,6 @@ def tokenizer_file_in(folder: Path) -> Path:
 def json_file(content: Mapping[str, Any], name: str = "tokenizer.json") -> dict[str, bytes]:
     """A JSON file as :meth:`Tokenizer.files` returns it: its name and bytes."""
     return {name: (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8")}
-
-
-# --- parts of tokenizer.json -----------------------------------------------------------------------------------------
 
 
 def tokenizer_json(
@@ -179,9 +170,6 @@ def adds_bos_token(tokenizer: Tokenizer) -> bool:
     return False
 
 
-# --- word-level models: characters and words -------------------------------------------------------------------------
-
-
 class WordLevelTokenizer(Tokenizer):
     """One token per pre-token, from a fixed list: the common part of the character and the word tokenizer.
 
@@ -208,10 +196,6 @@ class WordLevelTokenizer(Tokenizer):
     def token_bytes(self, i: int) -> bytes:
         """The UTF-8 bytes of a token."""
         return self.decode([i]).encode("utf-8", errors="surrogatepass")
-
-    def special_ids(self) -> dict[str, int]:
-        """The id of every special token."""
-        return dict(self._special)
 
     def files(self) -> dict[str, bytes]:
         """The files for a model folder, by name."""
@@ -241,8 +225,7 @@ def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str]:
         TokenizerError: if the ids are not 0, 1, 2, ...
     """
     vocab = content["model"].get("vocab")
-    vocab = vocab if isinstance(vocab, dict) else {}
-    ids = list(vocab.values())
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
     if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
         raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
     return sorted(vocab, key=lambda token: vocab[token])

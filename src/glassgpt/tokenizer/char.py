@@ -52,8 +52,7 @@ class CharTokenizer(WordLevelTokenizer):
         Raises:
             TokenizerError: naming the first character that is not in the alphabet.
         """
-        ids: list[int] = self.encode_array(text).tolist()
-        return ids
+        return self.encode_array(text).tolist()
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: Path) -> "CharTokenizer | None":
@@ -69,8 +68,7 @@ class CharTokenizer(WordLevelTokenizer):
         return tokenizer if tokenizer.equals_json(content) else None
 
     def _unknown_message(self, text: str, position: int) -> str:
-        character = text[position]
-        shown = "".join(self.tokens)
+        character, shown = text[position], "".join(self.tokens)
         shown = shown if len(shown) <= 120 else shown[:117] + "..."
         return (
             f"the character {character!r} (U+{ord(character):04X}, at position {position}) is not among the "

@@ -66,11 +66,7 @@ def render(template: str, messages: Sequence[Message], *, prompt: bool = True, *
 def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **options: Any) -> list[int]:
     """Encode a conversation. The content of a message is plain text, even if it contains the name of a control token.
 
-    Args:
-        tokenizer: of the model.
-        template: of the model.
-        messages: in order.
-        options: as for :func:`render`.
+    The options are those of :func:`render`.
 
     Raises:
         TokenizerError: as for :func:`render`; or if a message contains the name of a control token and the template
@@ -80,7 +76,7 @@ def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **o
     text = render(template, messages, **options)
     contents = [message["content"] for message in messages if isinstance(message.get("content"), str)]
     ids = tokenizer.special_ids()
-    names = regex.compile("|".join(map(regex.escape, sorted(ids, key=len, reverse=True))) or r"(?!)")
+    names = regex.compile("(" + ("|".join(map(regex.escape, sorted(ids, key=len, reverse=True))) or "(?!)") + ")")
     name_in_content = next((match[0] for content in contents if (match := names.search(content))), None)
     if name_in_content is None:
         return tokenizer.encode(text, allow_special=True)
@@ -91,24 +87,16 @@ def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **o
         {**message, "content": next(remaining)} if isinstance(message.get("content"), str) else message
         for message in messages
     ]
-    parts = _split(render(template, replaced, **options), names)
+    parts = names.split(render(template, replaced, **options))  # text, name, text, ..., text
     for placeholder, content in zip(placeholders, contents, strict=True):
-        parts = [(part if special else part.replace(placeholder, content), special) for part, special in parts]
-    if "".join(part for part, _ in parts) != text:
+        parts[::2] = [part.replace(placeholder, content) for part in parts[::2]]
+    if "".join(parts) != text:
         raise TokenizerError(
             f"a message contains {name_in_content!r}, the name of a control token, and this chat template changes the "
             "content of messages, so the two cannot be told apart; remove it from the message"
         )
-    return [i for part, special in parts for i in ([ids[part]] if special else tokenizer.encode(part))]
-
-
-def _split(text: str, names: "regex.Pattern[str]") -> list[tuple[str, bool]]:
-    """Split a text at the names of control tokens, into (part, whether it is such a name)."""
-    parts, begin = [], 0
-    for match in names.finditer(text):
-        parts += [(text[begin : match.start()], False), (match[0], True)]
-        begin = match.end()
-    return [(part, special) for part, special in [*parts, (text[begin:], False)] if part]
+    encoded = ([ids[part]] if at % 2 else tokenizer.encode(part) for at, part in enumerate(parts) if part)
+    return [i for part_ids in encoded for i in part_ids]
 
 
 def _environment() -> Any:

@@ -34,21 +34,11 @@ def read_gguf(path: Path) -> Tokenizer:
     Raises:
         TokenizerError: if the file is damaged, or the type or pre-tokenizer is not supported.
     """
-    try:
-        metadata = gguf_header.read(path).metadata
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not a readable GGUF file: {error}") from None
-    return tokenizer_from_metadata(path, metadata)
+    return tokenizer_from_metadata(path, gguf_header.read(path, TokenizerError).metadata)
 
 
 def tokenizer_from_metadata(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
-    """Build the tokenizer that a GGUF file's metadata describe.
-
-    Args:
-        path: of the file, for messages.
-        metadata: key -> value.
+    """Build the tokenizer that a GGUF file's metadata describe; the path is for messages.
 
     Raises:
         TokenizerError: if the metadata are damaged, or the type or pre-tokenizer is not supported.
@@ -95,11 +85,8 @@ def _byte_level(metadata: Mapping[str, Any]) -> BPETokenizer:
     named = {i: token for i, token in enumerate(tokens) if types[i] in (_CONTROL, _USER_DEFINED)}
     special = {token: i for i, token in named.items() if types[i] == _CONTROL}
     roles = {role: tokens[i] for role, i in _roles(metadata).items() if types[i] == _CONTROL}
-    ids = {
-        bytelevel.unicode_to_bytes(token): i
-        for i, token in enumerate(tokens)
-        if i not in named and types[i] != _UNUSED
-    }  # fmt: skip
+    plain = [i for i in range(len(tokens)) if i not in named and types[i] != _UNUSED]
+    ids = {bytelevel.unicode_to_bytes(tokens[i]): i for i in plain}
     model = BPEModel(
         vocab={token: i for token, i in ids.items() if token},  # a token outside the byte alphabet is padding
         merges=[bytelevel.parse_merge(merge) for merge in metadata["tokenizer.ggml.merges"]],

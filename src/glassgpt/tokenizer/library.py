@@ -68,16 +68,14 @@ class LibraryTokenizer(Tokenizer):
         """
         self._library.encode_special_tokens = not allow_special
         try:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+            return self._library.encode(text, add_special_tokens=False).ids
         except BaseException as error:
             _raise_tokenizer_error("this text cannot be encoded", error)
-        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text, with the decoder of the file."""
         self._check_ids(ids)
-        text: str = self._library.decode(list(ids), skip_special_tokens=False)
-        return text
+        return self._library.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, i: int) -> bytes:
         """The bytes of a token in the middle of a text."""
@@ -95,19 +93,14 @@ class LibraryTokenizer(Tokenizer):
         """Special tokens by role."""
         return dict(self._roles)
 
-    def special_ids(self) -> dict[str, int]:
-        """The id of every special token."""
-        return dict(self._special)
-
     def files(self) -> dict[str, bytes]:
         """The file that the tokenizer was read from."""
         return json_file(self.content)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         check_ids(ids, self.vocab_size)
-        for i in ids:
-            if i not in self._tokens:
-                raise TokenizerError(f"no token has the id {i}")
+        if missing := [i for i in ids if i not in self._tokens]:
+            raise TokenizerError(f"no token has the id {missing[0]}")
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -178,10 +171,6 @@ class SentencePieceTokenizer(Tokenizer):
         """The BOS and EOS tokens, if there are any."""
         ids = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id}
         return {role: self._library.id_to_piece(i) for role, i in ids.items() if i is not None}
-
-    def special_ids(self) -> dict[str, int]:
-        """The id of every control token."""
-        return dict(self._special)
 
     def files(self) -> dict[str, bytes]:
         """The file that the tokenizer was read from."""

@@ -162,9 +162,6 @@ def _split_once(pattern: "regex.Pattern[str]", text: str) -> list[str]:
     return [*parts, text[end:]] if end < len(text) else parts
 
 
-# --- counting --------------------------------------------------------------------------------------------------------
-
-
 def count_pre_tokens(
     texts: Texts,
     pre_tokenizer: PreTokenizer,
@@ -174,33 +171,36 @@ def count_pre_tokens(
 ) -> Counter[str]:
     """Count the pre-tokens of a text of any length; memory holds a part of it and the distinct pre-tokens.
 
-    Args:
-        texts: a text, or its parts.
-        pre_tokenizer: splits it.
-        processes: number of processes; by default one, or for long texts one per CPU and at most 8.
-        progress: callback.
-        characters: approximate length of all parts together, if known.
+    By default one process counts, or for long texts one per CPU and at most 8. ``characters`` is the approximate length
+    of all parts together, if known.
     """
     if isinstance(texts, str):
         texts, characters = [texts], len(texts)
     characters = characters or 0
     if processes is None:
         processes = min(usable_cpus(), _MAX_PROCESSES) if characters >= _MIN_PARALLEL else 1
-    counted = _ProgressCounter(characters, progress)
-    chunks = (chunk for text in texts for chunk in pre_tokenizer.chunks(text))
+    chunks = _reported((chunk for text in texts for chunk in pre_tokenizer.chunks(text)), progress, characters)
     if processes > 1 and pre_tokenizer.can_encode_in_chunks:
-        return _count_in_processes(_grouped(chunks), pre_tokenizer, processes, counted)
+        return _count_in_processes(_grouped(chunks), pre_tokenizer, processes)
     counts: Counter[str] = Counter()
     for chunk in chunks:
         counts.update(pre_tokenizer.split(chunk))
-        counted.add(len(chunk))
     return counts
+
+
+def _reported(chunks: Iterable[str], progress: Progress | None, total: int) -> Iterator[str]:
+    """Yield chunks, and report their characters."""
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        if progress:
+            progress("counting pre-tokens", done, total)
 
 
 def _grouped(chunks: Iterable[str]) -> Iterator[list[str]]:
     """Chunks in groups of about ``CHUNK`` characters."""
-    group: list[str] = []
-    size = 0
+    group, size = list[str](), 0
     for chunk in chunks:
         group.append(chunk)
         size += len(chunk)
@@ -218,27 +218,11 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-class _ProgressCounter:
-    """Sums up the characters counted by several threads and reports the total."""
-
-    def __init__(self, total: int, progress: Progress | None):
-        self.done, self.total, self.progress = 0, total, progress
-        self._lock = threading.Lock()
-
-    def add(self, characters: int) -> None:
-        with self._lock:
-            self.done += characters
-            if self.progress:
-                self.progress("counting pre-tokens", self.done, self.total)
-
-
 # Child processes that read lines of JSON from standard input: `multiprocessing` would need a guarded main module in the
 # user's script, or fork a process that may have threads.
 
 
-def _count_in_processes(
-    groups: Iterable[list[str]], pre_tokenizer: PreTokenizer, processes: int, counted: _ProgressCounter
-) -> Counter[str]:
+def _count_in_processes(groups: Iterable[list[str]], pre_tokenizer: PreTokenizer, processes: int) -> Counter[str]:
     command = [sys.executable, "-c", "from glassgpt.tokenizer.pretokenize import count_worker; count_worker()"]
     waiting: queue.Queue[list[str] | None] = queue.Queue(maxsize=processes)
     results: list[Counter[str] | Exception] = []
@@ -250,8 +234,7 @@ def _count_in_processes(
         for _ in range(processes)
     ]
     feeders = [
-        threading.Thread(target=_feed, args=(worker, pre_tokenizer.patterns, waiting, results, counted))
-        for worker in workers
+        threading.Thread(target=_feed, args=(worker, pre_tokenizer.patterns, waiting, results)) for worker in workers
     ]
     try:
         for feeder in feeders:
@@ -276,7 +259,6 @@ def _feed(
     patterns: Sequence[str],
     waiting: "queue.Queue[list[str] | None]",
     results: list[Counter[str] | Exception],
-    counted: _ProgressCounter,
 ) -> None:
     """Send groups of texts to one worker until there are no more, then read its counts."""
     assert worker.stdin and worker.stdout
@@ -286,7 +268,6 @@ def _feed(
             stdin.write(json.dumps(patterns).encode() + b"\n")
             while (group := waiting.get()) is not None:
                 stdin.write(json.dumps(group).encode() + b"\n")
-                counted.add(sum(map(len, group)))
             stdin.close()
             results.append(Counter(json.loads(worker.stdout.read())))
     except (OSError, ValueError) as error:

@@ -48,9 +48,7 @@ def gpt2() -> BPETokenizer:
 def load(path: Path, pattern: str | None = None) -> Tokenizer:
     """Load a tokenizer from a file of any supported format, or from a model folder.
 
-    Args:
-        path: of the file or folder.
-        pattern: name of the split pattern of a ``.tiktoken`` file; see :func:`read_tiktoken`.
+    ``pattern`` names the split pattern of a ``.tiktoken`` file; see :func:`read_tiktoken`.
 
     Raises:
         TokenizerError: if the file is missing, damaged, or of an unknown format.
@@ -58,7 +56,7 @@ def load(path: Path, pattern: str | None = None) -> Tokenizer:
     """
     if path.is_dir():
         path = tokenizer_file_in(path)
-    readers = {".json": read_tokenizer_json, ".gguf": read_gguf, ".model": read_sentencepiece}
+    readers = {".json": _read_tokenizer_json, ".gguf": read_gguf, ".model": _read_sentencepiece}
     if path.suffix == ".tiktoken":
         return read_tiktoken(path, pattern)
     if path.suffix not in readers:
@@ -67,13 +65,8 @@ def load(path: Path, pattern: str | None = None) -> Tokenizer:
     return readers[path.suffix](path)
 
 
-def read_tokenizer_json(path: Path) -> Tokenizer:
-    """Read a ``tokenizer.json``, and the roles of its special tokens from ``tokenizer_config.json`` beside it.
-
-    Raises:
-        TokenizerError: if a file is damaged.
-        MissingExtraError: if the tokenizer needs the `tokenizers` library, and it is not installed.
-    """
+def _read_tokenizer_json(path: Path) -> Tokenizer:
+    """Read a ``tokenizer.json``, and the roles of its special tokens from ``tokenizer_config.json`` beside it."""
     content = _read_json_object(path)
     try:
         roles = _roles(path, {token["content"] for token in content.get("added_tokens") or []})
@@ -127,13 +120,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_sentencepiece(path: Path) -> SentencePieceTokenizer:
-    """Read a SentencePiece ``tokenizer.model``.
-
-    Raises:
-        TokenizerError: if it is damaged.
-        MissingExtraError: if the `sentencepiece` library is not installed.
-    """
+def _read_sentencepiece(path: Path) -> SentencePieceTokenizer:
     try:
         return SentencePieceTokenizer(path.read_bytes())
     except OSError as error:

@@ -102,16 +102,12 @@ def absolute(text: str) -> str:
 
 
 def make(
-    spec: Spec,
-    train_text: Texts,
-    *other_texts: Texts,
-    progress: Progress | None = None,
-    characters: int | None = None,
+    spec: Spec, train_text: Texts, *other_texts: Texts, progress: Progress | None = None, characters: int | None = None
 ) -> Tokenizer:
     """Train or load a tokenizer.
 
     Args:
-        spec: the parsed spec.
+        spec: names it.
         train_text: the text to train on, or its parts.
         other_texts: texts that closed vocabularies (`char`, `word`) must cover, too, such as the validation split.
         progress: callback while BPE is trained.
@@ -149,12 +145,9 @@ def with_eos_as_bos(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("runs")) -> Tokenizer:
-    """Load a tokenizer that needs no training: ``gpt2``, a file or folder, or the name of a run or asset.
+    """Load a tokenizer that needs no training: ``gpt2``, a file or folder, or the name of an asset, or of a run.
 
-    Args:
-        text: the spec or name.
-        pattern: name of the split pattern of a ``.tiktoken`` file.
-        runs: the folder of runs.
+    ``pattern`` names the split pattern of a ``.tiktoken`` file, and ``runs`` is the folder of runs.
 
     Raises:
         TokenizerError: if it is not found, or must be trained first.

@@ -26,9 +26,7 @@ _PUBLISHED = {
 def read_tiktoken(path: Path, pattern: str | None = None) -> BPETokenizer:
     """Read a ``.tiktoken`` file; its ranks are the ids, and the merges are derived from them.
 
-    Args:
-        path: of the file.
-        pattern: name of the split pattern; by default that of the published file of this name, else GPT-2's.
+    ``pattern`` names the split pattern; by default it is that of the published file of this name, else GPT-2's.
 
     Raises:
         TokenizerError: if the file is damaged, or there is no such pattern.
@@ -37,17 +35,10 @@ def read_tiktoken(path: Path, pattern: str | None = None) -> BPETokenizer:
         raise TokenizerError(f"there is no split pattern {pattern!r}; there are {', '.join(PATTERNS)}")
     default_pattern, eos_token_id = _PUBLISHED.get(path.stem, ("gpt2", None))
     ranks = _read_ranks(path)
-    if eos_token_id is None:
-        eos_token_id = 1 + max(ranks.values(), default=0)
+    special = {END_OF_TEXT: 1 + max(ranks.values(), default=0) if eos_token_id is None else eos_token_id}
     merges, ignore_merges = _merges_from_ranks(ranks)
-    model = BPEModel(
-        ranks,
-        merges,
-        (PATTERNS[pattern or default_pattern],),
-        special={END_OF_TEXT: eos_token_id},
-        eos=END_OF_TEXT,
-        ignore_merges=ignore_merges,
-    )
+    patterns = (PATTERNS[pattern or default_pattern],)
+    model = BPEModel(ranks, merges, patterns, special, eos=END_OF_TEXT, ignore_merges=ignore_merges)
     try:
         if missing := model.missing_bytes():
             raise TokenizerError(f"{len(missing)} of the 256 bytes have no rank, the first 0x{missing[0].hex()}")

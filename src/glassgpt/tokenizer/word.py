@@ -47,10 +47,8 @@ class WordTokenizer(WordLevelTokenizer):
     def train(cls, *texts: Texts, vocab_size: int | None = None) -> "WordTokenizer":
         """Collect the words of one or more texts, most frequent first; equally frequent words by code point.
 
-        Args:
-            texts: training texts.
-            vocab_size: size of an open vocabulary, including ``<|unk|>`` and ``<|endoftext|>``; None for a closed
-                vocabulary with all words.
+        ``vocab_size`` is that of an open vocabulary, including ``<|unk|>`` and ``<|endoftext|>``; None for a closed
+        vocabulary with all words.
 
         Raises:
             TokenizerError: if the texts have no words, or ``vocab_size`` leaves no room for one.
@@ -105,8 +103,7 @@ class WordTokenizer(WordLevelTokenizer):
 
     def _encode_ordinary(self, text: str) -> list[int]:
         words = self._pre_tokenizer.split(text)
-        if self.unk_token_id is not None:
-            unknown = self.unk_token_id
+        if (unknown := self.unk_token_id) is not None:
             return [self._ids.get(word, unknown) for word in words]
         try:
             return [self._ids[word] for word in words]

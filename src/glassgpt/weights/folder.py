@@ -21,8 +21,8 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError
 from glassgpt.files import sha256_of, sync_to_disk
 from glassgpt.model import GPT
-from glassgpt.tokenizer import Tokenizer
-from glassgpt.tokenizer import save as save_tokenizer
+from glassgpt.tokenizer.base import Tokenizer
+from glassgpt.tokenizer.base import save as save_tokenizer
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import load_into
 from glassgpt.weights.sources import INDEX, SINGLE, FolderSource, reading
@@ -55,8 +55,8 @@ def save_model(
 
     Args:
         folder: an existing folder.
-        model: whose weights to save.
-        tokenizer: to save with them.
+        model: saved with its configuration.
+        tokenizer: saved with it.
         native: whether to use glassgpt's own format, which can hold any configuration.
         card: the content of README.md; a short one by default.
         state: a state_dict to save instead of the model's own.
@@ -90,11 +90,9 @@ def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
             size = 0
         shards[-1].append(name)
         size, total = size + nbytes, total + nbytes
-    files = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    )
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
         copied = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
         save_file(copied, folder / file, metadata={"format": "pt"})

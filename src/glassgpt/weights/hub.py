@@ -39,9 +39,7 @@ class HubName:
 def parse(text: str, revision: str | None = None) -> HubName | None:
     """Parse ``gpt2``, ``ORG/NAME`` or ``ORG/NAME@REVISION``; None if the text is not a name of a model on the hub.
 
-    Args:
-        text: the name. ``runs/x`` is not one if a folder ``runs`` exists.
-        revision: overrides the revision in ``text``.
+    ``runs/x`` is not one if a folder ``runs`` exists. ``revision`` overrides the revision in the text.
     """
     match = _NAME.fullmatch(text)
     if match is None or text.endswith((".gguf", ".safetensors", ".json")) or ".." in text or text.startswith("."):
@@ -55,11 +53,7 @@ def fetch(name: HubName, token: str | None = None) -> Path:
     """Fetch a model into the shared cache and return its folder there.
 
     Interrupted downloads are resumed; complete files are not fetched again. Offline (or if the hub cannot be reached)
-    the version that was fetched last is used.
-
-    Args:
-        name: of the model.
-        token: for access; by default from ``hf auth login`` or HF_TOKEN.
+    the version that was fetched last is used. The token is by default that of ``hf auth login`` or HF_TOKEN.
 
     Raises:
         CheckpointError: if there is no such model, access is denied, its weights are in no supported format, or it
@@ -107,15 +101,13 @@ def _fetch(name: HubName, token: str | None) -> Path:
         get_hf_file_metadata(hf_hub_url(name.repo, "config.json", revision=name.revision), token=token)
     files = set(HfApi().list_repo_files(name.repo, revision=name.revision, token=token))
     if "config.json" not in files:
-        hint = ""
-        if any(file.endswith(".gguf") for file in files):
-            hint = "; it has .gguf files: download one of them and give its path"
+        has_gguf = any(file.endswith(".gguf") for file in files)
+        hint = "; it has .gguf files: download one of them and give its path" if has_gguf else ""
         raise CheckpointError(f"{name} has no config.json, so it cannot be loaded as a model{hint}")
     weights = next((file for file in (SINGLE, INDEX, OLD_SINGLE, OLD_INDEX) if file in files), None)
     if weights is None:
-        raise CheckpointError(
-            f"{name} has no {SINGLE} or {OLD_SINGLE}, nor shards of them; it has {some(sorted(files), 6)}"
-        )
+        listed = some(sorted(files), 6)
+        raise CheckpointError(f"{name} has no {SINGLE} or {OLD_SINGLE}, nor shards of them; it has {listed}")
     small = [file for file in _SMALL if file in files]
     small += [file for file in _TOKENIZERS if file in files][:1]
     small += [file for file in files if file.startswith("LICENSE.")]
@@ -134,32 +126,26 @@ def _from_cache(name: HubName, error: Exception) -> Path:
     switch = _offline_switch()
     reason = f"{switch} is set" if switch else _first_line(error)
     advice = f"unset {switch}" if switch else "check the connection, and HF_ENDPOINT if it is set"
+    cache = f"in the cache ({constants.HF_HUB_CACHE})"
+    failure = f"cannot be fetched from {_endpoint()}: {reason}. To fetch it, {advice}"
+    download = partial(snapshot_download, name.repo, revision=name.revision, local_files_only=True)
     try:
-        folder = snapshot_download(
-            name.repo, revision=name.revision, local_files_only=True, allow_patterns=["config.json"]
-        )
+        folder = Path(download(allow_patterns=["config.json"]))
     except Exception as missing:
         if not _is_connection_error(missing):
             raise
-        raise CheckpointError(
-            f"{name} is not in the cache ({constants.HF_HUB_CACHE}), and cannot be fetched from {_endpoint()}: "
-            f"{reason}. To fetch it, {advice}"
-        ) from None
+        raise CheckpointError(f"{name} is not {cache}, and {failure}") from None
     try:
-        weight_files(Path(folder))
+        weight_files(folder)
     except CheckpointError:
-        raise CheckpointError(
-            f"{name} is in the cache ({constants.HF_HUB_CACHE}) only in part, and the rest cannot be fetched from "
-            f"{_endpoint()}: {reason}. To fetch it, {advice}"
-        ) from None
-    return Path(folder)
+        raise CheckpointError(f"{name} is {cache} only in part, and the rest {failure}") from None
+    return folder
 
 
 def _is_connection_error(error: Exception) -> bool:
     """Whether the connection or the server failed, by the library that raised the error."""
-    library = type(error).__module__.split(".")[0]
     libraries = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub")
-    return isinstance(error, OSError) or library in libraries
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
 
 
 def _offline_switch() -> str | None:

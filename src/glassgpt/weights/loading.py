@@ -15,7 +15,7 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import Progress
 from glassgpt.model import GPT, materialize, meta_model
-from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.weights import mapping
 from glassgpt.weights.families.family import Family
 from glassgpt.weights.mapping import Placement
@@ -40,16 +40,7 @@ def load_source(
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> tuple[GPT, Tokenizer]:
-    """Load the model and tokenizer of a source.
-
-    Args:
-        source: of the weights.
-        dtype: of the loaded weights; float32 by default.
-        device: of the loaded weights; the CPU by default.
-        progress: called as weights are read.
-
-    Returns:
-        The model, in eval mode, and its tokenizer.
+    """Load a source's model, in eval mode, and its tokenizer. The weights are float32 and on the CPU by default.
 
     Raises:
         CheckpointError: if weights are missing, damaged, unexpected or of another shape; all of them are listed.
@@ -119,11 +110,10 @@ def _fill(model: GPT, source: WeightSource, placements: list[Placement], progres
     done, total = 0, sum(math.prod(place.published_shape) for place in placements)
     for place in placements:
         target = place.view(state_dict[place.ours])
-        rows = target.size(0)
         row_bytes = 4 * math.prod(place.published_shape[1:])
         step = max(1, PART // max(1, row_bytes))
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
+        for start in range(0, target.size(0), step):
+            stop = min(target.size(0), start + step)
             target[start:stop].copy_(source.read(place.published, start, stop))
             done += target[start:stop].numel()
             if progress:

@@ -16,6 +16,7 @@ from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import meta_model
 from glassgpt.weights.families import FAMILIES
 from glassgpt.weights.families.family import Family, ParsedConfig, Rule
+from glassgpt.weights.sources import some
 
 #: model_type of glassgpt's own format, which has our names and can hold every configuration.
 NATIVE = "glassgpt"
@@ -66,7 +67,7 @@ class Placement:
 
 def placements(config: ModelConfig, family: Family) -> list[Placement]:
     """List every published weight of a model with its place in ours, in the order of the family's table."""
-    shapes = our_shapes(config)
+    shapes = _our_shapes(config)
     found = []
     for rule in family.rules or tuple(Rule(name, (name,)) for name in shapes):
         for i in range(config.n_layer) if "{i}" in rule.ours else (0,):
@@ -86,7 +87,7 @@ def placements(config: ModelConfig, family: Family) -> list[Placement]:
 
 
 @functools.lru_cache(maxsize=4)
-def our_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+def _our_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Give the shapes of our weights by name, without allocating memory."""
     return {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
 
@@ -97,10 +98,7 @@ def to_published(state_dict: Mapping[str, Tensor], config: ModelConfig, family: 
 
 
 def full_names(names: Iterable[str], family: Family) -> dict[str, str]:
-    """Map full published names to the names that a source uses.
-
-    Base models are published without the prefix. Constants that old files hold are left out.
-    """
+    """Map full published names to a source's own: base models lack the prefix. Constants of old files are left out."""
     kept = [name for name in names if not name.endswith(family.ignored or ("\0",))]
     embedding = family.rules[0].published[0] if family.rules else ""
     if family.prefix and embedding not in kept and embedding.removeprefix(family.prefix) in kept:
@@ -136,12 +134,8 @@ def family_of(config: ModelConfig) -> Family:
 def to_hf_config(config: ModelConfig, family: Family) -> dict[str, Any]:
     """Give the entries of config.json that describe the architecture."""
     entries = {key: getattr(config, name) for name, key in family.keys.items()}
-    return {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
-        **entries,
-        **family.write(config),
-    }
+    described = {"architectures": [family.architecture], "model_type": family.model_type}
+    return described | entries | family.write(config)
 
 
 def from_hf_config(content: Mapping[str, Any]) -> tuple[ModelConfig, Family]:
@@ -164,8 +158,7 @@ def from_hf_config(content: Mapping[str, Any]) -> tuple[ModelConfig, Family]:
     if content.get("quantization_config"):
         unsupported.append("quantization_config (weights in float32, float16 or bfloat16 are supported)")
     parsed = family.read(content)
-    unsupported += parsed.unsupported
-    if unsupported:
+    if unsupported := unsupported + parsed.unsupported:
         raise CheckpointError(
             f"this {family.model_type} model uses features that this version does not implement: "
             + "; ".join(unsupported)
@@ -190,6 +183,5 @@ def _unknown_family(content: Mapping[str, Any]) -> str:
         f"{key}={value!r}" for key, value in content.items() if key not in known and not _IRRELEVANT.fullmatch(key)
     ]
     unknown = [text if len(text) < 60 else text[:57] + "..." for text in unknown]
-    shown = ", ".join(unknown[:12]) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
-    details = f"; its config.json has fields that are not supported: {shown}" if unknown else ""
+    details = f"; its config.json has fields that are not supported: {some(unknown, 12)}" if unknown else ""
     return f"{name} is not a supported family (supported: {', '.join(FAMILIES)}){details}"

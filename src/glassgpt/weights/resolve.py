@@ -28,11 +28,8 @@ def open_weights(
     a hub name         ``gpt2``, ``ORG/NAME``, ``ORG/NAME@REVISION``; fetched into the hub's cache
     =================  ==============================================================================================
 
-    Args:
-        source: the name or path.
-        revision: of a model on the hub.
-        token: for the hub.
-        tried: where the caller has looked already, with the reasons for failure; for the error message.
+    ``revision`` and ``token`` are for the hub. ``tried``: where the caller has looked already, with the reasons for
+    failure; for the error message.
 
     Raises:
         CheckpointError: if there is no match (the message lists everything that was tried), or the model is damaged.

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from glassgpt import tokenizer as tokenizers
 from glassgpt.errors import CheckpointError
-from glassgpt.tokenizer import Tokenizer
-from glassgpt.tokenizer import load as load_tokenizer
+from glassgpt.tokenizer.base import Tokenizer
 
 #: The files that hold weights, in the order in which they are looked for.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,7 +59,6 @@ class WeightSource(Protocol):
         Raises:
             CheckpointError: if it cannot be read.
         """
-        ...
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer that came with the weights.
@@ -67,11 +66,9 @@ class WeightSource(Protocol):
         Raises:
             TokenizerError: if it is missing or damaged.
         """
-        ...
 
     def generation_config(self) -> dict[str, Any]:
         """Read generation_config.json: end tokens and sampling settings; empty if there is none."""
-        ...
 
 
 class FolderSource:
@@ -90,7 +87,7 @@ class FolderSource:
         self._open_shard: tuple[Path, dict[str, Tensor]] | None = None
         shapes, stored_as = dict[str, tuple[int, ...]](), dict[str, str]()
         for path in self.files:
-            for name, (shape, stored) in (_list_old(path) if _is_old(path) else list_safetensors(path)).items():
+            for name, (shape, stored) in (_list_old(path) if _is_old(path) else _list_safetensors(path)).items():
                 if name in self._file_of:
                     raise CheckpointError(f"{name} is in both {self._file_of[name].name} and {path.name} of {folder}")
                 self._file_of[name], shapes[name], stored_as[name] = path, shape, stored
@@ -115,7 +112,7 @@ class FolderSource:
 
     def tokenizer(self) -> Tokenizer:
         """As :meth:`WeightSource.tokenizer`."""
-        return load_tokenizer(self.path)
+        return tokenizers.load(self.path)
 
     def generation_config(self) -> dict[str, Any]:
         """As :meth:`WeightSource.generation_config`."""
@@ -145,25 +142,20 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(file_of, dict) or not file_of or not all(isinstance(name, str) for name in file_of.values()):
         raise CheckpointError(f"{index} is damaged: its weight_map should give the file of each tensor")
     names = sorted(set(file_of.values()))
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, which is not a file of its folder")
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{index} names {outside[0]!r}, which is not a file of its folder")
     if missing := [name for name in names if not (index.parent / name).exists()]:
         raise CheckpointError(f"{index.parent} lacks {some(missing)} of its {len(names)} shards; fetch it again")
     for name in names:
         if name.endswith(".safetensors"):
-            absent = {n for n, file in file_of.items() if file == name} - set(list_safetensors(index.parent / name))
+            absent = {n for n, file in file_of.items() if file == name} - set(_list_safetensors(index.parent / name))
             if absent:
                 raise CheckpointError(f"{index} expects {some(sorted(absent))} in {name}, which has no such tensor")
     return [index.parent / name for name in names]
 
 
-def list_safetensors(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """List shape and stored type of every tensor in a safetensors file; check the file's length against its header.
-
-    Raises:
-        CheckpointError: if the file is missing, truncated or damaged.
-    """
+def _list_safetensors(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """List shape and stored type of every tensor in a safetensors file; check the file's length against its header."""
     with reading(path):
         with safe_open(path, "pt"):  # checks the header: offsets, sizes, and the length of the file
             pass

@@ -37,16 +37,10 @@ def stored_dtype(source: WeightSource) -> torch.dtype:
 def to_folder(
     source: WeightSource, target: Path, *, dtype: torch.dtype | None = None, progress: Progress | None = None
 ) -> torch.dtype:
-    """Write a Hugging Face model folder, with the source's chat template and licence.
-
-    Args:
-        source: the model.
-        target: the folder, which is written atomically.
-        dtype: of the weights; the source's own by default.
-        progress: called as weights are read.
+    """Write a Hugging Face model folder, with the source's chat template and licence, atomically.
 
     Returns:
-        The dtype of the weights.
+        The dtype of the weights: ``dtype``, or by default the source's own (:func:`stored_dtype`).
 
     Raises:
         CheckpointError: if the target exists, or the source is damaged.
@@ -58,9 +52,8 @@ def to_folder(
     model, tokenizer = load_source(source, dtype=dtype, progress=progress)
     template, generation_config = chat_template(source), source.generation_config()
     with write_folder(target) as folder:
-        save_model(
-            folder, model, tokenizer, dtype=dtype, generation_config=generation_config, card=_card(source, dtype)
-        )
+        card = _card(source, dtype)
+        save_model(folder, model, tokenizer, dtype=dtype, generation_config=generation_config, card=card)
         if template is not None:
             (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="")
         if source.path.is_dir():

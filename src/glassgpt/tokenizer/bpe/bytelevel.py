@@ -135,8 +135,6 @@ def check_special_names(names: Sequence[str], pre_tokenizer: PreTokenizer) -> No
             )
 
 
-# --- tokenizer.json --------------------------------------------------------------------------------------------------
-
 #: Options of added tokens that match in another way than literally.
 _FLAGS = ("single_word", "lstrip", "rstrip")
 #: The regular expressions that `regex` matches as Oniguruma, the engine of `tokenizers`, does. They differ in some
@@ -191,11 +189,6 @@ def bpe_json(**changes: Any) -> dict[str, Any]:
 def from_json(content: Mapping[str, Any], eos: str | None = None, bos: str | None = None) -> BPEModel | None:
     """Read the content of a ``tokenizer.json``; None if it is not plain byte-level BPE.
 
-    Args:
-        content: of the file.
-        eos: the token that ends a document.
-        bos: the token that begins a document.
-
     Raises:
         TokenizerError: if it is byte-level BPE and damaged.
     """
@@ -244,7 +237,7 @@ def _match_literally(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int
     following, names = len(vocab), set[str]()
     for token in added:
         name, i = token["content"], token["id"]
-        if not name or name in names or i != vocab.get(name, following) or any(token.get(flag) for flag in _FLAGS):
+        if not name or name in names or i != vocab.get(name, following) or any(map(token.get, _FLAGS)):
             return False
         following = max(following, i + 1)
         names.add(name)

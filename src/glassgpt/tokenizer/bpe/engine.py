@@ -30,11 +30,7 @@ def agrees(model: BPEModel, merge: Callable[[bytes], list[int]]) -> bool:
 
     It does if ids grow with ranks, and either every token is created by exactly one merge and its own bytes merge back
     to it (then, by induction over ranks, the neighbours that join to a token are always its pair), or all splits of
-    each token are merges, as in files converted from tiktoken's.
-
-    Args:
-        model: the vocabulary.
-        merge: encodes a pre-token by the ranks of pairs.
+    each token are merges, as in files converted from tiktoken's. ``merge`` encodes a pre-token by the ranks of pairs.
     """
     ids = [model.vocab[left + right] for left, right in model.merges]
     tokens = [token for token in model.vocab if len(token) > 1]
@@ -67,16 +63,11 @@ class LazyEngine:
     """Builds tiktoken's engine for a vocabulary when it first pays."""
 
     def __init__(self, model: BPEModel, merge: Callable[[bytes], list[int]]):
-        self._model, self._merge = model, merge
+        self._model, self._merge, self._tried = model, merge, False
         self._encoding: Any = None
-        self._tried = False
 
     def get(self, engine: Engine, characters: int) -> Any:
-        """A `tiktoken.Encoding`, or None to use this project's own code.
-
-        Args:
-            engine: the user's choice.
-            characters: length of the text to encode.
+        """A `tiktoken.Encoding`, or None to use this project's own code for a text of so many characters.
 
         Raises:
             MissingExtraError: for "tiktoken", if it is not installed.
@@ -84,8 +75,7 @@ class LazyEngine:
         if engine == "python" or (engine == "auto" and characters < _MIN_CHARACTERS and self._encoding is None):
             return None
         if not self._tried:
-            self._encoding = self._build(required=engine == "tiktoken")
-            self._tried = True
+            self._encoding, self._tried = self._build(required=engine == "tiktoken"), True
         assert self._encoding or engine == "auto", "tiktoken cannot express this vocabulary"
         return self._encoding
 

@@ -61,7 +61,7 @@ class BPETokenizer(Tokenizer):
     kind = "bpe"
 
     def __init__(self, model: BPEModel, content: Mapping[str, Any] | None = None):
-        self.model, self.content = model, content
+        self.model, self.content, self._special = model, content, model.special
         model.check()
         self._in_order = model.merges_in_order()  # only then may a pair be merged everywhere at once
         self._pre_tokenizer = PreTokenizer(model.patterns)
@@ -70,9 +70,8 @@ class BPETokenizer(Tokenizer):
         self._bytes = [b""] * self.vocab_size
         for token, i in [*model.vocab.items(), *((name.encode("utf-8"), i) for name, i in named.items())]:
             self._bytes[i] = token
-        singles = {byte: model.vocab.get(bytes([byte])) for byte in range(256)}
         self._byte_symbols = {  # for str.translate, which drops what maps to None
-            byte: None if i is None else chr(i) for byte, i in singles.items()
+            byte[0]: chr(model.vocab[byte]) if byte in model.vocab else None for byte in bytelevel.BYTES
         }
         self._ranks: dict[str, int] = {}  # pair -> rank
         self._merged: dict[str, str] = {}  # pair -> token
@@ -109,9 +108,8 @@ class BPETokenizer(Tokenizer):
             pattern: a name from :data:`PATTERNS`.
             special: names of special tokens; `<|endoftext|>`, if among them, ends documents.
             min_frequency: the least count of a pair that becomes a token.
-            processes: as for :func:`count_pre_tokens`.
+            processes, characters: as for :func:`count_pre_tokens`.
             progress: callback with the labels "counting pre-tokens" and "merging".
-            characters: as for :func:`count_pre_tokens`.
 
         Raises:
             TokenizerError: if the vocabulary has no room for the bytes and special tokens, the name of a special token
@@ -147,7 +145,7 @@ class BPETokenizer(Tokenizer):
         """Encode a text.
 
         Args:
-            text: any text.
+            text: any valid Unicode.
             allow_special: whether the names of special tokens in the text become those tokens. Never set it for text
                 that users write.
             engine: "python" for this code, "tiktoken" for tiktoken's, with the same result; "auto" uses tiktoken for
@@ -198,8 +196,7 @@ class BPETokenizer(Tokenizer):
             valid, rest = data.decode("utf-8"), b""
         except UnicodeDecodeError as error:
             valid, rest = data[: error.start].decode("utf-8"), data[error.start :]
-        ids: list[int] = []
-        last: list[int] = []
+        ids, last = list[int](), list[int]()
         for pre_token in self._pre_tokenizer.split(valid):
             ids += last
             last = self._merge(pre_token.encode("utf-8"))
@@ -227,10 +224,6 @@ class BPETokenizer(Tokenizer):
         """Special tokens by role: ``{"eos_token": ..., "bos_token": ...}``, if there are any."""
         names = {"bos_token": self.model.bos, "eos_token": self.model.eos}
         return {role: name for role, name in names.items() if name}
-
-    def special_ids(self) -> dict[str, int]:
-        """The id of every special token."""
-        return dict(self.model.special)
 
     def replay(self, text: str) -> list[list[MergeStep]]:
         """Encode a text step by step: for each pre-token, its tokens before every merge and after the last one.
@@ -266,8 +259,7 @@ class BPETokenizer(Tokenizer):
     def _parts(self, text: str, allow_special: bool) -> Iterable[tuple[str, int | None]]:
         """Cut a text at added tokens and, if allowed, special tokens, into (part, id of such a token or None)."""
         ids = {**self.model.special, **self.model.added} if allow_special else self.model.added
-        parts: list[tuple[str, int | None]] = []
-        begin = 0
+        parts, begin = list[tuple[str, int | None]](), 0
         for match in self._named_pattern.finditer(text) if ids else ():
             if match[0] in ids:  # if not allowed, a special token is plain text, with all that is inside its name
                 parts += [(text[begin : match.start()], None), (match[0], ids[match[0]])]

@@ -19,7 +19,7 @@ _BYTE_IDS = bytes(sorted(range(256), key=lambda byte: BYTES[byte]))
 def learn_merges(
     pre_tokens: Mapping[bytes, int], max_merges: int, min_frequency: int = 2, progress: Progress | None = None
 ) -> list[tuple[int, int]]:
-    """Learn merges from the distinct pre-tokens of a text and their counts.
+    """Learn merges, as pairs of ids in order, from the distinct pre-tokens of a text and their counts.
 
     Each merge takes the most frequent pair of neighbours; of equally frequent pairs the one with the smallest left id,
     then the smallest right id. Ids 0 to 255 are the bytes in GPT-2's order (:data:`bytelevel.BYTES`), and merge i
@@ -31,9 +31,6 @@ def learn_merges(
         max_merges: fewer are learned when no pair occurs ``min_frequency`` times any more.
         min_frequency: the least count of a pair that is merged.
         progress: callback.
-
-    Returns:
-        The pairs of ids, in order.
     """
     symbols = [pre_token.translate(_BYTE_IDS).decode("latin-1") for pre_token in pre_tokens]
     counts = list(pre_tokens.values())

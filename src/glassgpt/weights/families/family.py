@@ -66,10 +66,9 @@ class Family:
         return found
 
 
-def weight_and_bias(ours: str, *published: str, transpose: bool = False) -> tuple[Rule, Rule]:
+def weight_and_bias(ours: str, *published: str, transpose: bool = False) -> list[Rule]:
     """Make the rules for a layer's weight and bias; a bias is never transposed."""
-    weight, bias = (
+    return [
         Rule(f"{ours}.{s}", tuple(f"{name}.{s}" for name in published), transpose and s == "weight")
         for s in ("weight", "bias")
-    )
-    return weight, bias
+    ]

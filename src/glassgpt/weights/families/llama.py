@@ -36,7 +36,6 @@ _KEYS = {
     "rope_theta": "rope_theta",
     "tie_embeddings": "tie_word_embeddings",
 }
-_BIAS_KEY = {"qkv_bias": "attention_bias"}
 
 _FIXED = {"norm": "rmsnorm", "norm_bias": False, "mlp": "swiglu", "position": "rope", "qk_norm": False}
 _NO_BIAS = {"qkv_bias": False, "attention_out_bias": False, "mlp_bias": False}
@@ -61,10 +60,6 @@ _QWEN_DEFAULTS = _LLAMA_DEFAULTS | {
     "n_kv_head": 32,
     "intermediate_size": 22016,
 }
-
-
-def _write_mistral(config: ModelConfig) -> dict[str, Any]:
-    return write_rope(config) | {"sliding_window": config.sliding_window or None}
 
 
 def _read_mistral(content: Mapping[str, Any]) -> ParsedConfig:
@@ -112,7 +107,7 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     fixed=_FIXED | {"sliding_window": 0, "first_window_layer": 0},
     equal=(("qkv_bias", "attention_out_bias"),),
-    keys=_KEYS | _BIAS_KEY | {"mlp_bias": "mlp_bias"},
+    keys=_KEYS | {"qkv_bias": "attention_bias", "mlp_bias": "mlp_bias"},
     defaults=_LLAMA_DEFAULTS,
     write=write_rope,
     read=read_rope,
@@ -124,7 +119,7 @@ MISTRAL = Family(
     fixed=_FIXED | _NO_BIAS | {"first_window_layer": 0},
     keys=_KEYS,
     defaults=_LLAMA_DEFAULTS | {"n_kv_head": 8, "intermediate_size": 14336, "block_size": 131072},
-    write=_write_mistral,
+    write=lambda config: write_rope(config) | {"sliding_window": config.sliding_window or None},
     read=_read_mistral,
     **_COMMON,
 )
@@ -143,7 +138,7 @@ QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     fixed=_FIXED | {"qk_norm": True, "mlp_bias": False},
     equal=(("qkv_bias", "attention_out_bias"),),
-    keys=_KEYS | _BIAS_KEY,
+    keys=_KEYS | {"qkv_bias": "attention_bias"},
     defaults=_QWEN_DEFAULTS | {"head_dim": 128},
     write=_write_qwen,
     read=_read_qwen,

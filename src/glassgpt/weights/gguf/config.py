@@ -20,12 +20,12 @@ from glassgpt.weights.gguf.tables import (
 
 
 def hf_config(header: Header, matrix_types: set[str], rope_factors: np.ndarray | None) -> dict[str, Any]:
-    """Convert a file's metadata to the content of a config.json.
+    """Convert the metadata of a file with one of ARCHITECTURES to the content of a config.json.
 
     Args:
-        header: of a file with one of ARCHITECTURES.
-        matrix_types: how the file's matrices are stored, as ggml's names of the types.
-        rope_factors: the content of the tensor ``rope_freqs``, ``[head_dim / 2]``; None if the file does not have it.
+        header: of the file.
+        matrix_types: how its matrices are stored, as ggml's names of the types.
+        rope_factors: the content of its tensor ``rope_freqs``, ``[head_dim / 2]``; None if it has none.
 
     Raises:
         KeyError, TypeError, ValueError, ZeroDivisionError: if metadata is missing, damaged or not supported.
@@ -37,7 +37,7 @@ def hf_config(header: Header, matrix_types: set[str], rope_factors: np.ndarray |
         raise ValueError("it is a mixture of experts, which is not implemented")
     numbers = {ours: metadata.get(f"{name}.{key}") for key, ours in architecture.keys.items()}
     config: dict[str, Any] = {
-        "model_type": architecture.model_type,
+        "model_type": name,
         "vocab_size": tensors["token_embd.weight"].shape[0],
         **{key: _number(value) for key, value in numbers.items() if value is not None},
         "tie_word_embeddings": "output.weight" not in tensors,

@@ -38,8 +38,6 @@ from glassgpt.weights.gguf.tables import (
 
 #: The values of --dtype: ggml's name of the type, and llama.cpp's number for a file of mostly this type.
 TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
-#: llama.cpp's name of a family's architecture, if it has another name.
-_ARCHITECTURE = {"mistral": "llama"}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _MAX_FLOAT16 = 65504
 
@@ -50,18 +48,16 @@ def write_gguf(
     tokenizer: Tokenizer,
     *,
     dtype: str = "f16",
-    name: str = "",
     chat_template: str | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Write a model to a .gguf file, atomically.
 
     Args:
-        path: of the file, in an existing folder.
+        path: of the file, in an existing folder; its name is the model's.
         model: of a family that llama.cpp supports.
         tokenizer: byte-level BPE.
         dtype: of the matrices: f32, f16, bf16 or q8_0 (f16 if the row length is not a multiple of 32).
-        name: of the model, for display; by default that of the file.
         chat_template: a Jinja template.
         progress: called as tensors are written.
 
@@ -77,15 +73,14 @@ def write_gguf(
     gguf = import_gguf("writing a .gguf file")
     if dtype not in TYPES:
         raise ConfigError(f"a .gguf file is written with --dtype {', '.join(TYPES)}; got {dtype!r}")
-    config = model.config
-    family = mapping.family_of(config)
-    architecture = ARCHITECTURES[_ARCHITECTURE.get(family.model_type, family.model_type)]
+    config, family = model.config, mapping.family_of(model.config)
+    architecture = ARCHITECTURES["llama" if family.model_type == "mistral" else family.model_type]
     notes = _notes(config, family, tokenizer)
     with atomic_write(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         try:
             writer.add_type("model")
-            writer.add_name(name or path.stem)
+            writer.add_name(path.stem)
             writer.add_string("general.description", f"written by glassgpt {__version__}")
             writer.add_file_type(TYPES[dtype][1])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -123,9 +118,6 @@ def _notes(config: ModelConfig, family: Family, tokenizer: Tokenizer) -> list[st
     return notes
 
 
-# --- configuration ---------------------------------------------------------------------------------------------------
-
-
 def _add_config(writer: Any, gguf: ModuleType, config: ModelConfig, family: Family, architecture: Architecture) -> None:
     """Write the model's configuration under llama.cpp's keys."""
     entries, name = mapping.to_hf_config(config, family), architecture.name
@@ -153,9 +145,6 @@ def _add_config(writer: Any, gguf: ModuleType, config: ModelConfig, family: Fami
         writer.add_rope_scaling_attn_factors(config.rope_attention_factor / own_factor)
 
 
-# --- tokenizer -------------------------------------------------------------------------------------------------------
-
-
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Write tokens, their types, merges, and the name of the split pattern."""
     if not isinstance(tokenizer, BPETokenizer):
@@ -163,8 +152,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
             f".gguf files are written with byte-level BPE, and this tokenizer is of the kind {tokenizer.kind!r}: train "
             "with tokenizer=bpe:N, or export --to hf"
         )
-    model = tokenizer.model
-    pre = pre_tokenizer_name(tokenizer)
+    model, pre = tokenizer.model, pre_tokenizer_name(tokenizer)
     tokens = {i: (bytelevel.bytes_to_unicode(token), _NORMAL) for token, i in model.vocab.items()}
     tokens |= {i: (token, _CONTROL) for token, i in model.special.items()}
     tokens |= {i: (token, _USER_DEFINED) for token, i in model.added.items()}
@@ -178,24 +166,18 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_token_list([token for token, _ in listed])
     writer.add_token_types([kind for _, kind in listed])
     writer.add_token_merges([" ".join(map(bytelevel.bytes_to_unicode, merge)) for merge in model.merges])
-    for add, i in (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
-    ):
-        if i is not None:
-            add(i)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    if tokenizer.eos_token_id is not None:
+        writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_add_bos_token(adds_bos_token(tokenizer))
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 def _add_tensors(
     writer: Any, gguf: ModuleType, model: GPT, architecture: Architecture, dtype: str, progress: Progress | None
 ) -> None:
     """Write the list of all tensors, then the tensors one by one."""
-    config = model.config
-    family = mapping.family_of(config)
+    config, family = model.config, mapping.family_of(model.config)
     published = mapping.to_published(model.state_dict(), config, family)
     heads = {"attn_q": config.n_head, "attn_k": config.n_kv_head}
     tensors: dict[str, tuple[Tensor, str, int]] = {}  # tensor, stored type, number of heads to reorder (0: none)
@@ -205,11 +187,10 @@ def _add_tensors(
         permuted_heads = heads[entry.rpartition(".")[2]] if entry in architecture.permuted else 0
         tensors[theirs] = tensor, _stored_type(tensor, entry, TYPES[dtype][0]), permuted_heads
     for theirs, (tensor, kind, _) in tensors.items():
-        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        raw_dtype = gguf.GGMLQuantizationType[kind]
+        block, size = gguf.GGML_QUANT_SIZES[raw_dtype]
         nbytes = tensor.numel() // block * size
-        writer.add_tensor_info(
-            theirs, list(tensor.shape), np.dtype(np.float32), nbytes, raw_dtype=gguf.GGMLQuantizationType[kind]
-        )
+        writer.add_tensor_info(theirs, list(tensor.shape), np.dtype(np.float32), nbytes, raw_dtype=raw_dtype)
     if config.rope_scaling == "llama3":
         scaling = mapping.to_hf_config(config, family)["rope_parameters"]
         factors = llama3_factors(scaling, config.rope_theta, config.head_dim)

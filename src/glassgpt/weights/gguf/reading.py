@@ -24,7 +24,7 @@ from torch import Tensor
 
 from glassgpt import gguf_header
 from glassgpt.errors import CheckpointError, MissingExtraError
-from glassgpt.gguf_header import Header, TensorInfo
+from glassgpt.gguf_header import TensorInfo
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.tokenizer.gguf import tokenizer_from_metadata
 from glassgpt.weights.gguf.config import hf_config
@@ -49,7 +49,7 @@ class GGUFSource:
     def __init__(self, path: Path):
         self.path = path
         self._gguf = import_gguf("reading the weights of a .gguf file")
-        self.header = _read_header(path)
+        self.header = gguf_header.read(path, CheckpointError)
         name = self.header.metadata.get("general.architecture")
         if name not in ARCHITECTURES:
             raise CheckpointError(
@@ -71,7 +71,7 @@ class GGUFSource:
         try:
             self.config = hf_config(self.header, matrix_types, self._rope_factors())
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{path}: its configuration cannot be read: {reason}") from None
         self._transposed: tuple[str, Tensor] | None = None
 
@@ -99,11 +99,7 @@ class GGUFSource:
             raise CheckpointError(f"{self.path} can no longer be read: {error}") from None
 
     def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer in the file.
-
-        Raises:
-            TokenizerError: if it is damaged, or its type or split pattern is not supported.
-        """
+        """Load the tokenizer in the file, as :func:`tokenizer_from_metadata`."""
         return tokenizer_from_metadata(self.path, self.header.metadata)
 
     def generation_config(self) -> dict[str, Any]:
@@ -125,8 +121,7 @@ class GGUFSource:
 
     def _type(self, theirs: str) -> str:
         """Name the type in which a tensor is stored, as ggml does."""
-        name: str = self._gguf.GGMLQuantizationType(self.header.tensors[theirs].type).name
-        return name
+        return self._gguf.GGMLQuantizationType(self.header.tensors[theirs].type).name
 
     def _check(self, theirs: str, info: TensorInfo) -> int:
         """Compute the bytes of a tensor, and check that the file has them."""
@@ -174,20 +169,6 @@ class GGUFSource:
         return torch.from_numpy(np.concatenate([part.reshape(-1) for part in parts]))
 
 
-def _read_header(path: Path) -> Header:
-    """Read the header of a .gguf file.
-
-    Raises:
-        CheckpointError: if the file cannot be read, or is not a GGUF file.
-    """
-    try:
-        return gguf_header.read(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not a readable GGUF file: {error}") from None
-
-
 def _published_name(theirs: str, architecture: Architecture) -> tuple[str, str]:
     """Give a tensor's published name and its entry of the table; its own name and "" if the table has none."""
     match = _NAME.fullmatch(theirs)
@@ -209,5 +190,4 @@ def import_gguf(purpose: str) -> ModuleType:
         import gguf
     except ImportError:
         raise MissingExtraError("gguf", "gguf", purpose) from None
-    module: ModuleType = gguf
-    return module
+    return gguf

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ class Architecture:
     """A family in llama.cpp.
 
     Attributes:
-        name: `general.architecture`, and the prefix of the keys of its numbers.
-        model_type: Hugging Face's name.
+        name: `general.architecture`, the prefix of the keys of its numbers, and Hugging Face's `model_type`.
         names: of tensors, without `.weight` or `.bias`: llama.cpp's -> Hugging Face's.
         keys: of numbers: llama.cpp's, after the prefix -> those of config.json.
         permuted: tensors whose rows are in llama.cpp's order of RoPE pairs.
@@ -22,11 +21,10 @@ class Architecture:
     """
 
     name: str
-    model_type: str
     names: Mapping[str, str]
     keys: Mapping[str, str]
-    permuted: frozenset[str] = field(default=frozenset())
-    transposed: frozenset[str] = field(default=frozenset())
+    permuted: frozenset[str] = frozenset()
+    transposed: frozenset[str] = frozenset()
 
 
 _LLAMA_LAYER = "model.layers.{i}"
@@ -82,10 +80,10 @@ _TRANSPOSED = frozenset({"blk.{i}.attn_qkv", "blk.{i}.attn_output", "blk.{i}.ffn
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
-        Architecture("gpt2", "gpt2", _GPT2_NAMES, _GPT2_KEYS, transposed=_TRANSPOSED),
-        Architecture("llama", "llama", _LLAMA_NAMES, LLAMA_KEYS, frozenset({"blk.{i}.attn_q", "blk.{i}.attn_k"})),
-        Architecture("qwen2", "qwen2", _LLAMA_NAMES, LLAMA_KEYS),
-        Architecture("qwen3", "qwen3", _QWEN3_NAMES, LLAMA_KEYS),
+        Architecture("gpt2", _GPT2_NAMES, _GPT2_KEYS, transposed=_TRANSPOSED),
+        Architecture("llama", _LLAMA_NAMES, LLAMA_KEYS, frozenset({"blk.{i}.attn_q", "blk.{i}.attn_k"})),
+        Architecture("qwen2", _LLAMA_NAMES, LLAMA_KEYS),
+        Architecture("qwen3", _QWEN3_NAMES, LLAMA_KEYS),
     )
 }
 #: The tensor with the factors of Llama 3's RoPE scaling; Hugging Face has settings in config.json instead.
