@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from glassgpt.cli import output
+from glassgpt.cli.printing import output
 
 
 def test_wide_characters_keep_columns_aligned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,7 +16,7 @@ def test_progress_has_the_rate_and_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr("glassgpt.cli.output.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("glassgpt.cli.printing.output.time.monotonic", lambda: clock[0])
     with output.ProgressLine() as progress:
         progress("merging", 5, 100)
         assert capsys.readouterr().err == "", "not a terminal"
@@ -36,7 +36,7 @@ def test_progress_in_bytes_counts_the_rate_without_what_was_there(monkeypatch: p
     shown: list[str] = []
     clock = iter([0.0, 1.0, 2.0])
     monkeypatch.setattr(output, "show_line", shown.append)
-    monkeypatch.setattr("glassgpt.cli.output.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("glassgpt.cli.printing.output.time.monotonic", lambda: next(clock))
     progress = output.ProgressLine()
     for done in (4_000_000, 5_000_000, 6_000_000):  # 4 MB were there before
         progress("text.txt", done, 10_000_000)

@@ -5,7 +5,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glassgpt.cli.token_tables import separated
+from glassgpt.cli.printing.token_tables import separated
 
 
 def read_back(shown: str) -> list[bytes]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, split_arguments, verb_group
-from glassgpt.cli.output import ProgressLine, pluralize, print_json, print_table, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, say, show_line
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
 

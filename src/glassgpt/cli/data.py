@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, split_arguments, verb_group
-from glassgpt.cli.output import ProgressLine, pluralize, print_json, print_table, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, say, show_line
 from glassgpt.config import ConfigOverrides, RunConfig, build, presets
 from glassgpt.errors import ConfigError, DataError
 from glassgpt.glass.corpus import corpus_sizes, corpus_statistics, find_duplicates, find_leaks, first_documents

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP
-from glassgpt.cli.output import ProgressLine, print_json, print_table, say
+from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, say
 from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
-from glassgpt.cli.output import print_json, print_table, say
+from glassgpt.cli.printing.output import print_json, print_table, say
 from glassgpt.estimate import SHARE_OF_FREE, format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _print_memory(config: "RunConfig", machine: "Machine", report: dict[str, Any
 
 
 def _print_measured(config: "RunConfig", found: dict[str, Any]) -> None:
-    from glassgpt.cli.display import duration
+    from glassgpt.cli.printing.display import duration
 
     threads = found["threads"]
     where = f" with {threads} thread{'s' * (threads != 1)}" if found["device"] == "cpu" else ""

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, verb_group
-from glassgpt.cli.output import print_json, print_table, say
+from glassgpt.cli.printing.output import print_json, print_table, say
 from glassgpt.errors import GlassError
 
 app = verb_group("runs", "List, show and compare runs.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, stdin_is_piped
-from glassgpt.cli.output import ProgressLine, print_json, say
+from glassgpt.cli.printing.output import ProgressLine, print_json, say
 from glassgpt.errors import ConfigError
 from glassgpt.glass.tokens import quoted
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli import token_tables
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, stdin_is_piped, verb_group
-from glassgpt.cli.output import ProgressLine, pluralize, print_json, say, show_line
+from glassgpt.cli.printing import token_tables
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, say, show_line
 from glassgpt.errors import ConfigError, TokenizerError
 from glassgpt.files import path_exists
 from glassgpt.glass import tokenizer_comparison, tokens

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
-from glassgpt.cli.output import print_json
+from glassgpt.cli.printing.output import print_json
 from glassgpt.config import ConfigOverrides, describe_options
 from glassgpt.errors import AssetError, ConfigError
 
@@ -70,7 +70,7 @@ def quickstart(
 ) -> None:
     """Train a small model on Shakespeare's plays for two minutes, and generate a text with it."""
     from glassgpt import assets
-    from glassgpt.cli.output import say
+    from glassgpt.cli.printing.output import say
 
     preset, source, layers = split_arguments(settings or [])
     if source:
@@ -89,7 +89,7 @@ def _train(
     preset: str | None, layers: list[ConfigOverrides], name: str, runs: Path, json: bool, profile: bool = False
 ) -> None:
     from glassgpt import api
-    from glassgpt.cli.display import make_reporter
+    from glassgpt.cli.printing.display import make_reporter
 
     reporter = make_reporter(quiet=json)
     result = api.start_run(preset or "auto", layers, name=name or None, runs=runs, reporter=reporter, profile=profile)
@@ -98,7 +98,7 @@ def _train(
 
 def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, profile: bool) -> None:
     from glassgpt import api
-    from glassgpt.cli.display import make_reporter
+    from glassgpt.cli.printing.display import make_reporter
 
     changes: dict[str, dict[str, Any]] = {}
     for layer in layers:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.output import pluralize, print_table
+from glassgpt.cli.printing.output import pluralize, print_table
 from glassgpt.glass.tokenizer_comparison import TextSplit, TokenizerMeasurement
 from glassgpt.glass.tokens import PreTokenMerges, TokenInText, escaped, quoted
 
