@@ -51,3 +51,9 @@ class MissingExtraError(GlassError):
 
 class TrainingStopped(GlassError):
     """Training could not continue (for example after several non-finite gradients in a row)."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, 200 characters at most; its type if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

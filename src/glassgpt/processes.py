@@ -1,11 +1,14 @@
 """The processes that train one model, started by torchrun. A single process is the case of one.
 
 Every process computes its share of each batch. All call the same functions in the same order, so that none waits for
-a collective operation that another never starts; only rank 0 writes files and logs.
+a collective operation that another never starts; only rank 0 writes files and logs. If one process
+fails, torchrun stops the others.
 """
 
 import atexit
+import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,9 +46,11 @@ class Processes:
             group: so many neighbouring rows stay together, as the two of a preference pair do.
 
         Raises:
-            ConfigError: if there are fewer groups of rows than processes.
+            ConfigError: if there are fewer groups than processes, or rows without a whole group.
         """
-        groups = rows // group
+        groups, left_over = divmod(rows, group)
+        if left_over:
+            raise ConfigError(f"train.batch_size: {rows} sequences do not divide into groups of {group}")
         if groups < self.world_size:
             raise ConfigError(f"train.batch_size: {rows} sequences cannot be shared by {self.world_size} processes")
         start, stop = (rank * groups // self.world_size * group for rank in (self.rank, self.rank + 1))
@@ -115,5 +120,16 @@ def join_processes() -> Iterator[Processes]:
             raise ConfigError(
                 f"{world_size} processes were started, and they cannot reach each other: {error}"
             ) from None
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave_processes)
     yield Processes(int(os.environ["RANK"]), world_size, local_rank)
+
+
+def _leave_processes() -> None:
+    """End the process group, and let its threads release their last tensors before the interpreter ends.
+
+    A gloo thread that still holds a tensor then would abort the process ("terminate called without an active
+    exception"), though everything has been done.
+    """
+    gc.collect()
+    dist.destroy_process_group()
+    time.sleep(0.2)

@@ -1,6 +1,5 @@
 """Train a run that exists with its weights sharded over all processes by FSDP2: ``sharded.py RUN``."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -35,5 +34,3 @@ with join_processes() as processes:
     result = Trainer(run, config, model, optimizers, task, runtime, TrainState(), processes=processes).train()
     assert result.final is not None
     print(f"rank {processes.rank} ended with {result.final.loss!r}", flush=True)
-    processes.wait_for_all()
-    os._exit(0)  # threads of the process group may end with an abort, which says nothing of the training

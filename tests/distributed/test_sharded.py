@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import load_model
 from glassgpt.config import parse_overrides
 from glassgpt.planning import opening, run_plan
 from glassgpt.training.checkpoint import Run
@@ -44,7 +43,6 @@ def test_sharded_weights_train_validate_sample_and_save_as_one_process(tmp_path:
             torch.testing.assert_close(theirs[key], tensor, rtol=1e-4, atol=1e-5)
     states = [read_tensors(run.last / "trainer" / "optimizer.safetensors") for run in runs]
     assert {name: t.shape for name, t in states[0].items()} == {name: t.shape for name, t in states[1].items()}
-    assert load_model(runs[1].best)[0].num_parameters() > 0
 
 
 def losses(run: Run) -> list[float]:

@@ -26,7 +26,9 @@ def test_the_self_check_measures_agreement(dtype: torch.dtype, monkeypatch: pyte
 
 
 def test_the_self_check_refuses_what_is_slow_wrong_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not check(torch.float32, CONFIG, 4, CPU).passed, "nothing is faster than itself"
+    with monkeypatch.context() as patch:
+        patch.setattr(compute_dtype, "matrix_flops_per_second", lambda dtype, device: 1e9)
+        assert not check(torch.bfloat16, CONFIG, 4, CPU).passed, "no faster"
     slow = SelfCheck(torch.bfloat16, 1.05)
     wrong_logits = SelfCheck(torch.bfloat16, 3.0, logits_error=0.2)
     wrong_gradients = SelfCheck(torch.bfloat16, 3.0, gradient_cosine=0.9)

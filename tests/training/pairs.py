@@ -22,6 +22,7 @@ class PreferencePairs:
         self.tokens_per_step = batch_size * block_size
         self.rows = (processes or Processes()).share(batch_size, self.rows_together)
         self.closed = False
+        self.max_rows: list[int | None] = []  # that validation was limited to
 
     def batch(self, k: int) -> Batch:
         ids = torch.randint(8, (self.batch_size, self.block_size + 1), generator=torch.Generator().manual_seed(k))
@@ -38,6 +39,7 @@ class PreferencePairs:
         return len(batch.idx) // 2
 
     def validate(self, model: GPT, *, full: bool = False, max_rows: int | None = None) -> Evaluation:
+        self.max_rows.append(max_rows)
         rows, self.rows = self.rows, slice(None)
         batch, self.rows = self.batch(10**6 + full), rows
         with torch.no_grad():

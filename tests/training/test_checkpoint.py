@@ -10,10 +10,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from glassgpt.config import parse_overrides
+from glassgpt.config import ModelConfig, OptimConfig, TrainConfig, parse_overrides
+from glassgpt.model import GPT
 from glassgpt.planning import opening, run_plan
-from glassgpt.training.checkpoint import Run, create_run
+from glassgpt.tokenizer import CharTokenizer
+from glassgpt.training.checkpoint import CheckpointWriter, Run, TrainState, create_run, load_training_state
 from glassgpt.training.metrics import Reporter
+from glassgpt.training.optim import Optimizers
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -187,3 +190,14 @@ def test_a_run_is_never_overwritten(tmp_path: Path, text_file: Path) -> None:
     config = run_plan.plan_run("tiny", [parse_overrides([*TINY.split(), f"source={text_file}"])]).config
     names = [create_run(tmp_path, "same", config, {}).name for _ in range(3)]
     assert names == ["same", "same-2", "same-3"]
+
+
+def test_a_checkpoint_from_before_the_renaming_is_read(tmp_path: Path) -> None:
+    model = GPT(ModelConfig(vocab_size=3, block_size=8, n_layer=1, n_head=1, n_embd=16))
+    optimizers, run = Optimizers(model, OptimConfig()), Run(tmp_path)
+    config = TrainConfig(steps=9, save_interval=9)
+    writer = CheckpointWriter(run, model, optimizers, CharTokenizer(list("abc")), config)
+    writer.save_last(TrainState(step=4, growth_tracker=7))
+    file = run.last / "trainer" / "state.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("growth_tracker", "good_steps"), encoding="utf-8")
+    assert load_training_state(run.last, optimizers) == TrainState(step=4, growth_tracker=7)

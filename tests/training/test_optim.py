@@ -12,6 +12,7 @@ from torch import Tensor
 
 from conftest import thread_count
 from glassgpt.config import ModelConfig, OptimConfig, presets
+from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
 from glassgpt.training.optim import Muon, Optimizers, lr_multiplier, orthogonalise
 
@@ -357,3 +358,12 @@ def test_the_learning_rate_rises_once_and_falls_once(steps: int, warmup: int, ra
     assert max(rates) == pytest.approx(1.0) and min(rates[warmup:]) >= ratio - 1e-12 and rates[0] > 0
     if steps > warmup:
         assert rates[-1] == pytest.approx(ratio)
+
+
+def test_muon_refuses_sharded_weights() -> None:
+    """It would leave them as they are: its update goes to a copy of the matrices."""
+    model = GPT(CLASSIC)
+    model.head.weight.full_tensor = lambda: model.head.weight  # type: ignore[attr-defined]  # as a DTensor has
+    with pytest.raises(ConfigError, match="muon cannot update sharded weights; use optimizer=adamw"):
+        Optimizers(model, OptimConfig(optimizer="muon"))
+    Optimizers(model, OptimConfig(optimizer="adamw"))

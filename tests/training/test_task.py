@@ -70,6 +70,9 @@ def test_out_of_memory_never_splits_a_pair(tmp_path: Path) -> None:
     trainer.loss_module.objective = short_of_memory
     assert trainer.train().step == 2
     assert trainer.recovery.micro_batch_size == 2
+    assert isinstance(trainer.task, PreferencePairs)
+    assert trainer.task.max_rows[0] is None, "before memory ran out"
+    assert trainer.task.max_rows[-1] == 2, "after it"
 
 
 def test_processes_share_pairs() -> None:
@@ -79,3 +82,5 @@ def test_processes_share_pairs() -> None:
         assert all(part.start % 2 == part.stop % 2 == 0 and part.start < part.stop for part in parts)
     with pytest.raises(ConfigError, match="cannot be shared by 5 processes"):
         Processes(0, 5).share(8, group=2)
+    with pytest.raises(ConfigError, match="5 sequences do not divide into groups of 2"):
+        Processes().share(5, group=2)

@@ -14,7 +14,7 @@ import torch
 from glassgpt.bench.memory import peak_resident
 from glassgpt.bench.roofline import matrix_peak, memory_bandwidth
 from glassgpt.config import RunConfig
-from glassgpt.errors import ConfigError
+from glassgpt.errors import ConfigError, first_line
 from glassgpt.estimate import flops_per_token, memory, optimizer_flops
 from glassgpt.files import Progress
 from glassgpt.planning.timing import StepTimes, TimedTraining
@@ -83,7 +83,7 @@ def bench_train(config: RunConfig, runtime: Runtime, steps: int = 0, *, progress
     parameters, first, times = _measure(config, runtime, timed_rows, rows, steps, progress)
     # Before the products of the roofline, which take memory of their own.
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
-    scale, tokens = train.batch_size / timed_rows, train.batch_size * config.model.block_size
+    scale, tokens = train.batch_size / timed_rows, config.tokens_per_step
     seconds = median(scale * (step.forward + step.backward) + step.update for step in times)
     flops, fastest = flops_per_token(config.model).training, matrix_peak(device, runtime.dtype)
     planned = memory(
@@ -123,7 +123,7 @@ def _measure(
         return timed.model.num_parameters(), *_time_steps(timed, steps, progress)
     except RuntimeError as error:
         if guard.is_compile_failure(error):
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = first_line(error)
             raise ConfigError(f"torch.compile does not work here ({reason}); leave out compile=true") from None
         if not guard.is_out_of_memory(error):
             raise

@@ -81,7 +81,7 @@ def attention(
     config = _attention_config(settings or [])
     from glassgpt.bench.attention import bench_attention
     from glassgpt.bench.plots import draw_attention, require_plotting
-    from glassgpt.planning.run_plan import measured_dtype
+    from glassgpt.planning.compute_dtype import measured_dtype
     from glassgpt.runtime import resolve
 
     if plot:

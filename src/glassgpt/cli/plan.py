@@ -42,7 +42,7 @@ def plan(
             say("measuring the speed of this machine ...")
         found = api.plan(preset, overrides=overrides, runs=runs)
         machine = Machine.of(found.config, required=True)
-    report = cost_report(found, machine, [problem] if problem else found.notes if found.timing else [])
+    report = cost_report(found, machine, [problem] if problem else found.notes)
     if json:
         print_json(report)
     else:

@@ -184,6 +184,11 @@ class RunConfig:
     optim: OptimConfig
     runtime: RuntimeConfig
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a global batch."""
+        return self.train.batch_size * self.model.block_size
+
     def replace(self, section: str, **changes: Any) -> "RunConfig":
         """A copy with fields of one section changed. Derived model fields keep their values."""
         part = dataclasses.replace(getattr(self, section), **changes)

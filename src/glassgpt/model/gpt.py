@@ -182,7 +182,8 @@ class GPT(nn.Module):
             cache: keys and values of the tokens before; the new ones are added to it.
             position_ids: ``[T]`` or ``[B, T]``; by default positions continue after the cache.
             document_ids: ``[B, T]``; a token attends only to tokens of its own document. Not with a cache.
-            apply_head: False returns the hidden states, the head's input.
+            apply_head: False returns the hidden states, and the caller applies the head. (Then the root of FSDP has to
+                keep its weights gathered after the forward pass, as it does by default.)
 
         Returns:
             Logits ``[B, T, V]``, or hidden states ``[B, T, C]`` after the final norm.

@@ -48,7 +48,7 @@ def fit_steps(
     Raises:
         ConfigError: if not even a few steps fit.
     """
-    tokens = config.train.batch_size * config.model.block_size
+    tokens = config.tokens_per_step
     overhead = _overhead(config, stream, timing, seconds)
     steps = int((seconds * TIME_BUDGET_FRACTION - overhead) / timing.seconds_per_step)
     if steps < 10:
@@ -72,7 +72,7 @@ def eval_tokens(config: RunConfig, timing: Timing, seconds: float) -> int:
 
 
 def smallest_size(overrides: Sequence[ConfigOverrides]) -> ConfigOverrides:
-    """The smallest size that goes with what was asked for, to check a configuration against.
+    """The smallest size that fits the user's settings, to check a configuration with.
 
     Raises:
         ConfigError: if none does: the problems with the smallest.
@@ -100,7 +100,7 @@ def choose_size(
     """Model and batch for a text, a machine and a time: the largest size that can be trained well.
 
     Args:
-        config: with what the user asked for.
+        config: with the user's settings.
         user_set_keys: the fields of ``model`` and ``train`` that the user set, which stay.
         stream: the text.
         runtime: the machine.
@@ -124,7 +124,7 @@ def choose_size(
         batch_size = config.train.batch_size if "batch_size" in user_set_keys else batch_size
         try:
             candidate = _candidate(config, user_set_keys, values, batch_size, vocab_size)
-        except ConfigError:  # what the user asked for does not go with this size
+        except ConfigError:  # the user's settings do not fit this size
             continue
         parameters = _parameters(candidate.model)
         if chosen and parameters > PARAMETERS_PER_TEXT_TOKEN * text_tokens:

@@ -1,21 +1,23 @@
-"""Choose the compute type by a measured self-check: faster than float32 on this device, and close to it."""
+"""Choose the compute dtype by a measured self-check: faster than float32 on this device, and close to it."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from glassgpt.config import ModelConfig, OptimConfig
+from glassgpt.config import ModelConfig, OptimConfig, RunConfig
 from glassgpt.data.batch import random_batch
+from glassgpt.errors import first_line
 from glassgpt.model import GPT
-from glassgpt.runtime import Stopwatch, synchronise
+from glassgpt.runtime import Runtime, Stopwatch, synchronise
 from glassgpt.training.objective import ModelWithLoss, next_token_loss
 from glassgpt.training.optim import Optimizers
 from glassgpt.training.precision import MasterWeights
 from glassgpt.training.step import train_step
 
-#: A type has to be this much faster than float32, and its logits and gradients this close, to be chosen.
+#: A dtype has to be this much faster than float32, and its logits and gradients this close, to be chosen.
 MIN_SPEEDUP = 1.1
 MAX_LOGITS_ERROR = 0.05
 MIN_GRADIENT_COSINE = 0.99
@@ -23,7 +25,7 @@ MIN_GRADIENT_COSINE = 0.99
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """A compute type on this device, compared with float32 on the same batch.
+    """A compute dtype on this device, compared with float32 on the same batch.
 
     Attributes:
         dtype: the type.
@@ -59,7 +61,7 @@ class SelfCheck:
 
 
 def choose_dtype(config: ModelConfig, rows: int, device: torch.device) -> tuple[torch.dtype, str]:
-    """The compute type to use for a model on a device (bfloat16, else float16, else float32), and why."""
+    """The compute dtype to use for a model on a device (bfloat16, else float16, else float32), and why."""
     reports = []
     for dtype in (torch.bfloat16, torch.float16):
         result = check(dtype, config, rows, device)
@@ -69,8 +71,17 @@ def choose_dtype(config: ModelConfig, rows: int, device: torch.device) -> tuple[
     return torch.float32, "; ".join(reports)
 
 
+def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
+    """The runtime with the dtype that this device's self-check chooses, on at most 2,048 tokens; and why."""
+    rows = max(1, min(config.train.batch_size, 2048 // config.model.block_size))
+    dtype, why = choose_dtype(config.model, rows, runtime.device)
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()  # so that the free memory can be read
+    return replace(runtime, dtype=dtype, reason=why), why
+
+
 def check(dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device) -> SelfCheck:
-    """Measure one compute type against float32 on a fresh model and random tokens ``[rows, block_size]``.
+    """Measure one compute dtype against float32 on a fresh model and random tokens ``[rows, block_size]``.
 
     A type without hardware support can be a hundred times slower, so a small matrix product goes first.
     """
@@ -81,10 +92,22 @@ def check(dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.devi
         expected = _run(torch.float32, config, rows, device)
         found = _run(dtype, config, rows, device)
     except (RuntimeError, NotImplementedError) as error:  # out of memory, or a kernel that this type lacks
-        return SelfCheck(dtype, 0.0, problem=str(error).strip().splitlines()[0][:120])
+        return SelfCheck(dtype, 0.0, problem=first_line(error))
     distance = float((found[0] - expected[0]).norm() / expected[0].norm())
-    cosine = float(torch.cosine_similarity(found[1], expected[1], dim=0))
-    return SelfCheck(dtype, expected[2] / found[2], distance, cosine)
+    return SelfCheck(dtype, expected[2] / found[2], distance, _cosine(found[1], expected[1]))
+
+
+def _cosine(ones: list[Tensor], others: list[Tensor]) -> float:
+    """The cosine between two lists of gradients, summed in float64: a sum in float32 gives more than 1."""
+    product = norm = other_norm = 0.0
+    for one, other in zip(ones, others, strict=True):  # one tensor at a time, to save memory
+        one, other = one.double().flatten(), other.double().flatten()
+        product, norm, other_norm = (
+            product + float(one @ other),
+            norm + float(one @ one),
+            other_norm + float(other @ other),
+        )
+    return product / math.sqrt(norm * other_norm) if norm * other_norm > 0 else math.nan
 
 
 def matrix_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
@@ -103,12 +126,12 @@ def matrix_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
 
 def _run(
     dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device, passes: int = 3
-) -> tuple[Tensor, Tensor, float]:
-    """Logits and gradients (flat; gradients in float64, in which a cosine stays below 1), and the fewest seconds."""
-    model = GPT(replace(config, dropout=0.0))  # would differ
+) -> tuple[Tensor, list[Tensor], float]:
+    """Logits (flat), float32 gradients, and the fewest seconds of a forward and backward pass."""
+    model = GPT(replace(config, dropout=0.0))  # dropout would differ
     model.init_weights(0)
     model = model.to(device)
-    optimizers = Optimizers(model, OptimConfig(optimizer="adamw"), MasterWeights(model, dtype))
+    optimizers = _NoUpdates(model, OptimConfig(optimizer="adamw"), MasterWeights(model, dtype))
     batch = random_batch(config.vocab_size, rows, config.block_size)
     seconds = []
     for _ in range(passes):
@@ -121,5 +144,11 @@ def _run(
         seconds.append(sum(watch.laps()[:2]))  # forward and backward
     with torch.no_grad():
         logits = model(batch.idx[:1].to(device)).float().flatten()
-    gradients = torch.cat([gradient.double().flatten() for gradient in optimizers.weights.gradients()])
-    return logits, gradients, min(seconds)
+    return logits, optimizers.weights.gradients(), min(seconds)
+
+
+class _NoUpdates(Optimizers):
+    """Optimisers that change no weight, and so need no memory for their state."""
+
+    def step(self, multiplier: float) -> None:
+        """Do nothing."""

@@ -128,7 +128,7 @@ def _measured_values(plan: RunPlan) -> dict[str, Any] | None:
     if plan.timing is None or plan.runtime is None:
         return None
     config, timing, train = plan.config, plan.timing, plan.config.train
-    tokens = train.batch_size * config.model.block_size
+    tokens = config.tokens_per_step
     flops = tokens * flops_per_token(config.model).training
     flops += optimizer_flops(config.model, config.optim.optimizer, ITERATIONS)
     val_tokens = plan.stream.info.tokens["val"] if plan.stream else 0

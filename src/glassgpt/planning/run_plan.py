@@ -1,16 +1,14 @@
 """The one way from a request to a plan, used by ``train``, ``train --dry-run``, ``plan`` and ``bench``.
 
-Choices that are left to the machine (size, steps, compute type, compiling, micro-batch) are measured here, once, and
+Choices that are left to the machine (size, steps, dtype, compiling, micro-batch) are measured here, once, and
 become part of the run's configuration.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, build, parse_duration
@@ -18,7 +16,7 @@ from glassgpt.config.presets import MODERN
 from glassgpt.data import TextSource, TokenStream
 from glassgpt.errors import ConfigError, DataError
 from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_steps
-from glassgpt.planning.compute_dtype import choose_dtype
+from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
     AUTO,
     InitialModel,
@@ -37,7 +35,7 @@ from glassgpt.weights.mapping import family_of
 
 #: Share of a time budget after which training stops, if it is slower than planned.
 DEADLINE_FRACTION = 0.97
-#: What to measure: everything; only the compute type and the micro-batch; or nothing.
+#: What to measure: everything; only the dtype and the micro-batch; or nothing.
 Measure = Literal["speed", "choices", "nothing"]
 #: The settings without which preset=auto needs a text to choose a size for.
 SIZE_KEYS = {"n_layer", "n_head", "n_embd"}
@@ -45,7 +43,7 @@ SIZE_KEYS = {"n_layer", "n_head", "n_embd"}
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run before anything is written, with all its numbers resolved.
+    """A run before anything is written. Its numbers are resolved as far as :data:`Measure` says.
 
     Attributes:
         config: resolved.
@@ -70,8 +68,7 @@ class RunPlan:
     @property
     def tokens_per_second(self) -> float | None:
         """The predicted speed of the steps; None if nothing was timed."""
-        tokens = self.config.train.batch_size * self.config.model.block_size
-        return tokens / self.timing.seconds_per_step if self.timing else None
+        return self.config.tokens_per_step / self.timing.seconds_per_step if self.timing else None
 
     def deadline(self, began: float) -> float | None:
         """When to stop a run that began at a ``time.monotonic``; None if its number of steps was given.
@@ -92,14 +89,14 @@ def plan_run(
     reporter: Reporter | None = None,
     processes: Processes | None = None,
 ) -> RunPlan:
-    """Resolve everything that a new run needs: text, tokenizer, size, compute type, micro-batch, number of steps.
+    """Resolve everything that a new run needs: text, tokenizer, size, dtype, micro-batch, number of steps.
 
     Args:
         preset: a name, or "auto" to choose the size for the text, the machine and the time.
         overrides: the user's settings; later ones win.
         runs: the folder in which ``init_from`` looks for a run by name.
         with_text: False plans without a text: for the preset's vocabulary, and random tokens.
-        measure: "speed" measures everything; "choices" the compute type and the micro-batch; "nothing" only does
+        measure: "speed" measures everything; "choices" the dtype and the micro-batch; "nothing" only does
             arithmetic.
         reporter: gets notes and progress.
         processes: that will train together.
@@ -111,10 +108,10 @@ def plan_run(
     began, processes = time.monotonic(), processes or Processes()
     draft = _Draft.of(preset, with_run_paths(overrides, runs), reporter or Reporter(), with_text and measure == "speed")
     config = draft.config()
-    if config.train.format == "hf":
+    if config.train.format == "hf" and measure != "choices":
         family_of(config.model)
     processes.share(config.train.batch_size)
-    if config.train.tensorboard:
+    if config.train.tensorboard and measure == "speed":
         require_tensorboard()
     runtime = None if measure == "nothing" else resolve(config.runtime, processes.local_rank)
     source = stream = None
@@ -125,12 +122,12 @@ def plan_run(
     name = source.name if source else draft.preset
     if runtime is None:
         draft.fit_context(stream)
-        return RunPlan(draft.config(), name, stream=stream)
-    config, runtime = _choose(draft, stream, runtime, processes)
+        return RunPlan(draft.config(), name, stream=stream, notes=draft.notes)
+    config, runtime = _choose(draft, stream if measure == "speed" else None, runtime, processes)
     if measure == "choices":
         return RunPlan(config.replace("runtime", **runtime.resolved()), name, runtime, notes=draft.notes)
     if source and stream:
-        config = config.replace("data", **_data_as_prepared(source, stream, config.data, draft.overrides))
+        config = config.replace("data", **_data_as_prepared(source, stream, config.data, draft.user_set_keys("data")))
     if draft.initial:  # under a name that finds it again from anywhere
         config = config.replace("train", init_from=draft.initial.name)
     plan = RunPlan(config, name, replace(runtime, compile=False), stream, timed=config.train.steps == 0)
@@ -140,7 +137,7 @@ def plan_run(
 def _choose(
     draft: "_Draft", stream: TokenStream | None, runtime: Runtime, processes: Processes
 ) -> tuple[RunConfig, Runtime]:
-    """Choose the compute type, the size of the model, its context and the micro-batch, if the user did not."""
+    """Choose the dtype, the size of the model, its context and the micro-batch, if the user did not."""
     if draft.preset != AUTO:
         require_memory(draft.config().model)
     if draft.config().runtime.dtype == "auto":
@@ -264,15 +261,6 @@ def size_is_open(preset: str, overrides: Sequence[ConfigOverrides]) -> bool:
     return preset == AUTO and not fine_tuning and not keys >= SIZE_KEYS
 
 
-def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
-    """The compute type that this device's self-check chooses, on at most 2,048 tokens."""
-    rows = max(1, min(config.train.batch_size, 2048 // config.model.block_size))
-    dtype, why = choose_dtype(config.model, rows, runtime.device)
-    if runtime.device.type == "cuda":
-        torch.cuda.empty_cache()  # so that the free memory can be read
-    return replace(runtime, dtype=dtype, reason=why), why
-
-
 def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes: Processes) -> RunPlan:
     """Measure the speed, choose whether to compile, and set the number of steps and the intervals."""
     config, runtime = plan.config, plan.runtime
@@ -325,7 +313,7 @@ def fill_derived_settings(config: RunConfig) -> RunConfig:
 
 
 def _data_as_prepared(
-    source: TextSource, stream: TokenStream, config: DataConfig, overrides: Sequence[Mapping[str, Any]]
+    source: TextSource, stream: TokenStream, config: DataConfig, user_set_keys: set[str]
 ) -> dict[str, Any]:
     """The section ``data`` as the run keeps it: absolute paths, and the settings that the corpus was prepared with.
 
@@ -334,7 +322,6 @@ def _data_as_prepared(
     """
     if not source.prepared:
         return {"source": source.source, "tokenizer": specs.absolute(config.tokenizer)}
-    user_set_keys = {key for layer in overrides for key in layer.get("data", {})}
     manifest = stream.manifest
     refused = [
         f"data.{key}: {value!r} in the prepared corpus, {getattr(config, key)!r} asked for"

@@ -9,6 +9,7 @@ import torch
 
 from glassgpt.config import RunConfig
 from glassgpt.data.batch import random_batch
+from glassgpt.errors import first_line
 from glassgpt.estimate import TOKENS_PER_PASS, flops_per_token, optimizer_flops
 from glassgpt.model import GPT
 from glassgpt.planning.compute_dtype import matrix_flops_per_second
@@ -90,20 +91,13 @@ class TimedTraining:
 
     def forward(self) -> float:
         """Seconds of a forward pass of one micro-batch, as in validation."""
-        watch, micro_batch = (
-            Stopwatch(self.runtime.device),
-            self.batch.micro_batch(0, self.micro_batch_size, self.device),
-        )
+        micro_batch = self.batch.micro_batch(0, self.micro_batch_size, self.runtime.device)
+        watch = Stopwatch(self.runtime.device)
         watch.mark()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             next_token_loss(self.model, micro_batch)
         watch.mark()
         return watch.laps()[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.runtime.device
 
 
 def measure_steps(config: RunConfig, runtime: Runtime, seconds: float = 1.5, *, world_size: int = 1) -> Timing:
@@ -155,7 +149,7 @@ def measure_speed(
 
     Args:
         config: what is going to be trained.
-        runtime: the device and the compute type; compiling is decided here.
+        runtime: the device and the dtype; compiling is decided here.
         seconds: to measure for, about.
         time_left: seconds that a run without a number of steps has.
         reporter: gets a note before compiling.
@@ -221,7 +215,7 @@ def _choose_compile(
     except RuntimeError as error:
         if not guard.is_compile_failure(error):
             raise
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)
         return MeasuredSpeed(runtime, eager, (f"not compiled: torch.compile does not work here ({reason})",))
     took, gain = time.monotonic() - began, eager.seconds_per_step / compiled.seconds_per_step
     why = f"compiled, the steps run {gain:.2f}x as fast; compiling and measuring took {took:.0f} s"

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from glassgpt.errors import TrainingStopped
+from glassgpt.errors import TrainingStopped, first_line
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
 from glassgpt.training.checkpoint import TrainState
@@ -49,12 +49,12 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def first_nonfinite(named: Mapping[str, Tensor]) -> str | None:
-    """The first parameter, in the model's order, whose gradient has an inf or a NaN."""
-    for name, parameter in named.items():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            return name
-    return None
+def first_nonfinite(named: Mapping[str, Tensor], processes: Processes) -> str | None:
+    """The first parameter, in the model's order, whose gradient has an inf or a NaN in any process; all call this."""
+    gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+    local = [getattr(gradient, "to_local", lambda whole=gradient: whole)() for gradient in gradients.values()]
+    counts = processes.sum(torch.tensor([int(not torch.isfinite(part).all()) for part in local]))
+    return next((name for name, count in zip(gradients, counts.tolist(), strict=True) if count), None)
 
 
 def is_compile_failure(error: RuntimeError) -> bool:
@@ -109,7 +109,7 @@ class Recovery:
     def _recovery_from(self, error: RuntimeError) -> Callable[[], None] | None:
         """The function to call before a retry; None if a retry would not help."""
         if is_compile_failure(error) and not self.compiler_failed:
-            return partial(self._stop_compiling, str(error).strip().splitlines()[0][:200])
+            return partial(self._stop_compiling, first_line(error))
         # With several processes, the others would wait for gradients that never come.
         can_halve = self.micro_batch_size > self.rows_together and self.processes.world_size == 1
         return self._halve_micro_batch if is_out_of_memory(error) and can_halve else None
@@ -137,7 +137,7 @@ class Recovery:
         if self.loss_scale.can_decrease:
             return  # float16 overflowed; the scale is halved
         state = self.state
-        name = first_nonfinite(self.optimizers.weights.named)
+        name = first_nonfinite(self.optimizers.weights.named, self.processes)
         name = name or "none: all gradients are finite, but the global norm overflows"
         state.nonfinite_in_a_row += 1
         message = f"step {state.step + 1}: the gradient is not finite (first bad tensor: {name}); step skipped"

@@ -103,7 +103,7 @@ class Trainer:
         self.recovery = guard.Recovery(
             model, optimizers, state, self.loss_scale, task.rows_together, self.processes, self.reporter, self.metrics
         )
-        self.saved_best_loss: float | None = None
+        self.saved_best_loss = run.best_loss() if self.processes.is_main else None
         self.next_batch: tuple[int, Batch | None] = (0, None)
         self.began = self.loop_began = time.monotonic()
         self.steps_timed, self.data_seconds = 0, 0.0
@@ -165,7 +165,7 @@ class Trainer:
 
     def _setup(self) -> None:
         """Trace the shapes, compile, wrap in DDP, report the start; at step 0 also validate."""
-        self.saved_best_loss = self.processes.broadcast_from_rank0(self.run.best_loss())
+        self.saved_best_loss = self.processes.broadcast_from_rank0(self.saved_best_loss)
         with self._eager():
             shapes = self.recovery.retry(self._trace)
         prepare_blocks(self.model, self.config.train.activation_checkpointing, self.runtime.compile)
@@ -196,7 +196,7 @@ class Trainer:
         if result.is_finite:
             state.nonfinite_in_a_row = 0
         else:
-            self.recovery.skip_nonfinite(self.config.train.max_nonfinite, self.run.last)
+            self.recovery.skip_nonfinite(train.max_nonfinite, self.run.last)
         self.loss_scale.update(result.is_finite)
         if self.loss_scale.active:
             state.loss_scale, state.growth_tracker = self.loss_scale.value, self.loss_scale.growth_tracker

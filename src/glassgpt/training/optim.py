@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from glassgpt.config import OptimConfig
+from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
 from glassgpt.training.precision import MasterWeights, full_tensor
+from glassgpt.transforms.parallel import is_sharded
 
 #: Coefficients of the quintic Newton-Schulz iteration. Muon's author chose them for the steepest slope at zero.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -114,6 +116,9 @@ class Optimizers:
 
     Attributes:
         updates: how many updates were begun.
+
+    Raises:
+        ConfigError: for Muon on sharded weights.
     """
 
     def __init__(self, model: GPT, config: OptimConfig, weights: MasterWeights | None = None):
@@ -131,6 +136,8 @@ class Optimizers:
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=config.adamw_learning_rate, betas=betas, fused=True)
         ]
+        if hidden and is_sharded(model):
+            raise ConfigError("optim.optimizer: muon cannot update sharded weights; use optimizer=adamw")
         if hidden:
             pairs = [(named[name], self._parts(name, named[name], model)) for name in named if name in hidden]
             dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else None

@@ -74,9 +74,9 @@ class MasterWeights:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that is sharded over processes (a DTensor), all of which call this; any other as it is."""
+    """Gather a tensor that is sharded over processes (a DTensor), on the CPU; all call this. Any other as it is."""
     gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
+    return tensor if gather is None else gather().cpu()
 
 
 @dataclass

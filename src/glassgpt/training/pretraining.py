@@ -37,7 +37,7 @@ class Pretraining:
         self.tokenizer, self.batch_size, self.tokens_per_step = stream.tokenizer, train.batch_size, train.batch_size * T
         self.loader = Loader(
             Batches(stream.train, T, train.batch_size, train.seed, config.data.order),
-            processes.share(train.batch_size),
+            processes.share(train.batch_size, self.rows_together),
             mask_documents=config.data.mask_documents,
             num_workers=config.runtime.num_workers,
             pin_memory=device.type == "cuda",

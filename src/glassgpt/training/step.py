@@ -48,8 +48,8 @@ def train_step(
 ) -> StepResult:
     """Take one optimiser step on this process's rows of a global batch. The gradients stay until the next step.
 
-    The loss is the mean over the trained tokens of the whole global batch, however it is cut into micro-batches and
-    processes. A gradient that is not finite updates nothing, and is not clipped, so that the bad tensor can be found.
+    The loss is the mean over the trained tokens of the global batch, however it is cut. A gradient that is not finite
+    updates nothing and is not clipped, so that the bad tensor can be found.
 
     Args:
         loss_module: a batch in, its summed loss out; wrapped in DDP if there are several processes.
@@ -59,17 +59,17 @@ def train_step(
         micro_batch_size: rows per forward pass.
         lr_multiplier: share of the peak learning rates.
         grad_clip: largest norm of the gradient; 0: no clipping.
-        device, loss_scale, processes: where to compute; for float16; that share the global batch.
+        device: where to compute.
+        loss_scale, processes: for float16; that share the global batch.
         mark: called after each forward pass, each backward pass, and the update.
         while_computing: called after the last backward pass is queued, before waiting for results.
     """
     weights, loss_scale, processes = optimizers.weights, loss_scale or LossScale(), processes or Processes()
-    optimizers.zero_grad()
+    weights.zero_grad()
     count = int(processes.sum(torch.tensor(count)))
     weight = loss_scale.value * processes.world_size / count  # DDP averages over ranks; times world_size: their sum
     total = torch.zeros((), device=device)
-    starts = range(0, len(batch.idx), micro_batch_size)
-    for start in starts:
+    for start in (starts := range(0, len(batch.idx), micro_batch_size)):
         with _gradient_sync(loss_module, optimizers, now=start == starts[-1]):
             loss = loss_module(batch.micro_batch(start, start + micro_batch_size, device))
             mark()

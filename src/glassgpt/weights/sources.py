@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glassgpt import tokenizer as tokenizers
-from glassgpt.errors import CheckpointError
+from glassgpt.errors import CheckpointError, first_line
 from glassgpt.tokenizer.base import Tokenizer
 
 #: The files that hold weights, in the order in which they are looked for.
@@ -183,7 +183,7 @@ def _read_old(path: Path) -> dict[str, Tensor]:
                 raise
             content = torch.load(path, map_location="cpu", weights_only=True)  # even older: cannot be memory-mapped
     except Exception as error:  # a damaged file can raise almost anything
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
             f"{path} cannot be read: it is damaged, or holds more than tensors ({reason}); "
             "use a version of the model that is published as safetensors"

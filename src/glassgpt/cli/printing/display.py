@@ -149,10 +149,10 @@ class LiveReporter(PlainReporter):
             speed, left = f"{self._speed:,.0f} tokens/s", f"{duration(event.seconds_left)} left"
             panel.add_row(f"step {event.step:,}/{event.steps:,}   training loss {event.loss:.3f}   {speed}   {left}")
             panel.add_row(learning_rates(event))
-        if self.validation is not None and self._baselines is not None:
+        if self.validation is not None:
             loss = self.validation.evaluation.loss
-            comparison = compare_with_baselines(loss, self._baselines)
-            panel.add_row(f"validation {loss:.4f} at step {self.validation.step:,}: {comparison}")
+            comparison = f": {compare_with_baselines(loss, self._baselines)}" if self._baselines else ""
+            panel.add_row(f"validation {loss:.4f} at step {self.validation.step:,}{comparison}")
         return panel
 
 
