@@ -13,8 +13,8 @@ from glassgpt.bench.attention import AttentionBench, bench_attention
 from glassgpt.bench.throughput import TrainBench, bench_train
 from glassgpt.config import ModelConfig, RunConfig, RuntimeConfig, build, presets
 from glassgpt.errors import ConfigError
+from glassgpt.planning import compute_dtype, timing
 from glassgpt.planning import memory as machine_memory
-from glassgpt.planning import run_plan, timing
 from glassgpt.planning.timing import StepTimes, TimedTraining
 from glassgpt.runtime import Runtime, resolve
 
@@ -96,7 +96,7 @@ def test_what_is_left_to_the_machine_is_chosen_as_training_does(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bfloat16 = (torch.bfloat16, "it is fast here")
-    monkeypatch.setattr(run_plan, "choose_dtype", lambda model, rows, device: bfloat16)
+    monkeypatch.setattr(compute_dtype, "choose_dtype", lambda model, rows, device: bfloat16)
     free = plan.memory(ModelConfig(**presets.MODERN | MODEL), 3, bytes_per_weight=2).total / plan.SHARE_OF_FREE + 2
     monkeypatch.setattr(machine_memory, "free_memory", lambda device: free)
     overrides = {"model": presets.MODERN | MODEL, "train": {"batch_size": 8}, "runtime": {"device": "cpu"}}

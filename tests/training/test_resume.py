@@ -13,8 +13,8 @@ import torch
 from glassgpt import api
 from glassgpt.config import parse_overrides
 from glassgpt.errors import CheckpointError
+from glassgpt.planning import compute_dtype, opening, run_plan, timing
 from glassgpt.planning import memory as machine_memory
-from glassgpt.planning import opening, run_plan, timing
 from glassgpt.training.checkpoint import Run
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
@@ -144,7 +144,7 @@ def test_measured_choices_are_reused(
     def measured_again(*arguments: object, **named: object) -> NoReturn:
         pytest.fail("a run that goes on measures nothing")
 
-    monkeypatch.setattr(run_plan, "choose_dtype", lambda *_: (dtype, "as if it had been measured"))
+    monkeypatch.setattr(compute_dtype, "choose_dtype", lambda *_: (dtype, "as if it had been measured"))
     run = start(tmp_path, text_file, "threads=1", "dtype=auto", "compile=auto", "batch=auto")
     config = run.config()
     assert config.runtime.device == "cpu"
@@ -154,7 +154,7 @@ def test_measured_choices_are_reused(
     assert config.train.steps == 6
     assert config.train.micro_batch_size == 4, "all of so small a batch fits"
     assert "as if it had been measured" in run.provenance()["notes"]
-    monkeypatch.setattr(run_plan, "choose_dtype", measured_again)
+    monkeypatch.setattr(compute_dtype, "choose_dtype", measured_again)
     monkeypatch.setattr(machine_memory, "largest_micro_batch", measured_again)
     monkeypatch.setattr(timing, "measure_steps", measured_again)
     again = opening.resume_run(run.path, parse_overrides(["steps=8"]))
