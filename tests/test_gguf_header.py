@@ -15,7 +15,7 @@ BEGIN = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
 
 
 def same_as_the_library(path: Path) -> None:
-    ours, theirs = gguf_header.read(path, CheckpointError), gguf.GGUFReader(path)
+    ours, theirs = gguf_header.read_header(path, CheckpointError), gguf.GGUFReader(path)
     values = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
     assert ours.metadata == values and list(ours.metadata) == list(values)
     assert ours.size == path.stat().st_size
@@ -89,11 +89,11 @@ def test_damage_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
-        gguf_header.read(path, CheckpointError)
+        gguf_header.read_header(path, CheckpointError)
 
 
 def test_a_damaged_shape_allocates_no_memory(tmp_path: Path) -> None:
     entry: Any = struct.pack("<Q", 1) + b"t" + struct.pack("<I", 2**31)
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry)
     with pytest.raises(CheckpointError, match="ends within its header"):
-        gguf_header.read(tmp_path / "a.gguf", CheckpointError)
+        gguf_header.read_header(tmp_path / "a.gguf", CheckpointError)

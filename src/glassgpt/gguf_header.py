@@ -53,7 +53,7 @@ class Header:
     size: int
 
 
-def read(path: Path, error_type: type[GlassError]) -> Header:
+def read_header(path: Path, error_type: type[GlassError]) -> Header:
     """Read the header of a file, without its tensors.
 
     Raises:

@@ -56,7 +56,7 @@ def resolve(config: RuntimeConfig, local_rank: int | None = None) -> Runtime:
     if config.threads:
         torch.set_num_threads(config.threads)
     dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-    reason = "the default" if config.dtype == "auto" else "asked for"
+    reason = "the default" if config.dtype == "auto" else "user setting"
     compile = config.compile == "true" and compiler_found(device)
     if config.compile == "true" and not compile:
         reason += "; not compiled: no C++ compiler was found"

@@ -58,7 +58,7 @@ def paths(name: str, files: int | None = None, progress: Progress | None = None)
     asset = table.get(name)
     if files is not None and not 1 <= files <= len(asset.files):
         raise AssetError(f"{name!r} has {len(asset.files)} file{'s' * (len(asset.files) > 1)}, not {files}")
-    return lookup.find(asset, asset.files[: files or _default_count(asset)], progress)
+    return lookup.find_files(asset, asset.files[: files or _default_count(asset)], progress)
 
 
 def corpus(name: str, files: int | None = None, progress: Progress | None = None) -> Corpus:

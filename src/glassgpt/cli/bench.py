@@ -192,7 +192,7 @@ def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") ->
         f"{result.tokens:,} tokens per step, {config.optim.optimizer}\n"
         f"{_place(runtime)}, {'compiled' if runtime.compile else 'not compiled (compile=true compiles)'}"
     )
-    if runtime.reason != "asked for":
+    if runtime.reason != "user setting":
         print(runtime.reason)
     if result.micro_batches > 1:
         timed = result.micro_batches_timed

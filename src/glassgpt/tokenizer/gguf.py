@@ -34,7 +34,7 @@ def read_gguf(path: Path) -> Tokenizer:
     Raises:
         TokenizerError: if the file is damaged, or the type or pre-tokenizer is not supported.
     """
-    return tokenizer_from_metadata(path, gguf_header.read(path, TokenizerError).metadata)
+    return tokenizer_from_metadata(path, gguf_header.read_header(path, TokenizerError).metadata)
 
 
 def tokenizer_from_metadata(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:

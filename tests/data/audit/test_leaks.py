@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from wording import plain_grams, plain_words, plays_apart, prose
 
 from glassgpt.data.audit import leaks, words
-from glassgpt.data.audit.leaks import GRAM, LEAST, Grams, Overlap, Passage, describe, overlap
+from glassgpt.data.audit.leaks import GRAM, MIN_WORDS, Grams, Overlap, Passage, describe, overlap
 from glassgpt.data.audit.words import TextOrParts
 
 
 def counted(small: Sequence[str], large: Sequence[str]) -> tuple[int, int, int, int, int]:
     """Documents, short ones, those hit, n-grams, those found: by sets of tuples of words."""
-    mine = [plain_grams(text, GRAM, LEAST) for text in small]
+    mine = [plain_grams(text, GRAM, MIN_WORDS) for text in small]
     sizes = {len(gram) for grams in mine for gram in grams}
     theirs = {gram for text in large for size in sizes for gram in plain_grams(text, size, size)}
     every = set().union(*mine)
@@ -51,7 +51,7 @@ def check_places(found: Overlap, small: Sequence[str], large: Sequence[str]) -> 
         mine, theirs = plain_words(passage.text), plain_words(other[passage.other_offset :])
         assert len(mine) == passage.words and mine == theirs[: passage.words]
         assert plain_words(other[: passage.other_offset]) + theirs == plain_words(other)  # not within a word
-        grams = plain_grams(text, GRAM, LEAST)
+        grams = plain_grams(text, GRAM, MIN_WORDS)
         assert passage.found <= passage.grams and len(grams) <= passage.grams
     lengths = [passage.words for passage in found.passages]
     assert lengths == sorted(lengths, reverse=True)
@@ -93,7 +93,7 @@ def test_planted_passages_are_all_found_and_counted_exactly(seed: int, monkeypat
     expected = {
         number: length
         for number, length in passages.items()
-        if length >= GRAM or LEAST <= length == len(plain_words(small[number]))
+        if length >= GRAM or MIN_WORDS <= length == len(plain_words(small[number]))
     }
     assert len(expected) > 8 and listed == expected
     generator = random.Random(seed)
@@ -230,7 +230,7 @@ def test_a_planted_passage_of_13_words_is_found_in_a_play() -> None:
     found = overlap(Grams.of([hamlet]), [f"{macbeth[:cut]}\n\n{passage.upper()}{macbeth[cut:]}"])
     assert counts(found) == counted([hamlet], [passage]) and found.found == 1
     assert found.passages[0].offset == place and found.passages[0].other_offset == cut + 2
-    assert found.grams == len(plain_grams(hamlet, GRAM, LEAST))
+    assert found.grams == len(plain_grams(hamlet, GRAM, MIN_WORDS))
 
 
 MEASURE = """

@@ -20,7 +20,7 @@ from glassgpt.data.audit.words import Stretch, TextOrParts, stretches
 #: Words in an n-gram.
 GRAM = 13
 #: Documents of fewer words are skipped.
-LEAST = 8
+MIN_WORDS = 8
 #: Most consecutive hits that are recorded at once; a longer run is recorded in parts.
 _MOST_WAITING = 1 << 16
 #: Most words of a passage that :func:`describe` shows.
@@ -126,7 +126,7 @@ def overlap(grams: Grams, texts: Iterable[TextOrParts], names: Iterable[str] | N
 def describe(found: Overlap, small: str = "validation", large: str = "training") -> list[str]:
     """Describe an overlap in lines of text; ``small`` and ``large`` name the two sides."""
     if not found.documents:
-        return [f"{small}: no document has {LEAST} words; nothing can be compared with the {large} text"]
+        return [f"{small}: no document has {MIN_WORDS} words; nothing can be compared with the {large} text"]
     lines = [
         f"{found.hit:,} of {found.documents:,} {small} documents ({_percent(found.hit, found.documents)}) have "
         f"{GRAM} consecutive words in common with the {large} text",
@@ -134,7 +134,7 @@ def describe(found: Overlap, small: str = "validation", large: str = "training")
         "in it",
     ]
     if found.short:
-        lines.append(f"{found.short:,} documents of fewer than {LEAST} words were skipped")
+        lines.append(f"{found.short:,} documents of fewer than {MIN_WORDS} words were skipped")
     for passage in found.passages:
         words = passage.text.split()
         more = f" ... ({len(words) - _SHOWN_WORDS} more)" if len(words) > _SHOWN_WORDS else ""
@@ -167,7 +167,7 @@ def _grams(stretch: Stretch | None) -> tuple[np.ndarray, ...]:
     if stretch is None:
         return np.empty(0, dtype=np.uint64), *(np.empty(0, dtype=np.int64) for _ in range(4))
     windows = stretch.windows(GRAM)
-    short = stretch.short[:, stretch.short[1] - stretch.short[0] >= LEAST]
+    short = stretch.short[:, stretch.short[1] - stretch.short[0] >= MIN_WORDS]
     first = np.concatenate([windows, short[0]])
     end = np.concatenate([windows + GRAM, short[1]])
     order = np.argsort(first)

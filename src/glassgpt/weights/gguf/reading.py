@@ -49,7 +49,7 @@ class GGUFSource:
     def __init__(self, path: Path):
         self.path = path
         self._gguf = import_gguf("reading the weights of a .gguf file")
-        self.header = gguf_header.read(path, CheckpointError)
+        self.header = gguf_header.read_header(path, CheckpointError)
         name = self.header.metadata.get("general.architecture")
         if name not in ARCHITECTURES:
             raise CheckpointError(
