@@ -41,11 +41,11 @@ def resolve(config: RuntimeConfig, local_rank: int | None = None) -> Runtime:
     An ``auto`` compute type is float32 here, and an ``auto`` compile is off; training measures which to use.
 
     Args:
-        config: what was asked for.
+        config: the user's settings.
         local_rank: this process's place on this machine, where several share the work: each takes its own GPU.
 
     Raises:
-        ConfigError: if the device asked for is not there, or cannot compute in the type asked for.
+        ConfigError: if the device is not there, or cannot compute in that dtype.
     """
     import torch
 
