@@ -33,7 +33,8 @@ def plan(
 
     preset, _, overrides = split_arguments(arguments or [])
     preset, problem = preset or "auto", ""
-    if no_measure or not size_is_open(preset, overrides):
+    has_text = any("source" in override.get("data", {}) for override in overrides)
+    if no_measure or not has_text or not size_is_open(preset, overrides):
         found = api.plan(preset, overrides=overrides, runs=runs, measure="nothing")
         machine = Machine.of(found.config, required=not no_measure)
         problem = "" if no_measure else memory_problem(found.config, machine)
