@@ -99,15 +99,11 @@ def check(dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.devi
 
 def _cosine(ones: list[Tensor], others: list[Tensor]) -> float:
     """The cosine between two lists of gradients, summed in float64: a sum in float32 gives more than 1."""
-    product = norm = other_norm = 0.0
+    dot = norm = other_norm = 0.0
     for one, other in zip(ones, others, strict=True):  # one tensor at a time, to save memory
-        one, other = one.double().flatten(), other.double().flatten()
-        product, norm, other_norm = (
-            product + float(one @ other),
-            norm + float(one @ one),
-            other_norm + float(other @ other),
-        )
-    return product / math.sqrt(norm * other_norm) if norm * other_norm > 0 else math.nan
+        x, y = one.cpu().double().flatten(), other.cpu().double().flatten()  # not every device has float64
+        dot, norm, other_norm = dot + float(x @ y), norm + float(x @ x), other_norm + float(y @ y)
+    return dot / math.sqrt(norm * other_norm) if norm * other_norm > 0 else math.nan
 
 
 def matrix_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
