@@ -34,7 +34,7 @@ def next_token_loss(model: GPT, batch: Batch) -> Tensor:
 
 
 class ModelWithLoss(nn.Module):
-    """A model and its objective as one module: batch in, summed loss out. What DistributedDataParallel wraps."""
+    """A model and its objective as one module: a batch in, the summed loss out. DDP wraps it."""
 
     def __init__(self, model: GPT, objective: LossFn):
         super().__init__()
@@ -48,30 +48,30 @@ class ModelWithLoss(nn.Module):
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, needs_grad: bool
+        ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, needs_grad: bool
     ) -> Tensor:
-        total = torch.zeros((), device=features.device)
-        d_features = torch.empty_like(features) if needs_grad else None  # [N, C]
+        total = torch.zeros((), device=hidden_states.device)
+        d_hidden = torch.empty_like(hidden_states) if needs_grad else None  # [N, C]
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None  # [V, C]
         rows = max(1, LOGITS_AT_A_TIME // weight.size(0))
         for start in range(0, len(targets), rows):
-            h, target = features[start : start + rows], targets[start : start + rows]  # [n, C], [n]
+            h, target = hidden_states[start : start + rows], targets[start : start + rows]  # [n, C], [n]
             log_p = (h @ weight.T).float().log_softmax(dim=-1)  # [n, V]
             total += F.nll_loss(log_p, target, ignore_index=ignore_index, reduction="sum")
-            if d_features is None or d_weight is None:
+            if d_hidden is None or d_weight is None:
                 continue
             # The gradient of a token's loss by its logits is p - onehot(target), and 0 where it does not count.
             counts = (target != ignore_index).unsqueeze(1)  # [n, 1]
             p = log_p.exp_()
             p.scatter_add_(1, target.unsqueeze(1) * counts, torch.full_like(counts, -1.0, dtype=p.dtype))
             d_logits = p.mul_(counts).to(h.dtype)  # [n, V]
-            torch.mm(d_logits, weight, out=d_features[start : start + rows])
+            torch.mm(d_logits, weight, out=d_hidden[start : start + rows])
             if weight.dtype == torch.float32:
                 d_weight.addmm_(d_logits.T, h)
             else:
                 d_weight += d_logits.T @ h
             del log_p, p, d_logits  # before the next chunk, not after
-        ctx.gradients = d_features, d_weight
+        ctx.gradients = d_hidden, d_weight
         return total
 
     @staticmethod
@@ -79,18 +79,18 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("backward() can be called only once on this loss")
-        d_features, d_weight = ctx.gradients
+        d_hidden, d_weight = ctx.gradients
         ctx.gradients = None
-        return d_features.mul_(grad), d_weight.mul_(grad), None, None, None
+        return d_hidden.mul_(grad), d_weight.mul_(grad), None, None, None
 
 
-def summed_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """Sum of ``-log softmax(features @ weight.T)[target]`` over the targets that count: a float32 scalar, in nats.
+def summed_cross_entropy(hidden_states: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """Sum of ``-log softmax(hidden_states @ weight.T)[target]`` over the targets that count: a float32 scalar, in nats.
 
     Args:
-        features: ``[N, C]``, what the head reads.
+        hidden_states: ``[N, C]``, what the head reads.
         weight: ``[V, C]``, the head.
         targets: ``[N]``, int64.
         ignore_index: targets of this value do not count.
     """
-    return _SummedCrossEntropy.apply(features, weight, targets, ignore_index, torch.is_grad_enabled())
+    return _SummedCrossEntropy.apply(hidden_states, weight, targets, ignore_index, torch.is_grad_enabled())
