@@ -17,7 +17,7 @@ from glassgpt.inference.decode import complete
 from glassgpt.model import GPT
 from glassgpt.planning import opening
 from glassgpt.planning.initial_model import AUTO
-from glassgpt.planning.run_plan import Measure, RunPlan, plan_run
+from glassgpt.planning.run_plan import Measure, RunPlan, names_a_text, plan_run
 from glassgpt.processes import Processes, join_processes
 from glassgpt.runtime import resolve
 from glassgpt.sampling import SamplingConfig
@@ -201,7 +201,7 @@ def plan(
         overrides: as for :func:`train`; or a list of overrides by section, of which later ones win.
         runs: where to look for the run that ``init_from`` names.
         with_text: False plans for the preset's vocabulary and random tokens; by default if no data is given.
-        measure: "speed" times this machine; "choices" measures the compute type and the micro-batch only;
+        measure: "speed" times this machine; "choices" measures the dtype and the micro-batch only;
             "nothing" only does arithmetic.
         reporter: receives notes; silent by default.
         processes: that will train together.
@@ -211,7 +211,7 @@ def plan(
     """
     layers = _layers_of(data, overrides)
     if with_text is None:
-        with_text = any("source" in layer.get("data", {}) for layer in layers)
+        with_text = names_a_text(layers)
     return plan_run(
         preset, layers, runs=runs, with_text=with_text, measure=measure, reporter=reporter, processes=processes
     )

@@ -17,6 +17,7 @@ from glassgpt.config import RunConfig
 from glassgpt.errors import ConfigError, first_line
 from glassgpt.estimate import flops_per_token, memory, optimizer_flops
 from glassgpt.files import Progress
+from glassgpt.planning.memory import memory_settings
 from glassgpt.planning.timing import StepTimes, TimedTraining
 from glassgpt.runtime import Runtime
 from glassgpt.training import guard
@@ -86,10 +87,7 @@ def bench_train(config: RunConfig, runtime: Runtime, steps: int = 0, *, progress
     scale, tokens = train.batch_size / timed_rows, config.tokens_per_step
     seconds = median(scale * (step.forward + step.backward) + step.update for step in times)
     flops, fastest = flops_per_token(config.model).training, matrix_peak(device, runtime.dtype)
-    planned = memory(
-        config.model, rows, bytes_per_weight=runtime.dtype.itemsize, optimizer=config.optim.optimizer,
-        recompute=train.activation_checkpointing, device=device.type,
-    )  # fmt: skip
+    planned = memory(config.model, rows, **memory_settings(config, runtime.dtype.itemsize, device.type))
     return TrainBench(
         parameters=parameters,
         tokens=tokens,

@@ -29,12 +29,11 @@ def plan(
     """
     from glassgpt import api
     from glassgpt.planning.report import Machine, cost_report, memory_problem
-    from glassgpt.planning.run_plan import size_is_open
+    from glassgpt.planning.run_plan import names_a_text, size_is_open
 
     preset, _, overrides = split_arguments(arguments or [])
     preset, problem = preset or "auto", ""
-    has_text = any("source" in override.get("data", {}) for override in overrides)
-    if no_measure or not has_text or not size_is_open(preset, overrides):
+    if no_measure or not names_a_text(overrides) or not size_is_open(preset, overrides):
         found = api.plan(preset, overrides=overrides, runs=runs, measure="nothing")
         machine = Machine.of(found.config, required=not no_measure)
         problem = "" if no_measure else memory_problem(found.config, machine)

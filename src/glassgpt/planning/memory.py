@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,6 +50,16 @@ def _total_memory() -> int | None:
         return None
 
 
+def memory_settings(config: RunConfig, bytes_per_weight: int, device: str) -> dict[str, Any]:
+    """What :func:`glassgpt.estimate.memory` has to know of a run, beside its model and rows."""
+    return {
+        "bytes_per_weight": bytes_per_weight,
+        "optimizer": config.optim.optimizer,
+        "recompute": config.train.activation_checkpointing,
+        "device": device,
+    }
+
+
 def choose_micro_batch_size(
     config: RunConfig, runtime: Runtime, processes: Processes | None = None
 ) -> tuple[RunConfig, str]:
@@ -58,9 +69,7 @@ def choose_micro_batch_size(
         return config, ""
     share = math.ceil(train.batch_size / world_size)
     free = free_memory(runtime.device) // (world_size if runtime.device.type == "cpu" else 1)
-    rows = largest_micro_batch(
-        config.model, share, int(SHARE_OF_FREE * free), bytes_per_weight=runtime.dtype.itemsize,
-        optimizer=config.optim.optimizer, recompute=train.activation_checkpointing, device=runtime.device.type,
-    )  # fmt: skip
+    settings = memory_settings(config, runtime.dtype.itemsize, runtime.device.type)
+    rows = largest_micro_batch(config.model, share, int(SHARE_OF_FREE * free), **settings)
     note = f"{rows} sequences at a time fit into the {free / 2**30:.1f} GiB of free memory; a step is still {share}"
     return config.replace("train", micro_batch_size=rows), note if rows < share else ""

@@ -17,7 +17,7 @@ from glassgpt.estimate import (
     memory,
     optimizer_flops,
 )
-from glassgpt.planning.memory import free_memory, require_memory
+from glassgpt.planning.memory import free_memory, memory_settings, require_memory
 from glassgpt.planning.run_plan import RunPlan
 from glassgpt.runtime import resolve
 from glassgpt.training.optim import ITERATIONS
@@ -62,12 +62,7 @@ class Machine:
         )
 
     def _settings(self, config: RunConfig) -> dict[str, Any]:
-        return {
-            "bytes_per_weight": self.bytes_per_weight,
-            "optimizer": config.optim.optimizer,
-            "recompute": config.train.activation_checkpointing,
-            "device": self.device,
-        }
+        return memory_settings(config, self.bytes_per_weight, self.device)
 
 
 def memory_problem(config: RunConfig, machine: Machine) -> str:

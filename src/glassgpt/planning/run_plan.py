@@ -261,6 +261,11 @@ def size_is_open(preset: str, overrides: Sequence[ConfigOverrides]) -> bool:
     return preset == AUTO and not fine_tuning and not keys >= SIZE_KEYS
 
 
+def names_a_text(overrides: Sequence[ConfigOverrides]) -> bool:
+    """Whether the user said what to train on."""
+    return any("source" in layer.get("data", {}) for layer in overrides)
+
+
 def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes: Processes) -> RunPlan:
     """Measure the speed, choose whether to compile, and set the number of steps and the intervals."""
     config, runtime = plan.config, plan.runtime
