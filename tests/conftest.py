@@ -27,6 +27,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for one test."""
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def prose() -> str:
     """Some 20 KB of word-like text with line ends, punctuation and a few letters beyond ASCII; always the same."""

@@ -15,11 +15,7 @@ from glassgpt.data.corpus.encoding import in_validation
 
 Cli = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture
@@ -153,7 +149,7 @@ def test_show_leaks_within_a_text(cli: Cli, stories: list[str]) -> None:
     )  # fmt: skip
 
 
-def test_show_duplicates(cli: Cli, stories: list[str], cache: Path) -> None:
+def test_show_duplicates(cli: Cli, stories: list[str], empty_cache: Path) -> None:
     code, out, err = cli("data", "show", "stories.jsonl", "--duplicates", "val_fraction=0.0001")
     assert (code, err) == (0, "")
     assert "62 documents, 2 of them like an earlier one:" in out
@@ -163,7 +159,7 @@ def test_show_duplicates(cli: Cli, stories: list[str], cache: Path) -> None:
     found = numbers(cli, "show", "stories.jsonl", "--duplicates", "val_fraction=0.0001", "--rows", 1)
     assert (found["documents"], found["exact"], found["near"], len(found["pairs"])) == (62, 1, 1, 1)
     assert found["kinds"] == {"train": 2, "validation": 0, "across": 0}
-    assert not (cache / "streams").exists(), "nothing is prepared for it"
+    assert not (empty_cache / "streams").exists(), "nothing is prepared for it"
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -16,17 +16,11 @@ from glassgpt.planning import opening, run_plan
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.metrics import Reporter, StepEvent
 
-pytestmark = pytest.mark.usefixtures("quick_measuring")
+pytestmark = pytest.mark.usefixtures("empty_cache", "quick_measuring")
 
 SHAPE = ["n_layer=1", "n_head=2", "n_embd=16", "block_size=8", "batch_size=4"]
 OFTEN = ["eval_interval=4", "save_interval=4", "log_interval=1", "sample_tokens=4", "eval_tokens=100"]
 SETTINGS = [*SHAPE, *OFTEN, "dtype=float32", "compile=false", "device=cpu"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture

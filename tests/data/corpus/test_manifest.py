@@ -18,11 +18,7 @@ from glassgpt.errors import DataError
 
 CONTENT = "".join(chr(97 + i * i % 23) + ("é🦊\n" if i % 7 == 0 else "") for i in range(300))
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture
@@ -158,7 +154,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TokenStream,
 
 
 def test_only_changed_shards_of_a_large_corpus_are_read_again(
-    large: tuple[TokenStream, list[str]], cache: Path
+    large: tuple[TokenStream, list[str]], empty_cache: Path
 ) -> None:
     stream, read = large
     names = [entry.file for entry in stream.manifest.shards]
@@ -178,7 +174,7 @@ def test_only_changed_shards_of_a_large_corpus_are_read_again(
             open_stream(stream.folder)
     content[-1] ^= 1
     touched.write_bytes(content)
-    (record,) = (cache / "checked").iterdir()
+    (record,) = (empty_cache / "checked").iterdir()
     for damage in (b"", b"[]", b"{", b'{"%s": 3}' % names[0].encode()):
         record.write_bytes(damage)
         read.clear()
@@ -198,11 +194,11 @@ def test_a_small_corpus_is_read_each_time(large: tuple[TokenStream, list[str]], 
 
 
 def test_checking_works_where_the_cache_cannot_be_written(
-    large: tuple[TokenStream, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch
+    large: tuple[TokenStream, list[str]], empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, read = large
-    (cache.parent / "file").write_bytes(b"")
-    monkeypatch.setenv("GLASSGPT_CACHE", str(cache.parent / "file"))
+    (empty_cache.parent / "file").write_bytes(b"")
+    monkeypatch.setenv("GLASSGPT_CACHE", str(empty_cache.parent / "file"))
     open_stream(stream.folder)
     assert len(read) == len(stream.manifest.shards)
 

@@ -28,11 +28,7 @@ ANY_TEXT = (
     .filter(lambda text: text and not text.isspace())
 )
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture
@@ -227,9 +223,9 @@ def test_a_byte_order_mark_is_no_token_and_hides_no_document(tmp_path: Path) -> 
     assert stream.info.documents == {"train": 1, "val": 1}
 
 
-def test_files_are_shards_described_by_a_manifest(cache: Path, text: Path) -> None:
+def test_files_are_shards_described_by_a_manifest(empty_cache: Path, text: Path) -> None:
     stream = prepared(text)
-    assert stream.folder.parent == cache / "streams"
+    assert stream.folder.parent == empty_cache / "streams"
     assert sorted(path.name for path in stream.folder.parent.iterdir()) == [stream.folder.name]  # no leftovers
     names = ["manifest.json", "tokenizer.json", "tokenizer_config.json", "train-00000.safetensors"]
     assert sorted(path.name for path in stream.folder.iterdir()) == [*names, "val-00001.safetensors"]
@@ -307,9 +303,9 @@ def test_a_text_too_short_to_split_has_an_empty_validation_stream(tmp_path: Path
     assert stream.val.tolist() == [] == stream.val[:5].tolist()
 
 
-def test_a_lost_or_half_deleted_cache_is_made_again(cache: Path, text: Path) -> None:
+def test_a_lost_or_half_deleted_cache_is_made_again(empty_cache: Path, text: Path) -> None:
     stream = prepared(text)
-    shutil.rmtree(cache)
+    shutil.rmtree(empty_cache)
     assert "".join(decoded(prepared(text))) == CONTENT
     for path in stream.folder.iterdir():
         if path.name != "val-00001.safetensors":
