@@ -23,6 +23,7 @@ class Tokenizer(Protocol):
         vocab_size: all ids are smaller.
         eos_token_id: the id that ends a document, or None.
         bos_token_id: the id that begins a document, or None.
+        other_end_ids: more ids at which generation ends, as the model's generation_config.json lists them.
         can_encode_in_chunks: whether a text that is cut at :func:`glassgpt.tokenizer.pretokenize.safe_cut` and encoded
             part by part has the same ids as the whole text.
     """
@@ -31,8 +32,15 @@ class Tokenizer(Protocol):
     vocab_size: int
     eos_token_id: int | None = None
     bos_token_id: int | None = None
+    other_end_ids: tuple[int, ...] = ()
     can_encode_in_chunks: bool
     _special: Mapping[str, int]  # the special tokens and their ids
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """All ids at which generation ends; the first is ``eos_token_id`` if there is one."""
+        own = () if self.eos_token_id is None else (self.eos_token_id,)
+        return tuple(dict.fromkeys(own + self.other_end_ids))
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Encode a text. The name of a special token in the text is plain text unless ``allow_special``.
