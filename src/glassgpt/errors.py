@@ -4,6 +4,7 @@ The command line prints the message alone, without a traceback, and exits with c
 Bugs of our own are plain ``AssertionError``s and keep their traceback.
 """
 
+import reprlib
 from collections.abc import Sequence
 
 
@@ -21,6 +22,13 @@ class ConfigError(GlassError):
         else:
             lines = "\n".join(f"  - {problem}" for problem in self.problems)
             super().__init__(f"{len(self.problems)} problems in the configuration:\n{lines}")
+
+
+def type_problem(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> list[str]:
+    """Return a problem for a :class:`ConfigError` if an argument has another type, else none. A bool is not a number."""
+    if isinstance(value, kind) and not isinstance(value, bool):
+        return []
+    return [f"{name}: expected {expected}, got {reprlib.repr(value)} ({type(value).__name__})"]
 
 
 class DataError(GlassError):
@@ -47,6 +55,10 @@ class MissingExtraError(GlassError):
             f"{purpose} needs the library {library!r}, which is not installed. "
             f"Install it with: pip install 'glassgpt[{extra}]'"
         )
+
+
+class GenerationError(GlassError):
+    """A model that cannot continue a prompt: logits that are not numbers, or a token that it does not have."""
 
 
 class TrainingStopped(GlassError):

@@ -9,13 +9,14 @@ Sources: repetition penalty (Keskar et al., 2019, arXiv:1909.05858); top-k (Fan 
 or nucleus (Holtzman et al., 2019, arXiv:1904.09751); min-p (Nguyen et al., 2024, arXiv:2407.01082).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from glassgpt.errors import ConfigError
+from glassgpt.errors import ConfigError, type_problem
 from glassgpt.seeds import derive_seed
 
 
@@ -27,7 +28,7 @@ class SamplingConfig:
     changes nothing.
 
     Raises:
-        ConfigError: with every value that is out of range.
+        ConfigError: with every value that is out of range or not a number.
     """
 
     temperature: float = 1.0
@@ -37,19 +38,25 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature: {self.temperature} is not a finite number >= 0; 0 is greedy")
-        if self.top_k < 0:
-            problems.append(f"top_k: {self.top_k} is negative; 0 keeps every token")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p: {self.top_p} is not in (0, 1]; 1 keeps every token")
-        if not 0 <= self.min_p <= 1:
-            problems.append(f"min_p: {self.min_p} is not in [0, 1]; 0 keeps every token")
-        if not 0 < self.repetition_penalty < float("inf"):
-            problems.append(f"repetition_penalty: {self.repetition_penalty} is not a finite number > 0; 1 turns it off")
-        if problems:
+        if problems := list(self._problems()):
             raise ConfigError(problems)
+
+    def _problems(self) -> Iterator[str]:
+        for name, value in vars(self).items():
+            whole = name == "top_k"
+            wrong = type_problem(name, value, Integral if whole else Real, "a whole number" if whole else "a number")
+            if wrong:
+                yield from wrong
+            elif name == "temperature" and not 0 <= value < float("inf"):
+                yield f"temperature: {value} is not a finite number >= 0; 0 is greedy"
+            elif name == "top_k" and value < 0:
+                yield f"top_k: {value} is negative; 0 keeps every token"
+            elif name == "top_p" and not 0 < value <= 1:
+                yield f"top_p: {value} is not in (0, 1]; 1 keeps every token"
+            elif name == "min_p" and not 0 <= value <= 1:
+                yield f"min_p: {value} is not in [0, 1]; 0 keeps every token"
+            elif name == "repetition_penalty" and not 1e-100 <= value <= 1e100:  # so that no logit overflows
+                yield f"repetition_penalty: {value} is not a number from 1e-100 to 1e100; 1 turns it off"
 
 
 def penalize_repetition(logits: Tensor, previous_ids: Sequence[int], penalty: float) -> Tensor:
@@ -83,23 +90,30 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest most likely tokens whose probabilities sum to at least p; set the rest to -inf.
 
-    The most likely token is always kept.
+    The most likely token is always kept. A sum that is below p by less than rounding can cause, V + 16 times the
+    dtype's eps (2**-52 in float64), counts as p: of [.3 .1 .1 .5], p = .8 keeps two.
     """
     if p >= 1:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # [..., V]
     probability = ordered.softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability  # the mass of all likelier tokens
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    reached = before >= p - (logits.size(-1) + 16) * torch.finfo(logits.dtype).eps
+    reached[..., 0] = False  # a tiny p
+    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, reached)
     return logits.masked_fill(dropped, float("-inf"))
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Set the logits of tokens that are less than p times as likely as the most likely token to -inf."""
+    """Set the logits of tokens that are less than p times as likely as the most likely token to -inf.
+
+    A probability that is lower by less than rounding can cause, a part of 16 times the dtype's eps, counts as equal.
+    """
     if p <= 0:
         return logits
     probability = logits.softmax(dim=-1)
-    return logits.masked_fill(probability < p * probability.max(dim=-1, keepdim=True).values, float("-inf"))
+    least = p * probability.max(dim=-1, keepdim=True).values * (1 - 16 * torch.finfo(logits.dtype).eps)
+    return logits.masked_fill(probability < least, float("-inf"))
 
 
 def stages(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int] = ()) -> list[Tensor]:
