@@ -24,11 +24,14 @@ class ConfigError(GlassError):
             super().__init__(f"{len(self.problems)} problems in the configuration:\n{lines}")
 
 
-def type_problem(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> list[str]:
-    """Return a problem for a :class:`ConfigError` if an argument has another type, else none. A bool is not a number."""
-    if isinstance(value, kind) and not isinstance(value, bool):
-        return []
-    return [f"{name}: expected {expected}, got {reprlib.repr(value)} ({type(value).__name__})"]
+def wrong_type(name: str, value: object, expected: str) -> str:
+    """Word a problem for a :class:`ConfigError`: an argument of a wrong type."""
+    return f"{name}: expected {expected}, got {reprlib.repr(value)} ({type(value).__name__})"
+
+
+def type_problems(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> list[str]:
+    """Return that problem if an argument is not of this kind, else none. A bool is not a number."""
+    return [] if isinstance(value, kind) and not isinstance(value, bool) else [wrong_type(name, value, expected)]
 
 
 class DataError(GlassError):

@@ -16,7 +16,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from glassgpt.errors import ConfigError, type_problem
+from glassgpt.errors import ConfigError, type_problems
 from glassgpt.seeds import derive_seed
 
 
@@ -44,7 +44,7 @@ class SamplingConfig:
     def _problems(self) -> Iterator[str]:
         for name, value in vars(self).items():
             whole = name == "top_k"
-            wrong = type_problem(name, value, Integral if whole else Real, "a whole number" if whole else "a number")
+            wrong = type_problems(name, value, Integral if whole else Real, "a whole number" if whole else "a number")
             if wrong:
                 yield from wrong
             elif name == "temperature" and not 0 <= value < float("inf"):

@@ -209,7 +209,7 @@ def test_a_row_that_ends_stops_while_the_others_continue() -> None:
         if all(token in row for row in free)
     )
     assert len(set(ends)) == 3, "rows that end at different steps, the last one too"
-    steps = list(generate(model, prompts, 60, SAMPLED, seed=1, eos_token_id=eos))
+    steps = list(generate(model, prompts, 60, SAMPLED, seed=1, end_token_ids=[eos]))
     assert len(steps) == ends[-1] + 1
     for row, tokens in enumerate(free):
         end = tokens.index(eos)

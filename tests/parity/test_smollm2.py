@@ -72,7 +72,7 @@ def theirs(path: Path) -> Any:
 
 def answer(model: GPT, tokenizer: BPETokenizer, ids: list[int]) -> list[int]:
     sure = SamplingConfig(temperature=0)
-    steps = generate(model, [ids], NEW, sure, eos_token_id=tokenizer.eos_token_id)
+    steps = generate(model, [ids], NEW, sure, end_token_ids=tokenizer.end_token_ids)
     return [step.tokens[0] for step in steps]
 
 

@@ -5,12 +5,17 @@ is kept and prefilled again: generation can go on for ever, and always equals th
 A row depends on its own request only, never on the other rows of the batch.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from glassgpt.errors import ConfigError, GenerationError, type_problems, wrong_type
 from glassgpt.inference.stream import TextStreamer, encode_prompt
 from glassgpt.model import GPT, KVCache
 from glassgpt.sampling import SamplingConfig, next_token, next_uniform, row_generator
@@ -28,6 +33,11 @@ class Request:
         seed: of the random numbers, which are a pure function of (seed, sample_index).
         sample_index: distinguishes requests with the same seed; :func:`generate` uses the row.
         stop: strings that end the text and are not part of it; only :func:`generate_text` finds them.
+        min_new_tokens: before as many tokens, no end token is generated.
+        end_token_ids: the row ends after generating one of them; :func:`generate_text` adds those of the tokenizer.
+
+    Raises:
+        ConfigError: with every setting of a wrong type or out of range.
     """
 
     prompt: Sequence[int]
@@ -36,6 +46,37 @@ class Request:
     seed: int = 0
     sample_index: int = 0
     stop: str | Sequence[str] = ()
+    min_new_tokens: int = 0
+    end_token_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if problems := request_problems(
+            max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens, seed=self.seed, stop=self.stop,
+            end_token_ids=self.end_token_ids,
+        ):  # fmt: skip
+            raise ConfigError(problems)
+
+
+def request_problems(
+    *, max_new_tokens: Any, min_new_tokens: Any, seed: Any, stop: Any, end_token_ids: Any
+) -> list[str]:
+    """Return what is wrong with these settings of a :class:`Request`."""
+    counts = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+    problems: list[str] = []
+    for name, value in counts.items():
+        wrong = type_problems(name, value, Integral, "a whole number")
+        problems += wrong or [f"{name}: {value} is negative"] * (value < 0)
+    if not problems and min_new_tokens > max_new_tokens:
+        problems.append(f"min_new_tokens: {min_new_tokens} is more than max_new_tokens, {max_new_tokens}")
+    problems += type_problems("seed", seed, Integral, "a whole number")
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, Sequence) or not all(isinstance(text, str) for text in stops):
+        problems.append(wrong_type("stop", stop, "a text or a list of texts"))
+    elif "" in stops:
+        problems.append("stop: an empty string would end every text at once; leave it out")
+    if not isinstance(end_token_ids, Sequence) or any(type_problems("", i, Integral, "") for i in end_token_ids):
+        problems.append(wrong_type("end_token_ids", end_token_ids, "a list of token ids"))
+    return problems
 
 
 class Row:
@@ -56,12 +97,17 @@ class Row:
         self.active = self.remaining > 0
         self.generator = row_generator(request.seed, request.sample_index)
 
-    def append(self, token: int, eos_token_id: int | None) -> None:
-        """Add a token, unless the row has ended; the row ends with the end token or the last token it may have."""
+    @property
+    def must_continue(self) -> bool:
+        """Whether the row may not end yet."""
+        return len(self.ids) - len(self.request.prompt) < self.request.min_new_tokens
+
+    def append(self, token: int) -> None:
+        """Add a token, unless the row has ended; the row ends with an end token or the last token it may have."""
         if self.active:
             self.ids.append(token)
             self.remaining -= 1
-            self.active = self.remaining > 0 and token != eos_token_id
+            self.active = self.remaining > 0 and token not in self.request.end_token_ids
 
 
 @dataclass(frozen=True)
@@ -83,58 +129,93 @@ class DecodeStep:
 
 @torch.inference_mode()
 def generate_rows(
-    model: GPT, rows: Sequence[Row], *, eos_token_id: int | None = None, vocab_size: int | None = None
+    model: GPT, rows: Sequence[Row], *, vocab_size: int | None = None, unused_ids: Sequence[int] = ()
 ) -> Iterator[DecodeStep]:
     """Generate until every row has ended; yields each step, after its tokens were added to the rows.
 
     Args:
         model: in eval mode.
         rows: new rows; they may differ in everything.
-        eos_token_id: a row ends after generating it.
         vocab_size: the tokenizer's; tokens beyond it, where a model's vocabulary is padded, are never generated.
+        unused_ids: ids below it that have no token; they are never generated either.
+
+    Raises:
+        GenerationError: if a prompt has a token that the model does not have, or if no token can be chosen because
+            logits are NaN or infinite.
     """
-    for row in rows:
+    V = model.config.vocab_size
+    for r, row in enumerate(rows):
+        if wrong := [i for i in row.ids if not 0 <= i < V]:
+            raise GenerationError(
+                f"row {r}: the prompt has the token {wrong[0]}, but the model's tokens are 0 to {V - 1}; "
+                "the tokenizer belongs to another model"
+            )
         row.start = max(0, len(row.ids) - model.config.block_size)
+    padding = range(V if vocab_size is None else vocab_size, V)
+    never = torch.tensor([*(i for i in unused_ids if i < V), *padding], dtype=torch.int64)
     cache: KVCache | None = None
-    while any(row.active for row in rows):
+    for number in itertools.count(1):
+        active = [row.active for row in rows]
+        if not any(active):
+            return
         if cache is None or cache.longest == cache.capacity:
             cache, logits = _prefill(model, rows)
         else:
             last = torch.tensor([[row.ids[-1]] for row in rows], device=model.device)  # [B, 1]
             logits = model(last, cache=cache)[:, -1]  # [B, V]
         logits = logits.float().cpu()
-        if vocab_size is not None:
-            logits[:, vocab_size:] = float("-inf")
-        active = [row.active for row in rows]
+        logits.index_fill_(1, never, float("-inf"))
+        for r, row in enumerate(rows):
+            if row.must_continue:
+                logits[r, [i for i in row.request.end_token_ids if 0 <= i < V]] = float("-inf")
+        _check_logits(logits, active, number)
         uniform = torch.stack([next_uniform(row.generator) for row in rows])  # [B]
         tokens = [int(next_token(logits[r], row.request.sampling, uniform[r], row.ids)) for r, row in enumerate(rows)]
         for row, token in zip(rows, tokens, strict=True):
-            row.append(token, eos_token_id)
+            row.append(token)
         yield DecodeStep(tokens, active, logits, uniform)
+
+
+def _check_logits(logits: Tensor, active: Sequence[bool], step: int) -> None:
+    """Raise a GenerationError if a row ``[V]`` that is still generating has a NaN, a +inf, or nothing but -inf."""
+    for r in (~logits.amax(dim=-1).isfinite()).nonzero().flatten().tolist():
+        if active[r]:
+            nan, infinite = int(logits[r].isnan().sum()), int(logits[r].isposinf().sum())
+            raise GenerationError(
+                f"step {step}, row {r}: no token can be chosen, because "
+                + (f"{nan} logits are NaN and {infinite} +inf" if nan or infinite else "every logit is -inf")
+                + f" (of {logits.size(1)}). The weights are damaged, or too large for their dtype; try float32"
+            )
 
 
 def _prefill(model: GPT, rows: Sequence[Row]) -> tuple[KVCache, Tensor]:
     """Read all rows in one pass, padded on the right; return the cache and the logits ``[B, V]`` after the last tokens.
 
-    Of a row that is longer than the context, the newest half of a context is read. The cache has room for all tokens
-    that are still to come, up to the context.
+    Of a row that is longer than the context, the newest half of a context is read. Equal rows, as for many samples of a
+    prompt, are read once. The cache has room for all tokens that are still to come, up to the context.
     """
     context = model.config.block_size
     for row in rows:
         if len(row.ids) - row.start > context:
             row.start = len(row.ids) - max(1, context // 2)
-    visible = [row.ids[row.start :] for row in rows]
+    all_visible = [tuple(row.ids[row.start :]) for row in rows]
+    visible = list(dict.fromkeys(all_visible))  # U different ones
+    place = {ids: at for at, ids in enumerate(visible)}
+    sources = [place[ids] for ids in all_visible]
     lengths = [len(ids) for ids in visible]
     longest = max(lengths)
-    idx = torch.tensor([ids + [0] * (longest - len(ids)) for ids in visible], device=model.device)  # [B, T]
+    idx = torch.tensor([[*ids] + [0] * (longest - len(ids)) for ids in visible], device=model.device)  # [U, T]
     capacity = min(context, longest + max(row.remaining for row in rows))
-    cache = KVCache(model.config, len(rows), capacity=capacity, device=model.device, dtype=model.dtype)
-    hidden_states = model(idx, cache=cache, apply_head=False)  # [B, T, C]
+    cache = KVCache(
+        model.config, len(rows), rows=len(visible), capacity=capacity, device=model.device, dtype=model.dtype
+    )
+    hidden_states = model(idx, cache=cache, apply_head=False)  # [U, T, C]
     ends = torch.tensor(lengths, device=model.device) - 1
-    logits = model.head(hidden_states[torch.arange(len(rows), device=model.device), ends])  # [B, V]
+    logits = model.head(hidden_states[torch.arange(len(visible), device=model.device), ends])  # [U, V]
     for r, length in enumerate(lengths):
         cache.roll_back(r, length)
-    return cache, logits
+    cache.copy_rows(sources)
+    return cache, logits[sources]
 
 
 def generate(
@@ -144,12 +225,15 @@ def generate(
     sampling: SamplingConfig,
     *,
     seed: int = 0,
-    eos_token_id: int | None = None,
+    end_token_ids: Sequence[int] = (),
     vocab_size: int | None = None,
 ) -> Iterator[DecodeStep]:
     """Generate with the same settings for all prompts; row r uses the random numbers of (seed, r)."""
-    rows = [Row(Request(ids, max_new_tokens, sampling, seed, r)) for r, ids in enumerate(prompts)]
-    return generate_rows(model, rows, eos_token_id=eos_token_id, vocab_size=vocab_size)
+    rows = [
+        Row(Request(ids, max_new_tokens, sampling, seed, r, end_token_ids=end_token_ids))
+        for r, ids in enumerate(prompts)
+    ]
+    return generate_rows(model, rows, vocab_size=vocab_size)
 
 
 def generate_text(
@@ -158,11 +242,18 @@ def generate_text(
     """Generate until every row has ended, also at a stop string; yields each step, and the text so far of every row.
 
     Raises:
-        ConfigError: for an empty stop string.
+        ConfigError: if an end token is not in the vocabulary.
+        GenerationError: as :func:`generate_rows`.
     """
-    rows = [Row(request) for request in requests]
-    streamers = [TextStreamer(tokenizer, request.stop) for request in requests]
-    for step in generate_rows(model, rows, eos_token_id=tokenizer.eos_token_id, vocab_size=tokenizer.vocab_size):
+    wrong = [i for request in requests for i in request.end_token_ids if not 0 <= i < tokenizer.vocab_size]
+    if wrong:
+        raise ConfigError(f"end_token_ids: {wrong[0]} is not one of the {tokenizer.vocab_size} tokens")
+    rows = [
+        Row(dataclasses.replace(request, end_token_ids=(*tokenizer.end_token_ids, *request.end_token_ids)))
+        for request in requests
+    ]
+    streamers = [TextStreamer(tokenizer, row.request.stop, row.request.end_token_ids) for row in rows]
+    for step in generate_rows(model, rows, vocab_size=tokenizer.vocab_size, unused_ids=tokenizer.unused_ids()):
         for row, streamer, token, active in zip(rows, streamers, step.tokens, step.active, strict=True):
             if active:
                 streamer.push(token)
@@ -181,15 +272,21 @@ def complete(
     *,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    min_new_tokens: int = 0,
+    end_token_ids: Sequence[int] = (),
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt, the end token and the stop string.
 
     Raises:
         TokenizerError: if a prompt has characters that the tokenizer does not know.
-        ConfigError: for an empty stop string.
+        ConfigError: with every setting of a wrong type or out of range.
+        GenerationError: as :func:`generate_rows`.
     """
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    requests = [Request(prompt, max_new_tokens, sampling, seed, r, stop) for r, prompt in enumerate(ids)]
+    requests = [
+        Request(prompt, max_new_tokens, sampling, seed, r, stop, min_new_tokens, end_token_ids)
+        for r, prompt in enumerate(ids)
+    ]
     texts = [""] * len(prompts)
     for _, streamers in generate_text(model, tokenizer, requests):
         texts = [streamer.text for streamer in streamers]

@@ -1,7 +1,7 @@
 """A prompt to tokens, and generated tokens to text."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from glassgpt.errors import ConfigError
 from glassgpt.tokenizer import Tokenizer
@@ -9,24 +9,29 @@ from glassgpt.tokenizer.base import adds_bos_token
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Encode the prompt; prepend BOS if the model was trained with it.
+    """Encode the prompt, to at least one token; prepend BOS if the model was trained with it.
 
-    An empty prompt becomes BOS if there is one, else a line end, else token 0.
+    A prompt without tokens (empty, or for example a space under SentencePiece) becomes BOS if there is one, else a line
+    end, else the first token.
 
     Raises:
         TokenizerError: if the prompt has characters that the tokenizer does not know.
     """
     bos = tokenizer.bos_token_id
-    if prompt:
-        first = [bos] if bos is not None and adds_bos_token(tokenizer) else []
-        return first + tokenizer.encode(prompt)
-    if bos is not None:
-        return [bos]
-    return [next((i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"\n"), 0)]
+    ids = tokenizer.encode(prompt) if prompt else []
+    if bos is not None and (not ids or adds_bos_token(tokenizer)):
+        return [bos, *ids]
+    return ids or [_line_end_or_first(tokenizer)]
+
+
+def _line_end_or_first(tokenizer: Tokenizer) -> int:
+    unused = set(tokenizer.unused_ids())
+    used = [i for i in range(tokenizer.vocab_size) if i not in unused]
+    return next((i for i in used if tokenizer.token_bytes(i) == b"\n"), used[0])
 
 
 class TextStreamer:
-    """Turns the tokens of one row into text as they come, up to the end token or the first stop string.
+    """Turns the tokens of one row into text as they come, up to an end token or the first stop string.
 
     It returns only text that is final: bytes that do not yet make a character are held back, and so is text that may be
     the beginning of a stop string. The stop string that is completed first counts; if several are completed by the
@@ -35,6 +40,7 @@ class TextStreamer:
     Args:
         tokenizer: gives the bytes of a token.
         stop: strings that end the text; they are not part of it.
+        end_token_ids: tokens that end the text; they are not part of it.
 
     Attributes:
         tokens: the tokens so far, without the end token.
@@ -45,8 +51,9 @@ class TextStreamer:
         ConfigError: for an empty stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = (), end_token_ids: Collection[int] = ()):
         self.tokenizer = tokenizer
+        self.end_token_ids = end_token_ids
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in self.stop:
             raise ConfigError("stop: an empty string would end every text at once; leave it out")
@@ -58,7 +65,7 @@ class TextStreamer:
 
     def push(self, token: int) -> str:
         """Add a token; return the text that became final with it, often none."""
-        if token == self.tokenizer.eos_token_id:
+        if token in self.end_token_ids:
             return self.finish()
         self.tokens.append(token)
         return self._release(self._decoder.decode(self.tokenizer.token_bytes(token)))

@@ -5,7 +5,7 @@ no others. Rows of different lengths need no padding: slots beyond a row's lengt
 row grows. Rows can be admitted, evicted and rolled back one at a time; the cached pass always equals the full one.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -119,6 +119,20 @@ class KVCache:
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[:, first:last, :, : other.longest] = theirs[:, : len(other.lengths), :, : other.longest]
         self.lengths += other.lengths
+
+    def copy_rows(self, sources: Sequence[int]) -> None:
+        """Make each row r a copy of row ``sources[r] <= r``: a prompt that was prefilled once becomes several rows.
+
+        Raises:
+            ValueError: if there are more of them than the cache has memory for; nothing is changed.
+        """
+        if len(sources) > self.keys.size(1):
+            raise ValueError(f"{len(sources)} rows do not fit: the cache has memory for {self.keys.size(1)}")
+        for row, source in reversed(list(enumerate(sources))):  # from the last, so that no source is overwritten
+            if row != source:
+                for tensor in (self.keys, self.values):
+                    tensor[:, row, :, : self.lengths[source]] = tensor[:, source, :, : self.lengths[source]]
+        self.lengths = [self.lengths[source] for source in sources]
 
     def evict(self, rows: Collection[int]) -> None:
         """Remove these rows. The rows behind them move up, in order, as with ``del`` on a list."""

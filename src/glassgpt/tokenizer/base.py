@@ -75,6 +75,10 @@ class Tokenizer(Protocol):
         """The id of every special token."""
         return dict(self._special)
 
+    def unused_ids(self) -> tuple[int, ...]:
+        """Ids below vocab_size that have no token."""
+        return ()
+
     def files(self) -> dict[str, bytes]:
         """The files for a model folder, by name, in the formats of published tools; without tokenizer_config.json."""
 
