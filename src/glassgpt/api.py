@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from glassgpt.config import ConfigOverrides, RuntimeConfig, locate
-from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.errors import CheckpointError, ConfigError, type_problems
 from glassgpt.files import Progress, path_exists
-from glassgpt.inference.decode import complete
+from glassgpt.inference.decode import complete, request_problems
 from glassgpt.model import GPT
 from glassgpt.planning import opening
 from glassgpt.planning.initial_model import AUTO
@@ -34,6 +34,16 @@ from glassgpt.weights.sources import WeightSource
 RUNS = Path("runs")
 #: Configuration values by bare or dotted key; or by section, of which later ones win.
 Overrides = Mapping[str, Any] | Sequence[ConfigOverrides]
+_TEXT, _PATH = (str, "a text"), ((str, Path), "a name or path")
+_OVERRIDES = ((Mapping, list, tuple), "settings by key")
+#: The types of arguments of the public functions, and how a message calls them.
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "model": (torch.nn.Module, "a model, as glassgpt.load returns"),
+    "tokenizer": (Tokenizer, "a tokenizer, as glassgpt.load returns"),
+    "source": _PATH, "folder": _PATH, "data": _PATH, "runs": _PATH, "overrides": _OVERRIDES,
+    "prompt": _TEXT, "preset": _TEXT, "name": _TEXT, "device": _TEXT, "dtype": (str, "the name of a dtype, such as 'bfloat16'"), "revision": _TEXT, "token": _TEXT,
+}  # fmt: skip
+_MAY_BE_NONE = {"data", "overrides", "name", "revision", "token"}
 
 
 def load(
@@ -43,7 +53,7 @@ def load(
     dtype: str = "float32",
     revision: str | None = None,
     token: str | None = None,
-    runs: Path = RUNS,
+    runs: str | Path = RUNS,
 ) -> tuple[GPT, Tokenizer]:
     """Load a model and its tokenizer, ready to generate.
 
@@ -60,9 +70,21 @@ def load(
         CheckpointError: if it is not found (the message says where it was looked for), or damaged.
         ConfigError: for an unknown type or device.
     """
+    _require_types(source=source, device=device, dtype=dtype, revision=revision, token=token, runs=runs)
     weights_dtype(dtype)  # before anything is fetched
     found = open_source(source, revision=revision, token=token, runs=runs)
     return load_from_source(found, device=device, dtype=dtype)
+
+
+def _type_problems(**arguments: object) -> list[str]:
+    """What is wrong with the types of these arguments."""
+    given = {k: v for k, v in arguments.items() if v is not None or k not in _MAY_BE_NONE}
+    return [problem for name, value in given.items() for problem in type_problems(name, value, *_TYPES[name])]
+
+
+def _require_types(**arguments: object) -> None:
+    if problems := _type_problems(**arguments):
+        raise ConfigError(problems)
 
 
 def load_from_source(
@@ -74,7 +96,7 @@ def load_from_source(
 
 
 def open_source(
-    source: str | Path, *, revision: str | None = None, token: str | None = None, runs: Path = RUNS
+    source: str | Path, *, revision: str | None = None, token: str | None = None, runs: str | Path = RUNS
 ) -> WeightSource:
     """Where :func:`load` would read a model from; its names and shapes are known, no weight is read.
 
@@ -100,7 +122,7 @@ def weights_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def load_tokenizer(source: str | Path, *, runs: Path = RUNS) -> Tokenizer:
+def load_tokenizer(source: str | Path, *, runs: str | Path = RUNS) -> Tokenizer:
     """Load a tokenizer by itself: ``gpt2``, a run, a model folder, or a file.
 
     Args:
@@ -111,10 +133,10 @@ def load_tokenizer(source: str | Path, *, runs: Path = RUNS) -> Tokenizer:
     Raises:
         TokenizerError: if it is not found, or damaged.
     """
-    return specs.open_tokenizer(str(source), runs=runs)
+    return specs.open_tokenizer(str(source), runs=Path(runs))
 
 
-def find_run(source: str | Path, runs: Path = RUNS) -> Run:
+def find_run(source: str | Path, runs: str | Path = RUNS) -> Run:
     """The run of that name or folder.
 
     Raises:
@@ -126,20 +148,20 @@ def find_run(source: str | Path, runs: Path = RUNS) -> Run:
     raise CheckpointError(f"there is no run {str(source)!r}; runs in {runs}/: {_names(runs)}")
 
 
-def _run_of(source: str | Path, runs: Path) -> Run | None:
-    for path in (Path(source), runs / source):
+def _run_of(source: str | Path, runs: str | Path) -> Run | None:
+    for path in (Path(source), Path(runs, source)):
         if path_exists(path / "run.toml"):
             return Run(path)
     return None
 
 
-def _names(runs: Path) -> str:
+def _names(runs: str | Path) -> str:
     return ", ".join(run.name for run in list_runs(runs)) or "none yet; `glassgpt quickstart` makes one"
 
 
-def list_runs(runs: Path = RUNS) -> list[Run]:
+def list_runs(runs: str | Path = RUNS) -> list[Run]:
     """Every run, oldest first."""
-    found = [Run(path.parent) for path in runs.glob("*/run.toml")]
+    found = [Run(path.parent) for path in Path(runs).glob("*/run.toml")]
     return sorted(found, key=lambda run: (run.created(), run.name))
 
 
@@ -155,17 +177,46 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
+    end_token_ids: Sequence[int] = (),
+    min_new_tokens: int = 0,
     seed: int = 0,
 ) -> str:
-    """Continue a prompt; return the continuation alone, which ends before the first stop string.
+    """Continue a prompt; return the continuation alone, which ends before the first end token or stop string.
+
+    Args:
+        model: from :func:`load`.
+        tokenizer: its tokenizer.
+        prompt: the text to continue.
+        max_new_tokens: tokens to generate at most.
+        temperature: below 1 less random, above 1 more; 0 is greedy.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens that make up this probability.
+        min_p: drop tokens less likely than this times the most likely one.
+        repetition_penalty: above 1, tokens that occurred before are less likely.
+        stop: strings that end the text.
+        end_token_ids: tokens that end the text, besides those of the model.
+        min_new_tokens: before as many tokens, no end token is generated. A stop string still ends the text.
+        seed: of the random numbers.
 
     Raises:
-        ConfigError: for sampling settings out of range.
+        ConfigError: with every argument of a wrong type or out of range.
         TokenizerError: if the prompt has characters that the tokenizer does not know.
+        GenerationError: if the model's logits are not numbers.
     """
-    sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+    problems = _type_problems(model=model, tokenizer=tokenizer, prompt=prompt) + request_problems(
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, seed=seed, stop=stop, end_token_ids=end_token_ids
+    )
+    try:
+        sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+    except ConfigError as error:
+        raise ConfigError(problems + error.problems) from None
+    if problems:
+        raise ConfigError(problems)
     model.eval()
-    return complete(model, tokenizer, [prompt], max_new_tokens, sampling, seed=seed, stop=stop)[0]
+    return complete(
+        model, tokenizer, [prompt], max_new_tokens, sampling,
+        seed=seed, stop=stop, min_new_tokens=min_new_tokens, end_token_ids=end_token_ids,
+    )[0]  # fmt: skip
 
 
 def save(model: GPT, tokenizer: Tokenizer, folder: str | Path) -> None:
@@ -175,6 +226,7 @@ def save(model: GPT, tokenizer: Tokenizer, folder: str | Path) -> None:
         ConfigError: if no published family can express the model.
         CheckpointError: if the folder exists and holds something else.
     """
+    _require_types(model=model, tokenizer=tokenizer, folder=folder)
     target = Path(folder).absolute()
     if target.exists() and not ((target / "config.json").exists() or (target.is_dir() and not any(target.iterdir()))):
         raise CheckpointError(f"{target} exists and is no model folder; choose another name")
@@ -187,7 +239,7 @@ def plan(
     *,
     data: str | Path | None = None,
     overrides: Overrides | None = None,
-    runs: Path = RUNS,
+    runs: str | Path = RUNS,
     with_text: bool | None = None,
     measure: Measure = "speed",
     reporter: Reporter | None = None,
@@ -209,11 +261,12 @@ def plan(
     Raises:
         GlassError: for any mistake that the caller can correct.
     """
+    _require_types(preset=preset, data=data, overrides=overrides, runs=runs)
     layers = _layers_of(data, overrides)
     if with_text is None:
         with_text = names_a_text(layers)
     return plan_run(
-        preset, layers, runs=runs, with_text=with_text, measure=measure, reporter=reporter, processes=processes
+        preset, layers, runs=Path(runs), with_text=with_text, measure=measure, reporter=reporter, processes=processes
     )
 
 
@@ -223,7 +276,7 @@ def train(
     data: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
-    runs: Path = RUNS,
+    runs: str | Path = RUNS,
     reporter: Reporter | None = None,
 ) -> Run:
     """Train a model and return its run: ``.path .metrics .best .last``.
@@ -240,6 +293,7 @@ def train(
     Raises:
         GlassError: for any mistake that the caller can correct.
     """
+    _require_types(preset=preset, data=data, overrides=overrides, name=name, runs=runs)
     result = start_run(preset, _layers_of(data, overrides), name=name, runs=runs, reporter=reporter)
     if result.interrupted_by is not None:
         raise KeyboardInterrupt  # everything is saved; the caller should stop, too
@@ -253,12 +307,14 @@ def _layers_of(data: str | Path | None, overrides: Overrides | None) -> list[Con
         ConfigError: with every unknown key.
     """
     layers = [] if overrides is None or isinstance(overrides, Mapping) else list(overrides)
+    if problems := [p for layer in layers for p in type_problems("overrides", layer, Mapping, "settings by section")]:
+        raise ConfigError(problems)
     if isinstance(overrides, Mapping):
         layer: dict[str, dict[str, Any]] = {}
         problems = []
         for key, value in overrides.items():
             try:
-                section, field = locate(key)
+                section, field = locate(str(key))
                 layer.setdefault(section, {})[field] = str(value) if isinstance(value, Path) else value
             except ValueError as error:
                 problems.append(str(error))
@@ -273,7 +329,7 @@ def start_run(
     overrides: list[ConfigOverrides],
     *,
     name: str | None = None,
-    runs: Path = RUNS,
+    runs: str | Path = RUNS,
     reporter: Reporter | None = None,
     profile: bool = False,
 ) -> Result:
@@ -288,7 +344,7 @@ def start_run(
             require_name(name)
         run_plan = plan(preset, overrides=overrides, runs=runs, with_text=True, reporter=reporter, processes=processes)
         return opening.start_run(
-            run_plan, name or run_plan.name, runs, reporter=reporter, deadline=run_plan.deadline(began),
+            run_plan, name or run_plan.name, Path(runs), reporter=reporter, deadline=run_plan.deadline(began),
             processes=processes, profile=profile,
         )  # fmt: skip
 
@@ -299,7 +355,7 @@ def resume(
     source: str | Path,
     changes: ConfigOverrides | None = None,
     *,
-    runs: Path = RUNS,
+    runs: str | Path = RUNS,
     reporter: Reporter | None = None,
     profile: bool = False,
 ) -> Result:

@@ -26,7 +26,8 @@ class ConfigError(GlassError):
 
 def wrong_type(name: str, value: object, expected: str) -> str:
     """Word a problem for a :class:`ConfigError`: an argument of a wrong type."""
-    return f"{name}: expected {expected}, got {reprlib.repr(value)} ({type(value).__name__})"
+    shown = " ".join(reprlib.repr(value).split())  # in one line
+    return f"{name}: expected {expected}, got {shown} ({type(value).__name__})"
 
 
 def type_problems(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> list[str]:

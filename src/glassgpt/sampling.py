@@ -152,7 +152,7 @@ def next_token(logits: Tensor, sampling: SamplingConfig, uniform: Tensor, previo
 
 def row_generator(seed: int, row: int) -> torch.Generator:
     """Create the random generator of one row: a pure function of (seed, row), whatever else is in its batch."""
-    return torch.Generator().manual_seed(derive_seed(seed, "draws", row))
+    return torch.Generator().manual_seed(derive_seed(int(seed), "draws", int(row)))
 
 
 def next_uniform(generator: torch.Generator) -> Tensor:

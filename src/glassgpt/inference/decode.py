@@ -65,7 +65,7 @@ def request_problems(
     problems: list[str] = []
     for name, value in counts.items():
         wrong = type_problems(name, value, Integral, "a whole number")
-        problems += wrong or [f"{name}: {value} is negative"] * (value < 0)
+        problems += wrong or [f"{name}: {value} is negative"] * bool(value < 0)
     if not problems and min_new_tokens > max_new_tokens:
         problems.append(f"min_new_tokens: {min_new_tokens} is more than max_new_tokens, {max_new_tokens}")
     problems += type_problems("seed", seed, Integral, "a whole number")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ FILES = ("tokenizer.json", "tokenizer.model")
 END_OF_TEXT = "<|endoftext|>"
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back.
 

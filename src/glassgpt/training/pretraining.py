@@ -10,6 +10,7 @@ from glassgpt.data.batch import Batch
 from glassgpt.data.batches.loader import Loader
 from glassgpt.data.batches.windows import Batches
 from glassgpt.data.corpus.manifest import TokenStream
+from glassgpt.errors import GenerationError
 from glassgpt.estimate import LOGITS_AT_A_TIME, TOKENS_PER_PASS
 from glassgpt.inference.decode import complete
 from glassgpt.loss import Baselines, Evaluation, counting_baselines, evaluate, subset
@@ -87,9 +88,12 @@ class Pretraining:
         )
 
     def sample(self, model: GPT, seed: int) -> str:
-        """A text from the empty prompt."""
+        """A text from the empty prompt; or why there is none, since a sample never ends a run."""
         tokens = self.config.train.sample_tokens
-        return complete(model, self.tokenizer, [""], tokens, SamplingConfig(temperature=0.8), seed=seed)[0]
+        try:
+            return complete(model, self.tokenizer, [""], tokens, SamplingConfig(temperature=0.8), seed=seed)[0]
+        except GenerationError as error:
+            return f"(no sample: {error})"
 
     def close(self) -> None:
         """End the worker processes."""
