@@ -35,13 +35,14 @@ RUNS = Path("runs")
 #: Configuration values by bare or dotted key; or by section, of which later ones win.
 Overrides = Mapping[str, Any] | Sequence[ConfigOverrides]
 _TEXT, _PATH = (str, "a text"), ((str, Path), "a name or path")
-_OVERRIDES = ((Mapping, list, tuple), "settings by key")
 #: The types of arguments of the public functions, and how a message calls them.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "model": (torch.nn.Module, "a model, as glassgpt.load returns"),
     "tokenizer": (Tokenizer, "a tokenizer, as glassgpt.load returns"),
-    "source": _PATH, "folder": _PATH, "data": _PATH, "runs": _PATH, "overrides": _OVERRIDES,
-    "prompt": _TEXT, "preset": _TEXT, "name": _TEXT, "device": _TEXT, "dtype": (str, "the name of a dtype, such as 'bfloat16'"), "revision": _TEXT, "token": _TEXT,
+    "overrides": ((Mapping, list, tuple), "settings by key"),
+    "dtype": (str, "the name of a dtype, such as 'bfloat16'"),
+    "source": _PATH, "folder": _PATH, "data": _PATH, "runs": _PATH,
+    "prompt": _TEXT, "preset": _TEXT, "name": _TEXT, "device": _TEXT, "revision": _TEXT, "token": _TEXT,
 }  # fmt: skip
 _MAY_BE_NONE = {"data", "overrides", "name", "revision", "token"}
 

@@ -1,5 +1,7 @@
 """``glassgpt sample``."""
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +10,7 @@ import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, stdin_is_piped
 from glassgpt.cli.printing.output import ProgressLine, print_json, say
-from glassgpt.errors import ConfigError
+from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.tokens import quoted
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def sample(
     repetition_penalty: float = typer.Option(1.0, "--repetition-penalty", help="Above 1: earlier tokens less likely."),
     greedy: bool = typer.Option(False, "--greedy", help="Always take the most likely token."),
     stop: list[str] = typer.Option([], "--stop", metavar="TEXT", help="End before this text; can be repeated."),
+    end_token: list[str] = typer.Option([], "--end-token", metavar="TOKEN", help="End at this token; can be repeated."),
+    min_new_tokens: int = typer.Option(0, "--min-new-tokens", min=0, help="No end token before as many tokens."),
     seed: int = typer.Option(0, "--seed", help="Seed of the random numbers."),
     explain: bool = typer.Option(False, "--explain", help="Show the candidates and the random number of every step."),
     candidates: int = typer.Option(6, "--candidates", min=1, help="Candidates shown by --explain."),
@@ -62,7 +66,13 @@ def sample(
     from glassgpt.inference.stream import encode_prompt
 
     ids = _chat_ids(source, tokenizer, text) if chat else encode_prompt(tokenizer, text)
-    requests = [Request(ids, max_new_tokens, sampling, seed, index, stop) for index in range(num_samples)]
+    if text and not chat and not tokenizer.encode(text):
+        say("note: the prompt has no tokens; this is a continuation of an empty prompt")
+    end_ids = [_token_id(tokenizer, name) for name in end_token]
+    requests = [
+        Request(ids, max_new_tokens, sampling, seed, index, stop, min_new_tokens, end_ids)
+        for index in range(num_samples)
+    ]
     prefix = "" if chat else text
     live = not json and num_samples == 1
     rows = _generate(model, tokenizer, requests, prefix, candidates=candidates if explain else 0, live=live)
@@ -86,15 +96,19 @@ def _generate(
     printed = ""
     if live and not candidates:
         print(prefix, end="", flush=True)
-    for step, streamers in generate_text(model, tokenizer, requests):
-        if candidates:
-            previous_ids = [*first.prompt, *streamers[0].tokens[: len(steps)]]
-            steps.append(_explain(step, first.sampling, previous_ids, tokenizer, candidates))
-            if live:
-                _print_step(len(steps), steps[-1], prefix + printed, first.sampling, tokenizer)
-        elif live:
-            print(streamers[0].text[len(printed) :], end="", flush=True)
-        printed = streamers[0].text
+    try:
+        for step, streamers in generate_text(model, tokenizer, requests):
+            if candidates:
+                previous_ids = [*first.prompt, *streamers[0].tokens[: len(steps)]]
+                steps.append(_explain(step, first.sampling, previous_ids, tokenizer, candidates))
+                if live:
+                    _print_step(len(steps), steps[-1], prefix + printed, first.sampling, tokenizer)
+            elif live:
+                print(streamers[0].text[len(printed) :], end="", flush=True)
+            printed = streamers[0].text
+    except GenerationError:
+        print()  # the message begins on a line of its own
+        raise
     if live:
         print(f"\n{prefix}{printed}" if candidates else "")
     extra = {"steps": steps} if candidates else {}
@@ -110,7 +124,8 @@ def _explain(
     chosen = step.tokens[0]
     candidates = explain(step.logits[0], sampling, tokenizer.vocab_size, previous_ids)
     shown = [c for rank, c in enumerate(candidates) if rank < count or c.token == chosen]
-    described = [{"text": tokenizer.decode([c.token]), **vars(c)} for c in shown]
+    unused = tokenizer.unused_ids()
+    described = [{"text": None if c.token in unused else tokenizer.decode([c.token]), **vars(c)} for c in shown]
     return {"chosen": chosen, "draw": float(step.uniform[0]), "candidates": described}
 
 
@@ -128,7 +143,9 @@ def _print_step(
     for candidate in step["candidates"]:
         mark = ">" if candidate["token"] == step["chosen"] else " "
         numbers = " ".join(f"{candidate[key]:>{width}.{decimals}f}" for _, key, width, decimals in columns)
-        print(f"  {mark} {quoted(tokenizer.token_bytes(candidate['token'])):<10} {numbers}")
+        token = candidate["token"]
+        shown = f"(no id {token})" if candidate["text"] is None else quoted(tokenizer.token_bytes(token))
+        print(f"  {mark} {shown:<10} {numbers}")
 
 
 def _chat_ids(source: "WeightSource", tokenizer: "Tokenizer", text: str) -> list[int]:
@@ -139,18 +156,47 @@ def _chat_ids(source: "WeightSource", tokenizer: "Tokenizer", text: str) -> list
     template = chat_template(source)
     if template is None:
         raise ConfigError(f"{source.path} has no chat template; leave out --chat to continue the text")
-    return chat.encode(tokenizer, template, [{"role": "user", "content": text}])
+    ids = chat.encode(tokenizer, template, [{"role": "user", "content": text}])
+    if not ids:
+        raise ConfigError(f"the chat template of {source.path} makes no tokens of this prompt; leave out --chat")
+    return ids
+
+
+def _token_id(tokenizer: "Tokenizer", text: str) -> int:
+    """Return the id of the special token with this name, or of the one token that this text is.
+
+    Raises:
+        ConfigError: if the text is not exactly one token.
+    """
+    special = tokenizer.special_ids()
+    ids = [special[text]] if text in special else tokenizer.encode(text, allow_special=True)
+    if len(ids) != 1:
+        names = ", ".join(special) or "none"
+        raise ConfigError(
+            f"--end-token: {text!r} is {len(ids)} tokens, not one; the special tokens are: {names}. "
+            "--stop ends at any text"
+        )
+    return ids[0]
 
 
 def _read_prompt(prompt: str, prompt_file: Path | None) -> str:
-    """Return the prompt from --prompt, --prompt-file or standard input."""
+    """Return the prompt from --prompt, --prompt-file or standard input. The same bytes give the same text.
+
+    Of bytes, a byte-order mark and the last line end are left out, and other line ends are kept as they are.
+
+    Raises:
+        ConfigError: if the prompt cannot be read, or is not UTF-8.
+    """
     if prompt and prompt_file:
         raise ConfigError("give --prompt or --prompt-file, not both")
-    if prompt_file:
-        try:
-            return prompt_file.read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--prompt-file {prompt_file} cannot be read: {error}") from None
-    if prompt == "-" or (not prompt and stdin_is_piped()):
-        return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
-    return prompt
+    from_stdin = prompt == "-" or (not prompt and not prompt_file and stdin_is_piped())
+    where = f"--prompt-file {prompt_file}" if prompt_file else "standard input" if from_stdin else "--prompt"
+    try:
+        if not prompt_file and not from_stdin:
+            return os.fsencode(prompt).decode("utf-8")
+        content = prompt_file.read_bytes() if prompt_file else sys.stdin.buffer.read()
+        return re.sub(r"\r?\n\Z", "", content.decode("utf-8").removeprefix("\ufeff"))
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
