@@ -6,6 +6,8 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -164,6 +166,41 @@ def test_top_p_is_exact_where_the_arithmetic_is() -> None:
     logits = t([0.5, 0.25, 0.125, 0.125]).log2() * math.log(2)
     for p, count in ((1e-9, 1), (0.3, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.76, 3), (0.875, 3), (0.88, 4), (1.0, 4)):
         assert (keep_top_p(logits, p) > NEVER).sum() == count, p
+
+
+def partitions(total: int, parts: int, least: int = 1) -> Iterator[tuple[int, ...]]:
+    """All ways to write total as an ascending sum of that many numbers."""
+    if parts == 1:
+        yield from [(total,)] * (total >= least)
+        return
+    for first in range(least, total // parts + 1):
+        for rest in partitions(total - first, parts - 1, first):
+            yield (first, *rest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_top_p_and_min_p_decide_as_exact_fractions_do(dtype: torch.dtype) -> None:
+    """Every distribution of up to 5 tokens in parts of 1/n, n up to 20, and every p that is a number of such parts.
+
+    So most cases are ties: a sum that is exactly p, or a token exactly p times as likely as the first.
+    """
+    cases = 0
+    for total, parts in itertools.product(range(2, 21), range(1, 6)):
+        rows = [row[::-1] for row in partitions(total, parts)]  # the most likely first
+        if not rows:
+            continue
+        logits = (torch.tensor(rows, dtype=dtype) / total).log()
+        for part in range(1, total):
+            p = Fraction(part, total)
+            fewest = [next(n for n in range(1, parts + 1) if Fraction(sum(row[:n]), total) >= p) for row in rows]
+            assert (keep_top_p(logits, part / total) > NEVER).sum(-1).tolist() == fewest
+            likely = [sum(count >= p * row[0] for count in row) for row in rows]
+            assert (keep_min_p(logits, part / total) > NEVER).sum(-1).tolist() == likely
+            cases += len(rows)
+    assert cases > 5_000
+    uniform = torch.zeros(128_000, dtype=torch.float64)
+    for p, count in ((0.1, 12_800), (0.25, 32_000), (0.5, 64_000), (0.999, 127_872)):
+        assert (keep_top_p(uniform, p) > NEVER).sum() == count
 
 
 def test_min_p_is_relative_to_the_most_likely_token() -> None:
@@ -355,9 +392,11 @@ def test_every_setting_out_of_range_is_named_at_once() -> None:
     [("temperature", v) for v in (-0.1, math.inf, math.nan)]
     + [("top_p", v) for v in (0, -1, 1.01, math.nan)]
     + [("min_p", v) for v in (-0.1, 1.01, math.nan)]
-    + [("repetition_penalty", v) for v in (0, -1, math.inf, math.nan)],
+    + [("repetition_penalty", v) for v in (0, -1, math.inf, math.nan, 5e-324)]
+    + [(name, v) for name in ("temperature", "top_k", "top_p", "min_p") for v in ("0.5", None, True, [0.5])]
+    + [("top_k", 2.0)],
 )
-def test_a_setting_out_of_range_is_refused(name: str, value: float) -> None:
+def test_a_setting_out_of_range_or_of_a_wrong_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         SamplingConfig(**{name: value})
 

@@ -2,25 +2,31 @@
 
 import dataclasses
 import itertools
+import math
+import re
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import thread_count
-from glassgpt.config import ModelConfig
+from glassgpt.config import ModelConfig, TrainConfig
 from glassgpt.config.presets import MODERN
-from glassgpt.errors import ConfigError, TokenizerError
+from glassgpt.errors import ConfigError, GenerationError, TokenizerError
 from glassgpt.inference.decode import DecodeStep, Request, Row, complete, generate, generate_rows, generate_text
 from glassgpt.inference.stream import encode_prompt
 from glassgpt.model import GPT, ExplicitAttention
 from glassgpt.runtime import Runtime
 from glassgpt.sampling import SamplingConfig, next_token, next_uniform, row_generator
 from glassgpt.tokenizer import CharTokenizer
+from glassgpt.training.pretraining import Pretraining
 
 CPU = Runtime(torch.device("cpu"), torch.float32, 1, compile=False, reason="test")
 GREEDY, SAMPLED = SamplingConfig(0.0), SamplingConfig(0.9, top_k=12, top_p=0.95)
+NEVER = float("-inf")
 PENALIZED = SamplingConfig(1.1, min_p=0.02, repetition_penalty=1.3)
 CLASSIC = ModelConfig(vocab_size=19, block_size=16, n_layer=2, n_head=4, n_embd=32, tie_embeddings=False)
 CONFIGS = {
@@ -128,6 +134,21 @@ def test_a_step_computes_one_token_and_a_refill_half_a_context() -> None:
     assert seen == [10, *[1] * 6, 8, *[1] * 8, 8, *[1] * 8, 8, 1]
 
 
+@all_choices
+@both_families
+def test_equal_prompts_are_prefilled_once_and_generate_as_before(config: ModelConfig, choice: SamplingConfig) -> None:
+    """Also among others of other lengths, and after the context was full."""
+    model, prefilled = build(config), []
+    model.blocks[0].register_forward_pre_hook(lambda module, inputs: prefilled.append(tuple(inputs[0].shape[:2])))
+    one, two = prompt_of(6), prompt_of(30, 1)
+    list(generate(model, [one, two, one, one, two], 40, choice))
+    assert prefilled[0] == (2, 16), "two different prompts, of which the longer one fills the context"
+    model.blocks[0]._forward_pre_hooks.clear()
+    check(model, [one, two, one, one, two], 40, choice)
+    greedy = by_row(list(generate(model, [one] * 3, 40, GREEDY)))
+    assert greedy[0] == greedy[1] == greedy[2]
+
+
 def test_the_explicit_attention_generates_the_same() -> None:
     fused, explicit = build(CONFIGS["modern-gqa"]), build(CONFIGS["modern-gqa"])
     for block in explicit.blocks:
@@ -194,7 +215,7 @@ def test_no_tokens_wanted_gives_no_steps() -> None:
     assert list(generate(build(CLASSIC), [prompt_of(3)], 0, GREEDY)) == []
 
 
-# --- the end token
+# --- the end tokens
 
 
 def test_a_row_that_ends_stops_while_the_others_continue() -> None:
@@ -217,12 +238,49 @@ def test_a_row_that_ends_stops_while_the_others_continue() -> None:
         assert [step.tokens[row] for step in steps][: end + 1] == tokens[: end + 1]
 
 
-class Letters(CharTokenizer):
-    """Characters, the last of which ends a document."""
+def test_a_row_ends_at_any_of_its_end_tokens() -> None:
+    model, prompts = build(CLASSIC), [prompt_of(3), prompt_of(9, 1)]
+    free = by_row(list(generate(model, prompts, 60, SAMPLED, seed=1)))
+    ends = [free[0][5], free[1][2], 99]
+    rows = [Row(Request(ids, 60, SAMPLED, 1, r, end_token_ids=ends)) for r, ids in enumerate(prompts)]
+    list(generate_rows(model, rows))
+    for row, prompt, tokens in zip(rows, prompts, free, strict=True):
+        assert row.ids == prompt + tokens[: 1 + min(tokens.index(end) for end in ends if end in tokens)]
 
-    def __init__(self, eos_token_id: int | None = None):
+
+@pytest.mark.parametrize("choice", [SAMPLED, PENALIZED], ids=["sampled", "penalized"])
+def test_the_minimum_of_new_tokens_equals_transformers(choice: SamplingConfig) -> None:
+    """Before it, no end token has any probability; the others keep their shares."""
+    from transformers.generation import MinNewTokensLengthLogitsProcessor
+
+    model, prompt, ends, generated = build(CLASSIC), prompt_of(5), [*range(9), 99], []
+    row = Row(Request(prompt, 60, choice, 3, min_new_tokens=7, end_token_ids=ends))
+    processor = MinNewTokensLengthLogitsProcessor(len(prompt), 7, ends[:-1])
+    for step in generate_rows(model, [row]):
+        seen = torch.tensor([prompt + generated])
+        with torch.no_grad():
+            expected = processor(seen, model(seen[:, -16:])[:, -1])
+        torch.testing.assert_close(step.logits, expected, atol=1e-4, rtol=1e-4)
+        generated += step.tokens
+    assert 7 < len(generated) < 60
+    assert [i for i, token in enumerate(generated) if token in ends] == [len(generated) - 1]
+
+
+class Letters(CharTokenizer):
+    """Characters, the last of which ends a document; some ids may have no token."""
+
+    def __init__(self, eos_token_id: int | None = None, unused: Sequence[int] = ()):
         super().__init__(list("\nabcdefghijklmnopqr"))
         self.eos_token_id = self.bos_token_id = eos_token_id
+        self.unused = tuple(unused)
+
+    def unused_ids(self) -> tuple[int, ...]:
+        return self.unused
+
+    def token_bytes(self, i: int) -> bytes:
+        if i in self.unused:
+            raise TokenizerError(f"no token has the id {i}")
+        return super().token_bytes(i)
 
 
 @all_choices
@@ -286,6 +344,70 @@ def test_a_row_ended_by_the_caller_stops_at_once() -> None:
     assert (len(rows[0].ids), len(rows[1].ids), count) == (3 + 6, 5 + 9, 9)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_new_tokens": v} for v in (1.0, -1, True, None, "3")]
+    + [{"min_new_tokens": v} for v in (4, -1, 1.5)]
+    + [{"seed": v} for v in (1.5, None, "1")]
+    + [{"stop": v} for v in (3, None, [3], "", ["a", ""])]
+    + [{"end_token_ids": v} for v in (3, None, "3", [3.0], [True])],
+    ids=str,
+)
+def test_a_request_of_wrong_types_or_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Request(**{"prompt": [1], "max_new_tokens": 3, "sampling": GREEDY} | wrong)
+
+
+# --- what no token can be chosen from
+
+
+@pytest.mark.parametrize(("value", "found"), [(math.nan, "1 logits are NaN"), (math.inf, "1 +inf"), (NEVER, "-inf")])
+@pytest.mark.parametrize("choice", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_logits_that_are_not_numbers_are_named_by_step_and_row(
+    value: float, found: str, choice: SamplingConfig
+) -> None:
+    """A row that has ended does not matter."""
+    model = build(CLASSIC)
+    calls: list[int] = []
+
+    def spoil(module: object, inputs: object, logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        calls.append(1)
+        if len(calls) >= 3:
+            logits[1, ..., slice(None) if value == NEVER else 4] = value
+        return logits
+
+    model.head.register_forward_hook(spoil)
+    with pytest.raises(GenerationError, match=f"step 3, row 1: .*{re.escape(found)}"):
+        list(generate(model, [prompt_of(3), prompt_of(5)], 6, choice))
+    calls.clear()
+    rows = [Row(Request(prompt_of(3), 6, choice)), Row(Request(prompt_of(5), 1, choice))]
+    list(generate_rows(model, rows))
+    assert len(rows[0].ids) == 3 + 6
+
+
+def test_a_sample_of_a_model_without_numbers_does_not_end_the_training() -> None:
+    model = build(CLASSIC)
+    model.head.weight.data.fill_(math.nan)
+    task = SimpleNamespace(config=SimpleNamespace(train=TrainConfig()), tokenizer=Letters())
+    assert "19 logits are NaN" in Pretraining.sample(task, model, seed=0)
+
+
+def test_a_prompt_beyond_the_model_is_refused_with_its_token() -> None:
+    for token in (19, -1):
+        with pytest.raises(GenerationError, match=f"row 1: the prompt has the token {token}, but .* 0 to 18"):
+            list(generate(build(CLASSIC), [[1], [2, token]], 4, GREEDY))
+
+
+@all_choices
+def test_ids_without_a_token_are_never_generated(choice: SamplingConfig) -> None:
+    model = build(CLASSIC)
+    free = complete(model, Letters(), ["abc"], 50, choice)[0]
+    unused = [0, *{Letters().encode(character)[0] for character in free[:3]}]
+    full = complete(model, Letters(unused=unused), ["abc", ""], 50, choice)
+    assert all(len(text) == 50 and not set(unused) & set(Letters().encode(text)) for text in full)
+
+
 # --- stop strings
 
 
@@ -337,3 +459,17 @@ def test_encode_prompt() -> None:
     assert encode_prompt(Letters(eos_token_id=18), "ab") == [1, 2], "a prompt is encoded as it is"
     with pytest.raises(TokenizerError, match="'Z'"):
         encode_prompt(Letters(), "aZ")
+
+
+def test_a_prompt_without_tokens_is_as_an_empty_one() -> None:
+    class Stripping(Letters):
+        def encode(self, text: str, allow_special: bool = False) -> list[int]:
+            return super().encode(text.strip(" "))
+
+    for prompt in ("", " ", "   "):
+        assert encode_prompt(Stripping(), prompt) == [0]
+        assert encode_prompt(Stripping(eos_token_id=18), prompt) == [18]
+        assert encode_prompt(Stripping(unused=[0, 1]), prompt) == [2], "the first that is a token"
+    assert complete(build(CLASSIC), Stripping(), [" "], 9, GREEDY) == complete(
+        build(CLASSIC), Letters(), [""], 9, GREEDY
+    )

@@ -242,6 +242,10 @@ class Texts:
         self.cache.evict(rows)
         self.rows = [row for r, row in enumerate(self.rows) if r not in rows]
 
+    def copy(self, *sources: int) -> None:
+        self.cache.copy_rows(sources)
+        self.rows = [list(self.rows[source]) for source in sources]
+
     def roll_back(self, row: int, length: int) -> None:
         self.cache.roll_back(row, length)
         del self.rows[row][length:]
@@ -281,7 +285,13 @@ def test_rows_admitted_evicted_and_rolled_back_equal_full_forward(config: ModelC
     texts.step(2)
     texts.evict(0, 2, 3)
     texts.step(1)
-    texts.evict(0)
+    texts.roll_back(0, 9)
+    texts.copy(0, 0, 0)
+    texts.step(1)
+    texts.roll_back(1, 2)
+    texts.copy(0, 1, 1, 0)
+    texts.step(1)
+    texts.evict(0, 1, 2, 3)
     texts.admit(6, 6)  # rows of one length, so without a ragged mask
     assert not texts.cache.ragged
     texts.step(1)
@@ -295,9 +305,11 @@ def test_any_sequence_of_cache_operations_equals_full_forward(config: ModelConfi
     texts, choice = Texts(build(config, attend), 4), random.Random(seed)
     for _ in range(25):
         free = 4 - len(texts.rows)
-        match choice.choice(["admit", "evict", "roll back", "step", "step"]):
+        match choice.choice(["admit", "copy", "evict", "roll back", "step", "step"]):
             case "admit" if free:
                 texts.admit(*(choice.randint(1, 12) for _ in range(choice.randint(1, free))))
+            case "copy" if texts.rows:
+                texts.copy(*(choice.randint(0, min(r, len(texts.rows) - 1)) for r in range(choice.randint(1, 4))))
             case "evict" if texts.rows:
                 texts.evict(*choice.sample(range(len(texts.rows)), choice.randint(1, len(texts.rows))))
             case "roll back" if texts.rows:
@@ -319,6 +331,8 @@ def test_rows_that_do_not_fit_raise_and_change_nothing() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             texts.cache.admit(other)
+    with pytest.raises(ValueError, match="3 rows do not fit: the cache has memory for 2"):
+        texts.cache.copy_rows([0, 0, 0])
     for length in (-1, 6):
         with pytest.raises(ValueError, match=f"row 0 holds 5 tokens; it cannot be rolled back to {length}"):
             texts.cache.roll_back(0, length)
