@@ -1,10 +1,15 @@
 """`glassgpt sample`: min-p, repetition penalty and stop strings, from the command line and from the library."""
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from glassgpt.cli.sample import _explain, _print_step, _read_prompt
+from glassgpt.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -92,3 +97,80 @@ def test_settings_out_of_range_are_refused_together(cli: Any) -> None:
     code, _, err = cli("sample", "x", "--min-p", 2, "--repetition-penalty", 0, "--top-k", -1)
     assert code == 2
     assert "3 problems" in err
+
+
+def test_end_tokens_and_a_minimum_of_tokens_give_what_the_library_gives(cli: Any, run: Path) -> None:
+    import glassgpt
+
+    model, tokenizer = glassgpt.load(str(run), runs="elsewhere")
+    options = ["-p", "King", "-n", 40, "--seed", 5]
+    free = sampled(cli, *options)[0]["text"]
+    ends = {free[3], free[9]}
+    text = sampled(cli, *options, *(word for end in ends for word in ("--end-token", end)))[0]["text"]
+    assert text == free[: min(free.index(end) for end in ends)]
+    ids = [tokenizer.encode(end)[0] for end in ends]
+    assert text == glassgpt.generate(model, tokenizer, "King", max_new_tokens=40, seed=5, end_token_ids=ids)
+    row = sampled(cli, *options, "--end-token", free[0], "--min-new-tokens", 7)[0]
+    assert len(row["tokens"]) >= 7 and free[0] not in row["text"]
+    assert row["text"] == glassgpt.generate(
+        model, tokenizer, "King", max_new_tokens=40, seed=5, end_token_ids=tokenizer.encode(free[0]), min_new_tokens=7
+    )
+    for wrong, message in (
+        (["--end-token", "King"], "--end-token: 'King' is 4 tokens, not one"),
+        (["-n", 3, "--min-new-tokens", 4], "min_new_tokens: 4 is more than max_new_tokens, 3"),
+    ):
+        code, _, err = cli("sample", run, *wrong)
+        assert (code, message in err) == (2, True), err
+    (run / "best" / "chat_template.jinja").write_text("{# nothing #}")
+    code, _, err = cli("sample", run, "--chat", "-p", "King")
+    assert (code, "makes no tokens of this prompt" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"ab\r\ncd\r\n", "ab\r\ncd"),
+        (b"ab\ncd\n\n", "ab\ncd\n"),
+        (b"\xef\xbb\xbfab\rcd\r", "ab\rcd\r"),
+        ("\ufeff\ufeff\n".encode(), "\ufeff"),
+        (b"", ""),
+        (b"a\xffb", "is not UTF-8: byte 0xff at 1"),
+        (b"\xef\xbb\xbfa\xe2\x82", "is not UTF-8: byte 0xe2 at 4"),
+    ],
+)
+def test_the_same_bytes_are_the_same_prompt_in_a_file_and_a_pipe(
+    content: bytes, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(content)
+    for prompt, prompt_file in (("", path), ("-", None)):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        if text.startswith("is not"):
+            with pytest.raises(ConfigError, match=text):
+                _read_prompt(prompt, prompt_file)
+        else:
+            assert _read_prompt(prompt, prompt_file) == text
+    with pytest.raises(ConfigError, match="--prompt is not UTF-8: byte 0xff at 1"):
+        _read_prompt("a\udcff", None)
+
+
+def test_explain_shows_ids_without_a_token_as_holes(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from glassgpt.inference.decode import DecodeStep
+    from glassgpt.sampling import SamplingConfig
+    from glassgpt.tokenizer import CharTokenizer
+
+    class Holes(CharTokenizer):
+        def unused_ids(self) -> tuple[int, ...]:
+            return (1,)
+
+        def token_bytes(self, i: int) -> bytes:
+            assert i != 1
+            return super().token_bytes(i)
+
+    step = DecodeStep([2], [True], torch.tensor([[0.5, -torch.inf, 1.5]]), torch.tensor([0.5]))
+    explained = _explain(step, SamplingConfig(), [], Holes(list("abc")), 9)
+    assert [(c["token"], c["text"]) for c in explained["candidates"]] == [(2, "c"), (0, "a"), (1, None)]
+    _print_step(1, explained, "", SamplingConfig(), Holes(list("abc")))
+    assert "  (no id 1) " in capsys.readouterr().out
