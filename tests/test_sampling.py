@@ -465,4 +465,7 @@ def test_explaining_is_deterministic_for_a_large_vocabulary_full_of_ties() -> No
     numbers = random.Random(0).choices([0.0, 1.0, 2.0], k=5000)
     candidates = explain(torch.tensor(numbers), SamplingConfig(1.0, top_k=100), 200)
     assert [c.token for c in candidates] == naive_order(numbers)[:200]
+    last = naive_order(numbers)[-1]
+    assert explain(torch.tensor(numbers), SamplingConfig(1.0, top_k=100), 200, chosen=last)[:-1] == candidates
+    assert explain(torch.tensor(numbers), SamplingConfig(1.0), 3, chosen=last)[3].token == last
     assert [c.after_top_k > 0 for c in candidates] == [rank < 100 for rank in range(200)]

@@ -173,9 +173,12 @@ class Candidate:
     after_min_p: float
 
 
-def explain(logits: Tensor, sampling: SamplingConfig, count: int, previous_ids: Sequence[int] = ()) -> list[Candidate]:
-    """Return the ``count`` most likely candidates of one row of logits ``[V]``, the most likely first."""
+def explain(
+    logits: Tensor, sampling: SamplingConfig, count: int, previous_ids: Sequence[int] = (), chosen: int | None = None
+) -> list[Candidate]:
+    """Return the ``count`` most likely candidates of a row of logits ``[V]``, most likely first, and the chosen one."""
     penalized, *later = stages(logits, sampling, previous_ids)
     shown = [logits.double(), penalized, *(stage.softmax(dim=-1) for stage in later)]
-    order = penalized.sort(descending=True, stable=True).indices[:count].tolist()
-    return [Candidate(i, *(float(values[i]) for values in shown)) for i in order]
+    ids = penalized.sort(descending=True, stable=True).indices[:count].tolist()
+    ids += [chosen] if chosen is not None and chosen not in ids else []
+    return [Candidate(i, *(float(values[i]) for values in shown)) for i in ids]

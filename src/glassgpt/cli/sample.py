@@ -107,7 +107,8 @@ def _generate(
                 print(streamers[0].text[len(printed) :], end="", flush=True)
             printed = streamers[0].text
     except GenerationError:
-        print()  # the message begins on a line of its own
+        if live:
+            print()  # the message begins on a line of its own
         raise
     if live:
         print(f"\n{prefix}{printed}" if candidates else "")
@@ -122,8 +123,7 @@ def _explain(
     from glassgpt.sampling import explain
 
     chosen = step.tokens[0]
-    candidates = explain(step.logits[0], sampling, tokenizer.vocab_size, previous_ids)
-    shown = [c for rank, c in enumerate(candidates) if rank < count or c.token == chosen]
+    shown = explain(step.logits[0], sampling, min(count, tokenizer.vocab_size), previous_ids, chosen)
     unused = tokenizer.unused_ids()
     described = [{"text": None if c.token in unused else tokenizer.decode([c.token]), **vars(c)} for c in shown]
     return {"chosen": chosen, "draw": float(step.uniform[0]), "candidates": described}
@@ -198,5 +198,5 @@ def _read_prompt(prompt: str, prompt_file: Path | None) -> str:
         return re.sub(r"\r?\n\Z", "", content.decode("utf-8").removeprefix("\ufeff"))
     except OSError as error:
         raise ConfigError(f"{where} cannot be read: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
+    except UnicodeError as error:
+        raise ConfigError(f"{where} is not UTF-8: {error}") from None
