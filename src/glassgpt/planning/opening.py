@@ -51,6 +51,7 @@ def start_run(
         "tokenizer": info.tokenizer,
         "train_tokens": info.tokens["train"],
         "val_tokens": info.tokens["val"],
+        "all_offsets": True,  # of the windows; runs without this entry were begun with fewer, and go on with them
         "notes": list(plan.notes),
         **initial_model.provenance(plan.config),
         **versions(),
@@ -172,7 +173,8 @@ def _trainer(
         if config.train.init_from and not folder:
             CheckpointWriter(run, model, optimizers, stream.tokenizer, config.train).save_last(state)
     expected = presets.expected_curve(config, stream.info.text_sha256)
-    task = Pretraining(config, stream, runtime.device, processes)
+    all_offsets = run.provenance().get("all_offsets", False)
+    task = Pretraining(config, stream, runtime.device, processes, all_offsets)
     return Trainer(
         run, config, model, optimizers, task, runtime, state, processes=processes, expected=expected, **settings
     )
