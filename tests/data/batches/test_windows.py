@@ -84,7 +84,11 @@ def test_every_target_occurs_and_the_first_and_the_last_least_often(cases: list[
 
 def test_runs_that_were_begun_with_fewer_offsets_keep_their_batches(tmp_path: Path) -> None:
     """The digests are those of the program before it used all offsets."""
-    for n, t, expected in ((191, 64, "8b54d101d4120299"), (1000, 8, "e1c053e405598be1"), (4863, 256, "9a4f7cc24d526178")):
+    for n, t, expected in (
+        (191, 64, "8b54d101d4120299"),
+        (1000, 8, "e1c053e405598be1"),
+        (4863, 256, "9a4f7cc24d526178"),
+    ):
         starts = np.concatenate([Batches(stream(n), t, 4, 7, all_offsets=False).starts(k) for k in range(40)])
         assert hashlib.sha256(starts.astype("<i8").tobytes()).hexdigest()[:16] == expected
     shards = sharded(tmp_path, [400, 3, 95, 0, 1000, 9, 257])

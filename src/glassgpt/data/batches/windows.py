@@ -80,7 +80,7 @@ class Batches:
             first, lengths = self.tokens.begins, self.tokens.ends - self.tokens.begins
         full = np.maximum(lengths - 1, 0) // self.block_size
         spare = np.maximum(lengths - 1, 0) % self.block_size
-        # block_size different offsets need block_size - 1 spare tokens: one window is given up, unless it is the only one
+        # block_size offsets need block_size - 1 spare tokens: one window is given up, unless it is the only one
         windows = np.where((full <= 1) | (spare == self.block_size - 1), full, full - 1)
         offsets = lengths - windows * self.block_size
         return first, windows, offsets if self.all_offsets else np.minimum(self.block_size, offsets)
