@@ -6,6 +6,7 @@ import difflib
 import glob
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from glassgpt.config import DataConfig
 from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments
 from glassgpt.data.sources.textfiles import is_compressed, text_parts
 from glassgpt.errors import DataError
-from glassgpt.files import Progress, sha256_of
+from glassgpt.files import Progress, path_exists, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut
 
 #: The file in the folder of a prepared corpus, and the file in that of an unfinished one.
@@ -201,6 +202,25 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
         )
     name = absolute.name if path.is_dir() else path.stem if exists else "documents"
     return TextSource(str(absolute), name, tuple(files(str(absolute))), config.separator, config.text_field)
+
+
+def is_here(source: str) -> bool:
+    """Whether a source is on this machine: a file, folder or pattern, or a corpus that need not be fetched."""
+    if path_exists(Path(source).expanduser()):
+        return True
+    if source in assets.names("corpus"):
+        return assets.available(source) is not None
+    return glob.has_magic(source) and bool(glob.glob(source, recursive=True))  # noqa: PTH207  # as in documents.files
+
+
+def sha256_of_text(source: TextSource) -> str:
+    """Hash a source that is not prepared; see :class:`Survey`.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="glassgpt-", ignore_cleanup_errors=True) as scratch:
+        return source.survey(Path(scratch)).sha256
 
 
 def unfinished_key(folder: Path) -> str | None:
