@@ -257,10 +257,10 @@ def test_what_cannot_be_split_is_refused_with_advice(tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match=r"one\.jsonl holds one document; two are needed.*split by position"):
         prepared(tmp_path / "one.jsonl")
     (tmp_path / "none.jsonl").write_text('{"text": " "}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"none\.jsonl is empty; there is nothing to learn from"):
+    with pytest.raises(DataError, match=r"none\.jsonl holds no document with text \(1 only white space\); there is"):
         prepared(tmp_path / "none.jsonl")
     save(CharTokenizer(["a"]), tmp_path, 8)
-    with pytest.raises(DataError, match=r"none\.jsonl holds no document; two are needed"):
+    with pytest.raises(DataError, match=r"none\.jsonl holds no document; two are needed.*no text: 1 only white space"):
         prepared(tmp_path / "none.jsonl", tokenizer=str(tmp_path))
     for size in (32 << 20, 1):
         monkeypatch.setattr(tasks, "MAX_TASK_BYTES", size)

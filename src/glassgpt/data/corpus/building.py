@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from glassgpt.data.corpus.manifest import (
 )
 from glassgpt.data.corpus.shards import FORMAT_VERSION, SPLITS
 from glassgpt.data.corpus.tasks import encoding_tasks, find_source_duplicates, read_settings
-from glassgpt.data.sources.source import MANIFEST, PLAN, Survey, TextSource, unfinished_key
+from glassgpt.data.sources.documents import listed_counts
+from glassgpt.data.sources.source import MANIFEST, PLAN, Survey, TextSource, no_text, unfinished_key
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, sha256_of, write_text
 from glassgpt.tokenizer import Tokenizer, load, save, specs
@@ -126,6 +128,7 @@ class CorpusBuilder:
             tokenizer_sha256=tokenizer_sha256,
             shards=sorted(entries, key=lambda entry: SPLITS.index(entry.split)),
             duplicates=duplicates,
+            left_out=dict(_left_out(results)),
         )
         write_manifest(folder, manifest)
         shutil.rmtree(folder / "done", ignore_errors=True)
@@ -149,19 +152,20 @@ class CorpusBuilder:
 
     def _texts(self, tasks: list[Message], split: str | None) -> Iterator[str]:
         """Read the texts of some tasks: of one split, or of both with a paragraph break after each document."""
-        empty = True
+        empty, left_out = True, Counter[str]()
         for task in tasks:
             if self.source.single:
                 yield from rechunk(read_range(task))
                 empty = False
                 continue
-            for read in read_documents(task, self.source.text_field, self.source.separator):
+            for read in read_documents(task, self.source.text_field, self.source.separator, left_out):
                 if split is None or in_validation(read(), self.config.val_fraction) == (split == "val"):
                     empty = False
                     yield from rechunk(read())
                     yield from [] if split else [PARAGRAPH_BREAK]
         if empty and split is None:
-            raise DataError(f"{self.source.source} is empty; there is nothing to learn from")
+            counts = f" ({listed_counts(left_out)})" if left_out else ""
+            raise no_text(self.source.source, f"no document with text{counts}")
         if empty:  # few documents, none of them in this split yet; see _ensure_both_splits
             yield from self._texts(tasks, None)
 
@@ -193,9 +197,11 @@ class CorpusBuilder:
         """
         counts = {split: sum(result["documents"][split] for result in results) for split in SPLITS}
         if sum(counts.values()) < 2:
+            left_out = _left_out(results)
             raise DataError(
                 f"{self.source.source} holds {'one document' if sum(counts.values()) else 'no document'}; two are "
                 "needed, one for training and one for validation. A text by itself (a .txt file) is split by position"
+                + (f". Left out, because they have no text: {listed_counts(left_out)}" if left_out else "")
             )
         if min(counts.values()) > 0:
             return results
@@ -225,6 +231,11 @@ class CorpusBuilder:
                 rows.astype("<i8").tofile(path)
                 task["dropped"] = str(path)
         return {"exact": found.exact, "near": found.near}
+
+
+def _left_out(results: list[Message]) -> Counter[str]:
+    """Count what has no text, in all tasks."""
+    return sum((Counter(result.get("left_out", {})) for result in results), Counter())
 
 
 def _remove_temporary(folder: Path) -> None:

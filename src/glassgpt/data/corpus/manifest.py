@@ -50,6 +50,7 @@ class Manifest:
     tokenizer_sha256: dict[str, str]  # by file name
     shards: list[ShardEntry]
     duplicates: dict[str, int] = field(default_factory=dict)  # how many were dropped: "exact", "near"
+    left_out: dict[str, int] = field(default_factory=dict)  # rows and files without text: "null", "empty", ...
 
     @property
     def key(self) -> str:

@@ -99,7 +99,7 @@ def _texts(batch: Any, column: str, number: int, file: Path) -> Iterator[Row]:
                     f"offset {error.start} of it"
                 ) from None
         raise
-    yield from ((row, text or "") for row, text in enumerate(texts, number + 1))
+    yield from enumerate(texts, number + 1)
 
 
 def _string_column(schema: Any, text_field: str, file: Path) -> str:

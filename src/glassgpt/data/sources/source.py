@@ -7,14 +7,24 @@ import glob
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments
+from glassgpt.data.sources.documents import (
+    Document,
+    Segment,
+    ending_of,
+    files,
+    is_single,
+    listed_counts,
+    read_segment,
+    segments,
+)
 from glassgpt.data.sources.textfiles import is_compressed, text_parts
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, path_exists, sha256_of
@@ -45,6 +55,7 @@ class TextSource:
     separator: str = ""  # between documents in plain files
     text_field: str = ""  # the field of a row that has the text; see glassgpt.data.sources.tables
     prepared: Path | None = None  # the folder, if it is a prepared corpus
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # the other files of a folder, by their endings
 
     @property
     def single(self) -> bool:
@@ -56,6 +67,10 @@ class TextSource:
         """Bytes in all files."""
         return sum(map(_size, self.files))
 
+    def kinds(self) -> Counter[str]:
+        """Count the files that are read, by their endings."""
+        return Counter("saved dataset" if file.is_dir() else ending_of(file) or "no ending" for file in self.files)
+
     def segments(self, size: int) -> Iterator[tuple[Segment, int]]:
         """Divide the files into segments of about ``size`` bytes; give each with its number of bytes."""
         for file in self.files:
@@ -63,20 +78,25 @@ class TextSource:
             for part in parts:
                 yield part, _size(file) // len(parts)
 
-    def documents(self, chosen: Sequence[Sequence[Any]] | None = None) -> Iterator[Document]:
-        """Read the documents of the chosen segments, each ``[file, begin, end]``, or of all."""
+    def documents(
+        self, chosen: Sequence[Sequence[Any]] | None = None, left_out: Counter[str] | None = None
+    ) -> Iterator[Document]:
+        """Read the documents of the chosen segments, each ``[file, begin, end]``, or of all.
+
+        ``left_out`` counts rows and files without text, as in :func:`glassgpt.data.sources.documents.read_segment`.
+        """
         if chosen is None:
             parts = [part for file in self.files for part in segments(file, 1 << 62, self.separator)]
         else:
             parts = [Segment(Path(file), begin, end) for file, begin, end in chosen]
         for part in parts:
-            yield from read_segment(part, self.text_field, self.separator)
+            yield from read_segment(part, self.text_field, self.separator, left_out)
 
     def survey(self, scratch: Path, progress: Progress | None = None) -> "Survey":
         """Read everything once, to hash it; for a single text, count the characters too, and decompress to ``scratch``.
 
         Raises:
-            DataError: if a file cannot be read, or a single text is not UTF-8 or empty.
+            DataError: if a file cannot be read, or a single text is not UTF-8 or has no text.
         """
         return _survey_text(self.files[0], scratch) if self.single else _survey_files(self.files, progress)
 
@@ -148,7 +168,7 @@ def _survey_text(file: Path, scratch: Path) -> Survey:
             if copy:
                 copy.write(content)
     if blank:
-        raise DataError(f"{file} is empty; there is nothing to learn from")
+        raise no_text(str(file), "only white space" if characters else "")
     plain = scratch / "text" if is_compressed(file) else file
     begin = plain.stat().st_size - size  # a byte order mark is not text
     return Survey(digest.hexdigest(), size, characters, plain, begin, begin + size, places)
@@ -201,7 +221,14 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
             f"{path} holds an interrupted preparation; resume it with the same `glassgpt data prepare ... --out {path}`"
         )
     name = absolute.name if path.is_dir() else path.stem if exists else "documents"
-    return TextSource(str(absolute), name, tuple(files(str(absolute))), config.separator, config.text_field)
+    passed_over: Counter[str] = Counter()
+    found = tuple(files(str(absolute), passed_over))
+    return TextSource(str(absolute), name, found, config.separator, config.text_field, passed_over=dict(+passed_over))
+
+
+def no_text(source: str, holds: str) -> DataError:
+    """Make the error for a source without text: it is empty, or ``holds`` something else."""
+    return DataError(f"{source} {f'holds {holds}' if holds else 'is empty'}; there is nothing to learn from")
 
 
 def is_here(source: str) -> bool:
@@ -236,15 +263,17 @@ def read_text(source: str) -> Text:
     """Read all text of a source into memory; documents are joined by an empty line.
 
     Raises:
-        DataError: if the source does not exist, is not UTF-8 text, or is empty.
+        DataError: if the source does not exist, is not UTF-8 text, or has no text.
     """
     found = find_source(DataConfig(source=source))
     if found.prepared:
         raise DataError(f"{source} is a prepared corpus, which holds token ids; give the text that it was made from")
+    left_out: Counter[str] = Counter()
     if found.single:
         content = "".join(text_parts(found.files[0]))
     else:
-        content = "\n\n".join(document.text for document in found.documents())
-    if not content.strip():
-        raise DataError(f"{found.source} is empty; there is nothing to learn from")
+        content = "\n\n".join(document.text for document in found.documents(left_out=left_out))
+    if not content or content.isspace():
+        reason = f"no document with text ({listed_counts(left_out)})" if left_out else ""
+        raise no_text(found.source, reason or ("only white space" if content else ""))
     return Text(found.source, found.name, content)
