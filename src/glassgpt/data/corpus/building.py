@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glassgpt.config import DataConfig
 from glassgpt.data.corpus.encoding import PARAGRAPH_BREAK, Encoder, in_validation, read_documents, read_range, rechunk
@@ -16,6 +17,7 @@ from glassgpt.data.corpus.manifest import (
     ShardEntry,
     TokenStream,
     open_stream,
+    parse_entry,
     read_manifest,
     settings_of,
     write_manifest,
@@ -25,7 +27,7 @@ from glassgpt.data.corpus.tasks import encoding_tasks, find_source_duplicates, r
 from glassgpt.data.sources.documents import listed_counts
 from glassgpt.data.sources.source import MANIFEST, PLAN, Survey, TextSource, no_text, unfinished_key
 from glassgpt.errors import DataError
-from glassgpt.files import Progress, sha256_of, write_text
+from glassgpt.files import Progress, has_type, parse_json, sha256_of, write_text
 from glassgpt.tokenizer import Tokenizer, load, save, specs
 from glassgpt.tokenizer.base import FILES
 from glassgpt.workers import Message, run_tasks
@@ -235,7 +237,7 @@ class CorpusBuilder:
 
 def _left_out(results: list[Message]) -> Counter[str]:
     """Count what has no text, in all tasks."""
-    return sum((Counter(result.get("left_out", {})) for result in results), Counter())
+    return sum((Counter(result["left_out"]) for result in results), Counter())
 
 
 def _remove_temporary(folder: Path) -> None:
@@ -247,11 +249,21 @@ def _remove_temporary(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+#: The types in the result of a task; see :class:`Encoder`.
+_RESULT = {
+    "shards": list[dict[str, Any]], "lossless": bool, "documents": dict[str, int], "extremes": dict[str, str],
+    "left_out": dict[str, int],
+}  # fmt: skip
+
+
 def _finished_result(path: Path, folder: Path) -> Message | None:
     """Read the result of a finished task; None if there is none, or a shard has changed since."""
     try:
-        result: Message = json.loads(path.read_text(encoding="utf-8"))
-        valid = all(sha256_of(folder / entry["file"]) == entry["sha256"] for entry in result["shards"])
-    except (OSError, ValueError, KeyError):
+        result: Message = parse_json(path.read_text(encoding="utf-8"))
+        valid = all(has_type(result[name], kind) for name, kind in _RESULT.items())
+        valid = valid and result["documents"].keys() == set(SPLITS)
+        for entry in map(parse_entry, result["shards"]):
+            valid = valid and sha256_of(folder / entry.file) == entry.sha256
+    except (OSError, ValueError, LookupError, TypeError):
         return None
     return result if valid else None

@@ -5,7 +5,6 @@ import contextlib
 import difflib
 import glob
 import hashlib
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from glassgpt.data.sources.documents import (
 )
 from glassgpt.data.sources.textfiles import is_compressed, text_parts
 from glassgpt.errors import DataError
-from glassgpt.files import Progress, path_exists, sha256_of
+from glassgpt.files import Progress, parse_json, path_exists, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut
 
 #: The file in the folder of a prepared corpus, and the file in that of an unfinished one.
@@ -253,7 +252,7 @@ def sha256_of_text(source: TextSource) -> str:
 def unfinished_key(folder: Path) -> str | None:
     """Read the cache key of the unfinished preparation in a folder; None if there is none."""
     try:
-        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        content = parse_json((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return str(content["key"]) if isinstance(content, dict) and content.keys() == {"key"} else None
