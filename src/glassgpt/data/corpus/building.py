@@ -92,8 +92,7 @@ class CorpusBuilder:
             return open_stream(folder)
         except DataError:
             self._write_plan(folder)
-            for name in (MANIFEST, *FILES, "tokenizer_config.json"):
-                (folder / name).unlink(missing_ok=True)
+            _reset(folder)
             return None
 
     def _write_plan(self, folder: Path) -> None:
@@ -117,6 +116,9 @@ class CorpusBuilder:
         if not self.source.single:
             results = self._ensure_both_splits(folder, tasks, setup, results, encoder)
         entries = [ShardEntry(**entry) for result in results for entry in result["shards"]]
+        if self.source.state() != self.survey.state:
+            _reset(folder)
+            raise DataError(f"{self.source.source} was changed while it was prepared; prepare it again")
         for name in {shard.name for shard in folder.glob("*.safetensors")} - {entry.file for entry in entries}:
             (folder / name).unlink()
         manifest = Manifest(
@@ -238,6 +240,13 @@ class CorpusBuilder:
 def _left_out(results: list[Message]) -> Counter[str]:
     """Count what has no text, in all tasks."""
     return sum((Counter(result["left_out"]) for result in results), Counter())
+
+
+def _reset(folder: Path) -> None:
+    """Delete the manifest, the tokenizer and the results of tasks, so that all is made again."""
+    for name in (MANIFEST, *FILES, "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "done", ignore_errors=True)
 
 
 def _remove_temporary(folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from glassgpt.data.audit.signatures import sign
 from glassgpt.data.corpus.shards import SPLITS, write_shard
 from glassgpt.data.sources.documents import Segment, is_single, read_segment
-from glassgpt.data.sources.textfiles import is_compressed, text_parts
+from glassgpt.data.sources.textfiles import is_compressed, reading, text_parts
 from glassgpt.errors import DataError
 from glassgpt.tokenizer import BPETokenizer, Tokenizer, load
 from glassgpt.tokenizer.pretokenize import safe_cut
@@ -79,7 +79,8 @@ def read_documents(
     for name, begin, end in task["segments"]:
         file = Path(name)
         if is_single(file, separator):
-            size = file.stat().st_size * (_COMPRESSION if is_compressed(file) else 1)
+            with reading(file):
+                size = file.stat().st_size * (_COMPRESSION if is_compressed(file) else 1)
             if size > LONG_DOCUMENT_BYTES:
                 if not all(part.isspace() for part in text_parts(file)):
                     yield partial(text_parts, file)
@@ -93,14 +94,18 @@ def read_documents(
 def read_range(task: Message) -> Iterator[str]:
     """Read the text between two bytes of a UTF-8 file."""
     decoder, left = codecs.getincrementaldecoder("utf-8")(), task["end"] - task["begin"]
-    with Path(task["file"]).open("rb") as file:
+    with reading(path := Path(task["file"])), path.open("rb") as file:
         file.seek(task["begin"])
         while left:
             content = file.read(min(left, 1 << 20))
             if not content:
-                raise DataError(f"{task['file']} has become shorter while it was read")
+                raise DataError(f"{path} has become shorter while it was read; try again")
             left -= len(content)
-            yield decoder.decode(content, final=not left)
+            try:
+                text = decoder.decode(content, final=not left)
+            except UnicodeDecodeError:
+                raise DataError(f"{path} was changed while it was read; try again") from None
+            yield text
 
 
 def rechunk(parts: Iterable[str], size: int = CHUNK_CHARS) -> Iterator[str]:

@@ -86,7 +86,7 @@ def files(source: str, passed_over: Counter[str] | None = None) -> list[Path]:
     Args:
         source: a file; a folder (all files with known endings in it and below, except hidden ones); a pattern with
             ``*``, ``?``, ``[...]`` or ``**``; a folder that `datasets` saved (of a ``DatasetDict``, "train" is read).
-        passed_over: counts the other files of a folder, by their endings.
+        passed_over: counts the other files of a folder, by their endings, and the other matches of a pattern.
 
     Raises:
         DataError: if there is no file, or it cannot be read.
@@ -101,7 +101,7 @@ def files(source: str, passed_over: Counter[str] | None = None) -> list[Path]:
         if path.is_file():
             return [_readable(path)]
         if not path.exists() and glob.has_magic(source):
-            return _matching(source, path)
+            return _matching(source, path, passed_over)
         if path.exists():
             raise DataError(f"{source!r} is neither a file nor a folder")
         raise DataError(f"there is no file {source!r}{_suggestion(path)}")
@@ -141,10 +141,14 @@ def _files_below(folder: Path, passed_over: Counter[str] | None) -> list[Path]:
     return sorted(found, key=_BY_PARTS)
 
 
-def _matching(source: str, path: Path) -> list[Path]:
+def _matching(source: str, path: Path, passed_over: Counter[str] | None) -> list[Path]:
     matches = {Path(name) for name in glob.glob(str(path), recursive=True)}  # noqa: PTH207  # Path's finds hidden files
     found = [match for match in matches if arrow.is_saved(match)]
-    found += [_readable(match) for match in matches.difference(found) if match.is_file()]
+    others = matches.difference(found)  # of them a broken link is an error when read
+    found += [_readable(match) for match in others if match.is_file() or not match.exists()]
+    above = {folder for file in found for folder in file.parents}
+    if passed_over is not None:
+        passed_over["neither file nor folder with a match"] += len(others.difference(found, above))
     if not found:
         folders = f" ({len(matches)} folders match)" if matches else ""
         raise DataError(f"no file matches the pattern {source!r}{folders}")

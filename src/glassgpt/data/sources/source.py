@@ -8,7 +8,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from glassgpt.data.sources.documents import (
     read_segment,
     segments,
 )
-from glassgpt.data.sources.textfiles import is_compressed, text_parts
+from glassgpt.data.sources.textfiles import is_compressed, reading, text_parts
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, parse_json, path_exists, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut
@@ -97,7 +97,18 @@ class TextSource:
         Raises:
             DataError: if a file cannot be read, or a single text is not UTF-8 or has no text.
         """
-        return _survey_text(self.files[0], scratch) if self.single else _survey_files(self.files, progress)
+        state = self.state()
+        survey = _survey_text(self.files[0], scratch) if self.single else _survey_files(self.files, progress)
+        return replace(survey, state=state)
+
+    def state(self) -> list[tuple[int, ...]]:
+        """Give size, time of change and inode of each file: equal as long as nobody writes to them."""
+        stats: list[tuple[int, ...]] = []
+        for file in _inner_files(self.files):
+            with reading(file):
+                status = file.stat()
+            stats.append((status.st_size, status.st_mtime_ns, status.st_ino))
+        return stats
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,7 @@ class Survey:
     plain: Path = Path()  # the uncompressed file
     begin: int = 0  # first byte of the text in that file, after a byte order mark
     end: int = 0  # the byte after its last
+    state: list[tuple[int, ...]] = field(default_factory=list)  # of the files, see TextSource.state
     _places: tuple[list[int], list[int]] = field(default_factory=lambda: ([0], [0]))  # characters and bytes before
 
     def byte_of(self, character: int) -> int:
@@ -117,7 +129,7 @@ class Survey:
         before, bytes_before = self._places
         block = bisect.bisect_right(before, character) - 1
         first = self.begin + bytes_before[block]
-        with self.plain.open("rb") as file:
+        with reading(self.plain), self.plain.open("rb") as file:
             file.seek(first)
             last = self.begin + bytes_before[block + 1] if block + 1 < len(bytes_before) else self.end
             text = file.read(last - first).decode("utf-8")
@@ -132,7 +144,7 @@ class Survey:
 
     def _cut(self, place: int, end: int) -> int | None:
         """Find the first byte from ``place`` on where the text may be cut."""
-        with self.plain.open("rb") as file:
+        with reading(self.plain), self.plain.open("rb") as file:
             while place < end:
                 file.seek(place)
                 window = file.read(min(_WINDOW, end - place))
@@ -147,9 +159,14 @@ class Survey:
 
 def _size(file: Path) -> int:
     """Bytes in a file; for a saved dataset, in the files of its folder."""
-    if file.is_dir():
-        return sum(path.stat().st_size for path in file.rglob("*"))
-    return file.stat().st_size
+    with reading(file):
+        return sum(path.stat().st_size for path in file.rglob("*")) if file.is_dir() else file.stat().st_size
+
+
+def _inner_files(paths: Sequence[Path]) -> list[Path]:
+    """List the files, and in place of a saved dataset those of its folder."""
+    inner = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [file for file in inner if not file.is_dir()]
 
 
 def _survey_text(file: Path, scratch: Path) -> Survey:
@@ -170,21 +187,16 @@ def _survey_text(file: Path, scratch: Path) -> Survey:
         raise no_text(str(file), "only white space" if characters else "")
     plain = scratch / "text" if is_compressed(file) else file
     begin = plain.stat().st_size - size  # a byte order mark is not text
-    return Survey(digest.hexdigest(), size, characters, plain, begin, begin + size, places)
+    return Survey(digest.hexdigest(), size, characters, plain, begin, begin + size, _places=places)
 
 
 def _survey_files(paths: Sequence[Path], progress: Progress | None) -> Survey:
     digests, size = [], 0
-    inner = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    total = sum(file.stat().st_size for file in inner)
-    for file in inner:
-        if file.is_dir():
-            continue
-        try:
+    total = sum(map(_size, paths))
+    for file in _inner_files(paths):
+        with reading(file):
             digests.append(sha256_of(file))
             size += file.stat().st_size
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}") from None
         if progress:
             progress("reading", size, total)
     return Survey(hashlib.sha256(" ".join(digests).encode()).hexdigest(), size)
@@ -198,6 +210,8 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
         AssetError: if a corpus cannot be found or fetched.
     """
     source = config.source
+    if not source:
+        raise DataError("data.source is empty; name a file, a folder, a pattern or a corpus")
     try:
         path = Path(source).expanduser()
         exists = path.exists()
