@@ -74,8 +74,12 @@ def test_what_was_not_read_is_counted(cli: Cli, prose: str) -> None:
     (folder / "b.csv").write_text('id,text\n1,one\n2,""\n3," "\n', encoding="utf-8")
     for name, text in (("c.txt", "a text"), ("d.txt", ""), ("e.pdf", "x"), ("f.pdf", "x"), ("g", "x"), (".h.txt", "x")):
         (folder / name).write_text(text, encoding="utf-8")
+    (folder / "runs" / "x").mkdir(parents=True)
+    for name, text in (("run.toml", ""), ("metrics.jsonl", '{"step": 1}')):
+        (folder / "runs" / "x" / name).write_text(text, encoding="utf-8")
     left_out, passed_over = {"null": 2, "empty": 3, "only white space": 1}, {".pdf": 2, "hidden": 1, "no ending": 1}
-    said = "2 .pdf, 1 hidden, 1 no ending"
+    passed_over["training run"] = 1
+    said = "2 .pdf, 1 hidden, 1 no ending, 1 training run"
     for arguments in (["prepare", "mixed", "-o", "ready"], ["show", "mixed"]):
         code, out, err = cli("data", *arguments)
         assert (code, err) == (0, "")

@@ -25,7 +25,7 @@ from glassgpt.data.corpus.manifest import (
 from glassgpt.data.corpus.shards import FORMAT_VERSION, SPLITS
 from glassgpt.data.corpus.tasks import encoding_tasks, find_source_duplicates, read_settings
 from glassgpt.data.sources.documents import listed_counts
-from glassgpt.data.sources.source import MANIFEST, PLAN, Survey, TextSource, no_text, unfinished_key
+from glassgpt.data.sources.source import MANIFEST, PLAN, Survey, TextSource, no_documents, unfinished_key
 from glassgpt.errors import DataError
 from glassgpt.files import Progress, has_type, parse_json, sha256_of, write_text
 from glassgpt.tokenizer import Tokenizer, load, save, specs
@@ -168,8 +168,7 @@ class CorpusBuilder:
                     yield from rechunk(read())
                     yield from [] if split else [PARAGRAPH_BREAK]
         if empty and split is None:
-            counts = f" ({listed_counts(left_out)})" if left_out else ""
-            raise no_text(self.source.source, f"no document with text{counts}")
+            raise no_documents(self.source, left_out)
         if empty:  # few documents, none of them in this split yet; see _ensure_both_splits
             yield from self._texts(tasks, None)
 

@@ -84,8 +84,9 @@ def files(source: str, passed_over: Counter[str] | None = None) -> list[Path]:
     """List the files of a source, sorted by the parts of their paths, in the same order on every platform.
 
     Args:
-        source: a file; a folder (all files with known endings in it and below, except hidden ones); a pattern with
-            ``*``, ``?``, ``[...]`` or ``**``; a folder that `datasets` saved (of a ``DatasetDict``, "train" is read).
+        source: a file; a folder (all files with known endings in it and below, except hidden ones and those of training
+            runs); a pattern with ``*``, ``?``, ``[...]`` or ``**``; a folder that `datasets` saved (of a
+            ``DatasetDict``, "train" is read).
         passed_over: counts the other files of a folder, by their endings, and the other matches of a pattern.
 
     Raises:
@@ -123,6 +124,10 @@ def _files_below(folder: Path, passed_over: Counter[str] | None) -> list[Path]:
             folders.clear()
             continue
         seen.add(here)
+        if "run.toml" in names and name != str(folder):  # metrics.jsonl in a training run is not text
+            passed_over["training run"] += 1
+            folders.clear()
+            continue
         passed_over["hidden"] += sum(below.startswith(".") for below in (*folders, *names))
         folders[:] = sorted(below for below in folders if not below.startswith("."))
         for file in (Path(name, below) for below in names if not below.startswith(".")):

@@ -244,6 +244,11 @@ def no_text(source: str, holds: str) -> DataError:
     return DataError(f"{source} {f'holds {holds}' if holds else 'is empty'}; there is nothing to learn from")
 
 
+def no_documents(source: TextSource, left_out: Mapping[str, int]) -> DataError:
+    """Make the error for a source of documents none of which has text; ``left_out`` counts them."""
+    return no_text(source.source, f"no document with text{f' ({listed_counts(left_out)})' if left_out else ''}")
+
+
 def is_here(source: str) -> bool:
     """Whether a source is on this machine: a file, folder or pattern, or a corpus that need not be fetched."""
     if path_exists(Path(source).expanduser()):
@@ -287,6 +292,9 @@ def read_text(source: str) -> Text:
     else:
         content = "\n\n".join(document.text for document in found.documents(left_out=left_out))
     if not content or content.isspace():
-        reason = f"no document with text ({listed_counts(left_out)})" if left_out else ""
-        raise no_text(found.source, reason or ("only white space" if content else ""))
+        raise (
+            no_text(found.source, "only white space" if content else "")
+            if found.single
+            else no_documents(found, left_out)
+        )
     return Text(found.source, found.name, content)
