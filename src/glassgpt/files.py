@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 #: Called with what is being done, how much of it is done, and how much there is in all (0: unknown).
 Progress = Callable[[str, int, int], None]
@@ -60,6 +62,34 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
             if progress:
                 progress(f"checking {path.name.removesuffix('.part')}", done, size)
     return digest.hexdigest()
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: if it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
+def has_type(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON has a type: str (Unicode), bool, int (a count or size), Any; dict or list of these."""
+    parts = get_args(kind)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(
+            has_type(key, parts[0]) and has_type(item, parts[1]) for key, item in value.items()
+        )
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(has_type(item, parts[0]) for item in value)
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**53
+    if kind is str:
+        return isinstance(value, str) and value.encode("utf-8", "ignore").decode("utf-8") == value
+    return kind is Any or type(value) is kind
 
 
 def path_exists(name: str | Path) -> bool:

@@ -65,6 +65,34 @@ def test_prepare_a_text(cli: Cli, prose: str) -> None:
     assert stream.tokenizer.decode(stream.train.tolist() + stream.val.tolist()) == prose
 
 
+def test_what_was_not_read_is_counted(cli: Cli, prose: str) -> None:
+    """In the output of `data prepare` and `data show`, in JSON, and in the notes of a run."""
+    folder = Path("mixed")
+    folder.mkdir()
+    rows = [*({"text": line} for line in prose.splitlines()), {"text": None}, {"text": None}, {"text": ""}]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
+    (folder / "b.csv").write_text('id,text\n1,one\n2,""\n3," "\n', encoding="utf-8")
+    for name, text in (("c.txt", "a text"), ("d.txt", ""), ("e.pdf", "x"), ("f.pdf", "x"), ("g", "x"), (".h.txt", "x")):
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "runs" / "x").mkdir(parents=True)
+    for name, text in (("run.toml", ""), ("metrics.jsonl", '{"step": 1}')):
+        (folder / "runs" / "x" / name).write_text(text, encoding="utf-8")
+    left_out, passed_over = {"null": 2, "empty": 3, "only white space": 1}, {".pdf": 2, "hidden": 1, "no ending": 1}
+    passed_over["training run"] = 1
+    said = "2 .pdf, 1 hidden, 1 no ending, 1 training run"
+    for arguments in (["prepare", "mixed", "-o", "ready"], ["show", "mixed"]):
+        code, out, err = cli("data", *arguments)
+        assert (code, err) == (0, "")
+        assert f"\nfiles: 2 .txt, 1 .csv, 1 .jsonl; passed over: {said}\n" in out
+        assert "left out, because they have no text: 3 empty, 2 null, 1 only white space\n" in out
+        found = numbers(cli, *arguments)
+        assert (found["files"], found["passed_over"]) == ({".txt": 2, ".csv": 1, ".jsonl": 1}, passed_over)
+        assert found["left_out"] == left_out
+        assert sum(found["documents"].values()) == len(rows) - 3 + 2
+    notes = cli("plan", "mixed", "preset=tiny", "--no-measure")[1]
+    assert f"files passed over: {said}; left out, because they have no text: 3 empty, 2 null" in notes
+
+
 def test_prepare_drops_duplicates(cli: Cli, stories: list[str]) -> None:
     code, out, _ = cli("data", "prepare", "stories.jsonl", "duplicates=drop", "-o", "ready")
     assert code == 0 and "dropped 1 exact and 1 near duplicates" in out

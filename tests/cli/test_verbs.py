@@ -135,9 +135,24 @@ def test_tiny_texts_end_in_a_note_or_an_error_never_a_crash(
     if characters < 20:
         assert code == 2
         assert "too short" in err
+        assert ("a larger data.val_fraction (at most 0.5)" in err) == (characters > 1)
+        assert not (tmp_path / "runs").exists()
     else:
         assert code == 0, err
         assert "the context is" in out
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_a_text_of_one_token_is_refused_before_there_is_a_run(cli: Any, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "same.txt").write_text("a" * 500, encoding="utf-8")
+    code, _, err = cli(verb, "same.txt", "preset=tiny", "steps=2")
+    assert code == 2 and "every token of the text is the same ('a')" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+    assert cli("data", "show", "same.txt")[0] == 0
+    assert cli("tokenizer", "train", "same.txt", "char", "-o", "same")[0] == 0
+    assert cli("tokenizer", "show", "same", "aaa")[0] == 0
+    code, _, err = cli(verb, "same.txt", "preset=tiny", "steps=2", "tokenizer=same")
+    assert code == 2 and "every token of the text is the same" in err
 
 
 def settings(toml: str) -> list[str]:

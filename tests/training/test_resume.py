@@ -16,6 +16,7 @@ from glassgpt.errors import CheckpointError
 from glassgpt.planning import compute_dtype, opening, run_plan, timing
 from glassgpt.planning import memory as machine_memory
 from glassgpt.training.checkpoint import Run
+from glassgpt.training.pretraining import Pretraining
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -114,12 +115,44 @@ def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, text_file: P
     assert sum("final/val_loss" in row for row in run.metrics) == 1
 
 
-def test_another_text_is_refused(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = start(tmp_path, text_file)
-    text_file.write_text(text_file.read_text(encoding="utf-8")[:-50], encoding="utf-8")
-    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "empty"))  # the tokens are gone, too
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("kind", ["text", "folder"])
+def test_another_text_is_refused_and_the_same_or_none_is_not(
+    kind: str, cached: bool, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, old = text_file, text_file.read_text(encoding="utf-8")
+    if kind == "folder":
+        source = tmp_path / "texts"
+        source.mkdir()
+        for i in range(4):
+            (source / f"{i}.txt").write_text(old[i * 3000 : (i + 1) * 3000], encoding="utf-8")
+    run = start(tmp_path, source, f"source={source}", "tokenizer=bpe:300")
+    if not cached:
+        monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "empty"))
+    changed = source if kind == "text" else source / "added.txt"
+    changed.write_text(old[:-50], encoding="utf-8")
+    before = (run.path / "run.toml").read_bytes()
     with pytest.raises(CheckpointError, match="has changed since"):
         opening.resume_run(run.path, parse_overrides(["steps=9"]))
+    assert (run.path / "run.toml").read_bytes() == before
+    if kind == "text":
+        changed.write_text(old, encoding="utf-8")
+    else:
+        changed.unlink()
+    assert opening.resume_run(run.path, parse_overrides(["steps=9"])).state.step == 6
+    source.rename(tmp_path / "moved")
+    assert opening.resume_run(run.path, parse_overrides(["steps=9"])).state.step == 6, "the tokens are cached by now"
+
+
+def test_a_run_goes_on_with_the_offsets_of_windows_that_it_began_with(tmp_path: Path, text_file: Path) -> None:
+    run = start(tmp_path, text_file)
+    assert isinstance(task := opening.resume_run(run.path, parse_overrides(["steps=9"])).task, Pretraining)
+    assert task.loader.batches.all_offsets
+    text = (run.path / "run.toml").read_text(encoding="utf-8")
+    (run.path / "run.toml").write_text(text.replace("all_offsets = true\n", ""), encoding="utf-8")  # as older versions
+    for _ in range(2):
+        assert isinstance(task := opening.resume_run(run.path, parse_overrides(["steps=9"])).task, Pretraining)
+        assert not task.loader.batches.all_offsets
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, text_file: Path) -> None:

@@ -15,7 +15,7 @@ from glassgpt.glass.corpus import corpus_sizes, corpus_statistics, find_duplicat
 from glassgpt.glass.tokens import quoted
 
 if TYPE_CHECKING:
-    from glassgpt.data import Batches, TokenStream
+    from glassgpt.data import Batches, TextSource, TokenStream
     from glassgpt.data.audit.duplicates import Duplicates, Pair
     from glassgpt.data.audit.leaks import Overlap
     from glassgpt.data.sources.documents import Document
@@ -100,9 +100,9 @@ def prepare(
         stream = data.prepare(source, config.data, progress, folder=out, processes=processes or None)
     shards = len(stream.manifest.shards)
     if json:
-        print_json(corpus_sizes(stream) | {"folder": str(out), "shards": shards})
+        print_json(corpus_sizes(stream) | _files(source) | {"folder": str(out), "shards": shards})
         return
-    _print_sizes(source.name, stream)
+    _print_sizes(source, stream)
     if dropped := stream.manifest.duplicates:
         print(f"dropped {dropped['exact']:,} exact and {dropped['near']:,} near duplicates")
     print(f"{pluralize(shards, 'shard')} in {out}; next: glassgpt train {out}")
@@ -141,9 +141,9 @@ def show(
         model, train = config.model, config.train
         batches = data.Batches(stream.train, model.block_size, train.batch_size, train.seed, config.data.order)
         if json:
-            _print_batch_json(stream, batches, batch)
+            _print_batch_json(source, stream, batches, batch)
         else:
-            _print_corpus(source.name, stream, rows)
+            _print_corpus(source, stream, rows)
             _print_batch(stream, batches, batch, rows, config.data.mask_documents)
 
 
@@ -154,16 +154,28 @@ def _config(arguments: Sequence[str] | None) -> RunConfig:
     return build("", [presets.get(preset).layer if preset else readable, *overrides])
 
 
-def _print_sizes(name: str, stream: "TokenStream") -> None:
+def _files(source: "TextSource") -> dict[str, dict[str, int]]:
+    """Count the files that were read and those that were passed over, by their endings."""
+    return {"files": dict(source.kinds()), "passed_over": dict(source.passed_over)}
+
+
+def _print_sizes(source: "TextSource", stream: "TokenStream") -> None:
+    from glassgpt.data.sources.documents import listed_counts
+
     sizes = corpus_sizes(stream)
     by_document = sizes["split"] == "documents"
-    print(f"{name}: {'documents, split by their content' if by_document else 'one text, split by position'}")
+    print(f"{source.name}: {'documents, split by their content' if by_document else 'one text, split by position'}")
     columns = ["tokens", "bytes", "bytes_per_token", *(["documents"] if by_document else [])]
     table = []
     for label, split in (("training", "train"), ("validation", "val")):
         numbers = [sizes[column][split] for column in columns]
         table.append([label, *(f"{n:.2f}" if isinstance(n, float) else f"{n:,}" for n in numbers)])
     print_table(["", *(column.replace("_", " ") for column in columns)], table, right=(1, 2, 3, 4))
+    if len(source.files) > 1 or source.passed_over:
+        passed_over = f"; passed over: {listed_counts(source.passed_over)}" if source.passed_over else ""
+        print(f"files: {listed_counts(source.kinds())}{passed_over}")
+    if sizes["left_out"]:
+        print(f"left out, because they have no text: {listed_counts(sizes['left_out'])}")
     if unused := stream.manifest.total("documents")["val"] - sizes["documents"]["val"]:
         print(
             f"{unused:,} more validation documents are beyond max_val_tokens and not used; a smaller val_fraction "
@@ -171,8 +183,8 @@ def _print_sizes(name: str, stream: "TokenStream") -> None:
         )
 
 
-def _print_corpus(name: str, stream: "TokenStream", documents: int) -> None:
-    _print_sizes(name, stream)
+def _print_corpus(source: "TextSource", stream: "TokenStream", documents: int) -> None:
+    _print_sizes(source, stream)
     found = corpus_statistics(stream)
     part = f" in the first {found['ids_counted']:,}" if found["ids_counted"] < len(stream.train) else ""
     frequent = "  ".join(token["text"] for token in found["most_frequent"])
@@ -185,13 +197,13 @@ def _print_corpus(name: str, stream: "TokenStream", documents: int) -> None:
         print()
 
 
-def _print_batch_json(stream: "TokenStream", batches: "Batches", batch: int) -> None:
+def _print_batch_json(source: "TextSource", stream: "TokenStream", batches: "Batches", batch: int) -> None:
     inputs, targets = batches.get(batch)
     rows = [
         {"start": int(start), "inputs": x.tolist(), "targets": y.tolist()}
         for start, x, y in zip(batches.starts(batch), inputs, targets, strict=True)
     ]
-    numbers = corpus_sizes(stream) | corpus_statistics(stream)
+    numbers = corpus_sizes(stream) | _files(source) | corpus_statistics(stream)
     print_json(numbers | {"batch": batch, "windows": batches.windows, "rows": rows})
 
 

@@ -11,6 +11,9 @@ from typing import Any, Literal
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.section import Section, option
 
+#: The largest share of a text that may be kept for validation.
+MAX_VAL_FRACTION = 0.5
+
 
 def parse_duration(text: str) -> float:
     """Seconds in a duration such as ``90s``, ``5m``, ``1h30m`` or ``90`` (seconds).
@@ -63,7 +66,7 @@ class DataConfig(Section):
         0.1,
         "share kept for validation: the end of a text, or documents chosen by their content",
         min_value=0.0001,
-        max_value=0.5,
+        max_value=MAX_VAL_FRACTION,
     )
     max_val_tokens: int = option(
         1_000_000,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from glassgpt.data.corpus.manifest import TokenStream, open_stream
     from glassgpt.data.corpus.preparing import find_prepared, prepare, prepare_again
     from glassgpt.data.corpus.shards import Ids, Tokens
-    from glassgpt.data.sources.source import Text, TextSource, find_source, read_text
+    from glassgpt.data.sources.source import Text, TextSource, find_source, is_here, read_text, sha256_of_text
 
 _NAMES_IN = {
     "batch": ["IGNORE_INDEX", "Batch"],
@@ -21,12 +21,13 @@ _NAMES_IN = {
     "corpus.manifest": ["TokenStream", "open_stream"],
     "corpus.preparing": ["find_prepared", "prepare", "prepare_again"],
     "corpus.shards": ["Ids", "Tokens"],
-    "sources.source": ["Text", "TextSource", "find_source", "read_text"],
+    "sources.source": ["Text", "TextSource", "find_source", "is_here", "read_text", "sha256_of_text"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 __all__ = [
     "IGNORE_INDEX", "Batch", "Batches", "Ids", "Loader", "SlidingWindowDataset", "Text", "TextSource", "TokenStream",
-    "Tokens", "find_prepared", "find_source", "open_stream", "prepare", "prepare_again", "read_text",
+    "Tokens", "find_prepared", "find_source", "is_here", "open_stream", "prepare", "prepare_again", "read_text",
+    "sha256_of_text",
 ]  # fmt: skip
 
 

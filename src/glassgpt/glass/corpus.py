@@ -33,6 +33,7 @@ def corpus_sizes(stream: "TokenStream") -> dict[str, Any]:
         "tokenizer": info.tokenizer,
         "split": stream.manifest.split,
         "duplicates_dropped": stream.manifest.duplicates,
+        "left_out": stream.manifest.left_out,
     }
 
 

@@ -51,6 +51,7 @@ def start_run(
         "tokenizer": info.tokenizer,
         "train_tokens": info.tokens["train"],
         "val_tokens": info.tokens["val"],
+        "all_offsets": True,  # of the windows; runs without this entry were begun with fewer, and go on with them
         "notes": list(plan.notes),
         **initial_model.provenance(plan.config),
         **versions(),
@@ -75,7 +76,7 @@ def join_run(info: RunInfo, processes: Processes) -> Trainer:
     run = Run(info.path)
     config = run.config()
     runtime = resolve(config.runtime, processes.local_rank)
-    trainer = _trainer(run, config, _load_stream(run, config), runtime, processes=processes)
+    trainer = _trainer(run, config, _load_stream(run, config, check_text=False), runtime, processes=processes)
     trainer.state.micro_batch_size = info.micro_batch_size
     return trainer
 
@@ -172,7 +173,8 @@ def _trainer(
         if config.train.init_from and not folder:
             CheckpointWriter(run, model, optimizers, stream.tokenizer, config.train).save_last(state)
     expected = presets.expected_curve(config, stream.info.text_sha256)
-    task = Pretraining(config, stream, runtime.device, processes)
+    all_offsets = run.provenance().get("all_offsets", False)
+    task = Pretraining(config, stream, runtime.device, processes, all_offsets)
     return Trainer(
         run, config, model, optimizers, task, runtime, state, processes=processes, expected=expected, **settings
     )
@@ -182,8 +184,13 @@ def _profile(run: Run, runtime: Runtime, wanted: bool) -> Profile | None:
     return Profile(run.path / "profile" / "trace.json", runtime.device) if wanted else None
 
 
-def _load_stream(run: Run, config: RunConfig) -> TokenStream:
-    """Load the run's tokens; fail if the data changed.
+def _load_stream(run: Run, config: RunConfig, check_text: bool = True) -> TokenStream:
+    """Load the run's tokens; fail if the data changed. A text that was removed is not missed if its tokens are cached.
+
+    Args:
+        run: the run.
+        config: of the run.
+        check_text: whether to compare the text with that of the run if its tokens are cached.
 
     Raises:
         CheckpointError: if the text, its tokenizer or the prepared corpus is not what the run started with.
@@ -191,18 +198,20 @@ def _load_stream(run: Run, config: RunConfig) -> TokenStream:
     provenance = run.provenance()
     expected, tokenizer = provenance.get("text_sha256", ""), provenance.get("tokenizer", "char")
     cached = data.find_prepared(expected, tokenizer, config.data)
-    if cached is not None and provenance.get("data_sha256", cached.info.data_sha256) == cached.info.data_sha256:
+    if cached is not None and provenance.get("data_sha256", cached.info.data_sha256) != cached.info.data_sha256:
+        cached = None
+    if cached is not None and not (check_text and data.is_here(config.data.source)):
         return cached
     source, folder = data.find_source(config.data), run.latest_valid()
+    if not source.prepared:
+        _require_same_text(run, config, expected, data.sha256_of_text(source))
+    if cached is not None and not source.prepared:
+        return cached
     if folder:  # the run carries its tokenizer: the file that it came from may be gone
         stream = data.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
     else:
         stream = data.prepare(source, config.data)
-    if stream.info.text_sha256 != expected:
-        raise CheckpointError(
-            f"the text {config.data.source} has changed since {run.path} began (SHA-256 {expected[:12]}... then, "
-            f"{stream.info.text_sha256[:12]}... now); put the old text back, or start a new run"
-        )
+    _require_same_text(run, config, expected, stream.info.text_sha256)
     if stream.info.tokenizer != tokenizer and not source.prepared:
         raise CheckpointError(
             f"the tokenizer {config.data.tokenizer} has changed since {run.path} began, and there is no checkpoint yet "
@@ -214,3 +223,11 @@ def _load_stream(run: Run, config: RunConfig) -> TokenStream:
             "new run"
         )
     return stream
+
+
+def _require_same_text(run: Run, config: RunConfig, expected: str, found: str) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"the text {config.data.source} has changed since {run.path} began (SHA-256 {expected[:12]}... then, "
+            f"{found[:12]}... now); put the old text back, or start a new run"
+        )

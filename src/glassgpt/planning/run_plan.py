@@ -13,7 +13,9 @@ from typing import Any, Literal
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, build, parse_duration
 from glassgpt.config.presets import MODERN
+from glassgpt.config.run import MAX_VAL_FRACTION
 from glassgpt.data import TextSource, TokenStream
+from glassgpt.data.sources.documents import listed_counts
 from glassgpt.errors import ConfigError, DataError
 from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_steps
 from glassgpt.planning.compute_dtype import measured_dtype
@@ -118,7 +120,8 @@ def plan_run(
     if with_text:
         source = data.find_source(config.data, draft.reporter.on_progress)
         stream = data.prepare(source, config.data, draft.reporter.on_progress)
-        draft.fit_text(stream)
+        draft.note(_what_was_not_read(source, stream))
+        draft.fit_text(stream, bool(source.prepared))
     name = source.name if source else draft.preset
     if runtime is None:
         draft.fit_context(stream)
@@ -205,18 +208,23 @@ class _Draft:
         """All of them."""
         return tuple(self._notes)
 
-    def fit_text(self, stream: TokenStream) -> None:
+    def fit_text(self, stream: TokenStream, prepared: bool) -> None:
         """Check that the text is long enough and the tokenizer fits, and set the vocabulary.
 
         Raises:
-            DataError: if the text is too short.
+            DataError: if the text is too short, or all its tokens are the same.
             ConfigError: if the user's vocabulary is too small, or the tokenizer is not the initial model's.
         """
         tokens, vocab_size, config = stream.info.tokens, stream.info.vocab_size, self.config()
         if tokens["train"] < 2 or tokens["val"] < 2:
             raise DataError(
                 f"the text is too short: {tokens['train']} training tokens and {tokens['val']} validation tokens; "
-                "each needs at least 2. Use a longer text (5 KB already work), or a larger data.val_fraction"
+                f"each needs at least 2. Use a longer text (5 KB already work){_other_split(stream, prepared)}"
+            )
+        if vocab_size < 2:
+            raise DataError(
+                f"every token of the text is the same ({stream.tokenizer.decode([0])!r}), so there is nothing to "
+                "learn; use a text with at least two different tokens"
             )
         if self.initial:
             self.note(check_tokenizer_matches(self.initial, stream.tokenizer))
@@ -252,6 +260,27 @@ class _Draft:
             self.note(
                 f"the text has only {longest + 1} training tokens: the context is {longest} instead of {block_size}"
             )
+
+
+def _other_split(stream: TokenStream, prepared: bool) -> str:
+    """Advise a setting that gives both splits of a short text two tokens, if there is one."""
+    settings, tokens, size = stream.manifest.settings, stream.info.tokens, stream.info.bytes["val"]
+    advice = ""
+    if sum(tokens.values()) < 4:
+        pass
+    elif tokens["train"] < 2:
+        advice = "a smaller data.val_fraction"
+    elif size >= settings["max_val_tokens"]:
+        advice = "a larger data.max_val_tokens"
+    elif settings["val_fraction"] < MAX_VAL_FRACTION:
+        advice = f"a larger data.val_fraction (at most {MAX_VAL_FRACTION})"
+    return f", or {'prepare it with ' if prepared else ''}{advice}" if advice else ""
+
+
+def _what_was_not_read(source: TextSource, stream: TokenStream) -> str:
+    """Say which files of a folder were passed over, and which rows have no text; empty if there are none."""
+    notes = {"files passed over": source.passed_over, "left out, because they have no text": stream.manifest.left_out}
+    return "; ".join(f"{what}: {listed_counts(counts)}" for what, counts in notes.items() if counts)
 
 
 def size_is_open(preset: str, overrides: Sequence[ConfigOverrides]) -> bool:

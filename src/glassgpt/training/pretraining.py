@@ -28,16 +28,20 @@ class Pretraining:
         stream: the tokens and their tokenizer.
         device: where the model computes.
         processes: that share every batch.
+        all_offsets: see :class:`~glassgpt.data.Batches`.
     """
 
     rows_together = 1
 
-    def __init__(self, config: RunConfig, stream: TokenStream, device: torch.device, processes: Processes):
+    def __init__(
+        self, config: RunConfig, stream: TokenStream, device: torch.device, processes: Processes,
+        all_offsets: bool = True,
+    ):  # fmt: skip
         train, T = config.train, config.model.block_size
         self.config, self.stream, self.device, self.processes = config, stream, device, processes
         self.tokenizer, self.batch_size, self.tokens_per_step = stream.tokenizer, train.batch_size, train.batch_size * T
         self.loader = Loader(
-            Batches(stream.train, T, train.batch_size, train.seed, config.data.order),
+            Batches(stream.train, T, train.batch_size, train.seed, config.data.order, all_offsets),
             processes.share(train.batch_size, self.rows_together),
             mask_documents=config.data.mask_documents,
             num_workers=config.runtime.num_workers,

@@ -45,6 +45,17 @@ def test_every_window_once_an_epoch_one_shard_after_another(
     assert len(set(orders)) > 3, "the shards are shuffled anew every epoch"
 
 
+def test_every_target_of_every_shard_that_has_a_window_occurs(tmp_path: Path) -> None:
+    tokens, t = sharded(tmp_path, LENGTHS), 8
+    batches = Batches(tokens, t, 5, 3, "sequential")
+    epochs = 2 * t - 1  # the most offsets of a shard
+    seen = np.zeros(len(tokens) + 1, dtype=np.int64)
+    np.add.at(seen, starts_of(batches, epochs)[:, :, None] + 1 + np.arange(t), 1)
+    for begin, length in zip(tokens.begins, LENGTHS, strict=True):
+        assert length <= t or seen[begin + 1 : begin + length].all()
+    assert sum(seen) == epochs * batches.windows * t
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 2**63 - 1), st.integers(0, 10**7), st.integers(0, 3))
 def test_rows_are_the_same_whatever_the_batch_size(

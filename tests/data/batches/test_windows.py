@@ -1,5 +1,6 @@
 """Batch k is a pure function of (seed, k, batch size), and every epoch visits every window once."""
 
+import hashlib
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import sharded
 
 from glassgpt.config import TrainConfig
 from glassgpt.data.batches.windows import Batches, _permute
@@ -55,9 +57,43 @@ def test_every_window_once_per_epoch(n: int, t: int, b: int) -> None:
     assert max(1, (n - 1) // t - 1) <= windows <= (n - 1) // t  # at most one is given up to let the offset move
     for epoch in samples(batches, 4 * windows).reshape(4, windows):
         offset = epoch.min()
-        assert 0 <= offset < batches._segments[2][0] <= t
+        assert 0 <= offset < n - windows * t < 2 * t
         assert np.array_equal(np.sort(epoch), offset + t * np.arange(windows))
         assert epoch.max() + t < n  # the last target is inside
+
+
+SMALL = [(n, t, 1) for t in range(1, 8) for n in range(t + 1, 4 * t + 3)]
+
+
+@pytest.mark.parametrize("cases", [SMALL, CASES, [(191, 64, 64)], [(4863, 256, 64)], [(7167, 1024, 64)]])
+def test_every_target_occurs_and_the_first_and_the_last_least_often(cases: list[tuple[int, int, int]]) -> None:
+    """Counted by brute force over one cycle of offsets; also that windows stay inside, and do not overlap."""
+    for n, t, b in cases:
+        batches = make(n, t, b)
+        windows = batches.windows
+        offsets = n - windows * t  # the epochs of a cycle
+        targets = np.zeros((offsets, n), dtype=np.int8)
+        for epoch, starts in enumerate(samples(batches, offsets * windows).reshape(offsets, windows)):
+            np.add.at(targets[epoch], starts[:, None] + 1 + np.arange(t), 1)
+        assert targets.max() == 1 and (targets.sum(axis=1) == windows * t).all()
+        counts, place = targets.sum(axis=0, dtype=np.int64), np.arange(n)
+        from_end = np.minimum(place, n - place)
+        assert np.array_equal(counts, np.minimum(from_end, min(offsets, windows * t)))
+        assert counts[1:].min() == counts[1] == counts[-1] == 1
+
+
+def test_runs_that_were_begun_with_fewer_offsets_keep_their_batches(tmp_path: Path) -> None:
+    """The digests are those of the program before it used all offsets."""
+    for n, t, expected in (
+        (191, 64, "8b54d101d4120299"),
+        (1000, 8, "e1c053e405598be1"),
+        (4863, 256, "9a4f7cc24d526178"),
+    ):
+        starts = np.concatenate([Batches(stream(n), t, 4, 7, all_offsets=False).starts(k) for k in range(40)])
+        assert hashlib.sha256(starts.astype("<i8").tobytes()).hexdigest()[:16] == expected
+    shards = sharded(tmp_path, [400, 3, 95, 0, 1000, 9, 257])
+    starts = np.concatenate([Batches(shards, 8, 4, 7, "sequential", all_offsets=False).starts(k) for k in range(40)])
+    assert hashlib.sha256(starts.astype("<i8").tobytes()).hexdigest()[:16] == "30faff142df62941"
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -106,7 +142,7 @@ def test_epochs_and_seeds_differ_in_order_and_offset() -> None:
             offsets.append(int(epoch.min()))
             orders.append(tuple((epoch - epoch.min()).tolist()))
     assert len(set(orders)) == len(orders) == 40
-    assert set(offsets) == set(range(t))  # all of the stream is a first token of a window in some epoch
+    assert set(offsets) == set(range(n - batches.windows * t)) == set(range(t + 1))
     assert max(Counter(offsets).values()) < 15
 
 

@@ -1,9 +1,13 @@
 """The manifest is checked before a corpus is used, and its numbers are those of the text."""
 
+import copy
+import functools
 import itertools
 import json
+import operator
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,10 @@ import pytest
 
 from glassgpt.config import DataConfig
 from glassgpt.data import TokenStream, find_source, open_stream, prepare
-from glassgpt.data.corpus import encoding, manifest, tasks
+from glassgpt.data.corpus import building, encoding, manifest, tasks
 from glassgpt.data.corpus.shards import FORMAT_VERSION
 from glassgpt.errors import DataError
+from glassgpt.glass.corpus import corpus_sizes, corpus_statistics
 
 CONTENT = "".join(chr(97 + i * i % 23) + ("é🦊\n" if i % 7 == 0 else "") for i in range(300))
 
@@ -92,6 +97,115 @@ def test_a_description_that_is_none_is_refused_and_healed(content: bytes, text: 
         open_stream(stream.folder)
     assert str(stream.folder) in str(caught.value)
     assert whole(prepared(text)) == CONTENT
+
+
+#: What may be in place of any value: other types, numbers out of range, half a surrogate pair.
+WRONG_VALUES = [None, [], {}, "x", -1, 1.5, 10**400, True, "\udcff", [1], {"a": 1}, "removed"]
+
+
+def edits(content: Any) -> Iterator[tuple[str, Any]]:
+    """Put each wrong value in each place of some JSON."""
+
+    def places(part: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        yield from [path] if path else []
+        for key in part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ():
+            yield from places(part[key], (*path, key))
+
+    for (*outer, last), wrong in itertools.product(places(content, ()), WRONG_VALUES):
+        edited = copy.deepcopy(content)
+        part = functools.reduce(operator.getitem, outer, edited)
+        if wrong == "removed":
+            del part[last]
+        else:
+            part[last] = wrong
+        yield f"{outer} {last}: {wrong}"[:80], edited
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    rows = [json.dumps({"text": f"document {i}"}) for i in range(9)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows, '{"text": null}']), encoding="utf-8")
+    return tmp_path / "a.jsonl"
+
+
+def use(folder: Path) -> None:
+    """Read all of a corpus that a run or `data show` reads."""
+    stream = open_stream(folder)
+    json.dumps([corpus_sizes(stream), corpus_statistics(stream), vars(stream.info), stream.tokens_per_byte])
+    assert len(stream.val) == len(stream.val.tolist()) and len(stream.train) == len(stream.train.tolist())
+    assert sum(stream.manifest.left_out.values()) >= 0 and isinstance(stream.manifest.data_sha256, str)
+
+
+def test_any_wrong_value_in_a_description_or_a_shard_is_one_error_or_harmless(documents: Path, tmp_path: Path) -> None:
+    folder = prepared(documents, tmp_path / "ready", val_fraction=0.4, max_val_tokens=20).folder
+    refused = 0
+    path = folder / "manifest.json"
+    original = path.read_bytes()
+    for label, edited in edits(json.loads(original)):
+        path.write_text(json.dumps(edited), encoding="utf-8")
+        try:
+            use(folder)
+        except DataError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(folder) in str(error), label
+    path.write_bytes(original)
+    path = folder / "train-00000.safetensors"
+    original = path.read_bytes()
+    end = 8 + int.from_bytes(original[:8], "little")
+    for label, edited in edits(json.loads(original[8:end])):
+        header = json.dumps(edited).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + original[end:])
+        with pytest.raises(DataError, match=r"train-00000\.safetensors") as caught:
+            use(folder)
+        assert "\n" not in str(caught.value), label
+    assert refused > 200
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"null", b"[" * 100_000, b"\0\xff" * 99, b"1" * 5000, Path.mkdir]
+)
+def test_any_file_that_is_replaced_is_one_error_and_the_cache_is_healed(
+    content: Any, documents: Path, tmp_path: Path, empty_cache: Path
+) -> None:
+    names = sorted(path.name for path in prepared(documents).folder.iterdir())
+    expected = whole(prepared(documents))
+    for name in names:
+        for folder in (tmp_path / "ready", None):
+            path = prepared(documents, folder).folder / name
+            path.unlink()
+            if content is Path.mkdir:
+                path.mkdir()
+            elif content is not None:
+                path.write_bytes(content)
+            with pytest.raises(DataError) as caught:
+                use(path.parent)
+            assert "\n" not in str(caught.value) and str(path.parent) in str(caught.value)
+            if folder is None:
+                assert whole(prepared(documents)) == expected
+            shutil.rmtree(tmp_path / "ready", ignore_errors=True)
+
+
+def test_any_wrong_value_in_a_finished_task_is_harmless(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = tmp_path / "ready", whole(prepared(documents))
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(documents, folder)
+    result = folder / "done" / "00000.json"
+    original = result.read_bytes()
+    for edited in (b"", b"[]", b"[" * 100_000, *(json.dumps(edit).encode() for _, edit in edits(json.loads(original)))):
+        result.write_bytes(edited)
+        found = building._finished_result(result, folder)
+        assert found is None or all(type(found[name]) is type(json.loads(original)[name]) for name in found)
+    for damage in (b"[[1]]", b'{"shards": 3}'):
+        result.write_bytes(damage)
+    assert whole(prepared(documents, folder)) == expected
 
 
 def empty(path: Path) -> None:

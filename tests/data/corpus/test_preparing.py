@@ -257,10 +257,10 @@ def test_what_cannot_be_split_is_refused_with_advice(tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match=r"one\.jsonl holds one document; two are needed.*split by position"):
         prepared(tmp_path / "one.jsonl")
     (tmp_path / "none.jsonl").write_text('{"text": " "}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"none\.jsonl is empty; there is nothing to learn from"):
+    with pytest.raises(DataError, match=r"none\.jsonl holds no document with text \(1 only white space\); there is"):
         prepared(tmp_path / "none.jsonl")
     save(CharTokenizer(["a"]), tmp_path, 8)
-    with pytest.raises(DataError, match=r"none\.jsonl holds no document; two are needed"):
+    with pytest.raises(DataError, match=r"none\.jsonl holds no document; two are needed.*no text: 1 only white space"):
         prepared(tmp_path / "none.jsonl", tokenizer=str(tmp_path))
     for size in (32 << 20, 1):
         monkeypatch.setattr(tasks, "MAX_TASK_BYTES", size)
@@ -633,3 +633,33 @@ def test_a_gigabyte_in_half_of_one(spec: str, tmp_path: Path) -> None:
     seen = measured(tmp_path / "a.txt", tmp_path / "out", spec, 2)
     assert max(seen["peaks"]) < 500, seen
     assert sum(entry.stat().st_size for entry in (tmp_path / "out").iterdir()) > 500_000_000
+
+
+@pytest.mark.parametrize("change", ["written", "gone", "shorter"])
+def test_a_source_that_changes_while_it_is_prepared_is_one_error(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    source, encode = tmp_path / "a.txt", encoding.Encoder.__call__
+    source.write_text("a text of some words. " * 50, encoding="utf-8")
+
+    def changing(self: encoding.Encoder, task: dict[str, Any]) -> dict[str, Any]:
+        if task["number"] == 1:
+            source.unlink()
+            if change != "gone":
+                source.write_text("words some of text a. " * (50 if change == "written" else 1), encoding="utf-8")
+        return encode(self, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding.Encoder, "__call__", changing)
+        with pytest.raises(DataError, match=r"a\.txt (was changed|cannot be read|has become shorter)"):
+            prepare(find_source(DataConfig(source=str(source))), DataConfig(), processes=1)
+    assert not list((empty_cache / "streams").iterdir()), "nothing of it is kept"
+
+
+def test_a_broken_link_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a text", encoding="utf-8")
+    (tmp_path / "texts" / "b.txt").symlink_to("nowhere")
+    for name in ("texts", "texts/*"):
+        with pytest.raises(DataError, match=r"b\.txt cannot be read"):
+            prepared(tmp_path / name)

@@ -1,9 +1,10 @@
 """Choose the tokens of batch k: a pure function of (seed, k, global batch size).
 
 The stream is cut into windows of block_size tokens. Every epoch visits each window once, in a new order, and shifts all
-cuts by a new offset. The order is a permutation that is computed, not stored (a small Feistel network). So memory and
-start-up time do not grow with the corpus, any batch can be read at once, and resuming means reading the next k. Ranks,
-workers and micro-batches take rows of the same global batch.
+cuts by a new offset. In as many epochs as there are offsets at which the windows fit, each offset occurs once. So every
+token but the first becomes a target. The order is a permutation that is computed, not stored (a small Feistel network).
+So memory and start-up time do not grow with the corpus, any batch can be read at once, and resuming means reading the
+next k. Ranks, workers and micro-batches take rows of the same global batch.
 
 There are two orders. *Random*: a permutation of all windows. *Sequential*, for corpora larger than memory: the shards
 are shuffled every epoch and read one after another, and within a shard windows are shuffled only among their
@@ -39,6 +40,8 @@ class Batches:
         batch_size: rows in the global batch.
         seed: of the order.
         order: "random", "sequential", or "auto": sequential for more than a gigabyte of ids.
+        all_offsets: False gives the batches of older runs, whose offsets were less than block_size: up to
+            block_size - 1 tokens at the end never became targets.
 
     Raises:
         DataError: if the stream is shorter than one row and its targets.
@@ -49,6 +52,7 @@ class Batches:
     batch_size: int
     seed: int
     order: Literal["auto", "random", "sequential"] = "random"
+    all_offsets: bool = True
 
     def __post_init__(self) -> None:
         if len(self.tokens) < self.block_size + 1:
@@ -76,9 +80,10 @@ class Batches:
             first, lengths = self.tokens.begins, self.tokens.ends - self.tokens.begins
         full = np.maximum(lengths - 1, 0) // self.block_size
         spare = np.maximum(lengths - 1, 0) % self.block_size
-        # Every offset needs block_size - 1 spare tokens, so one window is given up, unless it is the only one.
+        # block_size offsets need block_size - 1 spare tokens: one window is given up, unless it is the only one
         windows = np.where((full <= 1) | (spare == self.block_size - 1), full, full - 1)
-        return first, windows, np.minimum(self.block_size, lengths - windows * self.block_size)
+        offsets = lengths - windows * self.block_size
+        return first, windows, offsets if self.all_offsets else np.minimum(self.block_size, offsets)
 
     @cached_property
     def windows(self) -> int:
@@ -151,9 +156,12 @@ class Batches:
         return starts
 
     def _offset(self, segment: int, epoch: int) -> int:
-        """By how many tokens the cuts of a segment are shifted in an epoch."""
-        offsets = np.uint64(self._segments[2][segment])
-        return int(_mix(np.array([self.seed + segment, 0x0FF5E7]), epoch)[0] % offsets)
+        """By how many tokens the cuts of a segment are shifted in an epoch: by each offset once in so many epochs."""
+        offsets, seed = int(self._segments[2][segment]), self.seed + segment
+        if not self.all_offsets:
+            return int(_mix(np.array([seed, 0x0FF5E7]), epoch)[0] % np.uint64(offsets))
+        cycle, place = divmod(epoch, offsets)
+        return int(_permute(np.array([place]), offsets, seed + 0x0FF5E7, cycle)[0])
 
 
 def document_positions(tokens: Ids, starts: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

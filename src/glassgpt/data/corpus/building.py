@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glassgpt.config import DataConfig
 from glassgpt.data.corpus.encoding import PARAGRAPH_BREAK, Encoder, in_validation, read_documents, read_range, rechunk
@@ -15,15 +17,17 @@ from glassgpt.data.corpus.manifest import (
     ShardEntry,
     TokenStream,
     open_stream,
+    parse_entry,
     read_manifest,
     settings_of,
     write_manifest,
 )
 from glassgpt.data.corpus.shards import FORMAT_VERSION, SPLITS
 from glassgpt.data.corpus.tasks import encoding_tasks, find_source_duplicates, read_settings
-from glassgpt.data.sources.source import MANIFEST, PLAN, Survey, TextSource, unfinished_key
+from glassgpt.data.sources.documents import listed_counts
+from glassgpt.data.sources.source import MANIFEST, PLAN, Survey, TextSource, no_documents, unfinished_key
 from glassgpt.errors import DataError
-from glassgpt.files import Progress, sha256_of, write_text
+from glassgpt.files import Progress, has_type, parse_json, sha256_of, write_text
 from glassgpt.tokenizer import Tokenizer, load, save, specs
 from glassgpt.tokenizer.base import FILES
 from glassgpt.workers import Message, run_tasks
@@ -88,8 +92,7 @@ class CorpusBuilder:
             return open_stream(folder)
         except DataError:
             self._write_plan(folder)
-            for name in (MANIFEST, *FILES, "tokenizer_config.json"):
-                (folder / name).unlink(missing_ok=True)
+            _reset(folder)
             return None
 
     def _write_plan(self, folder: Path) -> None:
@@ -113,6 +116,9 @@ class CorpusBuilder:
         if not self.source.single:
             results = self._ensure_both_splits(folder, tasks, setup, results, encoder)
         entries = [ShardEntry(**entry) for result in results for entry in result["shards"]]
+        if self.source.state() != self.survey.state:
+            _reset(folder)
+            raise DataError(f"{self.source.source} was changed while it was prepared; prepare it again")
         for name in {shard.name for shard in folder.glob("*.safetensors")} - {entry.file for entry in entries}:
             (folder / name).unlink()
         manifest = Manifest(
@@ -126,6 +132,7 @@ class CorpusBuilder:
             tokenizer_sha256=tokenizer_sha256,
             shards=sorted(entries, key=lambda entry: SPLITS.index(entry.split)),
             duplicates=duplicates,
+            left_out=dict(_left_out(results)),
         )
         write_manifest(folder, manifest)
         shutil.rmtree(folder / "done", ignore_errors=True)
@@ -149,19 +156,19 @@ class CorpusBuilder:
 
     def _texts(self, tasks: list[Message], split: str | None) -> Iterator[str]:
         """Read the texts of some tasks: of one split, or of both with a paragraph break after each document."""
-        empty = True
+        empty, left_out = True, Counter[str]()
         for task in tasks:
             if self.source.single:
                 yield from rechunk(read_range(task))
                 empty = False
                 continue
-            for read in read_documents(task, self.source.text_field, self.source.separator):
+            for read in read_documents(task, self.source.text_field, self.source.separator, left_out):
                 if split is None or in_validation(read(), self.config.val_fraction) == (split == "val"):
                     empty = False
                     yield from rechunk(read())
                     yield from [] if split else [PARAGRAPH_BREAK]
         if empty and split is None:
-            raise DataError(f"{self.source.source} is empty; there is nothing to learn from")
+            raise no_documents(self.source, left_out)
         if empty:  # few documents, none of them in this split yet; see _ensure_both_splits
             yield from self._texts(tasks, None)
 
@@ -193,9 +200,11 @@ class CorpusBuilder:
         """
         counts = {split: sum(result["documents"][split] for result in results) for split in SPLITS}
         if sum(counts.values()) < 2:
+            left_out = _left_out(results)
             raise DataError(
                 f"{self.source.source} holds {'one document' if sum(counts.values()) else 'no document'}; two are "
                 "needed, one for training and one for validation. A text by itself (a .txt file) is split by position"
+                + (f". Left out, because they have no text: {listed_counts(left_out)}" if left_out else "")
             )
         if min(counts.values()) > 0:
             return results
@@ -227,6 +236,18 @@ class CorpusBuilder:
         return {"exact": found.exact, "near": found.near}
 
 
+def _left_out(results: list[Message]) -> Counter[str]:
+    """Count what has no text, in all tasks."""
+    return sum((Counter(result["left_out"]) for result in results), Counter())
+
+
+def _reset(folder: Path) -> None:
+    """Delete the manifest, the tokenizer and the results of tasks, so that all is made again."""
+    for name in (MANIFEST, *FILES, "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "done", ignore_errors=True)
+
+
 def _remove_temporary(folder: Path) -> None:
     """Remove the temporary files and folders of a killed process."""
     for path in folder.glob(".*.tmp"):
@@ -236,11 +257,21 @@ def _remove_temporary(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+#: The types in the result of a task; see :class:`Encoder`.
+_RESULT = {
+    "shards": list[dict[str, Any]], "lossless": bool, "documents": dict[str, int], "extremes": dict[str, str],
+    "left_out": dict[str, int],
+}  # fmt: skip
+
+
 def _finished_result(path: Path, folder: Path) -> Message | None:
     """Read the result of a finished task; None if there is none, or a shard has changed since."""
     try:
-        result: Message = json.loads(path.read_text(encoding="utf-8"))
-        valid = all(sha256_of(folder / entry["file"]) == entry["sha256"] for entry in result["shards"])
-    except (OSError, ValueError, KeyError):
+        result: Message = parse_json(path.read_text(encoding="utf-8"))
+        valid = all(has_type(result[name], kind) for name, kind in _RESULT.items())
+        valid = valid and result["documents"].keys() == set(SPLITS)
+        for entry in map(parse_entry, result["shards"]):
+            valid = valid and sha256_of(folder / entry.file) == entry.sha256
+    except (OSError, ValueError, LookupError, TypeError):
         return None
     return result if valid else None

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from glassgpt.data.audit.signatures import sign
 from glassgpt.data.corpus.shards import SPLITS, write_shard
 from glassgpt.data.sources.documents import Segment, is_single, read_segment
-from glassgpt.data.sources.textfiles import is_compressed, text_parts
+from glassgpt.data.sources.textfiles import is_compressed, reading, text_parts
 from glassgpt.errors import DataError
 from glassgpt.tokenizer import BPETokenizer, Tokenizer, load
 from glassgpt.tokenizer.pretokenize import safe_cut
@@ -67,34 +68,44 @@ def markers(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return [begin], [] if end is None else [end]
 
 
-def read_documents(task: Message, text_field: str, separator: str) -> Iterator[Callable[[], Iterable[str]]]:
+def read_documents(
+    task: Message, text_field: str, separator: str, left_out: Counter[str] | None = None
+) -> Iterator[Callable[[], Iterable[str]]]:
     """Give, for each document of a task, a function that reads its text in parts.
 
-    A long file that is one document is read again at each call, not held in memory.
+    A long file that is one document is read again at each call, not held in memory. ``left_out`` counts what has no
+    text, as in :func:`glassgpt.data.sources.documents.read_segment`.
     """
     for name, begin, end in task["segments"]:
         file = Path(name)
         if is_single(file, separator):
-            size = file.stat().st_size * (_COMPRESSION if is_compressed(file) else 1)
+            with reading(file):
+                size = file.stat().st_size * (_COMPRESSION if is_compressed(file) else 1)
             if size > LONG_DOCUMENT_BYTES:
                 if not all(part.isspace() for part in text_parts(file)):
                     yield partial(text_parts, file)
+                elif left_out is not None:
+                    left_out["only white space"] += 1
                 continue
-        for document in read_segment(Segment(file, begin, end), text_field, separator):
+        for document in read_segment(Segment(file, begin, end), text_field, separator, left_out):
             yield partial(iter, (document.text,))
 
 
 def read_range(task: Message) -> Iterator[str]:
     """Read the text between two bytes of a UTF-8 file."""
     decoder, left = codecs.getincrementaldecoder("utf-8")(), task["end"] - task["begin"]
-    with Path(task["file"]).open("rb") as file:
+    with reading(path := Path(task["file"])), path.open("rb") as file:
         file.seek(task["begin"])
         while left:
             content = file.read(min(left, 1 << 20))
             if not content:
-                raise DataError(f"{task['file']} has become shorter while it was read")
+                raise DataError(f"{path} has become shorter while it was read; try again")
             left -= len(content)
-            yield decoder.decode(content, final=not left)
+            try:
+                text = decoder.decode(content, final=not left)
+            except UnicodeDecodeError:
+                raise DataError(f"{path} was changed while it was read; try again") from None
+            yield text
 
 
 def rechunk(parts: Iterable[str], size: int = CHUNK_CHARS) -> Iterator[str]:
@@ -187,7 +198,7 @@ class Encoder:
         self.unknown = self.tokenizer.special_ids().get(unknown)
 
     def __call__(self, task: Message) -> Message:
-        """Do a task; give its shards' entries, whether they are lossless, and the documents of each split.
+        """Do a task; give its shards' entries, whether they are lossless, and the documents of each split or left out.
 
         Raises:
             DataError: if the source cannot be read.
@@ -196,6 +207,7 @@ class Encoder:
         self.writers = {split: ShardWriter(self.setup, split, task["number"], self.dtype) for split in SPLITS}
         self.lossless, self.checked = True, 0
         self.extremes: dict[str, str] = {}
+        self.left_out: Counter[str] = Counter()
         if isinstance(self.tokenizer, BPETokenizer):
             self.tokenizer.warm_up(task["bytes"])
         if "segments" in task:
@@ -208,7 +220,10 @@ class Encoder:
             for entry in writer.finish(required=task.get("split") == split)  # also an empty validation split
         ]
         documents = {split: writer.documents for split, writer in self.writers.items()}
-        return {"shards": shards, "lossless": self.lossless, "documents": documents, "extremes": self.extremes}
+        return {
+            "shards": shards, "lossless": self.lossless, "documents": documents, "extremes": self.extremes,
+            "left_out": self.left_out,
+        }  # fmt: skip
 
     def _text(self, task: Message) -> None:
         writer = self.writers[task["split"]]
@@ -219,7 +234,8 @@ class Encoder:
 
     def _documents(self, task: Message) -> None:
         dropped = set(np.fromfile(task["dropped"], dtype="<i8").tolist()) if "dropped" in task else set()
-        for row, read in enumerate(read_documents(task, self.setup["text_field"], self.setup["separator"])):
+        found = read_documents(task, self.setup["text_field"], self.setup["separator"], self.left_out)
+        for row, read in enumerate(found):
             if row not in dropped:
                 self._document(read, task.get("switched_split"))
 

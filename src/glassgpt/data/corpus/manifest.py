@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from glassgpt import assets
 from glassgpt.config import DataConfig
 from glassgpt.data.corpus.shards import FORMAT_VERSION, SPLITS, Shard, Tokens, open_shard
 from glassgpt.data.sources.source import MANIFEST
-from glassgpt.errors import DataError, GlassError
-from glassgpt.files import sha256_of, write_text
+from glassgpt.errors import ConfigError, DataError, GlassError
+from glassgpt.files import has_type, parse_json, sha256_of, write_text
 from glassgpt.tokenizer import Tokenizer, load
 from glassgpt.tokenizer.base import FILES
 
@@ -50,6 +50,7 @@ class Manifest:
     tokenizer_sha256: dict[str, str]  # by file name
     shards: list[ShardEntry]
     duplicates: dict[str, int] = field(default_factory=dict)  # how many were dropped: "exact", "near"
+    left_out: dict[str, int] = field(default_factory=dict)  # rows and files without text: "null", "empty", ...
 
     @property
     def key(self) -> str:
@@ -180,6 +181,13 @@ def open_stream(folder: Path) -> TokenStream:
     Raises:
         DataError: if a file is missing, truncated or changed, or has an id beyond the vocabulary; the message names it.
     """
+    try:
+        return _open_stream(folder)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
+
+
+def _open_stream(folder: Path) -> TokenStream:
     manifest = read_manifest(folder)
     for name, expected in manifest.tokenizer_sha256.items():
         file = folder / name
@@ -204,24 +212,46 @@ def read_manifest(folder: Path) -> Manifest:
         DataError: if there is no valid manifest of this version.
     """
     try:
-        return _parse(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return _parse(parse_json((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
         raise DataError(f"{folder} is not a valid prepared corpus: {error}") from None
 
 
-def _parse(content: Mapping[str, Any]) -> Manifest:
-    """Make a Manifest; raise a ValueError that names the error if it is damaged or was written by hand."""
+def parse_entry(content: dict[str, Any]) -> ShardEntry:
+    """Make a ShardEntry of JSON.
+
+    Raises:
+        ValueError: if it is damaged or was written by hand.
+        TypeError: if it is not an object with the fields of an entry.
+    """
+    entry = ShardEntry(**content)
+    _check_types(entry)
+    if entry.split not in SPLITS or Path(entry.file).name != entry.file:
+        raise ValueError(f"{MANIFEST} has a shard {entry.file!r} in a split {entry.split!r}")
+    return entry
+
+
+def _check_types(part: Manifest | ShardEntry) -> None:
+    for name, kind in get_type_hints(type(part)).items():
+        if not has_type(getattr(part, name), kind):
+            raise ValueError(f"{MANIFEST} has {name} = {str(getattr(part, name))[:40]!r}, which cannot be")
+
+
+def _parse(content: Any) -> Manifest:
+    """Make a Manifest; raise an error that says what is wrong if it is damaged or was written by hand."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{MANIFEST} does not hold an object")
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{MANIFEST} has format version {version}; this program reads {FORMAT_VERSION}")
-    manifest = Manifest(**{**content, "shards": [ShardEntry(**entry) for entry in content["shards"]]})
-    numbers = [manifest.vocab_size, manifest.settings["max_val_tokens"]]
-    for entry in manifest.shards:
-        numbers += [entry.tokens, entry.documents, entry.bytes]
-        if entry.split not in SPLITS or Path(entry.file).name != entry.file:
-            raise ValueError(f"{MANIFEST} has a shard {entry.file!r} in a split {entry.split!r}")
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError(f"{MANIFEST} has a count that is not a whole number of at least 0")
+    manifest = Manifest(**{**content, "shards": [parse_entry(entry) for entry in content["shards"]]})
+    _check_types(manifest)
+    if manifest.split not in ("position", "documents") or set(manifest.duplicates) not in (set(), {"exact", "near"}):
+        raise ValueError(f"{MANIFEST} has another split or other duplicates than this program writes")
+    if settings_of(DataConfig(**manifest.settings)) != manifest.settings:
+        raise ValueError(f"{MANIFEST} does not have the settings of a prepared corpus")
+    if len({entry.file for entry in manifest.shards}) < len(manifest.shards):
+        raise ValueError(f"{MANIFEST} has a shard twice")
     if {entry.split for entry in manifest.shards} != set(SPLITS):
         raise ValueError(f"{MANIFEST} has no shard for one of the two splits")
     if not {"tokenizer_config.json"} < set(manifest.tokenizer_sha256) <= {"tokenizer_config.json", *FILES}:
@@ -263,7 +293,7 @@ def _check_shards(folder: Path, manifest: Manifest) -> None:
 def _read_record(record: Path) -> dict[str, Any]:
     """Read size, time, inode and SHA-256 of each shard at its last check."""
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = parse_json(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

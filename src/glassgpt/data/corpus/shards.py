@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from glassgpt.errors import DataError
-from glassgpt.files import atomic_write
+from glassgpt.files import atomic_write, has_type, parse_json
 
 FORMAT_VERSION = 3
 SPLITS = ("train", "val")
@@ -153,7 +153,7 @@ def open_shard(path: Path) -> Shard:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > _MAX_HEADER_BYTES:
                 raise ValueError("it has no header")
-            content = json.loads(file.read(length))
+            content = parse_json(file.read(length))
         header, layout = content.pop("__metadata__"), {}
         if header.get("format") != "glassgpt tokens":
             raise ValueError("its header is not that of a token shard")
@@ -169,6 +169,8 @@ def open_shard(path: Path) -> Shard:
                 raise ValueError(f"{layout[name][1]} {name} cannot be {end - begin} bytes")
         if header["split"] not in SPLITS or int(header["tokens"]) != layout["tokens"][1]:
             raise ValueError("its header is not consistent")
+        if not has_type(header, dict[str, str]):
+            raise ValueError("its header is not that of a token shard")
         return Shard(path, header["split"], header["tokenizer"], header["sha256"], layout)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None

@@ -1,6 +1,5 @@
 """Texts in parquet files and in datasets that Hugging Face's library saved."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from glassgpt.data.sources.tables import Row, listed, text_field_of
 from glassgpt.data.sources.textfiles import is_compressed, reading
 from glassgpt.errors import DataError, MissingExtraError
+from glassgpt.files import parse_json
 
 _ROWS = 64  # read at a time
 
@@ -99,7 +99,7 @@ def _texts(batch: Any, column: str, number: int, file: Path) -> Iterator[Row]:
                     f"offset {error.start} of it"
                 ) from None
         raise
-    yield from ((row, text or "") for row, text in enumerate(texts, number + 1))
+    yield from enumerate(texts, number + 1)
 
 
 def _string_column(schema: Any, text_field: str, file: Path) -> str:
@@ -139,7 +139,7 @@ def saved_splits(path: Path) -> list[str]:
     if not names.is_file():
         return []
     try:
-        splits = json.loads(names.read_text(encoding="utf-8"))["splits"]
+        splits = parse_json(names.read_text(encoding="utf-8"))["splits"]
         return [split for split in splits if isinstance(split, str)]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{names} does not list the splits of a dataset: {error}") from None

@@ -14,7 +14,7 @@ the first four, ``.gz .zst``   as without it (zst: `zstandard`)        not at al
 
 Which field of a row is its text: see :mod:`glassgpt.data.sources.tables`. Text is UTF-8 and is not changed, except that
 a byte order mark at the start of a file is removed, and so are line ends (``\r``, ``\n``) beside separators. A document
-that is only white space is left out.
+that is null, empty or only white space is left out, and counted.
 
 Everything is read as a stream: memory holds one document, or a buffer or batch of rows of a few hundred KB.
 """
@@ -23,7 +23,8 @@ import difflib
 import glob
 import operator
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,15 +70,24 @@ class Segment:
     end: int  # the place after its end. For a file that is not divided: the size on disk, not used
 
 
+def listed_counts(counts: Mapping[str, int]) -> str:
+    """List counts for a message, the largest first: ``12 .pdf, 3 .json``; at most six, then how many more."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = f", {sum(count for _, count in ordered[6:]):,} of other kinds" if ordered[6:] else ""
+    return ", ".join(f"{count:,} {kind[:40]}" for kind, count in ordered[:6]) + more
+
+
 # --- which files -----------------------------------------------------------------------------------------------------
 
 
-def files(source: str) -> list[Path]:
+def files(source: str, passed_over: Counter[str] | None = None) -> list[Path]:
     """List the files of a source, sorted by the parts of their paths, in the same order on every platform.
 
     Args:
-        source: a file; a folder (all files with known endings in it and below, except hidden ones); a pattern with
-            ``*``, ``?``, ``[...]`` or ``**``; a folder that `datasets` saved (of a ``DatasetDict``, "train" is read).
+        source: a file; a folder (all files with known endings in it and below, except hidden ones and those of training
+            runs); a pattern with ``*``, ``?``, ``[...]`` or ``**``; a folder that `datasets` saved (of a
+            ``DatasetDict``, "train" is read).
+        passed_over: counts the other files of a folder, by their endings, and the other matches of a pattern.
 
     Raises:
         DataError: if there is no file, or it cannot be read.
@@ -88,11 +98,11 @@ def files(source: str) -> list[Path]:
             return [path]
         if path.is_dir():
             splits = arrow.saved_splits(path)
-            return [_train_split(path, splits)] if splits else _files_below(path)
+            return [_train_split(path, splits)] if splits else _files_below(path, passed_over)
         if path.is_file():
             return [_readable(path)]
         if not path.exists() and glob.has_magic(source):
-            return _matching(source, path)
+            return _matching(source, path, passed_over)
         if path.exists():
             raise DataError(f"{source!r} is neither a file nor a folder")
         raise DataError(f"there is no file {source!r}{_suggestion(path)}")
@@ -101,8 +111,9 @@ def files(source: str) -> list[Path]:
         raise DataError(f"{name[:200]!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _files_below(folder: Path, passed_over: Counter[str] | None) -> list[Path]:
     found, seen = [], set()
+    passed_over = Counter() if passed_over is None else passed_over
 
     def stop(error: OSError) -> None:
         raise error
@@ -113,10 +124,19 @@ def _files_below(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(here)
+        if "run.toml" in names and name != str(folder):  # metrics.jsonl in a training run is not text
+            passed_over["training run"] += 1
+            folders.clear()
+            continue
+        passed_over["hidden"] += sum(below.startswith(".") for below in (*folders, *names))
         folders[:] = sorted(below for below in folders if not below.startswith("."))
-        found += [Path(name, file) for file in names if not file.startswith(".")]
-    found = [file for file in found if _ending(file) in (*PLAIN, *TABLES)]
-    found = [file for file in found if file.is_file() or not file.exists()]  # a broken link: an error when read
+        for file in (Path(name, below) for below in names if not below.startswith(".")):
+            if ending_of(file) not in (*PLAIN, *TABLES):
+                passed_over[ending_of(file) or "no ending"] += 1
+            elif file.is_file() or not file.exists():  # a broken link: an error when read
+                found.append(file)
+            else:
+                passed_over["neither file nor folder"] += 1
     if not found:
         known = " ".join((*PLAIN, *TABLES))
         raise DataError(
@@ -126,10 +146,14 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(found, key=_BY_PARTS)
 
 
-def _matching(source: str, path: Path) -> list[Path]:
+def _matching(source: str, path: Path, passed_over: Counter[str] | None) -> list[Path]:
     matches = {Path(name) for name in glob.glob(str(path), recursive=True)}  # noqa: PTH207  # Path's finds hidden files
     found = [match for match in matches if arrow.is_saved(match)]
-    found += [_readable(match) for match in matches.difference(found) if match.is_file()]
+    others = matches.difference(found)  # of them a broken link is an error when read
+    found += [_readable(match) for match in others if match.is_file() or not match.exists()]
+    above = {folder for file in found for folder in file.parents}
+    if passed_over is not None:
+        passed_over["neither file nor folder with a match"] += len(others.difference(found, above))
     if not found:
         folders = f" ({len(matches)} folders match)" if matches else ""
         raise DataError(f"no file matches the pattern {source!r}{folders}")
@@ -137,7 +161,7 @@ def _matching(source: str, path: Path) -> list[Path]:
 
 
 def _readable(file: Path) -> Path:
-    reason = _NOT_TEXT.get(_ending(file))
+    reason = _NOT_TEXT.get(ending_of(file))
     if reason:
         raise DataError(f"{file} is not read: {reason}")
     return file
@@ -161,7 +185,7 @@ def _suggestion(path: Path) -> str:
     return f"; did you mean {str(folder / close[0])!r}?" if close else f" in {str(folder.resolve())!r}"
 
 
-def _ending(file: Path) -> str:
+def ending_of(file: Path) -> str:
     """Give the ending of a file, without .gz or .zst."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
@@ -174,7 +198,7 @@ def _ending(file: Path) -> str:
 
 def is_single(file: Path, separator: str = "") -> bool:
     """Whether a file is one document: plain text without a separator."""
-    return not separator and _ending(file) not in TABLES and not arrow.is_saved(file)
+    return not separator and ending_of(file) not in TABLES and not arrow.is_saved(file)
 
 
 def segments(file: Path, size: int, separator: str = "") -> list[Segment]:
@@ -195,16 +219,18 @@ def segments(file: Path, size: int, separator: str = "") -> list[Segment]:
         raise ValueError(f"size is {size}; a segment has at least one byte")
     if arrow.is_saved(file):
         return [Segment(file, *part) for part in arrow.saved_ranges(file, size)]
-    if _ending(file) == ".parquet":
+    if ending_of(file) == ".parquet":
         return [Segment(file, *part) for part in arrow.parquet_ranges(file, size)]
     with reading(file):
         total = file.stat().st_size
-    if is_compressed(file) or _ending(file) == ".csv" or is_single(file, separator):
+    if is_compressed(file) or ending_of(file) == ".csv" or is_single(file, separator):
         return [Segment(file, 0, total)]
     return [Segment(file, begin, min(begin + size, total)) for begin in range(0, max(total, 1), size)]
 
 
-def read_segment(segment: Segment, text_field: str = "", separator: str = "") -> Iterator[Document]:
+def read_segment(
+    segment: Segment, text_field: str = "", separator: str = "", left_out: Counter[str] | None = None
+) -> Iterator[Document]:
     """Read the documents that begin in a segment, in order. All segments together give all documents of the file.
 
     Args:
@@ -212,6 +238,7 @@ def read_segment(segment: Segment, text_field: str = "", separator: str = "") ->
         text_field: the field with a row's text; found automatically by default, see
             :mod:`glassgpt.data.sources.tables`.
         separator: between documents in plain files, for example ``<|endoftext|>``; without one a file is a document.
+        left_out: counts the rows and files without text: "null", "empty", "only white space".
 
     Raises:
         DataError: if something cannot be read; the message names the file and the place.
@@ -221,12 +248,14 @@ def read_segment(segment: Segment, text_field: str = "", separator: str = "") ->
     for place, text in rows:
         if text and not text.isspace():
             yield Document(text, segment.file, place, unit)
+        elif left_out is not None:
+            left_out["null" if text is None else "only white space" if text else "empty"] += 1
 
 
 def _rows(segment: Segment, text_field: str, separator: str) -> tuple[str, Iterator[tables.Row]]:
     """Give the unit of the places of a segment's documents (see :class:`Document`), and their places and texts."""
     file, begin, end = segment.file, segment.begin, segment.end
-    ending = _ending(file)
+    ending = ending_of(file)
     if is_compressed(file):
         end = END
     if arrow.is_saved(file):
@@ -250,4 +279,6 @@ def _separated(file: Path, begin: int, end: int, separator: str) -> Iterator[tab
     for offset, content in split_file(file, mark, begin, end):
         inner = content.lstrip(b"\r\n")
         offset += len(content) - len(inner)
+        if not inner:  # nothing between two separators is not a document
+            continue
         yield offset, decode(inner.rstrip(b"\r\n"), file, offset)

@@ -5,18 +5,28 @@ import contextlib
 import difflib
 import glob
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments
-from glassgpt.data.sources.textfiles import is_compressed, text_parts
+from glassgpt.data.sources.documents import (
+    Document,
+    Segment,
+    ending_of,
+    files,
+    is_single,
+    listed_counts,
+    read_segment,
+    segments,
+)
+from glassgpt.data.sources.textfiles import is_compressed, reading, text_parts
 from glassgpt.errors import DataError
-from glassgpt.files import Progress, sha256_of
+from glassgpt.files import Progress, parse_json, path_exists, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut
 
 #: The file in the folder of a prepared corpus, and the file in that of an unfinished one.
@@ -44,6 +54,7 @@ class TextSource:
     separator: str = ""  # between documents in plain files
     text_field: str = ""  # the field of a row that has the text; see glassgpt.data.sources.tables
     prepared: Path | None = None  # the folder, if it is a prepared corpus
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # the other files of a folder, by their endings
 
     @property
     def single(self) -> bool:
@@ -55,6 +66,10 @@ class TextSource:
         """Bytes in all files."""
         return sum(map(_size, self.files))
 
+    def kinds(self) -> Counter[str]:
+        """Count the files that are read, by their endings."""
+        return Counter("saved dataset" if file.is_dir() else ending_of(file) or "no ending" for file in self.files)
+
     def segments(self, size: int) -> Iterator[tuple[Segment, int]]:
         """Divide the files into segments of about ``size`` bytes; give each with its number of bytes."""
         for file in self.files:
@@ -62,22 +77,38 @@ class TextSource:
             for part in parts:
                 yield part, _size(file) // len(parts)
 
-    def documents(self, chosen: Sequence[Sequence[Any]] | None = None) -> Iterator[Document]:
-        """Read the documents of the chosen segments, each ``[file, begin, end]``, or of all."""
+    def documents(
+        self, chosen: Sequence[Sequence[Any]] | None = None, left_out: Counter[str] | None = None
+    ) -> Iterator[Document]:
+        """Read the documents of the chosen segments, each ``[file, begin, end]``, or of all.
+
+        ``left_out`` counts rows and files without text, as in :func:`glassgpt.data.sources.documents.read_segment`.
+        """
         if chosen is None:
             parts = [part for file in self.files for part in segments(file, 1 << 62, self.separator)]
         else:
             parts = [Segment(Path(file), begin, end) for file, begin, end in chosen]
         for part in parts:
-            yield from read_segment(part, self.text_field, self.separator)
+            yield from read_segment(part, self.text_field, self.separator, left_out)
 
     def survey(self, scratch: Path, progress: Progress | None = None) -> "Survey":
         """Read everything once, to hash it; for a single text, count the characters too, and decompress to ``scratch``.
 
         Raises:
-            DataError: if a file cannot be read, or a single text is not UTF-8 or empty.
+            DataError: if a file cannot be read, or a single text is not UTF-8 or has no text.
         """
-        return _survey_text(self.files[0], scratch) if self.single else _survey_files(self.files, progress)
+        state = self.state()
+        survey = _survey_text(self.files[0], scratch) if self.single else _survey_files(self.files, progress)
+        return replace(survey, state=state)
+
+    def state(self) -> list[tuple[int, ...]]:
+        """Give size, time of change and inode of each file: equal as long as nobody writes to them."""
+        stats: list[tuple[int, ...]] = []
+        for file in _inner_files(self.files):
+            with reading(file):
+                status = file.stat()
+            stats.append((status.st_size, status.st_mtime_ns, status.st_ino))
+        return stats
 
 
 @dataclass(frozen=True)
@@ -90,6 +121,7 @@ class Survey:
     plain: Path = Path()  # the uncompressed file
     begin: int = 0  # first byte of the text in that file, after a byte order mark
     end: int = 0  # the byte after its last
+    state: list[tuple[int, ...]] = field(default_factory=list)  # of the files, see TextSource.state
     _places: tuple[list[int], list[int]] = field(default_factory=lambda: ([0], [0]))  # characters and bytes before
 
     def byte_of(self, character: int) -> int:
@@ -97,7 +129,7 @@ class Survey:
         before, bytes_before = self._places
         block = bisect.bisect_right(before, character) - 1
         first = self.begin + bytes_before[block]
-        with self.plain.open("rb") as file:
+        with reading(self.plain), self.plain.open("rb") as file:
             file.seek(first)
             last = self.begin + bytes_before[block + 1] if block + 1 < len(bytes_before) else self.end
             text = file.read(last - first).decode("utf-8")
@@ -112,7 +144,7 @@ class Survey:
 
     def _cut(self, place: int, end: int) -> int | None:
         """Find the first byte from ``place`` on where the text may be cut."""
-        with self.plain.open("rb") as file:
+        with reading(self.plain), self.plain.open("rb") as file:
             while place < end:
                 file.seek(place)
                 window = file.read(min(_WINDOW, end - place))
@@ -127,9 +159,14 @@ class Survey:
 
 def _size(file: Path) -> int:
     """Bytes in a file; for a saved dataset, in the files of its folder."""
-    if file.is_dir():
-        return sum(path.stat().st_size for path in file.rglob("*"))
-    return file.stat().st_size
+    with reading(file):
+        return sum(path.stat().st_size for path in file.rglob("*")) if file.is_dir() else file.stat().st_size
+
+
+def _inner_files(paths: Sequence[Path]) -> list[Path]:
+    """List the files, and in place of a saved dataset those of its folder."""
+    inner = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [file for file in inner if not file.is_dir()]
 
 
 def _survey_text(file: Path, scratch: Path) -> Survey:
@@ -147,24 +184,19 @@ def _survey_text(file: Path, scratch: Path) -> Survey:
             if copy:
                 copy.write(content)
     if blank:
-        raise DataError(f"{file} is empty; there is nothing to learn from")
+        raise no_text(str(file), "only white space" if characters else "")
     plain = scratch / "text" if is_compressed(file) else file
     begin = plain.stat().st_size - size  # a byte order mark is not text
-    return Survey(digest.hexdigest(), size, characters, plain, begin, begin + size, places)
+    return Survey(digest.hexdigest(), size, characters, plain, begin, begin + size, _places=places)
 
 
 def _survey_files(paths: Sequence[Path], progress: Progress | None) -> Survey:
     digests, size = [], 0
-    inner = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    total = sum(file.stat().st_size for file in inner)
-    for file in inner:
-        if file.is_dir():
-            continue
-        try:
+    total = sum(map(_size, paths))
+    for file in _inner_files(paths):
+        with reading(file):
             digests.append(sha256_of(file))
             size += file.stat().st_size
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}") from None
         if progress:
             progress("reading", size, total)
     return Survey(hashlib.sha256(" ".join(digests).encode()).hexdigest(), size)
@@ -178,6 +210,8 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
         AssetError: if a corpus cannot be found or fetched.
     """
     source = config.source
+    if not source:
+        raise DataError("data.source is empty; name a file, a folder, a pattern or a corpus")
     try:
         path = Path(source).expanduser()
         exists = path.exists()
@@ -200,13 +234,44 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
             f"{path} holds an interrupted preparation; resume it with the same `glassgpt data prepare ... --out {path}`"
         )
     name = absolute.name if path.is_dir() else path.stem if exists else "documents"
-    return TextSource(str(absolute), name, tuple(files(str(absolute))), config.separator, config.text_field)
+    passed_over: Counter[str] = Counter()
+    found = tuple(files(str(absolute), passed_over))
+    return TextSource(str(absolute), name, found, config.separator, config.text_field, passed_over=dict(+passed_over))
+
+
+def no_text(source: str, holds: str) -> DataError:
+    """Make the error for a source without text: it is empty, or ``holds`` something else."""
+    return DataError(f"{source} {f'holds {holds}' if holds else 'is empty'}; there is nothing to learn from")
+
+
+def no_documents(source: TextSource, left_out: Mapping[str, int]) -> DataError:
+    """Make the error for a source of documents none of which has text; ``left_out`` counts them."""
+    return no_text(source.source, f"no document with text{f' ({listed_counts(left_out)})' if left_out else ''}")
+
+
+def is_here(source: str) -> bool:
+    """Whether a source is on this machine: a file, folder or pattern, or a corpus that need not be fetched."""
+    if path_exists(Path(source).expanduser()):
+        return True
+    if source in assets.names("corpus"):
+        return assets.available(source) is not None
+    return glob.has_magic(source) and bool(glob.glob(source, recursive=True))  # noqa: PTH207  # as in documents.files
+
+
+def sha256_of_text(source: TextSource) -> str:
+    """Hash a source that is not prepared; see :class:`Survey`.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="glassgpt-", ignore_cleanup_errors=True) as scratch:
+        return source.survey(Path(scratch)).sha256
 
 
 def unfinished_key(folder: Path) -> str | None:
     """Read the cache key of the unfinished preparation in a folder; None if there is none."""
     try:
-        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        content = parse_json((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return str(content["key"]) if isinstance(content, dict) and content.keys() == {"key"} else None
@@ -216,15 +281,20 @@ def read_text(source: str) -> Text:
     """Read all text of a source into memory; documents are joined by an empty line.
 
     Raises:
-        DataError: if the source does not exist, is not UTF-8 text, or is empty.
+        DataError: if the source does not exist, is not UTF-8 text, or has no text.
     """
     found = find_source(DataConfig(source=source))
     if found.prepared:
         raise DataError(f"{source} is a prepared corpus, which holds token ids; give the text that it was made from")
+    left_out: Counter[str] = Counter()
     if found.single:
         content = "".join(text_parts(found.files[0]))
     else:
-        content = "\n\n".join(document.text for document in found.documents())
-    if not content.strip():
-        raise DataError(f"{found.source} is empty; there is nothing to learn from")
+        content = "\n\n".join(document.text for document in found.documents(left_out=left_out))
+    if not content or content.isspace():
+        raise (
+            no_text(found.source, "only white space" if content else "")
+            if found.single
+            else no_documents(found, left_out)
+        )
     return Text(found.source, found.name, content)

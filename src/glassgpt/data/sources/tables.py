@@ -1,8 +1,8 @@
 """Texts in the rows of tables: JSON lines and CSV here, parquet and saved datasets in :mod:`.arrow`.
 
 The text of a row is in the field that the user names; else in "text"; else in "content"; else in the only field with
-strings. The first row or the header of a file decides; a row without that field is an error. A null is left out, like
-an empty text.
+strings. The first row or the header of a file decides; a row without that field is an error. A null is given as
+None.
 """
 
 import collections
@@ -22,7 +22,7 @@ _CELL = 1 << 25  # most characters in a CSV cell; more means a quote that is not
 _SHOWN = 12  # most fields in a message
 
 #: The place of a row in its file, and its text.
-Row = tuple[int, str]
+Row = tuple[int, str | None]
 
 
 def text_field_of(names: list[str], strings: list[str], text_field: str, where: str) -> str:
@@ -74,8 +74,7 @@ def json_rows(file: Path, begin: int, end: int, text_field: str) -> Iterator[Row
                 raise DataError(f"{_line(file, offset)}: there is no {field!r}{reason}; there are {listed(list(row))}")
             if text is not None:
                 raise DataError(f"{_line(file, offset)}: {field!r} is {_kind(text)}, not a string")
-            text = ""
-        if not text.isascii():
+        elif not text.isascii():
             _check_surrogates(text, file, offset, field)
         yield offset, text
 
