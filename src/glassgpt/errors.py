@@ -4,7 +4,9 @@ The command line prints the message alone, without a traceback, and exits with c
 Bugs of our own are plain ``AssertionError``s and keep their traceback.
 """
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class GlassError(Exception):
@@ -51,6 +53,12 @@ class MissingExtraError(GlassError):
 
 class TrainingStopped(GlassError):
     """Training could not continue (for example after several non-finite gradients in a row)."""
+
+
+def shell_command(*arguments: str | Path) -> str:
+    """Write a command of glassgpt as a shell reads it: quoted, and ``./`` before a path that begins with ``-``."""
+    words = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in arguments]
+    return shlex.join(["glassgpt", *words])
 
 
 def first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, split_arguments, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, say, show_line
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
@@ -80,12 +80,14 @@ def attention(
     lengths = _lengths(contexts)
     config = _attention_config(settings or [])
     from glassgpt.bench.attention import bench_attention
-    from glassgpt.bench.plots import draw_attention, require_plotting
+    from glassgpt.bench.plots import draw_attention
+    from glassgpt.glass.curves import require_matplotlib
     from glassgpt.planning.compute_dtype import measured_dtype
     from glassgpt.runtime import resolve
 
     if plot:
-        require_plotting(plot)
+        require_matplotlib()
+        check_out(plot, "--plot", suffix=".png")
     runtime = resolve(config.runtime)
     if config.runtime.dtype == "auto":
         runtime, _ = measured_dtype(config, runtime)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, split_arguments, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, say, show_line
 from glassgpt.config import ConfigOverrides, RunConfig, build, presets
-from glassgpt.errors import ConfigError, DataError
+from glassgpt.errors import ConfigError, DataError, shell_command
 from glassgpt.glass.corpus import corpus_sizes, corpus_statistics, find_duplicates, find_leaks, first_documents
 from glassgpt.glass.tokens import quoted
 
@@ -70,7 +70,10 @@ def fetch(
             corpus = assets.corpus(name, files or None, progress)
         except KeyboardInterrupt:
             show_line("")
-            say("stopped" + (f"; `glassgpt data fetch {name}` resumes the download" if progress.label else ""))
+            say(
+                "stopped"
+                + (f"; `{shell_command('data', 'fetch', name)}` resumes the download" if progress.label else "")
+            )
             raise typer.Exit(130) from None
     if json:
         size = sum(path.stat().st_size for path in corpus.files)
@@ -79,7 +82,7 @@ def fetch(
         return
     print("\n".join(map(str, corpus.files)))
     for held_out in assets.ASSETS[name].held_out:
-        say(f"note: its publishers hold out {held_out}: glassgpt data fetch {held_out}")
+        say(f"note: its publishers hold out {held_out}: {shell_command('data', 'fetch', held_out)}")
 
 
 @app.command()
@@ -93,10 +96,12 @@ def prepare(
     from glassgpt import data
 
     config = _config(arguments)
+    check_out(out, folder=True)
     with ProgressLine() as progress:
         source = data.find_source(config.data, progress)
         if source.prepared:
-            raise DataError(f"{source.prepared} is prepared already; train on it: glassgpt train {source.prepared}")
+            command = shell_command("train", source.prepared)
+            raise DataError(f"{source.prepared} is prepared already; train on it: {command}")
         stream = data.prepare(source, config.data, progress, folder=out, processes=processes or None)
     shards = len(stream.manifest.shards)
     if json:
@@ -105,7 +110,7 @@ def prepare(
     _print_sizes(source.name, stream)
     if dropped := stream.manifest.duplicates:
         print(f"dropped {dropped['exact']:,} exact and {dropped['near']:,} near duplicates")
-    print(f"{pluralize(shards, 'shard')} in {out}; next: glassgpt train {out}")
+    print(f"{pluralize(shards, 'shard')} in {out}; next: {shell_command('train', out)}")
 
 
 @app.command()

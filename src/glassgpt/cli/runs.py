@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out, verb_group
 from glassgpt.cli.printing.output import print_json, print_table, say
 from glassgpt.errors import GlassError
 
@@ -101,6 +101,7 @@ def plot(
 
     runs = [api.find_run(name, folder) for name in names]
     target = out or runs[0].path / "curve.png"
+    check_out(target, suffix=".png")
     draw_curves(runs, target)
     if json:
         print_json({"path": str(target)})

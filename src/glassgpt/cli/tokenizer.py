@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, stdin_is_piped, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out, stdin_is_piped, verb_group
 from glassgpt.cli.printing import token_tables
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, say, show_line
 from glassgpt.errors import ConfigError, TokenizerError
@@ -97,23 +97,15 @@ def _output_files(out: Path, kind: str, force: bool) -> list[Path]:
         raise ConfigError(f"--out {out}: name a folder, or a file that ends in .json or .tiktoken")
     if out.suffix == ".tiktoken" and kind != "bpe":
         raise ConfigError(f"--out {out}: a .tiktoken file holds byte-level BPE, not {kind}; write a .json file")
-    try:
-        if single == out.is_dir() and out.exists():
-            raise ConfigError(f"--out {out} is {'a folder' if single else 'a file'}; choose another name")
-        folder = out.parent if single else out
-        if (folder / "config.json").exists() and (not single or out.name == "tokenizer.json"):
-            raise ConfigError(f"{folder} holds a model, which needs its own tokenizer; choose another name")
-        files = [out] if single else [out / "tokenizer.json", out / "tokenizer_config.json"]
-        existing = next((file for file in files if file.exists()), None)
-        if existing and not force:
-            raise ConfigError(f"{existing} exists; choose another name, or replace it with --force")
-        parent = out if out.is_dir() else out.parent
-        if not parent.exists():
-            raise ConfigError(f"--out {out}: there is no folder {parent}; create it first")
-        with tempfile.TemporaryFile(dir=parent):
-            return files
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from None
+    check_out(out, folder=not single)
+    folder = out.parent if single else out
+    if (folder / "config.json").exists() and (not single or out.name == "tokenizer.json"):
+        raise ConfigError(f"{folder} holds a model, which needs its own tokenizer; choose another name")
+    files = [out] if single else [out / "tokenizer.json", out / "tokenizer_config.json"]
+    existing = next((file for file in files if file.exists()), None)
+    if existing and not force:
+        raise ConfigError(f"{existing} exists; choose another name, or replace it with --force")
+    return files
 
 
 def _train(spec: "Spec", content: str, settings: dict[str, Any]) -> "Tokenizer":

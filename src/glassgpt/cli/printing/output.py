@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 #: Units of progress, by the label that is reported with it. Under any other label, bytes are counted.
@@ -99,3 +101,18 @@ def show_line(text: str) -> None:
 def say(message: str) -> None:
     """Print a message to standard error, apart from the results."""
     print(message, file=sys.stderr)
+
+
+def discard_unread_output() -> bool:
+    """Discard from now on what is printed to a pipe whose reader has ended; return whether there is one."""
+    import select
+
+    found = False
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
+        poll = select.poll()
+        poll.register(stream, 0)  # errors are reported always
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+            found = True
+    return found

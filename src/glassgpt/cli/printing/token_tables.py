@@ -1,13 +1,14 @@
 """Print tokens, tokenizers and their comparison as tables; tokens of a text in colours if the terminal shows them."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glassgpt.cli.printing.output import pluralize, print_table
+from glassgpt.errors import shell_command
+from glassgpt.files import path_exists
 from glassgpt.glass.tokenizer_comparison import TextSplit, TokenizerMeasurement
 from glassgpt.glass.tokens import PreTokenMerges, TokenInText, escaped, quoted
 
@@ -174,14 +175,13 @@ def print_trained(result: Mapping[str, Any], text: str, out: Path, settings: Map
     lost = f", but {result['unknown']:.1%} of its words are unknown and lost" if result["unknown"] else ""
     print(f"{result['bytes_per_token']:.2f} bytes per token on {result['measured_on']}{lost}")
     print(f"trained in {result['seconds']:.1f} s; written to {' and '.join(result['files'])}")
-    hint = ""
+    hint = []
     if out.suffix == ".tiktoken":
         print("a .tiktoken file holds neither special tokens nor split pattern: give them to the program that reads it")
-        hint = f" --pattern {settings['pattern']}" if "pattern" in settings else ""
-    name = shlex.quote(str(out))
-    print(f"\nnext: glassgpt tokenizer show {name} 'Any text'{hint}")
+        hint = ["--pattern", settings["pattern"]] if "pattern" in settings else []
+    print(f"\nnext: {shell_command('tokenizer', 'show', out, 'Any text', *hint)}")
     if not hint:  # `train` has no option for a split pattern
-        print(f"      glassgpt train {shlex.quote(text)} tokenizer={name}")
+        print(f"      {shell_command('train', Path(text) if path_exists(text) else text, f'tokenizer={out}')}")
 
 
 def print_comparison(name: str, split: TextSplit, trained: Sequence[str], rows: Sequence[TokenizerMeasurement]) -> None:

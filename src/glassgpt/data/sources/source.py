@@ -15,7 +15,7 @@ from glassgpt import assets
 from glassgpt.config import DataConfig
 from glassgpt.data.sources.documents import Document, Segment, files, is_single, read_segment, segments
 from glassgpt.data.sources.textfiles import is_compressed, text_parts
-from glassgpt.errors import DataError
+from glassgpt.errors import DataError, shell_command
 from glassgpt.files import Progress, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut
 
@@ -197,7 +197,8 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
         return TextSource(str(absolute), absolute.name, (), prepared=absolute)
     if unfinished_key(path) is not None:
         raise DataError(
-            f"{path} holds an interrupted preparation; resume it with the same `glassgpt data prepare ... --out {path}`"
+            f"{path} holds an interrupted preparation; resume it with the same "
+            f"`{shell_command('data', 'prepare', '...', '--out', path)}`"
         )
     name = absolute.name if path.is_dir() else path.stem if exists else "documents"
     return TextSource(str(absolute), name, tuple(files(str(absolute))), config.separator, config.text_field)
