@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
 
@@ -101,10 +101,10 @@ def attention(
         shape = {"heads": heads, "head_dim": head_dim, "batch": batch}
         print_json(shape | runtime.resolved() | {"rows": [dataclasses.asdict(row) for row in rows]})
         return
-    print(f"{title}\n")
+    print_text(f"{title}\n")
     _print_attention(rows, runtime)
     if plot:
-        print(f"\n{plot}")
+        print_text(f"\n{plot}")
 
 
 @app.command()
@@ -139,7 +139,7 @@ def tokenizer(
         print_json({"text": source.source} | settings | dataclasses.asdict(result))
         return
     tokens = f"; {result.tokens:,} tokens, {result.bytes / result.tokens:.2f} bytes each" if result.tokens else ""
-    print(
+    print_text(
         f"{source.name}: {result.bytes / 1e6:,.2f} MB of UTF-8, split pattern {pattern}; vocabulary of "
         f"{result.vocab_size:,}, {result.merges:,} merges{tokens}\n{os.cpu_count()} CPUs, median of {repeat}\n"
     )
@@ -189,17 +189,17 @@ def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") ->
     from glassgpt.estimate import LARGE_VOCABULARY
 
     train, model = config.train, config.model
-    print(
+    print_text(
         f"{config.preset}: {result.parameters:,} parameters, {train.batch_size} x {model.block_size} = "
         f"{result.tokens:,} tokens per step, {config.optim.optimizer}\n"
         f"{_place(runtime)}, {'compiled' if runtime.compile else 'not compiled (compile=true compiles)'}"
     )
     if runtime.reason != "user setting":
-        print(runtime.reason)
+        print_text(runtime.reason)
     if result.micro_batches > 1:
         timed = result.micro_batches_timed
         scaled = f"; {timed} of them timed, and scaled up" if timed < result.micro_batches else ""
-        print(f"{result.micro_batches} micro-batches per step{scaled}")
+        print_text(f"{result.micro_batches} micro-batches per step{scaled}")
     step = result.step_seconds
     rows = [
         ["tokens per second", f"{result.tokens_per_second:,.0f}", "", f"median of {result.steps} steps"],
@@ -217,9 +217,8 @@ def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") ->
     ]
     if model.vocab_size >= LARGE_VOCABULARY:
         rows[2][-1] += ", with the head's gradients: the loss of a large vocabulary computes both together"
-    print()
-    for name, number, unit, note in rows:
-        print(f"{name:<25} {number:>8} {unit:<7} {note}".rstrip())
+    print_text()
+    print_table([], rows, right=(1,))
 
 
 def _memory_note(runtime: "Runtime", result: "TrainBench") -> str:
@@ -234,22 +233,22 @@ def _memory_note(runtime: "Runtime", result: "TrainBench") -> str:
 def _print_attention(rows: Sequence["AttentionBench"], runtime: "Runtime") -> None:
     by_key = {(row.context, row.kind): row for row in rows}
     memory = "peak memory (MiB)" if runtime.device.type == "cuda" else "saved (MiB)"
-    print(f"{'context':>8}   {'forward (ms)':^28}   {'forward and backward (ms)':^28}   {memory:^19}")
-    times = ("fused", "explicit", "ratio")
-    _print_cells("(tokens)", *times, *times, "fused", "explicit")
-    for context in sorted({row.context for row in rows}):
-        fused, explicit = by_key[context, "fused"], by_key[context, "explicit"]
-        cells = []
-        for field in ("forward_seconds", "training_seconds"):
-            quick, slow = getattr(fused, field), getattr(explicit, field)
-            cells += [_number(quick, 1000), _number(slow, 1000), f"{slow / quick:.1f}" if quick and slow else "-"]
-        _print_cells(f"{context:,}", *cells, _number(fused.memory, 2**-20), _number(explicit.memory, 2**-20))
-    print("\nratio: explicit / fused")
+    quantities = [("forward (ms)", "forward_seconds", 1000), ("forward and backward (ms)", "training_seconds", 1000)]
+    for title, field, scale in (*quantities, (memory, "memory", 2**-20)):
+        table = []
+        for context in sorted({row.context for row in rows}):
+            fused, explicit = (getattr(by_key[context, kind], field) for kind in ("fused", "explicit"))
+            ratio = f"{explicit / fused:.1f}" if fused and explicit else "-"
+            table.append([f"{context:,}", _number(fused, scale), _number(explicit, scale), ratio])
+        print_text(f"{title}:")
+        print_table(["context", "fused", "explicit", "ratio"], table, right=range(4))
+        print_text()
+    print_text("ratio: explicit / fused")
     if runtime.device.type != "cuda":
-        print("saved: what autograd saves in the forward pass for the backward pass, including q, k and v")
+        print_text("saved: what autograd saves in the forward pass for the backward pass, including q, k and v")
     for row in rows:
         if row.skipped:
-            print(f"- {row.kind} at {row.context:,} tokens: {row.skipped}")
+            print_text(f"- {row.kind} at {row.context:,} tokens: {row.skipped}")
 
 
 def _print_tokenizer(result: "TokenizerBench") -> None:
@@ -260,14 +259,9 @@ def _print_tokenizer(result: "TokenizerBench") -> None:
             cells = [f"{row.seconds:,.2f}", f"{row.bytes_per_second / 1e6:,.2f}", " ".join(_memory(row.peak_memory))]
         rows.append([row.work, row.method, *cells])
     print_table(["", "", "seconds", "MB/s", "peak memory"], rows, right=(2, 3, 4))
-    print("\nMB: 10^6 bytes; peak memory: of the process and its child processes, including the text")
+    print_text("\nMB: 10^6 bytes; peak memory: of the process and its child processes, including the text")
     for reason in {row.skipped for row in result.rows if row.skipped}:
-        print(f"-: {reason}")
-
-
-def _print_cells(context: str, *cells: str) -> None:
-    groups = cells[:3], cells[3:6], cells[6:]
-    print("   ".join([f"{context:>8}", *(" ".join(f"{cell:>9}" for cell in group) for group in groups)]))
+        print_text(f"-: {reason}")
 
 
 def _number(value: float | None, scale: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
 from glassgpt.config import ConfigOverrides, RunConfig, build, presets
 from glassgpt.errors import ConfigError, DataError, shell_command
 from glassgpt.glass.corpus import corpus_sizes, corpus_statistics, find_duplicates, find_leaks, first_documents
@@ -49,7 +49,9 @@ def list_corpora(json: bool = JSON_OPTION) -> None:
         place = places[corpus.name] or "not here"
         table.append([corpus.name, place, size, corpus.documents, corpus.licence, corpus.description])
     print_table(["name", "where", "size", "documents", "licence", "description"], table, right=(2,))
-    print("\n`glassgpt data fetch NAME` fetches a corpus that is not here. Held-out texts have names of their own.")
+    print_text(
+        "\n`glassgpt data fetch NAME` fetches a corpus that is not here. Held-out texts have names of their own."
+    )
 
 
 @app.command()
@@ -109,8 +111,8 @@ def prepare(
         return
     _print_sizes(source.name, stream)
     if dropped := stream.manifest.duplicates:
-        print(f"dropped {dropped['exact']:,} exact and {dropped['near']:,} near duplicates")
-    print(f"{pluralize(shards, 'shard')} in {out}; next: {shell_command('train', out)}")
+        print_text(f"dropped {dropped['exact']:,} exact and {dropped['near']:,} near duplicates")
+    print_text(f"{pluralize(shards, 'shard')} in {out}; next: {shell_command('train', out)}")
 
 
 @app.command()
@@ -162,7 +164,7 @@ def _config(arguments: Sequence[str] | None) -> RunConfig:
 def _print_sizes(name: str, stream: "TokenStream") -> None:
     sizes = corpus_sizes(stream)
     by_document = sizes["split"] == "documents"
-    print(f"{name}: {'documents, split by their content' if by_document else 'one text, split by position'}")
+    print_text(f"{name}: {'documents, split by their content' if by_document else 'one text, split by position'}")
     columns = ["tokens", "bytes", "bytes_per_token", *(["documents"] if by_document else [])]
     table = []
     for label, split in (("training", "train"), ("validation", "val")):
@@ -170,7 +172,7 @@ def _print_sizes(name: str, stream: "TokenStream") -> None:
         table.append([label, *(f"{n:.2f}" if isinstance(n, float) else f"{n:,}" for n in numbers)])
     print_table(["", *(column.replace("_", " ") for column in columns)], table, right=(1, 2, 3, 4))
     if unused := stream.manifest.total("documents")["val"] - sizes["documents"]["val"]:
-        print(
+        print_text(
             f"{unused:,} more validation documents are beyond max_val_tokens and not used; a smaller val_fraction "
             "moves them to training"
         )
@@ -181,13 +183,15 @@ def _print_corpus(name: str, stream: "TokenStream", documents: int) -> None:
     found = corpus_statistics(stream)
     part = f" in the first {found['ids_counted']:,}" if found["ids_counted"] < len(stream.train) else ""
     frequent = "  ".join(token["text"] for token in found["most_frequent"])
-    print(f"vocabulary: {found['distinct_ids']:,} of {stream.info.vocab_size:,} tokens occur{part}; often: {frequent}")
+    print_text(
+        f"vocabulary: {found['distinct_ids']:,} of {stream.info.vocab_size:,} tokens occur{part}; often: {frequent}"
+    )
     if stream.manifest.split == "documents":
         least, q1, median, q3, most = found["document_tokens"]
-        print(f"documents: {least:,} to {most:,} tokens, quartiles {q1:,}, {median:,} and {q3:,}")
+        print_text(f"documents: {least:,} to {most:,} tokens, quartiles {q1:,}, {median:,} and {q3:,}")
         for number, (position, text) in enumerate(first_documents(stream, documents)):
-            print(f"\ndocument {number}, from token {position:,}\n  {text!r}")
-        print()
+            print_text(f"\ndocument {number}, from token {position:,}\n  {text!r}")
+        print_text()
 
 
 def _print_batch_json(stream: "TokenStream", batches: "Batches", batch: int) -> None:
@@ -204,12 +208,12 @@ def _print_batch(stream: "TokenStream", batches: "Batches", batch: int, rows: in
     """Print the first rows of a batch as text, then the first positions of row 0 token by token."""
     inputs, targets = batches.get(batch)
     order = "shard by shard" if batches.sequential else "in random order"
-    print(f"{batches.windows:,} windows of {batches.block_size} tokens in an epoch, {order}")
-    print(f"batch {batch}: inputs and targets are both [{inputs.shape[0]}, {inputs.shape[1]}]")
+    print_text(f"{batches.windows:,} windows of {batches.block_size} tokens in an epoch, {order}")
+    print_text(f"batch {batch}: inputs and targets are both [{inputs.shape[0]}, {inputs.shape[1]}]")
     for number, start in enumerate(batches.starts(batch)[:rows]):
-        print(f"\nrow {number}, from token {start:,}")
+        print_text(f"\nrow {number}, from token {start:,}")
         for name, ids in (("inputs ", inputs), ("targets", targets)):
-            print(f"  {name}  {stream.tokenizer.decode(ids[number].tolist())!r}")
+            print_text(f"  {name}  {stream.tokenizer.decode(ids[number].tolist())!r}")
     document_ids, position_ids = batches.documents(batch)
     table = []
     for t in range(min(8, len(inputs[0]))):
@@ -217,7 +221,7 @@ def _print_batch(stream: "TokenStream", batches: "Batches", batch: int, rows: in
         row = [str(position_ids[0][t] if mask_documents else t)]
         row += [str(x), quoted(stream.tokenizer.token_bytes(x)), "->", str(y), quoted(stream.tokenizer.token_bytes(y))]
         table.append([*row, *([str(document_ids[0][t])] if mask_documents else [])])
-    print("\nrow 0, token by token: the input at each position, and the target to predict")
+    print_text("\nrow 0, token by token: the input at each position, and the target to predict")
     header = ["position", "input", "", "", "target", "", *(["document"] if mask_documents else [])]
     print_table(header, table, right=(0, 1, 4, 6))
 
@@ -229,9 +233,9 @@ def _print_leaks(overlaps: "dict[str, Overlap]", json: bool) -> None:
         print_json({name: asdict(overlap) for name, overlap in overlaps.items()})
         return
     for name, overlap in overlaps.items():
-        print(f"{name} against the training text:")
+        print_text(f"{name} against the training text:")
         for line in describe(overlap, "validation" if name == "validation" else "evaluation"):
-            print(f"  {line}")
+            print_text(f"  {line}")
 
 
 def _print_duplicates(found: "Duplicates", pairs: "list[tuple[Pair, Document, Document]]", json: bool) -> None:
@@ -247,11 +251,11 @@ def _print_duplicates(found: "Duplicates", pairs: "list[tuple[Pair, Document, Do
         counts = {"documents": documents, "kinds": found.kinds, "exact": found.exact, "near": found.near}
         print_json(counts | {"pairs": rows})
         return
-    print(f"{pluralize(documents, 'document')}, {repeated:,} of them like an earlier one:")
+    print_text(f"{pluralize(documents, 'document')}, {repeated:,} of them like an earlier one:")
     print_table(["", "documents"], [[_KINDS[kind], f"{count:,}"] for kind, count in found.kinds.items()], right=(1,))
-    print(f"data.duplicates=drop drops {found.exact:,} exact and {found.near:,} near duplicates")
+    print_text(f"data.duplicates=drop drops {found.exact:,} exact and {found.near:,} near duplicates")
     for pair, *both in pairs:
         similarity = "the same text" if pair.exact else f"{pair.similarity:.0%} similar"
-        print(f"\n{_KINDS[pair.kind]}, {similarity}:")
+        print_text(f"\n{_KINDS[pair.kind]}, {similarity}:")
         for document in both:
-            print(f"  {document}\n    {document.text[:160]!r}{'...' if len(document.text) > 160 else ''}")
+            print_text(f"  {document}\n    {document.text[:160]!r}{'...' if len(document.text) > 160 else ''}")

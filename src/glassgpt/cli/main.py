@@ -52,7 +52,7 @@ def main() -> None:
 
     When the reader of its output has ended (``| head``), it ends without a message, with 0. Training goes on.
     """
-    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # `>&-` closes it
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # `>&-` closes it
     sys.stderr = sys.stderr or sys.stdout
     code, message = 0, ""
     try:

@@ -16,7 +16,7 @@ import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out, stdin_is_piped, verb_group
 from glassgpt.cli.printing import token_tables
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_text, say, show_line
 from glassgpt.errors import ConfigError, TokenizerError
 from glassgpt.files import path_exists
 from glassgpt.glass import tokenizer_comparison, tokens
@@ -225,12 +225,12 @@ def _show_text(tokenizer: "Tokenizer", name: str, content: bytes, allow_special:
     token_tables.print_tokens(found, rows)
     sizes = [pluralize(len(ids), "token"), *([] if characters is None else [pluralize(characters, "character")])]
     ratio = f": {per_token:.2f} bytes per token" if ids else ""
-    print(f"\n{', '.join(sizes)}, {pluralize(len(content), 'byte')}{ratio}")
+    print_text(f"\n{', '.join(sizes)}, {pluralize(len(content), 'byte')}{ratio}")
     if not gives_text_back:
-        print("note: these tokens do not give the text back; decoded, they are another text")
+        print_text("note: these tokens do not give the text back; decoded, they are another text")
     names = [special for special in tokenizer.special_ids() if text and special in text]
     if names and not allow_special:
-        print(f"note: {', '.join(names)} was taken as text; --allow-special makes it a special token")
+        print_text(f"note: {', '.join(names)} was taken as text; --allow-special makes it a special token")
 
 
 def _show_merges(tokenizer: "Tokenizer", name: str, word: str, json: bool) -> None:
@@ -249,7 +249,7 @@ def _show_merges(tokenizer: "Tokenizer", name: str, word: str, json: bool) -> No
     token_tables.print_merge_steps(pre_tokens)
     if ids != [i for pre_token in pre_tokens for i in pre_token.ids]:
         encoded = ", ".join(f"{tokens.quoted(tokenizer.token_bytes(i))} {i}" for i in ids)
-        print(f"\nnote: encoding gives {encoded}, because this tokenizer does not merge some tokens from bytes")
+        print_text(f"\nnote: encoding gives {encoded}, because this tokenizer does not merge some tokens from bytes")
 
 
 @app.command()
