@@ -71,7 +71,7 @@ def why_not_writable(path: Path, *, parents: bool = False) -> str:
         parents: whether missing parent folders will be made, too.
     """
     if path.name in ("", ".."):
-        return "not a name for a file or folder of its own"
+        return "name a new file or folder"
     try:
         folder, missing = path, list[str]()
         while not folder.exists():

@@ -218,7 +218,7 @@ def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") ->
     if model.vocab_size >= LARGE_VOCABULARY:
         rows[2][-1] += ", with the head's gradients: the loss of a large vocabulary computes both together"
     print_text()
-    print_table([], rows, right=(1,))
+    print_table([], [[name, f"{number} {unit}", note] for name, number, unit, note in rows])
 
 
 def _memory_note(runtime: "Runtime", result: "TrainBench") -> str:
