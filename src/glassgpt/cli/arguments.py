@@ -54,6 +54,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
                 sources.append(argument)
         except ConfigError as error:
             problems += error.problems
+    if sources and "source" in command_line.get("data", {}):
+        sources.append(command_line["data"]["source"])
     if len(sources) > 1:
         problems.append(f"one text at a time, got {', '.join(sources)}; settings are written key=value")
     overrides.append(command_line)
