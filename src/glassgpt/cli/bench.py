@@ -38,7 +38,7 @@ def train(
         help=f"The configuration, as for `glassgpt train`; by default preset={PRESET}.",
     ),
     steps: int = typer.Option(
-        0, "--steps", min=0, help="Optimiser steps to measure, after a warm-up; 0: as many as fit in 10 seconds."
+        0, "--steps", min=0, max=10**6, help="Optimiser steps to measure, after a warm-up; 0: as many as fit in 10 seconds."
     ),
     json: bool = JSON_OPTION,
 ) -> None:  # fmt: skip
@@ -65,9 +65,9 @@ def train(
 @app.command()
 def attention(
     settings: list[str] = typer.Argument(None, metavar="key=value", help=f"Settings: {ATTENTION_KEYS}."),
-    heads: int = typer.Option(12, "--heads", min=1, help="Heads; the defaults are one layer of GPT-2."),
-    head_dim: int = typer.Option(64, "--head-dim", min=1, help="Width of each head."),
-    batch: int = typer.Option(1, "--batch", min=1, help="Batch size, in sequences."),
+    heads: int = typer.Option(12, "--heads", min=1, max=2**16, help="Heads; the defaults are one layer of GPT-2."),
+    head_dim: int = typer.Option(64, "--head-dim", min=1, max=2**16, help="Width of each head."),
+    batch: int = typer.Option(1, "--batch", min=1, max=2**16, help="Batch size, in sequences."),
     contexts: str = typer.Option(CONTEXTS, "--contexts", metavar="T,T,...", help="Context lengths, in tokens."),
     plot: Path = typer.Option(None, "--plot", metavar="FILE.png", help="Also plot the results, as PNG."),
     json: bool = JSON_OPTION,
@@ -110,10 +110,14 @@ def attention(
 @app.command()
 def tokenizer(
     text: str = typer.Argument("shakespeare", metavar="[TEXT]", help="A text file, or a corpus by name."),
-    vocab_size: int = typer.Option(8192, "--vocab-size", min=257, help="Tokens to train, including a special one."),
+    vocab_size: int = typer.Option(
+        8192, "--vocab-size", min=257, max=2**24, help="Tokens to train, including a special one."
+    ),
     pattern: str = typer.Option("gpt2", "--pattern", help="How to split the text: gpt2, llama3 or qwen2."),
-    processes: int = typer.Option(0, "--processes", min=0, help="Processes for training; 0: chosen by its length."),
-    repeat: int = typer.Option(3, "--repeat", min=1, help="Rounds; the figures are medians over them."),
+    processes: int = typer.Option(
+        0, "--processes", min=0, max=1024, help="Processes for training; 0: chosen by its length."
+    ),
+    repeat: int = typer.Option(3, "--repeat", min=1, max=10_000, help="Rounds; the figures are medians over them."),
     only_train: bool = typer.Option(False, "--only-train", help="Do not measure encoding."),
     only_encode: bool = typer.Option(False, "--only-encode", help="Train once, and measure only encoding."),
     json: bool = JSON_OPTION,
