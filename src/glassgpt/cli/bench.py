@@ -38,7 +38,7 @@ def train(
         help=f"The configuration, as for `glassgpt train`; by default preset={PRESET}.",
     ),
     steps: int = typer.Option(
-        0, "--steps", min=0, max=10**6, help="Optimiser steps to measure, after a warm-up; 0: as many as fit in 10 seconds."
+        0, "--steps", min=0, max=10**6, help="Optimiser steps to measure after a warm-up; 0: those of 10 seconds."
     ),
     json: bool = JSON_OPTION,
 ) -> None:  # fmt: skip
@@ -173,6 +173,8 @@ def _lengths(text: str) -> list[int]:
         raise ConfigError(f"--contexts: {text!r} is not a list of whole numbers such as {CONTEXTS}") from None
     if min(lengths) < 1:
         raise ConfigError(f"--contexts: {min(lengths)} is too small; the minimum is 1 token")
+    if max(lengths) > 2**31:
+        raise ConfigError(f"--contexts: {max(lengths)} is too large; the maximum is 2^31 tokens")
     return lengths
 
 

@@ -34,8 +34,10 @@ def train(
     arguments: list[str] = typer.Argument(
         None, metavar="TEXT | FILE.toml | preset=NAME | key=value", help="What to train on, and how."
     ),
-    resume: str = typer.Option("", "--resume", metavar="RUN", help="Resume this run, to its end or for more steps."),
-    name: str = typer.Option("", "--name", help="Name of the run; by default the text's name."),
+    resume: str | None = typer.Option(
+        None, "--resume", metavar="RUN", help="Resume this run, to its end or for more steps."
+    ),
+    name: str | None = typer.Option(None, "--name", help="Name of the run; by default the text's name."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing."),
     profile: bool = typer.Option(
         False, "--profile", help="Trace a few steps into RUN/profile, and print the ten costliest operations."
@@ -49,8 +51,8 @@ def train(
     (time=30m for more). The run is kept in runs/NAME and never overwritten.
     """
     preset, source, layers = split_arguments(arguments or [])
-    if resume:
-        if source or preset or dry_run or name:
+    if resume is not None:
+        if source or preset or dry_run or name is not None:
             raise ConfigError("--resume RUN keeps the run's own text, preset and name; give only key=value settings")
         _resume(resume, layers, runs, json, profile)
     elif not source and all("source" not in layer.get("data", {}) for layer in layers):
@@ -90,13 +92,13 @@ def quickstart(
 
 
 def _train(
-    preset: str | None, layers: list[ConfigOverrides], name: str, runs: Path, json: bool, profile: bool = False
+    preset: str | None, layers: list[ConfigOverrides], name: str | None, runs: Path, json: bool, profile: bool = False
 ) -> None:
     from glassgpt import api
     from glassgpt.cli.printing.display import make_reporter
 
     reporter = make_reporter(quiet=json)
-    result = api.start_run(preset or "auto", layers, name=name or None, runs=runs, reporter=reporter, profile=profile)
+    result = api.start_run(preset or "auto", layers, name=name, runs=runs, reporter=reporter, profile=profile)
     _print_result_and_exit(result, json)
 
 

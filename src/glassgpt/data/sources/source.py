@@ -180,7 +180,7 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
     source = config.source
     try:
         path = Path(source).expanduser()
-        exists = path.exists()
+        exists = bool(source) and path.exists()  # "" would be the current folder
     except (OSError, RuntimeError) as error:
         raise DataError(f"there is no file {source[:80]!r}; it cannot be a file name: {error}") from None
     known = assets.names("corpus")
