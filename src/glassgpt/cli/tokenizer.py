@@ -53,7 +53,7 @@ def train(
         None, "--min-frequency", min=1, help="bpe: how often a pair must occur to be merged; by default 2."
     ),
     processes: int = typer.Option(
-        None, "--processes", min=1, max=1024, help="bpe: processes that count words; by default one per CPU if it is long."
+        None, "--processes", min=1, max=1024, help="bpe: processes; by default one per CPU for a long text."
     ),
     force: bool = typer.Option(False, "--force", help="Replace an existing tokenizer."),
     json: bool = JSON_OPTION,
