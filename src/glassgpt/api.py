@@ -22,7 +22,7 @@ from glassgpt.processes import Processes, join_processes
 from glassgpt.runtime import resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer, specs
-from glassgpt.training.checkpoint import Run, require_name
+from glassgpt.training.checkpoint import Run, require_run_folder
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights import resolve as sources
@@ -341,8 +341,7 @@ def start_run(
     began = time.monotonic()
 
     def on_rank0(processes: Processes) -> Trainer:
-        if name is not None:
-            require_name(name)
+        require_run_folder(Path(runs), name)
         run_plan = plan(preset, overrides=overrides, runs=runs, with_text=True, reporter=reporter, processes=processes)
         return opening.start_run(
             run_plan, name or run_plan.name, Path(runs), reporter=reporter, deadline=run_plan.deadline(began),

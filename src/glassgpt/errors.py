@@ -5,7 +5,9 @@ Bugs of our own are plain ``AssertionError``s and keep their traceback.
 """
 
 import reprlib
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class GlassError(Exception):
@@ -67,6 +69,12 @@ class GenerationError(GlassError):
 
 class TrainingStopped(GlassError):
     """Training could not continue (for example after several non-finite gradients in a row)."""
+
+
+def shell_command(*arguments: str | Path) -> str:
+    """Write a command of glassgpt as a shell reads it: quoted, and ``./`` before a path that begins with ``-``."""
+    words = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in arguments]
+    return shlex.join(["glassgpt", *words])
 
 
 def first_line(error: Exception) -> str:

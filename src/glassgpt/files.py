@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -90,6 +91,35 @@ def has_type(value: Any, kind: Any) -> bool:
     if kind is str:
         return isinstance(value, str) and value.encode("utf-8", "ignore").decode("utf-8") == value
     return kind is Any or type(value) is kind
+
+
+def why_not_writable(path: Path, *, parents: bool = False) -> str:
+    """Say why ``path`` cannot be made, or changed if it exists; empty if it can. Nothing is left there.
+
+    Args:
+        path: of a file or folder.
+        parents: whether missing parent folders will be made, too.
+    """
+    if path.name in ("", ".."):
+        return "name a new file or folder"
+    try:
+        folder, missing = path, list[str]()
+        while not folder.exists():
+            missing.append(folder.name)
+            folder = folder.parent
+        if not folder.is_dir():
+            if missing:
+                return f"{folder} is a file, not a folder"
+            folder = folder.parent
+        if len(missing) > 1 and not parents:
+            return f"there is no folder {path.parent}; create it first"
+        for name in missing:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).lstat()  # raises if the name is too long
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
 
 
 def path_exists(name: str | Path) -> bool:

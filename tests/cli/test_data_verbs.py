@@ -59,9 +59,9 @@ def test_prepare_documents(cli: Cli, stories: list[str]) -> None:
 
 def test_prepare_a_text(cli: Cli, prose: str) -> None:
     Path("a.txt").write_text(prose, encoding="utf-8")
-    code, out, _ = cli("data", "prepare", "a.txt", "-o", "sub/ready", "--processes", 2)
+    code, out, _ = cli("data", "prepare", "a.txt", "-o", "ready", "--processes", 2)
     assert code == 0 and "a: one text, split by position" in out and "documents" not in out
-    stream = data.open_stream(Path("sub/ready"))
+    stream = data.open_stream(Path("ready"))
     assert stream.tokenizer.decode(stream.train.tolist() + stream.val.tolist()) == prose
 
 
@@ -207,7 +207,7 @@ WRONG = {
     "duplicates of one text": (["prepare", "a.txt", "-o", "out", "duplicates=drop"], "a.txt is one text"),
     "prepared already": (["prepare", "ready", "-o", "out"], "is prepared already; train on it: glassgpt train"),
     "prepared otherwise": (["prepare", "a.txt", "-o", "ready"], "ready holds a corpus of another text"),
-    "a folder in use": (["prepare", "a.txt", "-o", "."], "exists and is not empty"),
+    "a folder in use": (["prepare", "a.txt", "-o", "in-use"], "exists and is not empty"),
     "a file in the way": (["prepare", "a.txt", "-o", "a.txt"], "a.txt cannot be written"),
     "not UTF-8": (["prepare", "latin.txt", "-o", "out"], "byte 0xe9 at offset 3 (line 1)"),
     "bad JSON": (["prepare", "bad.jsonl", "-o", "out"], "bad.jsonl, line 2: not JSON"),
@@ -230,6 +230,7 @@ def test_a_mistake_is_one_message(name: str, cli: Cli, stories: list[str], prose
     Path("a.txt").write_text(prose, encoding="utf-8")
     Path("latin.txt").write_bytes(b"caf\xe9")
     Path("bad.jsonl").write_text('{"text": "one"}\n{"text": \n', encoding="utf-8")
+    Path("in-use/folder").mkdir(parents=True)
     for folder in ("ready", "damaged"):
         assert cli("data", "prepare", "stories.jsonl", "-o", folder)[0] == 0
     shard = Path("damaged/train-00000.safetensors")

@@ -102,8 +102,8 @@ def test_a_gguf_file_there_and_back(cli: Cli, folder: Path, tmp_path: Path) -> N
         texts = {cli("sample", source, *asked)[1] for source in (folder, "m.gguf", "back")}
         assert len(texts) == 1 and ("the cat" in texts.pop()) == (not more)
     assert glassgpt.load_tokenizer("m.gguf").encode("the cat") == tokenizer().encode("the cat")
-    code, out, err = cli("export", folder, "--to", "gguf", "-o", "new/q.gguf", "--dtype", "q8_0")
-    assert code == 0 and (tmp_path / "new" / "q.gguf").stat().st_size < (tmp_path / "m.gguf").stat().st_size / 1.5
+    code, out, err = cli("export", folder, "--to", "gguf", "-o", "q.gguf", "--dtype", "q8_0")
+    assert code == 0 and (tmp_path / "q.gguf").stat().st_size < (tmp_path / "m.gguf").stat().st_size / 1.5
 
 
 def test_other_exports(cli: Cli, folder: Path, tmp_path: Path) -> None:

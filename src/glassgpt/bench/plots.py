@@ -16,21 +16,6 @@ _PASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def require_plotting(target: Path) -> None:
-    """Check, before a long measurement, that its plot can be written.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-        ConfigError: if the file does not end in .png, is a folder, or its folder does not exist.
-    """
-    require_matplotlib()
-    if target.suffix.lower() != ".png":
-        raise ConfigError(f"--plot: the file name should end in .png, got {target}")
-    if target.is_dir() or not target.parent.is_dir():
-        problem = "is a folder" if target.is_dir() else f"cannot be written: the folder {target.parent} does not exist"
-        raise ConfigError(f"--plot: {target} {problem}")
-
-
 def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> None:
     """Plot time and memory of attention against the context length to a PNG file, with logarithmic axes.
 
@@ -38,7 +23,7 @@ def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> 
         MissingExtraError: if matplotlib is not installed.
         ConfigError: if the file cannot be written.
     """
-    require_plotting(target)
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5.5), layout="constrained")

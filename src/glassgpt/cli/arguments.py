@@ -1,6 +1,7 @@
 """Options that several verbs share, and the arguments of verbs that take a configuration."""
 
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import typer
 
 from glassgpt.config import ConfigOverrides, build, parse_overrides, presets, read_toml
 from glassgpt.errors import ConfigError
-from glassgpt.files import path_exists
+from glassgpt.files import path_exists, why_not_writable
 
 SOURCE_HELP = "A run, a model folder, a .gguf file, an asset by its name, or a model on the hub (gpt2, ORG/NAME)."
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
@@ -53,6 +54,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
                 sources.append(argument)
         except ConfigError as error:
             problems += error.problems
+    if sources and "source" in command_line.get("data", {}):
+        sources.append(command_line["data"]["source"])
     if len(sources) > 1:
         problems.append(f"one text at a time, got {', '.join(sources)}; settings are written key=value")
     overrides.append(command_line)
@@ -66,6 +69,25 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
             problems += error.problems
         raise ConfigError(problems)
     return preset, sources[0] if sources else None, overrides
+
+
+def check_out(out: Path | None, option: str = "--out", *, folder: bool = False, suffix: str = "") -> None:
+    """Check, before anything takes long, that the file or folder that an option names can be written.
+
+    The folder itself is made later; its parent, or that of a file, has to exist.
+
+    Raises:
+        ConfigError: if it cannot, a folder is a file or the other way round, or the name does not end in ``suffix``.
+    """
+    if out is None:
+        return
+    problem = why_not_writable(out)
+    if not problem and out.exists() and out.is_dir() != folder:
+        problem = "it is a file; name a folder" if out.is_file() else "it is a folder; name a file"
+    if not problem and not out.name.lower().endswith(suffix):
+        problem = f"the file name should end in {suffix}"
+    if problem:
+        raise ConfigError(f"{option} {shlex.quote(str(out))} cannot be written: {problem}")
 
 
 def stdin_is_piped() -> bool:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, split_arguments, verb_group
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, say, show_line
+from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
 
@@ -38,7 +38,7 @@ def train(
         help=f"The configuration, as for `glassgpt train`; by default preset={PRESET}.",
     ),
     steps: int = typer.Option(
-        0, "--steps", min=0, help="Optimiser steps to measure, after a warm-up; 0: as many as fit in 10 seconds."
+        0, "--steps", min=0, max=10**6, help="Optimiser steps to measure after a warm-up; 0: those of 10 seconds."
     ),
     json: bool = JSON_OPTION,
 ) -> None:  # fmt: skip
@@ -65,9 +65,9 @@ def train(
 @app.command()
 def attention(
     settings: list[str] = typer.Argument(None, metavar="key=value", help=f"Settings: {ATTENTION_KEYS}."),
-    heads: int = typer.Option(12, "--heads", min=1, help="Heads; the defaults are one layer of GPT-2."),
-    head_dim: int = typer.Option(64, "--head-dim", min=1, help="Width of each head."),
-    batch: int = typer.Option(1, "--batch", min=1, help="Batch size, in sequences."),
+    heads: int = typer.Option(12, "--heads", min=1, max=2**16, help="Heads; the defaults are one layer of GPT-2."),
+    head_dim: int = typer.Option(64, "--head-dim", min=1, max=2**16, help="Width of each head."),
+    batch: int = typer.Option(1, "--batch", min=1, max=2**16, help="Batch size, in sequences."),
     contexts: str = typer.Option(CONTEXTS, "--contexts", metavar="T,T,...", help="Context lengths, in tokens."),
     plot: Path = typer.Option(None, "--plot", metavar="FILE.png", help="Also plot the results, as PNG."),
     json: bool = JSON_OPTION,
@@ -80,12 +80,14 @@ def attention(
     lengths = _lengths(contexts)
     config = _attention_config(settings or [])
     from glassgpt.bench.attention import bench_attention
-    from glassgpt.bench.plots import draw_attention, require_plotting
+    from glassgpt.bench.plots import draw_attention
+    from glassgpt.glass.curves import require_matplotlib
     from glassgpt.planning.compute_dtype import measured_dtype
     from glassgpt.runtime import resolve
 
     if plot:
-        require_plotting(plot)
+        require_matplotlib()
+        check_out(plot, "--plot", suffix=".png")
     runtime = resolve(config.runtime)
     if config.runtime.dtype == "auto":
         runtime, _ = measured_dtype(config, runtime)
@@ -99,19 +101,23 @@ def attention(
         shape = {"heads": heads, "head_dim": head_dim, "batch": batch}
         print_json(shape | runtime.resolved() | {"rows": [dataclasses.asdict(row) for row in rows]})
         return
-    print(f"{title}\n")
+    print_text(f"{title}\n")
     _print_attention(rows, runtime)
     if plot:
-        print(f"\n{plot}")
+        print_text(f"\n{plot}")
 
 
 @app.command()
 def tokenizer(
     text: str = typer.Argument("shakespeare", metavar="[TEXT]", help="A text file, or a corpus by name."),
-    vocab_size: int = typer.Option(8192, "--vocab-size", min=257, help="Tokens to train, including a special one."),
+    vocab_size: int = typer.Option(
+        8192, "--vocab-size", min=257, max=2**24, help="Tokens to train, including a special one."
+    ),
     pattern: str = typer.Option("gpt2", "--pattern", help="How to split the text: gpt2, llama3 or qwen2."),
-    processes: int = typer.Option(0, "--processes", min=0, help="Processes for training; 0: chosen by its length."),
-    repeat: int = typer.Option(3, "--repeat", min=1, help="Rounds; the figures are medians over them."),
+    processes: int = typer.Option(
+        0, "--processes", min=0, max=1024, help="Processes for training; 0: chosen by its length."
+    ),
+    repeat: int = typer.Option(3, "--repeat", min=1, max=10_000, help="Rounds; the figures are medians over them."),
     only_train: bool = typer.Option(False, "--only-train", help="Do not measure encoding."),
     only_encode: bool = typer.Option(False, "--only-encode", help="Train once, and measure only encoding."),
     json: bool = JSON_OPTION,
@@ -137,7 +143,7 @@ def tokenizer(
         print_json({"text": source.source} | settings | dataclasses.asdict(result))
         return
     tokens = f"; {result.tokens:,} tokens, {result.bytes / result.tokens:.2f} bytes each" if result.tokens else ""
-    print(
+    print_text(
         f"{source.name}: {result.bytes / 1e6:,.2f} MB of UTF-8, split pattern {pattern}; vocabulary of "
         f"{result.vocab_size:,}, {result.merges:,} merges{tokens}\n{os.cpu_count()} CPUs, median of {repeat}\n"
     )
@@ -167,6 +173,8 @@ def _lengths(text: str) -> list[int]:
         raise ConfigError(f"--contexts: {text!r} is not a list of whole numbers such as {CONTEXTS}") from None
     if min(lengths) < 1:
         raise ConfigError(f"--contexts: {min(lengths)} is too small; the minimum is 1 token")
+    if max(lengths) > 2**31:
+        raise ConfigError(f"--contexts: {max(lengths)} is too large; the maximum is 2^31 tokens")
     return lengths
 
 
@@ -187,17 +195,17 @@ def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") ->
     from glassgpt.estimate import LARGE_VOCABULARY
 
     train, model = config.train, config.model
-    print(
+    print_text(
         f"{config.preset}: {result.parameters:,} parameters, {train.batch_size} x {model.block_size} = "
         f"{result.tokens:,} tokens per step, {config.optim.optimizer}\n"
         f"{_place(runtime)}, {'compiled' if runtime.compile else 'not compiled (compile=true compiles)'}"
     )
     if runtime.reason != "user setting":
-        print(runtime.reason)
+        print_text(runtime.reason)
     if result.micro_batches > 1:
         timed = result.micro_batches_timed
         scaled = f"; {timed} of them timed, and scaled up" if timed < result.micro_batches else ""
-        print(f"{result.micro_batches} micro-batches per step{scaled}")
+        print_text(f"{result.micro_batches} micro-batches per step{scaled}")
     step = result.step_seconds
     rows = [
         ["tokens per second", f"{result.tokens_per_second:,.0f}", "", f"median of {result.steps} steps"],
@@ -215,9 +223,8 @@ def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") ->
     ]
     if model.vocab_size >= LARGE_VOCABULARY:
         rows[2][-1] += ", with the head's gradients: the loss of a large vocabulary computes both together"
-    print()
-    for name, number, unit, note in rows:
-        print(f"{name:<25} {number:>8} {unit:<7} {note}".rstrip())
+    print_text()
+    print_table([], [[name, f"{number} {unit}", note] for name, number, unit, note in rows])
 
 
 def _memory_note(runtime: "Runtime", result: "TrainBench") -> str:
@@ -232,22 +239,22 @@ def _memory_note(runtime: "Runtime", result: "TrainBench") -> str:
 def _print_attention(rows: Sequence["AttentionBench"], runtime: "Runtime") -> None:
     by_key = {(row.context, row.kind): row for row in rows}
     memory = "peak memory (MiB)" if runtime.device.type == "cuda" else "saved (MiB)"
-    print(f"{'context':>8}   {'forward (ms)':^28}   {'forward and backward (ms)':^28}   {memory:^19}")
-    times = ("fused", "explicit", "ratio")
-    _print_cells("(tokens)", *times, *times, "fused", "explicit")
-    for context in sorted({row.context for row in rows}):
-        fused, explicit = by_key[context, "fused"], by_key[context, "explicit"]
-        cells = []
-        for field in ("forward_seconds", "training_seconds"):
-            quick, slow = getattr(fused, field), getattr(explicit, field)
-            cells += [_number(quick, 1000), _number(slow, 1000), f"{slow / quick:.1f}" if quick and slow else "-"]
-        _print_cells(f"{context:,}", *cells, _number(fused.memory, 2**-20), _number(explicit.memory, 2**-20))
-    print("\nratio: explicit / fused")
+    quantities = [("forward (ms)", "forward_seconds", 1000), ("forward and backward (ms)", "training_seconds", 1000)]
+    for title, field, scale in (*quantities, (memory, "memory", 2**-20)):
+        table = []
+        for context in sorted({row.context for row in rows}):
+            fused, explicit = (getattr(by_key[context, kind], field) for kind in ("fused", "explicit"))
+            ratio = f"{explicit / fused:.1f}" if fused and explicit else "-"
+            table.append([f"{context:,}", _number(fused, scale), _number(explicit, scale), ratio])
+        print_text(f"{title}:")
+        print_table(["context", "fused", "explicit", "ratio"], table, right=range(4))
+        print_text()
+    print_text("ratio: explicit / fused")
     if runtime.device.type != "cuda":
-        print("saved: what autograd saves in the forward pass for the backward pass, including q, k and v")
+        print_text("saved: what autograd saves in the forward pass for the backward pass, including q, k and v")
     for row in rows:
         if row.skipped:
-            print(f"- {row.kind} at {row.context:,} tokens: {row.skipped}")
+            print_text(f"- {row.kind} at {row.context:,} tokens: {row.skipped}")
 
 
 def _print_tokenizer(result: "TokenizerBench") -> None:
@@ -258,14 +265,9 @@ def _print_tokenizer(result: "TokenizerBench") -> None:
             cells = [f"{row.seconds:,.2f}", f"{row.bytes_per_second / 1e6:,.2f}", " ".join(_memory(row.peak_memory))]
         rows.append([row.work, row.method, *cells])
     print_table(["", "", "seconds", "MB/s", "peak memory"], rows, right=(2, 3, 4))
-    print("\nMB: 10^6 bytes; peak memory: of the process and its child processes, including the text")
+    print_text("\nMB: 10^6 bytes; peak memory: of the process and its child processes, including the text")
     for reason in {row.skipped for row in result.rows if row.skipped}:
-        print(f"-: {reason}")
-
-
-def _print_cells(context: str, *cells: str) -> None:
-    groups = cells[:3], cells[3:6], cells[6:]
-    print("   ".join([f"{context:>8}", *(" ".join(f"{cell:>9}" for cell in group) for group in groups)]))
+        print_text(f"-: {reason}")
 
 
 def _number(value: float | None, scale: float) -> str:

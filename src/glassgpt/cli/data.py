@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, split_arguments, verb_group
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, say, show_line
+from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
 from glassgpt.config import ConfigOverrides, RunConfig, build, presets
-from glassgpt.errors import ConfigError, DataError
+from glassgpt.errors import ConfigError, DataError, shell_command
 from glassgpt.glass.corpus import corpus_sizes, corpus_statistics, find_duplicates, find_leaks, first_documents
 from glassgpt.glass.tokens import quoted
 
@@ -49,7 +49,9 @@ def list_corpora(json: bool = JSON_OPTION) -> None:
         place = places[corpus.name] or "not here"
         table.append([corpus.name, place, size, corpus.documents, corpus.licence, corpus.description])
     print_table(["name", "where", "size", "documents", "licence", "description"], table, right=(2,))
-    print("\n`glassgpt data fetch NAME` fetches a corpus that is not here. Held-out texts have names of their own.")
+    print_text(
+        "\n`glassgpt data fetch NAME` fetches a corpus that is not here. Held-out texts have names of their own."
+    )
 
 
 @app.command()
@@ -70,7 +72,10 @@ def fetch(
             corpus = assets.corpus(name, files or None, progress)
         except KeyboardInterrupt:
             show_line("")
-            say("stopped" + (f"; `glassgpt data fetch {name}` resumes the download" if progress.label else ""))
+            say(
+                "stopped"
+                + (f"; `{shell_command('data', 'fetch', name)}` resumes the download" if progress.label else "")
+            )
             raise typer.Exit(130) from None
     if json:
         size = sum(path.stat().st_size for path in corpus.files)
@@ -79,7 +84,7 @@ def fetch(
         return
     print("\n".join(map(str, corpus.files)))
     for held_out in assets.ASSETS[name].held_out:
-        say(f"note: its publishers hold out {held_out}: glassgpt data fetch {held_out}")
+        say(f"note: its publishers hold out {held_out}: {shell_command('data', 'fetch', held_out)}")
 
 
 @app.command()
@@ -93,10 +98,12 @@ def prepare(
     from glassgpt import data
 
     config = _config(arguments)
+    check_out(out, folder=True)
     with ProgressLine() as progress:
         source = data.find_source(config.data, progress)
         if source.prepared:
-            raise DataError(f"{source.prepared} is prepared already; train on it: glassgpt train {source.prepared}")
+            command = shell_command("train", source.prepared)
+            raise DataError(f"{source.prepared} is prepared already; train on it: {command}")
         stream = data.prepare(source, config.data, progress, folder=out, processes=processes or None)
     shards = len(stream.manifest.shards)
     if json:
@@ -104,8 +111,8 @@ def prepare(
         return
     _print_sizes(source, stream)
     if dropped := stream.manifest.duplicates:
-        print(f"dropped {dropped['exact']:,} exact and {dropped['near']:,} near duplicates")
-    print(f"{pluralize(shards, 'shard')} in {out}; next: glassgpt train {out}")
+        print_text(f"dropped {dropped['exact']:,} exact and {dropped['near']:,} near duplicates")
+    print_text(f"{pluralize(shards, 'shard')} in {out}; next: {shell_command('train', out)}")
 
 
 @app.command()
@@ -164,7 +171,9 @@ def _print_sizes(source: "TextSource", stream: "TokenStream") -> None:
 
     sizes = corpus_sizes(stream)
     by_document = sizes["split"] == "documents"
-    print(f"{source.name}: {'documents, split by their content' if by_document else 'one text, split by position'}")
+    print_text(
+        f"{source.name}: {'documents, split by their content' if by_document else 'one text, split by position'}"
+    )
     columns = ["tokens", "bytes", "bytes_per_token", *(["documents"] if by_document else [])]
     table = []
     for label, split in (("training", "train"), ("validation", "val")):
@@ -173,11 +182,11 @@ def _print_sizes(source: "TextSource", stream: "TokenStream") -> None:
     print_table(["", *(column.replace("_", " ") for column in columns)], table, right=(1, 2, 3, 4))
     if len(source.files) > 1 or source.passed_over:
         passed_over = f"; passed over: {listed_counts(source.passed_over)}" if source.passed_over else ""
-        print(f"files: {listed_counts(source.kinds())}{passed_over}")
+        print_text(f"files: {listed_counts(source.kinds())}{passed_over}")
     if sizes["left_out"]:
-        print(f"left out, because they have no text: {listed_counts(sizes['left_out'])}")
+        print_text(f"left out, because they have no text: {listed_counts(sizes['left_out'])}")
     if unused := stream.manifest.total("documents")["val"] - sizes["documents"]["val"]:
-        print(
+        print_text(
             f"{unused:,} more validation documents are beyond max_val_tokens and not used; a smaller val_fraction "
             "moves them to training"
         )
@@ -188,13 +197,15 @@ def _print_corpus(source: "TextSource", stream: "TokenStream", documents: int) -
     found = corpus_statistics(stream)
     part = f" in the first {found['ids_counted']:,}" if found["ids_counted"] < len(stream.train) else ""
     frequent = "  ".join(token["text"] for token in found["most_frequent"])
-    print(f"vocabulary: {found['distinct_ids']:,} of {stream.info.vocab_size:,} tokens occur{part}; often: {frequent}")
+    print_text(
+        f"vocabulary: {found['distinct_ids']:,} of {stream.info.vocab_size:,} tokens occur{part}; often: {frequent}"
+    )
     if stream.manifest.split == "documents":
         least, q1, median, q3, most = found["document_tokens"]
-        print(f"documents: {least:,} to {most:,} tokens, quartiles {q1:,}, {median:,} and {q3:,}")
+        print_text(f"documents: {least:,} to {most:,} tokens, quartiles {q1:,}, {median:,} and {q3:,}")
         for number, (position, text) in enumerate(first_documents(stream, documents)):
-            print(f"\ndocument {number}, from token {position:,}\n  {text!r}")
-        print()
+            print_text(f"\ndocument {number}, from token {position:,}\n  {text!r}")
+        print_text()
 
 
 def _print_batch_json(source: "TextSource", stream: "TokenStream", batches: "Batches", batch: int) -> None:
@@ -211,12 +222,12 @@ def _print_batch(stream: "TokenStream", batches: "Batches", batch: int, rows: in
     """Print the first rows of a batch as text, then the first positions of row 0 token by token."""
     inputs, targets = batches.get(batch)
     order = "shard by shard" if batches.sequential else "in random order"
-    print(f"{batches.windows:,} windows of {batches.block_size} tokens in an epoch, {order}")
-    print(f"batch {batch}: inputs and targets are both [{inputs.shape[0]}, {inputs.shape[1]}]")
+    print_text(f"{batches.windows:,} windows of {batches.block_size} tokens in an epoch, {order}")
+    print_text(f"batch {batch}: inputs and targets are both [{inputs.shape[0]}, {inputs.shape[1]}]")
     for number, start in enumerate(batches.starts(batch)[:rows]):
-        print(f"\nrow {number}, from token {start:,}")
+        print_text(f"\nrow {number}, from token {start:,}")
         for name, ids in (("inputs ", inputs), ("targets", targets)):
-            print(f"  {name}  {stream.tokenizer.decode(ids[number].tolist())!r}")
+            print_text(f"  {name}  {stream.tokenizer.decode(ids[number].tolist())!r}")
     document_ids, position_ids = batches.documents(batch)
     table = []
     for t in range(min(8, len(inputs[0]))):
@@ -224,7 +235,7 @@ def _print_batch(stream: "TokenStream", batches: "Batches", batch: int, rows: in
         row = [str(position_ids[0][t] if mask_documents else t)]
         row += [str(x), quoted(stream.tokenizer.token_bytes(x)), "->", str(y), quoted(stream.tokenizer.token_bytes(y))]
         table.append([*row, *([str(document_ids[0][t])] if mask_documents else [])])
-    print("\nrow 0, token by token: the input at each position, and the target to predict")
+    print_text("\nrow 0, token by token: the input at each position, and the target to predict")
     header = ["position", "input", "", "", "target", "", *(["document"] if mask_documents else [])]
     print_table(header, table, right=(0, 1, 4, 6))
 
@@ -236,9 +247,9 @@ def _print_leaks(overlaps: "dict[str, Overlap]", json: bool) -> None:
         print_json({name: asdict(overlap) for name, overlap in overlaps.items()})
         return
     for name, overlap in overlaps.items():
-        print(f"{name} against the training text:")
+        print_text(f"{name} against the training text:")
         for line in describe(overlap, "validation" if name == "validation" else "evaluation"):
-            print(f"  {line}")
+            print_text(f"  {line}")
 
 
 def _print_duplicates(found: "Duplicates", pairs: "list[tuple[Pair, Document, Document]]", json: bool) -> None:
@@ -254,11 +265,11 @@ def _print_duplicates(found: "Duplicates", pairs: "list[tuple[Pair, Document, Do
         counts = {"documents": documents, "kinds": found.kinds, "exact": found.exact, "near": found.near}
         print_json(counts | {"pairs": rows})
         return
-    print(f"{pluralize(documents, 'document')}, {repeated:,} of them like an earlier one:")
+    print_text(f"{pluralize(documents, 'document')}, {repeated:,} of them like an earlier one:")
     print_table(["", "documents"], [[_KINDS[kind], f"{count:,}"] for kind, count in found.kinds.items()], right=(1,))
-    print(f"data.duplicates=drop drops {found.exact:,} exact and {found.near:,} near duplicates")
+    print_text(f"data.duplicates=drop drops {found.exact:,} exact and {found.near:,} near duplicates")
     for pair, *both in pairs:
         similarity = "the same text" if pair.exact else f"{pair.similarity:.0%} similar"
-        print(f"\n{_KINDS[pair.kind]}, {similarity}:")
+        print_text(f"\n{_KINDS[pair.kind]}, {similarity}:")
         for document in both:
-            print(f"  {document}\n    {document.text[:160]!r}{'...' if len(document.text) > 160 else ''}")
+            print_text(f"  {document}\n    {document.text[:160]!r}{'...' if len(document.text) > 160 else ''}")

@@ -1,12 +1,15 @@
 """The ``glassgpt`` command."""
 
 import io
+import os
 import sys
+from pathlib import Path
 
 import typer
 
 from glassgpt import __version__
 from glassgpt.cli import bench, data, models, plan, runs, sample, tokenizer, train
+from glassgpt.cli.printing.output import discard_unread_output
 from glassgpt.errors import GlassError, TrainingStopped
 
 app = typer.Typer(
@@ -45,15 +48,41 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. It exits with 2 after a user's mistake, and with 1 after a failed run or a system error."""
+    """Run the command line. It exits with 2 after a user's mistake, and with 1 after a failed run or a system error.
+
+    When the reader of its output has ended (``| head``), it ends without a message, with 0. Training goes on.
+    """
+    if sys.getfilesystemencoding() == "ascii":  # LC_ALL=C without Python's UTF-8 mode: start again in that mode
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # `>&-` closes it
+    sys.stderr = sys.stderr or sys.stdout
+    code, message = 0, ""
+    try:
+        code, message = _run()
+        if message:
+            print(message, file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not discard_unread_output():
+            raise
+    sys.exit(code)
+
+
+def _run() -> tuple[int, str]:
+    """Run the verb; return the exit code, and the message for the user's mistake or a system error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # print ? for a character that the terminal cannot show
     try:
         app(prog_name="glassgpt")
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Typer's exit code for that is 1
+            raise end.__context__ from None
+        return int(end.code or 0), ""
     except GlassError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, TrainingStopped) else 2)
+        return 1 if isinstance(error, TrainingStopped) else 2, f"error: {error}"
+    except BrokenPipeError:
+        raise
     except OSError as error:  # disk full, no permission
-        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        return 1, f"error: {error.filename or 'the system'}: {error.strerror or error}"
+    return 0, ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, check_out
 from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, say
 from glassgpt.errors import ConfigError
 
@@ -32,11 +32,13 @@ def pull(
     from glassgpt.weights import transfer
 
     weights_dtype = None if dtype == "auto" else api.weights_dtype(dtype)
+    check_out(out, folder=True)
     source = _open(name, runs, revision, token)
     if explain:
         _explain(source, json)
         return
     target = out or Path(_default_name(name, source))
+    check_out(target, folder=True)
     with ProgressLine() as progress:
         weights_dtype = transfer.to_folder(source, target, dtype=weights_dtype, progress=progress)
     _report(target, source, str(weights_dtype).removeprefix("torch."), [], json)
@@ -61,8 +63,10 @@ def export(
     weights_dtype = api.weights_dtype(dtype) if to == "hf" and dtype != "auto" else None
     if to == "tiktoken" and dtype != "auto":
         raise ConfigError("--dtype is for weights; a .tiktoken file holds the tokenizer alone")
+    check_out(out, folder=to == "hf")
     source = _open(name, runs)
     target, notes = out or Path(_default_name(name, source) + _SUFFIXES[to]), list[str]()
+    check_out(target, folder=to == "hf")
     with ProgressLine() as progress:
         if to == "hf":
             dtype = str(transfer.to_folder(source, target, dtype=weights_dtype, progress=progress))

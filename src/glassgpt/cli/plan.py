@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
-from glassgpt.cli.printing.output import print_json, print_table, say
+from glassgpt.cli.printing.output import print_json, print_table, print_text, say
 from glassgpt.estimate import SHARE_OF_FREE, format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plan(
 
 def _print(config: "RunConfig", machine: "Machine", report: dict[str, Any]) -> None:
     model = config.model
-    print(
+    print_text(
         f"{config.preset}: {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, "
         f"context {model.block_size:,}, vocabulary {model.vocab_size:,}\n"
     )
@@ -61,7 +61,7 @@ def _print(config: "RunConfig", machine: "Machine", report: dict[str, Any]) -> N
     if report["measured"]:
         _print_measured(config, report["measured"])
     for note in report["notes"]:
-        print(f"note: {note}")
+        print_text(f"note: {note}")
 
 
 def _print_parameters(groups: dict[str, int]) -> None:
@@ -82,7 +82,7 @@ def _print_flops(config: "RunConfig", report: dict[str, Any]) -> None:
     ]
     if update:
         rows.append(["Muon", format_flops(update / tokens), f"{format_flops(update)} a step of {tokens:,} tokens"])
-    print()
+    print_text()
     print_table([f"FLOPs per token at context {config.model.block_size:,}", "", ""], rows, right=(1,))
 
 
@@ -91,7 +91,7 @@ def _print_memory(config: "RunConfig", machine: "Machine", report: dict[str, Any
     kind = "float32" if machine.bytes_per_weight == 4 else "16 bits, with float32 masters"
     extra = ", activation checkpointing" if train.activation_checkpointing else ""
     sequences = f"{rows:,} sequence{'s' * (rows != 1)} at a time"
-    print(f"\nmemory of training against context: {sequences}, {kind}, {config.optim.optimizer}{extra}")
+    print_text(f"\nmemory of training against context: {sequences}, {kind}, {config.optim.optimizer}{extra}")
     names = ["weights", "masters", "gradients", "optimizer", "activations", "update", "total"]
     names = [name for name in names if any(row[name] for row in report["memory"])]
     cells = []
@@ -103,12 +103,14 @@ def _print_memory(config: "RunConfig", machine: "Machine", report: dict[str, Any
     header = ["context", *names, "fits", "FLOPs/token"]
     print_table(header, cells, right=range(len(header)))
     if "update" in names:
-        print("total: activations and the temporaries of the update are not there at once; the larger counts")
+        print_text("total: activations and the temporaries of the update are not there at once; the larger counts")
     if machine.free is not None:
         share = f"{SHARE_OF_FREE:.0%} of the {format_bytes(machine.free)} free here"
-        print(f"fits: of {train.batch_size:,} sequences, as many at a time fit into {share}, in as few even passes")
+        print_text(
+            f"fits: of {train.batch_size:,} sequences, as many at a time fit into {share}, in as few even passes"
+        )
     if machine.device == "cpu":
-        print("these are tensors; the process takes more: the libraries, and free blocks that its allocator keeps")
+        print_text("these are tensors; the process takes more: the libraries, and free blocks that its allocator keeps")
 
 
 def _print_measured(config: "RunConfig", found: dict[str, Any]) -> None:
@@ -118,13 +120,13 @@ def _print_measured(config: "RunConfig", found: dict[str, Any]) -> None:
     where = f" with {threads} thread{'s' * (threads != 1)}" if found["device"] == "cpu" else ""
     compiled = "compiled" if found["compile"] == "true" else "not compiled"
     step, training, validation = found["seconds_per_step"], found["training_seconds"], found["validation_seconds"]
-    print(f"\nmeasured on this machine: {found['device']}{where}, {found['dtype']}, {compiled}")
-    print(f"speed  {found['tokens_per_second']:,.0f} tokens/s, {format_flops(found['flops_per_second'])}/s")
-    print(f"step   {f'{step:.3g} s' if step < 100 else duration(step)} for {found['tokens_per_step']:,} tokens")
+    print_text(f"\nmeasured on this machine: {found['device']}{where}, {found['dtype']}, {compiled}")
+    print_text(f"speed  {found['tokens_per_second']:,.0f} tokens/s, {format_flops(found['flops_per_second'])}/s")
+    print_text(f"step   {f'{step:.3g} s' if step < 100 else duration(step)} for {found['tokens_per_step']:,} tokens")
     if not found["steps"]:
-        print(f"run    no step fits into time={config.train.time}")
+        print_text(f"run    no step fits into time={config.train.time}")
         return
     steps = f"{found['steps']:,} step{'s' * (found['steps'] != 1)}"
     steps = f"about {steps} in time={config.train.time}" if found["timed"] else steps
     extra = f", and {duration(validation)} of validation" if validation >= 1 else ""
-    print(f"run    {steps}: {duration(training)} of training{extra}")
+    print_text(f"run    {steps}: {duration(training)} of training{extra}")

@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, verb_group
-from glassgpt.cli.printing.output import print_json, print_table, say
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out, verb_group
+from glassgpt.cli.printing.output import print_json, print_table, print_text, say
 from glassgpt.errors import GlassError
 
 app = verb_group("runs", "List, show and compare runs.")
@@ -29,7 +29,7 @@ def presets(json: bool = JSON_OPTION) -> None:
         return
     cells = [[f"{value:,}" if key == "parameters" else str(value) for key, value in row.items()] for row in rows]
     print_table(list(rows[0]), cells, right=range(1, 7))
-    print("\nauto, the default of `glassgpt train`, chooses a size for the text, the machine and the time.")
+    print_text("\nauto, the default of `glassgpt train`, chooses a size for the text, the machine and the time.")
 
 
 @app.command("list")
@@ -65,9 +65,9 @@ def show(name: str = typer.Argument(..., metavar="RUN"), folder: Path = RUNS_OPT
     if json:
         print_json(summary | {"checkpoints": checkpoints, "config": run.config().to_dict()})
         return
-    print_table(["", ""], [[key, _cell(value)] for key, value in summary.items()])
-    print(f"checkpoints      {', '.join(checkpoints)}\n")
-    print((run.path / "run.toml").read_text(encoding="utf-8"), end="")
+    values = summary | {"checkpoints": ", ".join(checkpoints)}
+    print_table([], [[key, _cell(value)] for key, value in values.items()])
+    print_text("\n" + (run.path / "run.toml").read_text(encoding="utf-8").rstrip("\n"))
 
 
 @app.command()
@@ -101,6 +101,7 @@ def plot(
 
     runs = [api.find_run(name, folder) for name in names]
     target = out or runs[0].path / "curve.png"
+    check_out(target, suffix=".png")
     draw_curves(runs, target)
     if json:
         print_json({"path": str(target)})

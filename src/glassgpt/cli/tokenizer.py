@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, stdin_is_piped, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out, stdin_is_piped, verb_group
 from glassgpt.cli.printing import token_tables
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_text, say, show_line
 from glassgpt.errors import ConfigError, TokenizerError
 from glassgpt.files import path_exists
 from glassgpt.glass import tokenizer_comparison, tokens
@@ -53,7 +53,7 @@ def train(
         None, "--min-frequency", min=1, help="bpe: how often a pair must occur to be merged; by default 2."
     ),
     processes: int = typer.Option(
-        None, "--processes", min=1, help="bpe: processes that count words; by default one per CPU for a long text."
+        None, "--processes", min=1, max=1024, help="bpe: processes; by default one per CPU for a long text."
     ),
     force: bool = typer.Option(False, "--force", help="Replace an existing tokenizer."),
     json: bool = JSON_OPTION,
@@ -97,23 +97,15 @@ def _output_files(out: Path, kind: str, force: bool) -> list[Path]:
         raise ConfigError(f"--out {out}: name a folder, or a file that ends in .json or .tiktoken")
     if out.suffix == ".tiktoken" and kind != "bpe":
         raise ConfigError(f"--out {out}: a .tiktoken file holds byte-level BPE, not {kind}; write a .json file")
-    try:
-        if single == out.is_dir() and out.exists():
-            raise ConfigError(f"--out {out} is {'a folder' if single else 'a file'}; choose another name")
-        folder = out.parent if single else out
-        if (folder / "config.json").exists() and (not single or out.name == "tokenizer.json"):
-            raise ConfigError(f"{folder} holds a model, which needs its own tokenizer; choose another name")
-        files = [out] if single else [out / "tokenizer.json", out / "tokenizer_config.json"]
-        existing = next((file for file in files if file.exists()), None)
-        if existing and not force:
-            raise ConfigError(f"{existing} exists; choose another name, or replace it with --force")
-        parent = out if out.is_dir() else out.parent
-        if not parent.exists():
-            raise ConfigError(f"--out {out}: there is no folder {parent}; create it first")
-        with tempfile.TemporaryFile(dir=parent):
-            return files
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from None
+    check_out(out, folder=not single)
+    folder = out.parent if single else out
+    if (folder / "config.json").exists() and (not single or out.name == "tokenizer.json"):
+        raise ConfigError(f"{folder} holds a model, which needs its own tokenizer; choose another name")
+    files = [out] if single else [out / "tokenizer.json", out / "tokenizer_config.json"]
+    existing = next((file for file in files if file.exists()), None)
+    if existing and not force:
+        raise ConfigError(f"{existing} exists; choose another name, or replace it with --force")
+    return files
 
 
 def _train(spec: "Spec", content: str, settings: dict[str, Any]) -> "Tokenizer":
@@ -233,12 +225,12 @@ def _show_text(tokenizer: "Tokenizer", name: str, content: bytes, allow_special:
     token_tables.print_tokens(found, rows)
     sizes = [pluralize(len(ids), "token"), *([] if characters is None else [pluralize(characters, "character")])]
     ratio = f": {per_token:.2f} bytes per token" if ids else ""
-    print(f"\n{', '.join(sizes)}, {pluralize(len(content), 'byte')}{ratio}")
+    print_text(f"\n{', '.join(sizes)}, {pluralize(len(content), 'byte')}{ratio}")
     if not gives_text_back:
-        print("note: these tokens do not give the text back; decoded, they are another text")
+        print_text("note: these tokens do not give the text back; decoded, they are another text")
     names = [special for special in tokenizer.special_ids() if text and special in text]
     if names and not allow_special:
-        print(f"note: {', '.join(names)} was taken as text; --allow-special makes it a special token")
+        print_text(f"note: {', '.join(names)} was taken as text; --allow-special makes it a special token")
 
 
 def _show_merges(tokenizer: "Tokenizer", name: str, word: str, json: bool) -> None:
@@ -257,7 +249,7 @@ def _show_merges(tokenizer: "Tokenizer", name: str, word: str, json: bool) -> No
     token_tables.print_merge_steps(pre_tokens)
     if ids != [i for pre_token in pre_tokens for i in pre_token.ids]:
         encoded = ", ".join(f"{tokens.quoted(tokenizer.token_bytes(i))} {i}" for i in ids)
-        print(f"\nnote: encoding gives {encoded}, because this tokenizer does not merge some tokens from bytes")
+        print_text(f"\nnote: encoding gives {encoded}, because this tokenizer does not merge some tokens from bytes")
 
 
 @app.command()

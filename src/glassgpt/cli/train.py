@@ -10,7 +10,8 @@ import typer
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
 from glassgpt.cli.printing.output import print_json
 from glassgpt.config import ConfigOverrides, describe_options
-from glassgpt.errors import AssetError, ConfigError
+from glassgpt.errors import AssetError, ConfigError, shell_command
+from glassgpt.files import path_exists
 
 if TYPE_CHECKING:
     from glassgpt.training.loop import Result
@@ -33,8 +34,10 @@ def train(
     arguments: list[str] = typer.Argument(
         None, metavar="TEXT | FILE.toml | preset=NAME | key=value", help="What to train on, and how."
     ),
-    resume: str = typer.Option("", "--resume", metavar="RUN", help="Resume this run, to its end or for more steps."),
-    name: str = typer.Option("", "--name", help="Name of the run; by default the text's name."),
+    resume: str | None = typer.Option(
+        None, "--resume", metavar="RUN", help="Resume this run, to its end or for more steps."
+    ),
+    name: str | None = typer.Option(None, "--name", help="Name of the run; by default the text's name."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing."),
     profile: bool = typer.Option(
         False, "--profile", help="Trace a few steps into RUN/profile, and print the ten costliest operations."
@@ -48,8 +51,8 @@ def train(
     (time=30m for more). The run is kept in runs/NAME and never overwritten.
     """
     preset, source, layers = split_arguments(arguments or [])
-    if resume:
-        if source or preset or dry_run or name:
+    if resume is not None:
+        if source or preset or dry_run or name is not None:
             raise ConfigError("--resume RUN keeps the run's own text, preset and name; give only key=value settings")
         _resume(resume, layers, runs, json, profile)
     elif not source and all("source" not in layer.get("data", {}) for layer in layers):
@@ -74,7 +77,10 @@ def quickstart(
 
     preset, source, layers = split_arguments(settings or [])
     if source:
-        raise ConfigError(f"quickstart trains on its own corpus; for {source!r}: glassgpt train {source}")
+        raise ConfigError(
+            f"quickstart trains on its own corpus; for {source!r}: "
+            + shell_command("train", Path(source) if path_exists(source) else source)
+        )
     corpus = "shakespeare"
     try:
         assets.path(corpus)
@@ -86,13 +92,13 @@ def quickstart(
 
 
 def _train(
-    preset: str | None, layers: list[ConfigOverrides], name: str, runs: Path, json: bool, profile: bool = False
+    preset: str | None, layers: list[ConfigOverrides], name: str | None, runs: Path, json: bool, profile: bool = False
 ) -> None:
     from glassgpt import api
     from glassgpt.cli.printing.display import make_reporter
 
     reporter = make_reporter(quiet=json)
-    result = api.start_run(preset or "auto", layers, name=name or None, runs=runs, reporter=reporter, profile=profile)
+    result = api.start_run(preset or "auto", layers, name=name, runs=runs, reporter=reporter, profile=profile)
     _print_result_and_exit(result, json)
 
 
@@ -128,13 +134,14 @@ def _print_result_and_exit(result: "Result", json: bool) -> None:
     from glassgpt import api
 
     path = result.run.path
+    resume = shell_command("train", "--resume", path)
     if not result.is_main_process:
         raise typer.Exit(128 + result.interrupted_by if result.interrupted_by else 0)
     if result.interrupted_by is not None:
         print(
             f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.", file=sys.stderr
         )
-        print(f"Resume with:  glassgpt train --resume {path}", file=sys.stderr)
+        print(f"Resume with:  {resume}", file=sys.stderr)
         raise typer.Exit(128 + result.interrupted_by)
     assert result.final is not None
     model, tokenizer = api.load(result.run.best, device=result.run.config().runtime.device)
@@ -149,7 +156,7 @@ def _print_result_and_exit(result: "Result", json: bool) -> None:
     reasons = {
         "finished": f"finished {result.step:,} steps",
         "patience": f"stopped at step {result.step:,}: the validation loss no longer improves",
-        "time": f"time budget reached at step {result.step:,} (resume with: glassgpt train --resume {path})",
+        "time": f"time budget reached at step {result.step:,} (resume with: {resume})",
     }
     print(f"\n{reasons[result.reason]}")
     error = f" ± {result.final.stderr:.4f}" if math.isfinite(result.final.stderr) else ""
@@ -164,7 +171,9 @@ def _print_result_and_exit(result: "Result", json: bool) -> None:
     )
     print(f"\n--- a sample of {path / 'best'} ---\n{text.strip()}\n---\n")
     print("Next:")
-    print(f'  glassgpt sample {path} --prompt "..."      let it continue a text')
-    print(f"  glassgpt sample {path} --explain           see every choice it makes")
-    print(f"  glassgpt plot {path}                       draw its curve")
-    print("  glassgpt train my.txt                      train on a text of your own")
+    commands = [shell_command("sample", path, "--prompt", "..."), shell_command("sample", path, "--explain")]
+    commands += [shell_command("plot", path), shell_command("train", "my.txt")]
+    purposes = "let it continue a text", "see every choice it makes", "draw its curve", "train on a text of your own"
+    width = max(map(len, commands))
+    for command, purpose in zip(commands, purposes, strict=True):
+        print(f"  {command:<{width}}   {purpose}")

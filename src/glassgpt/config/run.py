@@ -163,7 +163,7 @@ class RuntimeConfig(Section):
     compile: Literal["auto", "true", "false"] = option(
         "auto", "torch.compile the blocks; auto: if the run is long enough to be worth the compile time"
     )
-    threads: int = option(0, "CPU threads; 0: PyTorch's choice", min_value=0)
+    threads: int = option(0, "CPU threads; 0: PyTorch's choice", min_value=0, max_value=1024)
     num_workers: int = option(
         0,
         "DataLoader worker processes that read batches ahead; 0: load in the main process",

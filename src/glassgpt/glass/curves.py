@@ -42,7 +42,6 @@ def draw_curves(runs: Sequence[Run], target: Path) -> None:
     axes.grid(alpha=0.2)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), fontsize=9)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target, dpi=120, format="png")
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror}") from None

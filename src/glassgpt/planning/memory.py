@@ -1,10 +1,10 @@
 """The memory of this machine: whether a model fits, and how many sequences fit at a time."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from glassgpt.config import ModelConfig, RunConfig
@@ -12,6 +12,10 @@ from glassgpt.errors import ConfigError
 from glassgpt.estimate import SHARE_OF_FREE, count_parameters, largest_micro_batch
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime
+
+#: Where a control group tells its memory: folder, limit, usage, and the key in memory.stat of files that were read.
+_CGROUP_1 = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+_CGROUP_2 = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
 
 
 def require_memory(config: ModelConfig) -> None:
@@ -23,7 +27,7 @@ def require_memory(config: ModelConfig) -> None:
     total = _total_memory()
     parameters = sum(count_parameters(config).values())
     needed = 16 * parameters  # float32 weights, gradients and two moments
-    if total is not None and needed > total:
+    if needed > total:
         raise ConfigError(
             f"this model has {parameters:,} parameters and needs {needed / 2**30:,.0f} GiB to be trained; "
             f"this machine has {total / 2**30:,.0f} GiB. Choose a smaller preset"
@@ -31,23 +35,44 @@ def require_memory(config: ModelConfig) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process could allocate now; 4 GiB if the system does not report it."""
+    """Bytes that this process could allocate now, within the limits of its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        total = _total_memory()
-        return 4 * 2**30 if total is None else total // 2
+    return min([psutil.virtual_memory().available, *(left for _, left in _container_limits())])
 
 
-def _total_memory() -> int | None:
-    """Bytes of main memory; None if the system does not report it."""
+def _total_memory() -> int:
+    """Bytes of main memory, within the limits of the container."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _container_limits())])
+
+
+def _container_limits(root: Path = Path("/")) -> list[tuple[int, int]]:
+    """Read the memory limits of this process's control groups (cgroups, versions 1 and 2) and of those around them.
+
+    Returns:
+        For each, the limit and how much of it is left, in bytes. The cache of files that were read counts as left: the
+        kernel gives it up.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mount, limit_file, usage_file, cache = _CGROUP_1 if controllers else _CGROUP_2
+        innermost = root / mount / path.lstrip("/")
+        for folder in (innermost, *innermost.parents):
+            try:
+                limit, used = (int((folder / name).read_text(encoding="ascii")) for name in (limit_file, usage_file))
+                statistics = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+                cached = sum(int(line.split()[1]) for line in statistics if line.startswith(f"{cache} "))
+            except (OSError, ValueError):  # no such group, or no limit: "max"
+                continue
+            found.append((limit, max(0, limit - used + cached)))
+    return found
 
 
 def memory_settings(config: RunConfig, bytes_per_weight: int, device: str) -> dict[str, Any]:

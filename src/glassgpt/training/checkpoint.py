@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glassgpt.config import RunConfig, TrainConfig, build, read_toml, write_toml
-from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.files import atomic_write
+from glassgpt.errors import CheckpointError, ConfigError, shell_command
+from glassgpt.files import atomic_write, why_not_writable
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
 from glassgpt.tokenizer.base import Tokenizer
@@ -122,7 +122,8 @@ class Run:
             folder = find_complete(path)
             if folder is not None:
                 return folder
-        raise CheckpointError(f"{self.path} has no checkpoint yet; resume with: glassgpt train --resume {self.path}")
+        command = shell_command("train", "--resume", self.path)
+        raise CheckpointError(f"{self.path} has no checkpoint yet; resume with: {command}")
 
     def recover_and_find_latest(self) -> Path | None:
         """Delete the leftovers of a killed process, then find the newest valid checkpoint; None if there is none."""
@@ -159,6 +160,19 @@ def require_name(name: str) -> None:
     """
     if name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise ConfigError(f"--name: {name!r} cannot be the name of a folder")
+
+
+def require_run_folder(parent: Path, name: str | None) -> None:
+    """Refuse, before anything takes long, a name or a folder of runs in which no run can be made.
+
+    Raises:
+        ConfigError: if so.
+    """
+    if name is not None:
+        require_name(name)
+    if problem := why_not_writable(parent / (name or "run"), parents=True):
+        run = "a run" if name is None else f"the run {name!r}"
+        raise ConfigError(f"cannot create {run} in {parent}: {problem}; choose another --name or --runs-dir")
 
 
 def create_run(parent: Path, name: str, config: RunConfig, provenance: dict[str, Any]) -> Run:

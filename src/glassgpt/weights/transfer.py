@@ -73,7 +73,6 @@ def to_gguf(source: WeightSource, target: Path, *, dtype: str = "f16", progress:
     """
     _refuse_existing(target)
     model, tokenizer = load_source(source, dtype=stored_dtype(source), progress=progress)
-    target.parent.mkdir(parents=True, exist_ok=True)
     template = chat_template(source)
     return write_gguf(target, model, tokenizer, dtype=dtype, chat_template=template, progress=progress)
 
@@ -102,7 +101,6 @@ def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
     if missing := tokenizer.model.missing_bytes():
         raise TokenizerError(f"tiktoken needs a rank for every byte, and this tokenizer lacks {len(missing)} of them")
     content = tiktoken_bytes(tokenizer)
-    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)
     return tokenizer
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -9,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from glassgpt.cli.printing.output import discard_unread_output
 from glassgpt.loss import Baselines
 from glassgpt.shapes import Shape
 from glassgpt.training.metrics import EvaluationEvent, Reporter, StepEvent
@@ -64,7 +66,7 @@ class PlainReporter(Reporter):
 
     def warn(self, message: str) -> None:
         """Print it as a warning, on standard error."""
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        self._print(f"warning: {message}", sys.stderr)
 
     def on_step(self, event: StepEvent) -> None:
         """Print one step in twenty."""
@@ -88,8 +90,11 @@ class PlainReporter(Reporter):
         lines = "\n".join(f"  | {line}" for line in text.strip().splitlines())
         self._print(f"a sample at step {step:,}:\n{lines}")
 
-    def _print(self, text: str) -> None:
-        print(text, flush=True)
+    def _print(self, text: str, file: TextIO | None = None) -> None:
+        try:
+            print(text, file=file, flush=True)
+        except BrokenPipeError:  # its reader has ended (`| head`); training is worth more than its log
+            discard_unread_output()
 
 
 class LiveReporter(PlainReporter):
@@ -133,7 +138,7 @@ class LiveReporter(PlainReporter):
         """Close the panel."""
         self.live.stop()
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, file: TextIO | None = None) -> None:
         self.console.print(Text(text))
 
     def _render(self) -> Table:

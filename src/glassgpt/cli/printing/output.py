@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 #: Units of progress, by the label that is reported with it. Under any other label, bytes are counted.
@@ -32,14 +35,65 @@ def _nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def print_text(text: str = "") -> None:
+    """Print a text; in a terminal, break lines that are too long for it between words."""
+    columns = _terminal_columns()
+    if columns is None or all(_width(line) <= columns for line in text.splitlines()):
+        print(text)
+    else:
+        from rich.text import Text
+
+        _print_in_terminal(Text.from_ansi(text))
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Print aligned columns; the columns with an index in ``right`` are right-aligned."""
-    cell_widths = [[_width(cell) for cell in row] for row in (header, *rows)]
+    """Print aligned columns; the columns with an index in ``right`` are right-aligned. The header may be empty.
+
+    In a terminal that is too narrow, cells are wrapped; if not even their words fit, each row becomes a table of its
+    own, with the header in its first column.
+    """
+    lines = [header, *rows] if header else rows
+    cell_widths = [[_width(cell) for cell in line] for line in lines]
     widths = [max(column) for column in zip(*cell_widths, strict=True)]
-    for row, row_widths in zip((header, *rows), cell_widths, strict=True):
-        gaps = [" " * (width - cell_width) for width, cell_width in zip(widths, row_widths, strict=True)]
-        padded = [gap + cell if i in right else cell + gap for i, (cell, gap) in enumerate(zip(row, gaps, strict=True))]
+    columns, gaps = _terminal_columns(), 2 * (len(widths) - 1)
+    if columns is not None and sum(widths) + gaps > columns:
+        words = [
+            max(_width(word) for cell in column for word in cell.split() or [""]) for column in zip(*lines, strict=True)
+        ]
+        if header and len(header) > 2 and sum(words) + gaps > columns:
+            for number, row in enumerate(rows):
+                print(end="\n" if number else "")
+                _print_wrapped(list(zip(header, row, strict=True)), right=())
+        else:
+            _print_wrapped(lines, right)
+        return
+    for line, line_widths in zip(lines, cell_widths, strict=True):
+        gap = [" " * (width - cell_width) for width, cell_width in zip(widths, line_widths, strict=True)]
+        padded = [gap[i] + cell if i in right else cell + gap[i] for i, cell in enumerate(line)]
         print("  ".join(padded).rstrip())
+
+
+def _print_wrapped(lines: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for i in range(len(lines[0])):
+        table.add_column(justify="right" if i in right else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text.from_ansi, line))
+    _print_in_terminal(table)
+
+
+def _print_in_terminal(content: Any) -> None:
+    from rich.console import Console
+
+    Console(color_system="256", highlight=False).print(content)
+
+
+def _terminal_columns() -> int | None:
+    """Return the width of the terminal; None if standard output is a pipe or a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _width(cell: str) -> int:
@@ -99,3 +153,18 @@ def show_line(text: str) -> None:
 def say(message: str) -> None:
     """Print a message to standard error, apart from the results."""
     print(message, file=sys.stderr)
+
+
+def discard_unread_output() -> bool:
+    """Discard from now on what is printed to a pipe whose reader has ended; return whether there is one."""
+    import select
+
+    found = False
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
+        poll = select.poll()
+        poll.register(stream, 0)  # errors are reported always
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+            found = True
+    return found

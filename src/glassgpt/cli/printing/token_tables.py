@@ -1,13 +1,14 @@
 """Print tokens, tokenizers and their comparison as tables; tokens of a text in colours if the terminal shows them."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.printing.output import pluralize, print_table
+from glassgpt.cli.printing.output import pluralize, print_table, print_text
+from glassgpt.errors import shell_command
+from glassgpt.files import path_exists
 from glassgpt.glass.tokenizer_comparison import TextSplit, TokenizerMeasurement
 from glassgpt.glass.tokens import PreTokenMerges, TokenInText, escaped, quoted
 
@@ -21,19 +22,19 @@ _MAX_BYTES = 16
 def print_tokens(tokens: Sequence[TokenInText], max_rows: int) -> None:
     """Print a text with the boundaries of its tokens, then a table of at most ``max_rows`` tokens (0: all)."""
     if has_colours():
-        print(coloured(tokens))
+        print_text(coloured(tokens))
     else:
-        print(separated([token.content for token in tokens], line_breaks=True))
+        print_text(separated([token.content for token in tokens], line_breaks=True))
     shown = tokens[: max_rows or None]
     table = []
     for position, token in enumerate(shown):
         shortened = token.content[:_MAX_BYTES].hex(" ") + (" ..." if len(token.content) > _MAX_BYTES else "")
         content = "-" if token.special else shortened
         table.append([f"{position:,}", str(token.id), content, quoted(token.content), token.note])
-    print()
+    print_text()
     print_table(["position", "id", "bytes", "token", ""], table, right=(0, 1))
     if len(shown) < len(tokens):
-        print(f"... and {len(tokens) - len(shown):,} more (--rows 0 shows all)")
+        print_text(f"... and {len(tokens) - len(shown):,} more (--rows 0 shows all)")
 
 
 def separator() -> str:
@@ -77,7 +78,7 @@ def print_merge_steps(pre_tokens: Sequence[PreTokenMerges]) -> None:
     for number, pre_token in enumerate(pre_tokens, start=1):
         place = f"piece {number} of {len(pre_tokens)}: " if len(pre_tokens) > 1 else ""
         size = f"{pluralize(len(pre_token.content), 'byte')}, {pluralize(len(pre_token.steps) - 1, 'merge')}"
-        print(f"{place}{quoted(pre_token.content)}, {size}\n")
+        print_text(f"{place}{quoted(pre_token.content)}, {size}\n")
         rows = []
         for count, step in enumerate(pre_token.steps):
             row = [str(count), separated(step.tokens), "none: no pair has a rank", "", ""]
@@ -90,7 +91,7 @@ def print_merge_steps(pre_tokens: Sequence[PreTokenMerges]) -> None:
         print_table(["step", "tokens", "merged next", "rank", "into"], rows, right=(0, 3))
         final = pre_token.steps[-1].tokens
         named = ", ".join(f"{quoted(token)} {i}" for token, i in zip(final, pre_token.ids, strict=True))
-        print(f"\n{pluralize(len(final), 'token')}: {named}" + ("\n" if number < len(pre_tokens) else ""))
+        print_text(f"\n{pluralize(len(final), 'token')}: {named}" + ("\n" if number < len(pre_tokens) else ""))
 
 
 def _with_pair(tokens: list[bytes], pair: tuple[bytes, bytes], times: int) -> str:
@@ -130,11 +131,10 @@ def print_tokenizer(name: str, description: Mapping[str, Any]) -> None:
     if description["kind"] != "char":
         longest = description["longest_tokens"]
         lines += [("" if i else "longest tokens", _named(token)) for i, token in enumerate(longest)]
-    print(f"{name}\n")
-    for label, value in lines:
-        print(f"{label:<14}  {value}")
+    print_text(f"{name}\n")
+    print_table([], lines)
     if description.get("some_merges"):
-        print()
+        print_text()
         _print_merges(description["some_merges"])
 
 
@@ -166,32 +166,33 @@ def print_trained(result: Mapping[str, Any], text: str, out: Path, settings: Map
     size = f"{result['kind']}, {pluralize(result['vocab_size'], 'token')}"
     if result["merges"] is not None:
         size += f": 256 bytes, {pluralize(result['merges'], 'merge')}"
-    print(", ".join([size, *special]))
+    print_text(", ".join([size, *special]))
     if result["asked_for"] is not None and result["vocab_size"] < result["asked_for"]:
         times = pluralize(settings.get("min_frequency", 2), "time")
         reason = "the text has no more words" if result["merges"] is None else f"no remaining pair occurs {times}"
-        print(f"fewer than the {result['asked_for']:,} requested: {reason}")
+        print_text(f"fewer than the {result['asked_for']:,} requested: {reason}")
     lost = f", but {result['unknown']:.1%} of its words are unknown and lost" if result["unknown"] else ""
-    print(f"{result['bytes_per_token']:.2f} bytes per token on {result['measured_on']}{lost}")
-    print(f"trained in {result['seconds']:.1f} s; written to {' and '.join(result['files'])}")
-    hint = ""
+    print_text(f"{result['bytes_per_token']:.2f} bytes per token on {result['measured_on']}{lost}")
+    print_text(f"trained in {result['seconds']:.1f} s; written to {' and '.join(result['files'])}")
+    hint = []
     if out.suffix == ".tiktoken":
-        print("a .tiktoken file holds neither special tokens nor split pattern: give them to the program that reads it")
-        hint = f" --pattern {settings['pattern']}" if "pattern" in settings else ""
-    name = shlex.quote(str(out))
-    print(f"\nnext: glassgpt tokenizer show {name} 'Any text'{hint}")
+        print_text(
+            "a .tiktoken file holds neither special tokens nor split pattern: give them to the program that reads it"
+        )
+        hint = ["--pattern", settings["pattern"]] if "pattern" in settings else []
+    print_text(f"\nnext: {shell_command('tokenizer', 'show', out, 'Any text', *hint)}")
     if not hint:  # `train` has no option for a split pattern
-        print(f"      glassgpt train {shlex.quote(text)} tokenizer={name}")
+        print_text(f"      {shell_command('train', Path(text) if path_exists(text) else text, f'tokenizer={out}')}")
 
 
 def print_comparison(name: str, split: TextSplit, trained: Sequence[str], rows: Sequence[TokenizerMeasurement]) -> None:
     """Print the measurements on the end of a text; ``trained`` are the tokenizers trained on its beginning."""
     taken = f"; the first {split.bytes_taken:,} are taken (--bytes takes more)"
     size = pluralize(split.bytes_of_text, "byte")
-    print(f"{name}, {size}{taken if split.bytes_taken < split.bytes_of_text else ''}")
+    print_text(f"{name}, {size}{taken if split.bytes_taken < split.bytes_of_text else ''}")
     if trained:
-        print(f"trained on the first 90 % ({pluralize(len(split.train), 'character')}): {', '.join(trained)}")
-    print(f"measured on the last 10 % ({pluralize(len(split.test), 'character')}): all\n")
+        print_text(f"trained on the first 90 % ({pluralize(len(split.train), 'character')}): {', '.join(trained)}")
+    print_text(f"measured on the last 10 % ({pluralize(len(split.test), 'character')}): all\n")
     has_unknown = any(row.unknown is not None for row in rows)
     header = ["tokenizer", "vocabulary", "used", "tokens", "bytes/token", "tokens/word", "encode MB/s"]
     header += ["unknown"] if has_unknown else []
@@ -211,7 +212,7 @@ def print_comparison(name: str, split: TextSplit, trained: Sequence[str], rows: 
             notes.append(f"* {row.tokenizer}: not quite comparable; decoding does not give the text back exactly")
     print_table(header, table, right=range(1, len(header)))
     if notes:
-        print("\n" + "\n".join(notes))
+        print_text("\n" + "\n".join(notes))
 
 
 def _format(value: float | None, form: str) -> str:

@@ -25,7 +25,7 @@ from glassgpt.data.sources.documents import (
     segments,
 )
 from glassgpt.data.sources.textfiles import is_compressed, reading, text_parts
-from glassgpt.errors import DataError
+from glassgpt.errors import DataError, shell_command
 from glassgpt.files import Progress, parse_json, path_exists, sha256_of
 from glassgpt.tokenizer.pretokenize import safe_cut
 
@@ -210,7 +210,7 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
         AssetError: if a corpus cannot be found or fetched.
     """
     source = config.source
-    if not source:
+    if not source:  # it would be the current folder
         raise DataError("data.source is empty; name a file, a folder, a pattern or a corpus")
     try:
         path = Path(source).expanduser()
@@ -231,7 +231,8 @@ def find_source(config: DataConfig, progress: Progress | None = None) -> TextSou
         return TextSource(str(absolute), absolute.name, (), prepared=absolute)
     if unfinished_key(path) is not None:
         raise DataError(
-            f"{path} holds an interrupted preparation; resume it with the same `glassgpt data prepare ... --out {path}`"
+            f"{path} holds an interrupted preparation; resume it with the same "
+            f"`{shell_command('data', 'prepare', '...', '--out', path)}`"
         )
     name = absolute.name if path.is_dir() else path.stem if exists else "documents"
     passed_over: Counter[str] = Counter()
