@@ -240,6 +240,9 @@ def test_a_folder_is_read_and_saved_as_transformers_reads_it(which: str, tmp_pat
     after = require_equal(out, again)
     assert {key: after.get(key) for key in before} == before
     assert again.end_token_ids == ours.end_token_ids
+    written = [(out / name).read_bytes() for name in ("tokenizer_config.json", "generation_config.json")]
+    save_model(out, model, again)
+    assert written == [(out / name).read_bytes() for name in ("tokenizer_config.json", "generation_config.json")]
     if ours.kind == "bpe":
         write_gguf(tmp_path / "m.gguf", model, ours)
         from_gguf = load(tmp_path / "m.gguf")

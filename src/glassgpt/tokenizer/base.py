@@ -114,15 +114,16 @@ def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     """Write the tokenizer's files, its ``tokenizer_config.json`` and chat template, which `AutoTokenizer` can load."""
     published, files = tokenizer.published, tokenizer.files()
     # LlamaTokenizer is the class that loads a SentencePiece tokenizer.model
-    config = {"clean_up_tokenization_spaces": False} | dict(published.tokenizer_config)
-    config["tokenizer_class"] = "PreTrainedTokenizerFast" if "tokenizer.json" in files else "LlamaTokenizer"
-    config |= {"model_max_length": block_size, **tokenizer.roles()}
+    name = "PreTrainedTokenizerFast" if "tokenizer.json" in files else "LlamaTokenizer"
+    config = {"tokenizer_class": name, "model_max_length": block_size, "clean_up_tokenization_spaces": False}
+    config |= dict(sorted(published.tokenizer_config.items()))
+    config |= tokenizer.special_tokens() | dict(sorted(tokenizer.roles().items()))
     templates = dict(published.chat_templates)
     if [*templates] == ["default"]:
         files[TEMPLATE_FILE] = templates["default"].encode("utf-8")
     elif templates:
         config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
-    for name, content in (files | json_file(dict(sorted(config.items())), TOKENIZER_CONFIG)).items():
+    for name, content in (files | json_file(config, TOKENIZER_CONFIG)).items():
         (folder / name).write_bytes(content)
 
 
