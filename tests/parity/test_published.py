@@ -17,7 +17,8 @@ from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
 from glassgpt.inference.stream import encode_prompt
 from glassgpt.model import GPT
-from glassgpt.tokenizer import CharTokenizer, Tokenizer, chat, load, published
+from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, chat, load, published, save
+from glassgpt.tokenizer.base import adds_bos_token, attach
 from glassgpt.weights.folder import save_model
 from glassgpt.weights.gguf.export import write_gguf
 
@@ -270,3 +271,18 @@ def test_tokens_beside_a_sentencepiece_model_are_matched(tmp_path: Path) -> None
     assert plain in ids and ids[-1] == special and ours.decode(ids) == text
     assert plain in ours.encode(text) and special not in ours.encode(text)
     assert b"".join(map(ours.token_bytes, ids)) == b" the<plain> cat<|im_end|>"
+
+
+def test_add_bos_token_becomes_part_of_a_tokenizer_json(tmp_path: Path) -> None:
+    """In a folder of an older layout it is in force; beside a tokenizer.json it is not."""
+    loaded = load(folder_of(tmp_path / "in", "<s> first, as BOS"))
+    assert isinstance(loaded, BPETokenizer)
+    ours = BPETokenizer(loaded.model, {**json.loads(byte_level()), "post_processor": None})
+    assert not adds_bos_token(ours)
+    attach(ours, published.PublishedSettings(tokenizer_config={"add_bos_token": True}))
+    save(ours, tmp_path, 16)
+    again = load(tmp_path)
+    assert (
+        adds_bos_token(ours) and adds_bos_token(again) and encode_prompt(again, "the") == loaded.encode("<s>the", True)
+    )
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("the")["input_ids"] == encode_prompt(ours, "the")

@@ -25,6 +25,7 @@ class Tokenizer(Protocol):
         eos_token_id: the id that ends a document, or None.
         bos_token_id: the id that begins a document, or None.
         other_end_ids: more ids at which generation ends, as the model's generation_config.json lists them.
+        content: of the tokenizer.json that it was read from, or None.
         published: how the published model that this tokenizer came with is used; saving writes it again.
         can_encode_in_chunks: whether a text that is cut at :func:`glassgpt.tokenizer.pretokenize.safe_cut` and encoded
             part by part has the same ids as the whole text.
@@ -35,6 +36,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None = None
     bos_token_id: int | None = None
     other_end_ids: tuple[int, ...] = ()
+    content: Mapping[str, Any] | None = None
     published: PublishedSettings = PublishedSettings()
     can_encode_in_chunks: bool
     _special: Mapping[str, int]  # the special tokens and their ids
@@ -106,8 +108,13 @@ def attach(tokenizer: Tokenizer, published: PublishedSettings) -> None:
     tokenizer.published = published
     ends = (i for i in published.end_ids if 0 <= i < tokenizer.vocab_size and i != tokenizer.eos_token_id)
     tokenizer.other_end_ids = tuple(dict.fromkeys(ends))
+    content, bos = tokenizer.content or {}, tokenizer.special_tokens().get("bos_token")
+    first = _first_id(content)
     if tokenizer.bos_token_id is None:
-        tokenizer.bos_token_id = _first_id(getattr(tokenizer, "content", None) or {})
+        tokenizer.bos_token_id = first
+    elif content and first is None and bos and published.tokenizer_config.get("add_bos_token"):
+        processor = bos_processor(bos, tokenizer.bos_token_id)  # as a tokenizer.json says it
+        tokenizer.content = {**content, "post_processor": processor}
 
 
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
@@ -195,10 +202,11 @@ def adds_bos_token(tokenizer: Tokenizer) -> bool:
     Never for our own tokenizers; for a published one, if the `post_processor` of its tokenizer.json adds BOS; without a
     tokenizer.json, if its configuration says ``add_bos_token``. Encoding a text does not add it: the caller does.
     """
-    content = getattr(tokenizer, "content", None)
-    if content is None:
-        return tokenizer.bos_token_id is not None and bool(tokenizer.published.tokenizer_config.get("add_bos_token"))
-    return tokenizer.bos_token_id is not None and _first_id(content) == tokenizer.bos_token_id
+    if tokenizer.bos_token_id is None:
+        return False
+    if tokenizer.content is None:
+        return bool(tokenizer.published.tokenizer_config.get("add_bos_token"))
+    return _first_id(tokenizer.content) == tokenizer.bos_token_id
 
 
 def _first_id(content: Mapping[str, Any]) -> int | None:

@@ -95,7 +95,7 @@ class LibraryTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         """The file that the tokenizer was read from."""
-        return json_file(self.content)
+        return json_file(self.content or {})
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         check_ids(ids, self.vocab_size)

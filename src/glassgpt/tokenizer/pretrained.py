@@ -23,13 +23,7 @@ from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.gguf import read_gguf
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
-from glassgpt.tokenizer.published import (
-    TOKENIZER_CONFIG,
-    PublishedSettings,
-    added_tokens,
-    read_json_object,
-    read_published,
-)
+from glassgpt.tokenizer.published import TOKENIZER_CONFIG, added_tokens, read_json_object, read_published
 from glassgpt.tokenizer.tiktoken_file import read_tiktoken
 from glassgpt.tokenizer.word import WordTokenizer
 
@@ -78,7 +72,7 @@ def _read_tokenizer_json(path: Path) -> Tokenizer:
     try:
         published = read_published(path.parent, own_content)
         content = _with_role_tokens(own_content, published.roles)
-        tokenizer = _from_content(content, _roles(path, content, published), path)
+        tokenizer = _from_content(content, _roles(path, content, published.roles), path)
         attach(tokenizer, published)
         return tokenizer
     except GlassError as error:
@@ -103,14 +97,13 @@ def _from_content(content: Mapping[str, Any], roles: Mapping[str, str], path: Pa
     return LibraryTokenizer(content, roles)
 
 
-def _roles(path: Path, content: Mapping[str, Any], published: PublishedSettings) -> dict[str, str]:
-    """The roles of the special tokens in a tokenizer.json; without a configuration, EOS is known by its id or name."""
-    names = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-    roles = {role: name for role, name in published.roles.items() if name in names}
+def _roles(path: Path, content: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, str]:
+    """The roles of the special tokens in a tokenizer.json; without a configuration, EOS is known by its name."""
+    names = {token["content"] for token in content.get("added_tokens") or []}
+    roles = {role: name for role, name in published.items() if name in names}
     if "eos_token" not in roles and not path.with_name(TOKENIZER_CONFIG).exists():
-        by_id = [name for i in published.end_ids for name in names if names[name] == i]
-        if eos := next((name for name in (*by_id, *_EOS_NAMES) if name in names), None):
-            roles["eos_token"] = eos
+        known = [name for name in _EOS_NAMES if name in names]
+        return roles | ({"eos_token": known[0]} if known else {})
     return roles
 
 
