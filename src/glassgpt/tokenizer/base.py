@@ -120,9 +120,13 @@ def attach(tokenizer: Tokenizer, published: PublishedSettings) -> None:
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     """Write the tokenizer's files, its ``tokenizer_config.json`` and chat template, which `AutoTokenizer` can load."""
     published, files = tokenizer.published, tokenizer.files()
-    # LlamaTokenizer is the class that loads a SentencePiece tokenizer.model
-    name = "PreTrainedTokenizerFast" if "tokenizer.json" in files else "LlamaTokenizer"
-    config = {"tokenizer_class": name, "model_max_length": block_size, "clean_up_tokenization_spaces": False}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    if "tokenizer.json" not in files:  # the class that loads a SentencePiece tokenizer.model; it would pad on the left
+        config |= {"tokenizer_class": "LlamaTokenizer", "padding_side": "right"}
     config |= dict(sorted(published.tokenizer_config.items()))
     config |= tokenizer.special_tokens() | dict(sorted(tokenizer.roles().items()))
     templates = dict(published.chat_templates)

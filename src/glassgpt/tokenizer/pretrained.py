@@ -121,8 +121,7 @@ def _read_sentencepiece(path: Path) -> SentencePieceTokenizer:
     """Read a ``tokenizer.model``, and the tokens and settings that were published in the files beside it."""
     try:
         proto = path.read_bytes()
-        defaults = SentencePieceTokenizer(proto).own_roles() | {"padding_side": "right"}
-        published = read_published(path.parent, defaults=defaults)
+        published = read_published(path.parent, defaults=SentencePieceTokenizer(proto).own_roles())
         tokenizer = SentencePieceTokenizer(proto, published.roles, added_tokens(published))
         attach(tokenizer, published)
         return tokenizer
