@@ -199,13 +199,16 @@ def _has_byte_level(content: Mapping[str, Any]) -> bool:
 def _roles_of(config: Mapping[str, Any]) -> dict[str, str]:
     """The roles in the entries of a tokenizer_config.json; a token is its name, or an object with its name."""
     extra = config.get("extra_special_tokens")
-    entries = {**{key: value for key, value in config.items() if _names_a_role(key, value)}}
+    entries = {key: value for key, value in config.items() if _names_a_role(key, value)}
     entries |= extra if isinstance(extra, dict) else {}
-    return {role: names[0] for role, token in entries.items() if (names := _names([token]))}
+    for role, token in entries.items():
+        if token is not None and not _names([token]):
+            raise TokenizerError(f"the {role} in {TOKENIZER_CONFIG} is {token!r}, which is not the name of a token")
+    return {role: _names([token])[0] for role, token in entries.items() if token is not None}
 
 
 def _names_a_role(key: str, value: Any) -> bool:
-    return key.endswith("_token") and not isinstance(value, bool)  # add_bos_token is no role
+    return key.endswith("_token") and not isinstance(value, (bool, int, float))  # add_bos_token is no role
 
 
 def _names(tokens: Any) -> list[str]:
