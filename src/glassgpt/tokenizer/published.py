@@ -144,7 +144,8 @@ def read_templates(folder: Path) -> dict[str, str]:
         raise TokenizerError(f"the chat template in {folder} cannot be read: {error}") from None
     templates = _read(folder / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(templates, list):
-        templates = {entry["name"]: entry["template"] for entry in templates if {"name", "template"} <= entry.keys()}
+        named = [entry for entry in templates if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+        templates = {entry["name"]: entry.get("template") for entry in named}
     elif not isinstance(templates, dict):
         templates = {"default": templates}
     return {name: template for name, template in templates.items() if isinstance(template, str)}
