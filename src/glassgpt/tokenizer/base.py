@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from glassgpt.errors import TokenizerError
+from glassgpt.tokenizer.published import TEMPLATE_FILE, TOKENIZER_CONFIG, PublishedSettings
 
 #: The tokenizer files of a model folder; the first that exists is read.
 FILES = ("tokenizer.json", "tokenizer.model")
@@ -25,6 +26,8 @@ class Tokenizer(Protocol):
         eos_token_id: the id that ends a document, or None.
         bos_token_id: the id that begins a document, or None.
         other_end_ids: more ids at which generation ends, as the model's generation_config.json lists them.
+        content: of the tokenizer.json that it was read from, or None.
+        published: how the published model that this tokenizer came with is used; saving writes it again.
         can_encode_in_chunks: whether a text that is cut at :func:`glassgpt.tokenizer.pretokenize.safe_cut` and encoded
             part by part has the same ids as the whole text.
     """
@@ -34,6 +37,8 @@ class Tokenizer(Protocol):
     eos_token_id: int | None = None
     bos_token_id: int | None = None
     other_end_ids: tuple[int, ...] = ()
+    content: Mapping[str, Any] | None = None
+    published: PublishedSettings = PublishedSettings()
     can_encode_in_chunks: bool
     _special: Mapping[str, int]  # the special tokens and their ids
 
@@ -72,6 +77,15 @@ class Tokenizer(Protocol):
         """Special tokens by role, for example ``{"eos_token": "<|endoftext|>"}``."""
         return {}
 
+    def roles(self) -> dict[str, str]:
+        """The special tokens that a chat template gets: :meth:`special_tokens`, and all that were published."""
+        return {**self.published.roles, **self.special_tokens()}
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of the token that fills up short rows, or None."""
+        return self.special_ids().get(self.roles().get("pad_token", ""))
+
     def special_ids(self) -> dict[str, int]:
         """The id of every special token."""
         return dict(self._special)
@@ -91,18 +105,41 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
         raise TokenizerError(f"ids are from 0 to {vocab_size - 1}, got {wrong}")
 
 
+def attach(tokenizer: Tokenizer, published: PublishedSettings) -> None:
+    """Give a tokenizer the settings that were published with it: the end tokens, and what saving keeps.
+
+    If no token has the role of BOS, the one that its ``post_processor`` puts first begins a document.
+    """
+    tokenizer.published = published
+    ends = (i for i in published.end_ids if 0 <= i < tokenizer.vocab_size and i != tokenizer.eos_token_id)
+    tokenizer.other_end_ids = tuple(dict.fromkeys(ends))
+    content, bos = tokenizer.content or {}, tokenizer.special_tokens().get("bos_token")
+    first = _first_id(content)
+    if tokenizer.bos_token_id is None:
+        tokenizer.bos_token_id = first
+    elif content and first is None and bos and published.tokenizer_config.get("add_bos_token"):
+        processor = bos_processor(bos, tokenizer.bos_token_id)  # as a tokenizer.json says it
+        tokenizer.content = {**content, "post_processor": processor}
+
+
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which `tokenizers` and `AutoTokenizer` can load."""
-    config = {
+    """Write the tokenizer's files, its ``tokenizer_config.json`` and chat template, which `AutoTokenizer` can load."""
+    published, files = tokenizer.published, tokenizer.files()
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
-        **tokenizer.special_tokens(),
     }
-    files = tokenizer.files()
-    if "tokenizer.json" not in files:
-        config["tokenizer_class"] = "LlamaTokenizer"  # the class that loads a SentencePiece tokenizer.model
-    for name, content in (files | json_file(config, "tokenizer_config.json")).items():
+    if "tokenizer.json" not in files:  # the class that loads a SentencePiece tokenizer.model; it would pad on the left
+        config |= {"tokenizer_class": "LlamaTokenizer", "padding_side": "right"}
+    config |= dict(sorted(published.tokenizer_config.items()))
+    config |= tokenizer.special_tokens() | dict(sorted(tokenizer.roles().items()))
+    templates = dict(published.chat_templates)
+    if [*templates] == ["default"]:
+        files[TEMPLATE_FILE] = templates["default"].encode("utf-8")
+    elif templates:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    for name, content in (files | json_file(config, TOKENIZER_CONFIG)).items():
         (folder / name).write_bytes(content)
 
 
@@ -171,16 +208,26 @@ def bos_processor(bos: str, i: int) -> dict[str, Any]:
 def adds_bos_token(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer's model expects prompts that start with the BOS token, as Llama does.
 
-    Never for our own tokenizers; for a published one, if the `post_processor` of its tokenizer.json adds BOS. Encoding
-    a text does not add it: the caller does.
+    Never for our own tokenizers; for a published one, if the `post_processor` of its tokenizer.json adds BOS; without a
+    tokenizer.json, if its configuration says ``add_bos_token``. Encoding a text does not add it: the caller does.
     """
-    content = getattr(tokenizer, "content", None) or {}
+    if tokenizer.bos_token_id is None:
+        return False
+    if tokenizer.content is None:
+        return bool(tokenizer.published.tokenizer_config.get("add_bos_token"))
+    return _first_id(tokenizer.content) == tokenizer.bos_token_id
+
+
+def _first_id(content: Mapping[str, Any]) -> int | None:
+    """The id that the `post_processor` of a tokenizer.json puts before every text; None if it puts none."""
     processor = content.get("post_processor") or {}
     for step in (processor, *(processor.get("processors") or ())):
+        if step.get("type") in ("BertProcessing", "RobertaProcessing"):
+            return int(step["cls"][1])
         single = step.get("single") if step.get("type") == "TemplateProcessing" else None
         if isinstance(single, list) and single and "SpecialToken" in single[0]:
-            return single[0]["SpecialToken"].get("id") == tokenizer.special_tokens().get("bos_token")
-    return False
+            return int(step["special_tokens"][single[0]["SpecialToken"]["id"]]["ids"][0])
+    return None
 
 
 class WordLevelTokenizer(Tokenizer):

@@ -95,7 +95,7 @@ class LibraryTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         """The file that the tokenizer was read from."""
-        return json_file(self.content)
+        return json_file(self.content or {})
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         check_ids(ids, self.vocab_size)
@@ -108,6 +108,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
         proto: the bytes of a ``tokenizer.model``.
+        roles: special tokens by role; by default those that the model names.
+        added: tokens beside the model: names, ids, and whether they are special.
 
     Raises:
         MissingExtraError: if the library is not installed.
@@ -117,7 +119,12 @@ class SentencePieceTokenizer(Tokenizer):
     kind = "sentencepiece"
     can_encode_in_chunks = False  # it adds a space before every text
 
-    def __init__(self, proto: bytes):
+    def __init__(
+        self,
+        proto: bytes,
+        roles: Mapping[str, str] | None = None,
+        added: Mapping[str, tuple[int, bool]] | None = None,
+    ):
         try:
             import sentencepiece
         except ImportError:
@@ -130,11 +137,15 @@ class SentencePieceTokenizer(Tokenizer):
             raise TokenizerError(f"the `sentencepiece` library cannot read it: {error}") from None
         if not tokens:
             raise TokenizerError("it has no tokens")
-        self.vocab_size = len(tokens)
         self._special = {token: i for i, token in enumerate(tokens) if self._library.is_control(i)}
-        self._special_pattern = re.compile("(" + ("|".join(map(re.escape, self._special)) or "(?!)") + ")")
-        self.eos_token_id = self._library.eos_id() if self._library.eos_id() >= 0 else None
-        self.bos_token_id = self._library.bos_id() if self._library.bos_id() >= 0 else None
+        self._special |= {name: i for name, (i, special) in (added or {}).items() if special}
+        self._plain = {name: i for name, (i, special) in (added or {}).items() if not special}
+        self._names = {i: name for name, i in {**self._special, **self._plain}.items()}
+        self._tokens = {**dict(enumerate(tokens)), **self._names}
+        self.vocab_size = 1 + max(self._tokens)
+        ids = {token: i for i, token in self._tokens.items()}
+        roles = self.own_roles() if roles is None else roles
+        self.eos_token_id, self.bos_token_id = (ids.get(roles.get(role, "")) for role in ("eos_token", "bos_token"))
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Encode a text, without adding special tokens.
@@ -142,39 +153,51 @@ class SentencePieceTokenizer(Tokenizer):
         Raises:
             TokenizerError: if the library cannot encode it.
         """
-        special = self._special if allow_special else {}
+        named = {**self._special, **self._plain} if allow_special else self._plain
+        names = "|".join(map(re.escape, sorted(named, key=len, reverse=True)))
         ids: list[int] = []
         try:
-            for part in filter(None, self._special_pattern.split(text) if special else [text]):
-                ids += [special[part]] if part in special else self._library.encode(part)
+            for at, part in enumerate(re.split(f"({names or '(?!)'})", text)):  # text, name, text, ..., text
+                ids += [named[part]] if at % 2 else self._library.encode(part)
         except RuntimeError as error:  # a lone surrogate
             raise TokenizerError(f"this text cannot be encoded: {error}") from None
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids to text; control tokens become their names."""
-        check_ids(ids, self.vocab_size)
-        names, text, run = {i: name for name, i in self._special.items()}, "", list[int]()
+        """Decode ids to text; control tokens and added tokens become their names."""
+        self._check_ids(ids)
+        text, run = "", list[int]()
         for i in ids:
-            if i in names:
-                text, run = text + self._library.decode(run) + names[i], []
+            if i in self._names:
+                text, run = text + self._library.decode(run) + self._names[i], []
             else:
                 run.append(i)
         return text + str(self._library.decode(run))
 
     def token_bytes(self, i: int) -> bytes:
         """The bytes of a token in the middle of a text."""
-        check_ids([i], self.vocab_size)
-        return _sentencepiece_bytes(self._library.id_to_piece(i))
+        self._check_ids([i])
+        return self._tokens[i].encode("utf-8") if i in self._names else _sentencepiece_bytes(self._tokens[i])
+
+    def own_roles(self) -> dict[str, str]:
+        """The roles of tokens that the model itself names."""
+        library = self._library
+        ids = {"bos_token": library.bos_id(), "eos_token": library.eos_id(), "unk_token": library.unk_id()}
+        return {role: library.id_to_piece(i) for role, i in ids.items() if i >= 0}
 
     def special_tokens(self) -> dict[str, str]:
         """The BOS and EOS tokens, if there are any."""
         ids = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id}
-        return {role: self._library.id_to_piece(i) for role, i in ids.items() if i is not None}
+        return {role: self._tokens[i] for role, i in ids.items() if i is not None}
 
     def files(self) -> dict[str, bytes]:
         """The file that the tokenizer was read from."""
         return {"tokenizer.model": self._proto}
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        check_ids(ids, self.vocab_size)
+        if missing := [i for i in ids if i not in self._tokens]:
+            raise TokenizerError(f"no token has the id {missing[0]}")
 
 
 def _raise_tokenizer_error(problem: str, error: BaseException) -> NoReturn:
