@@ -452,7 +452,7 @@ MISTAKES = {
     "a wrong verb": (["trian"], "Did you mean 'train'"),
     "no output": (["train", "{text}"], "Missing option '--out'"),
     "a missing text": (["train", "nofile", "-o", "x"], "no file 'nofile'"),
-    "an empty text": (["train", "empty.txt", "-o", "x"], "empty.txt is empty"),
+    "an empty text": (["train", "empty.txt", "-o", "x"], "empty.txt holds only white space"),
     "a binary text": (["train", "binary", "-o", "x"], "is not UTF-8 text: byte 0xff"),
     "a folder of no texts": (["train", "no-texts", "-o", "x"], "holds no file that can be read"),
     "no size": (["train", "{text}", "bpe", "-o", "x"], "for example bpe:4096"),
