@@ -17,6 +17,7 @@ from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve, versions
 from glassgpt.seeds import derive_seed
 from glassgpt.tokenizer import load as load_tokenizer
+from glassgpt.tokenizer import specs
 from glassgpt.training.checkpoint import (
     CheckpointWriter,
     Run,
@@ -203,7 +204,7 @@ def _load_stream(run: Run, config: RunConfig) -> TokenStream:
             f"the text {config.data.source} has changed since {run.path} began (SHA-256 {expected[:12]}... then, "
             f"{stream.info.text_sha256[:12]}... now); put the old text back, or start a new run"
         )
-    if stream.info.tokenizer != tokenizer and not source.prepared:
+    if not folder and not source.prepared and not specs.is_identity(tokenizer, specs.parse(config.data.tokenizer)):
         raise CheckpointError(
             f"the tokenizer {config.data.tokenizer} has changed since {run.path} began, and there is no checkpoint yet "
             "that carries the old one; put the old file back, or start a new run"
