@@ -9,7 +9,7 @@ from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.files import Progress
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.chat import TEMPLATE_FILE, template_in
-from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
+from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 from glassgpt.weights.folder import dtype_name, save_model, write_folder
 from glassgpt.weights.gguf.export import write_gguf
 from glassgpt.weights.gguf.reading import GGUFSource
@@ -79,14 +79,14 @@ def to_gguf(source: WeightSource, target: Path, *, dtype: str = "f16", progress:
 
 
 def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
-    """Write a tokenizer's ranks in tiktoken's format: one line for each token, without special tokens.
+    """Write a tokenizer's ranks in tiktoken's format, and beside it a file with split pattern and special tokens.
 
     Returns:
         The tokenizer; tiktoken needs its split pattern and special tokens too.
 
     Raises:
         TokenizerError: if it is not byte-level BPE, or tiktoken would encode differently.
-        CheckpointError: if the file exists.
+        CheckpointError: if a file exists.
     """
     _refuse_existing(target)
     tokenizer = source.tokenizer()
@@ -101,9 +101,12 @@ def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
         )
     if missing := tokenizer.model.missing_bytes():
         raise TokenizerError(f"tiktoken needs a rank for every byte, and this tokenizer lacks {len(missing)} of them")
-    content = tiktoken_bytes(tokenizer)
+    files = tiktoken_files(tokenizer, target)
+    for path in files:
+        _refuse_existing(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content)
+    for path, content in files.items():
+        path.write_bytes(content)
     return tokenizer
 
 

@@ -174,14 +174,11 @@ def print_trained(result: Mapping[str, Any], text: str, out: Path, settings: Map
     lost = f", but {result['unknown']:.1%} of its words are unknown and lost" if result["unknown"] else ""
     print(f"{result['bytes_per_token']:.2f} bytes per token on {result['measured_on']}{lost}")
     print(f"trained in {result['seconds']:.1f} s; written to {' and '.join(result['files'])}")
-    hint = ""
     if out.suffix == ".tiktoken":
-        print("a .tiktoken file holds neither special tokens nor split pattern: give them to the program that reads it")
-        hint = f" --pattern {settings['pattern']}" if "pattern" in settings else ""
+        print(f"split pattern and special tokens are in {out.name}.json: keep it beside the file")
     name = shlex.quote(str(out))
-    print(f"\nnext: glassgpt tokenizer show {name} 'Any text'{hint}")
-    if not hint:  # `train` has no option for a split pattern
-        print(f"      glassgpt train {shlex.quote(text)} tokenizer={name}")
+    print(f"\nnext: glassgpt tokenizer show {name} 'Any text'")
+    print(f"      glassgpt train {shlex.quote(text)} tokenizer={name}")
 
 
 def print_comparison(name: str, split: TextSplit, trained: Sequence[str], rows: Sequence[TokenizerMeasurement]) -> None:

@@ -138,8 +138,8 @@ def check_special_names(names: Sequence[str], pre_tokenizer: PreTokenizer) -> No
 #: Options of added tokens that match in another way than literally.
 _FLAGS = ("single_word", "lstrip", "rstrip")
 #: The regular expressions that `regex` matches as Oniguruma, the engine of `tokenizers`, does. They differ in some
-#: others: sets within sets, ``\\w``, ``{1,3}+``, ``^`` and ``$``, ``\\p{Ll}`` (a letter changed in Unicode 17).
-_KIND = r"\\[pP]\{(?:[LMNPSZ]|L[utm]|N[dlo])\} | \\[sSrnt] | \\[^\p{L}\p{N}]"
+#: others: sets within sets, ``\\w``, ``{1,3}+``, ``^`` and ``$``.
+_KIND = r"\\[pP]\{(?:[LMNPSZ]|L[ultmo]|N[dlo])\} | \\[sSrnt] | \\[^\p{L}\p{N}]"
 _READ_ALIKE = regex.compile(
     rf"""(?: {_KIND} | [^\\\[\](){{}}*+?|^$]
     | \[\^? (?: {_KIND} | [^][\\&|~-] (?:-[^][\\&|~-])? | &(?!&) | \|(?!\|) | ~(?!~) )+ \]
@@ -147,6 +147,28 @@ _READ_ALIKE = regex.compile(
     | [*+?][+?]? | \{{\d+(?:,\d*)?\}}\??(?!\+) )*""",
     regex.VERBOSE,
 )
+
+
+def split_pattern(text: str) -> str:
+    """The split pattern that a user names: one of :data:`PATTERNS`, or a regular expression.
+
+    Raises:
+        TokenizerError: if it is neither, or other programs would split in another way by it.
+    """
+    if text in PATTERNS:
+        return PATTERNS[text]
+    if regex.fullmatch(r"[\w.-]*", text):  # a name that is not known, not a regular expression
+        raise TokenizerError(
+            f"there is no split pattern {text!r}; there are {', '.join(PATTERNS)}, or write a regular expression"
+        )
+    PreTokenizer([text])
+    if not _READ_ALIKE.fullmatch(text):
+        raise TokenizerError(
+            f"the split pattern {text!r} has something that `tokenizers` may match in another way, so that other "
+            r"programs would give other ids; use \p{L}, \p{N}, \s, sets of these, (?:...) and (?!...), and leave out "
+            r"\w, \d, ^, $ and groups that capture"
+        )
+    return text
 
 
 def to_json(model: BPEModel) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from glassgpt.tokenizer.bpe.engine import Engine, LazyEngine, agrees, engine_fai
 from glassgpt.tokenizer.bpe.normal import normalize
 from glassgpt.tokenizer.bpe.training import learn_merges
 from glassgpt.tokenizer.pretokenize import (
-    PATTERNS,
     PreTokenizer,
     Texts,
     as_unicode_16,
@@ -105,19 +104,17 @@ class BPETokenizer(Tokenizer):
             text: the training text.
             vocab_size: number of tokens: 256 bytes, the learned ones, then the special ones. The vocabulary becomes
                 smaller if no pair occurs ``min_frequency`` times any more.
-            pattern: a name from :data:`PATTERNS`.
+            pattern: a name from :data:`PATTERNS`, or a regular expression: see :func:`bytelevel.split_pattern`.
             special: names of special tokens; `<|endoftext|>`, if among them, ends documents.
             min_frequency: the least count of a pair that becomes a token.
             processes, characters: as for :func:`count_pre_tokens`.
             progress: callback with the labels "counting pre-tokens" and "merging".
 
         Raises:
-            TokenizerError: if the vocabulary has no room for the bytes and special tokens, the name of a special token
-                cannot be used, or the text is not valid Unicode.
+            TokenizerError: if there is no such pattern, the vocabulary has no room for the bytes and special tokens,
+                the name of a special token cannot be used, or the text is not valid Unicode.
         """
-        if pattern not in PATTERNS:
-            raise TokenizerError(f"there is no split pattern {pattern!r}; there are {', '.join(PATTERNS)}")
-        pre_tokenizer = PreTokenizer([PATTERNS[pattern]])
+        pre_tokenizer = PreTokenizer([bytelevel.split_pattern(pattern)])
         bytelevel.check_special_names(special, pre_tokenizer)
         min_size = 256 + len(special)
         if vocab_size < min_size:
@@ -135,7 +132,7 @@ class BPETokenizer(Tokenizer):
         model = BPEModel(
             vocab={token: i for i, token in enumerate(tokens)},
             merges=[(tokens[left], tokens[right]) for left, right in merges],
-            patterns=(PATTERNS[pattern],),
+            patterns=pre_tokenizer.patterns,
             special={name: len(tokens) + i for i, name in enumerate(special)},
             eos=END_OF_TEXT if END_OF_TEXT in special else None,
         )
