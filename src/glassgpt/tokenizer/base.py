@@ -1,7 +1,8 @@
 """The interface of all tokenizers, and the files that store one in a model folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from glassgpt.errors import TokenizerError
 FILES = ("tokenizer.json", "tokenizer.model")
 #: The token that ends a document.
 END_OF_TEXT = "<|endoftext|>"
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 class Tokenizer(Protocol):
@@ -42,30 +44,65 @@ class Tokenizer(Protocol):
         own = () if self.eos_token_id is None else (self.eos_token_id,)
         return tuple(dict.fromkeys(own + self.other_end_ids))
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Encode a text. The name of a special token in the text is plain text unless ``allow_special``.
+    def encode(
+        self,
+        text: str,
+        allow_special: bool | Collection[str] = False,
+        *,
+        forbid_special: bool | Collection[str] = False,
+    ) -> list[int]:
+        """Encode a text.
+
+        Args:
+            text: any valid Unicode. Two surrogates that are a pair are the character that they stand for.
+            allow_special: the special tokens whose names in the text become those tokens: all, none, or for example
+                ``{"<|endoftext|>"}``. The names of others are plain text. Never allow them in text that users write.
+            forbid_special: the names that raise an error if the text contains them: those of all special tokens that
+                are not allowed, none, or the names given.
 
         Raises:
-            TokenizerError: if this tokenizer cannot encode the text.
+            TokenizerError: if this tokenizer cannot encode the text, or has no such special token.
         """
+        text = join_surrogates(text)
+        return self._encode(text, self._allowed(text, allow_special, forbid_special))
+
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        allow_special: bool | Collection[str] = False,
+        *,
+        forbid_special: bool | Collection[str] = False,
+    ) -> list[list[int]]:
+        """Encode several texts, each by itself, as :meth:`encode` does."""
+        return [self.encode(text, allow_special, forbid_special=forbid_special) for text in texts]
+
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Encode one text that is given as plain parts with the ids of special tokens between them."""
+        return [i for part in parts for i in ([part] if isinstance(part, int) else self._encode(part, {}))]
 
     def encode_array(self, text: str) -> np.ndarray:
         """Encode a text to an int64 array ``[tokens]``; the fastest way for long texts."""
         return np.array(self.encode(text), dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids to text; special tokens become their names.
+        """Decode ids to text; special tokens become their names, ids without a token nothing.
 
         Raises:
-            TokenizerError: if an id is not in the vocabulary.
+            TokenizerError: if an id is not below ``vocab_size``.
         """
 
     def token_bytes(self, i: int) -> bytes:
         """The UTF-8 bytes of a token. Joining the bytes of all tokens gives the bytes of the text.
 
+        An id without a token (:meth:`unused_ids`) has none.
+
         Raises:
-            TokenizerError: if the id is not in the vocabulary.
+            TokenizerError: if the id is not below ``vocab_size``.
         """
+
+    def unused_ids(self) -> tuple[int, ...]:
+        """Ids below vocab_size that have no token."""
+        return ()
 
     def special_tokens(self) -> dict[str, str]:
         """Special tokens by role, for example ``{"eos_token": "<|endoftext|>"}``."""
@@ -78,12 +115,57 @@ class Tokenizer(Protocol):
     def files(self) -> dict[str, bytes]:
         """The files for a model folder, by name, in the formats of published tools; without tokenizer_config.json."""
 
+    def _encode(self, text: str, allowed: Mapping[str, int]) -> list[int]:
+        """Encode a text in which the names of these special tokens are those tokens."""
+        return self.encode_parts(split_at_names(text, allowed)) if allowed else self._encode_plain(text)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Encode a text without special tokens."""
+
+    def _allowed(
+        self, text: str, allow_special: bool | Collection[str], forbid_special: bool | Collection[str]
+    ) -> dict[str, int]:
+        """The ids of the special tokens that are allowed; raise if the text has a name that is forbidden."""
+        if not allow_special and not forbid_special:
+            return {}
+        ids = self.special_ids()
+        names = ids if allow_special is True else allow_special or ()
+        if unknown := [name for name in names if name not in ids]:
+            raise TokenizerError(
+                f"allow_special: {unknown[0]!r} is not a special token; there are {', '.join(ids) or 'none'}"
+            )
+        forbidden = (name for name in ids if name not in names) if forbid_special is True else forbid_special or ()
+        if found := next((name for name in forbidden if name in text), None):
+            raise TokenizerError(
+                f"the text has {found!r} at position {text.index(found)}, and forbid_special forbids it; remove it, "
+                "allow it (allow_special), or leave forbid_special out to encode it as plain text"
+            )
+        return {name: ids[name] for name in names}
+
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raise a TokenizerError if an id is not below ``vocab_size``."""
     if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
         raise TokenizerError(f"ids are from 0 to {vocab_size - 1}, got {wrong}")
+
+
+def join_surrogates(text: str) -> str:
+    """Replace surrogate pairs, as UTF-16 has them, by the characters that they stand for."""
+    try:
+        text.encode("utf-8")
+        return text  # the usual case
+    except UnicodeEncodeError:
+        return _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
+
+
+def split_at_names(text: str, ids: Mapping[str, int]) -> list[str | int]:
+    """Cut a text at the names of tokens, the longest first: the texts between, and the ids of those tokens."""
+    names, parts, begin = "|".join(map(re.escape, sorted(ids, key=len, reverse=True))), list[str | int](), 0
+    for match in re.finditer(names or "(?!)", text):
+        parts += [text[begin : match.start()], ids[match[0]]]
+        begin = match.end()
+    return [part for part in [*parts, text[begin:]] if part != ""]
 
 
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:

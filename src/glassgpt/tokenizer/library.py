@@ -6,7 +6,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from glassgpt.errors import MissingExtraError, TokenizerError
@@ -15,6 +15,8 @@ from glassgpt.tokenizer.bpe import bytelevel
 
 #: The character that SentencePiece writes for a space.
 SPACE = "\u2581"
+#: `normalizer_spec { add_dummy_prefix: false }`: protobuf merges it into the model's before it.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -59,28 +61,61 @@ class LibraryTokenizer(Tokenizer):
         self.bos_token_id = vocab.get(self._roles.get("bos_token", ""))
         decoders = _types(content.get("decoder"))
         self._byte_level, self._word_piece = "ByteLevel" in decoders, "WordPiece" in decoders
+        self._with_marks: dict[str, Any] = {}
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Encode a text, without adding special tokens.
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Encode one text that is given as plain parts with the ids of special tokens between them.
 
-        Raises:
-            TokenizerError: if the library cannot encode it.
+        The library encodes the whole at once, as it may treat the beginning of a text in another way, and the text
+        beside a token. The special tokens are there under names that the plain parts do not contain.
         """
-        self._library.encode_special_tokens = not allow_special
+        parts = list(parts)
+        plain = "".join(part for part in parts if isinstance(part, str))
+        mark = next(c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in plain)  # characters for private use
+        text = "".join(part if isinstance(part, str) else f"{mark}{part}{mark}" for part in parts)
+        encoding = self._run(self._library_with_marks(mark), text)
+        tokens = zip(encoding.ids, encoding.tokens, strict=True)
+        return [int(token.split(mark)[1]) if mark in token else i for i, token in tokens]
+
+    def _encode(self, text: str, allowed: Mapping[str, int]) -> list[int]:
+        if not allowed or len(allowed) < len(self._special):
+            return super()._encode(text, allowed)
+        self._library.encode_special_tokens = False
+        return list(self._run(self._library, text).ids)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        self._library.encode_special_tokens = True
+        return list(self._run(self._library, text).ids)
+
+    def _run(self, library: Any, text: str) -> Any:
         try:
-            return self._library.encode(text, add_special_tokens=False).ids
+            return library.encode(text, add_special_tokens=False)
         except BaseException as error:
             _raise_tokenizer_error("this text cannot be encoded", error)
 
+    def _library_with_marks(self, mark: str) -> Any:
+        """The library's tokenizer with other names for special tokens: the id between two marks."""
+        if mark not in self._with_marks:
+            import tokenizers
+
+            library = tokenizers.Tokenizer.from_str(self._library.to_str())
+            for i, token in self._library.get_added_tokens_decoder().items():
+                if token.special:
+                    flags = {flag: getattr(token, flag) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+                    library.add_tokens([tokenizers.AddedToken(f"{mark}{i}{mark}", special=False, **flags)])
+            library.encode_special_tokens = True  # their own names are plain text
+            self._with_marks = {mark: library}
+        return self._with_marks[mark]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text, with the decoder of the file."""
-        self._check_ids(ids)
+        check_ids(ids, self.vocab_size)
         return self._library.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, i: int) -> bytes:
         """The bytes of a token in the middle of a text."""
-        self._check_ids([i])
-        token = self._tokens[i]
+        check_ids([i], self.vocab_size)
+        token = self._tokens.get(i, "")
         if i in self._added:
             return token.encode("utf-8")
         if self._byte_level:
@@ -89,6 +124,10 @@ class LibraryTokenizer(Tokenizer):
             return (token.removeprefix("##") if token.startswith("##") else f" {token}").encode("utf-8")
         return _sentencepiece_bytes(token)
 
+    def unused_ids(self) -> tuple[int, ...]:
+        """Ids below vocab_size that have no token."""
+        return tuple(i for i in range(self.vocab_size) if i not in self._tokens)
+
     def special_tokens(self) -> dict[str, str]:
         """Special tokens by role."""
         return dict(self._roles)
@@ -96,11 +135,6 @@ class LibraryTokenizer(Tokenizer):
     def files(self) -> dict[str, bytes]:
         """The file that the tokenizer was read from."""
         return json_file(self.content)
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        check_ids(ids, self.vocab_size)
-        if missing := [i for i in ids if i not in self._tokens]:
-            raise TokenizerError(f"no token has the id {missing[0]}")
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -125,31 +159,35 @@ class SentencePieceTokenizer(Tokenizer):
         self._proto = proto
         try:
             self._library = sentencepiece.SentencePieceProcessor(model_proto=proto)
+            self._inside = sentencepiece.SentencePieceProcessor(model_proto=proto + _NO_DUMMY_PREFIX)
             tokens = list(map(self._library.id_to_piece, range(self._library.get_piece_size())))
         except (RuntimeError, TypeError, ValueError) as error:  # ValueError: a token is not UTF-8
             raise TokenizerError(f"the `sentencepiece` library cannot read it: {error}") from None
         if not tokens:
             raise TokenizerError("it has no tokens")
         self.vocab_size = len(tokens)
+        self._strips = not self._library.encode(" ")  # the spaces around a text
         self._special = {token: i for i, token in enumerate(tokens) if self._library.is_control(i)}
-        self._special_pattern = re.compile("(" + ("|".join(map(re.escape, self._special)) or "(?!)") + ")")
         self.eos_token_id = self._library.eos_id() if self._library.eos_id() >= 0 else None
         self.bos_token_id = self._library.bos_id() if self._library.bos_id() >= 0 else None
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Encode a text, without adding special tokens.
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Encode one text that is given as plain parts with the ids of special tokens between them.
 
-        Raises:
-            TokenizerError: if the library cannot encode it.
+        Only the first part gets the space that SentencePiece adds before a text; as in `transformers`.
         """
-        special = self._special if allow_special else {}
-        ids: list[int] = []
+        ids = list[int]()
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self._encode_plain(part, inside=bool(ids))
+        return ids
+
+    def _encode_plain(self, text: str, inside: bool = False) -> list[int]:
+        if inside and text.startswith(" ") and self._strips:
+            inside = False  # the added space is the text's own
         try:
-            for part in filter(None, self._special_pattern.split(text) if special else [text]):
-                ids += [special[part]] if part in special else self._library.encode(part)
+            return list((self._inside if inside else self._library).encode(text))
         except RuntimeError as error:  # a lone surrogate
             raise TokenizerError(f"this text cannot be encoded: {error}") from None
-        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text; control tokens become their names."""

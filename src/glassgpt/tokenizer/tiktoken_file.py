@@ -59,8 +59,9 @@ def read_tiktoken(path: Path, pattern: str | None = None) -> BPETokenizer:
     if settings is None and pattern is None:
         raise TokenizerError(
             f"{path} does not say how text is split, and its name is not that of a published file "
-            f"({', '.join(_PUBLISHED)}). Give its split pattern (tokenizer show and compare: --pattern; load_tokenizer: pattern), or "
-            f'write a file {_beside(path).name} beside it, for example {{"pat_str": "gpt2"}}'
+            f"({', '.join(_PUBLISHED)}). Give its split pattern (tokenizer show and compare: --pattern; "
+            f"load_tokenizer: pattern), or write a file {_beside(path).name} beside it, for example "
+            '{"pat_str": "gpt2"}'
         )
     settings = settings or Settings("", {END_OF_TEXT: 1 + max(ranks.values(), default=0)})
     try:
