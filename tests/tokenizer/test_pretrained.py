@@ -14,13 +14,13 @@ import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import ANY_TEXT, MIXED, MIXED_TEXT, plays
+from texts import ANY_TEXT, MIXED, MIXED_TEXT, gpt2, plays
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext import openai_public
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import BPETokenizer, Tokenizer, load, pretrained, save, specs
+from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load, pretrained, save, specs
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.library import LibraryTokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
@@ -295,6 +295,33 @@ def test_added_tokens_have_the_ids_that_tokenizers_gives_them(tmp_path: Path) ->
     ours = load(tmp_path)
     assert ours.encode("a<x>b", allow_special=True) == theirs.encode("a<x>b").ids
     assert ours.special_ids() == {"<x>": 600}
+
+
+WORDS_WITH_HOLES = {"model": {"type": "WordLevel", "vocab": {"a": 1, "b": 3, "[UNK]": 5}, "unk_token": "[UNK]"}}
+BPE_WITH_HOLES = BPETokenizer(BPEModel({bytes([i]): 2 * i for i in range(256)}, [], special={"</s>": 600}, eos="</s>"))
+
+
+@pytest.mark.parametrize("content", [WORDS_WITH_HOLES, BPE_WITH_HOLES.to_json()], ids=["words", "bytes"])
+@pytest.mark.parametrize("by_library", [True, False])
+def test_ids_without_a_token_are_named_and_empty(by_library: bool, content: Any, tmp_path: Path, cli: Any) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", **content}), encoding="utf-8")
+    ours, theirs = load(tmp_path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ours = LibraryTokenizer({"version": "1.0", **content}) if by_library else ours
+    holes = tuple(i for i in range(ours.vocab_size) if theirs.id_to_token(i) is None)
+    assert ours.unused_ids() == holes != () and all(ours.token_bytes(i) == b"" for i in holes)
+    assert ours.decode(holes) == ""
+    for i in (ours.vocab_size, -1):
+        with pytest.raises(TokenizerError, match="ids are from 0 to"):
+            ours.token_bytes(i)
+        with pytest.raises(TokenizerError, match="ids are from 0 to"):
+            ours.decode([i])
+    code, out, err = cli("tokenizer", "show", tmp_path / "tokenizer.json")
+    assert (code, err) == (0, "") and f"{len(holes)} ids below {ours.vocab_size} without a token" in out
+
+
+def test_tokenizers_without_holes_have_no_unused_ids(tmp_path: Path) -> None:
+    for tokenizer in (gpt2(), CharTokenizer.train("ab"), WordTokenizer.train("a b", vocab_size=5)):
+        assert tokenizer.unused_ids() == ()
 
 
 def test_converted_merges_work_with_both_engines() -> None:

@@ -308,14 +308,14 @@ class WordLevelTokenizer(Tokenizer):
         return content["model"].get("unk_token") == self.unk_token and all(content.get(k) == ours[k] for k in keys)
 
 
-def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str]:
-    """The tokens of a word-level ``tokenizer.json`` in the order of their ids.
+def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str] | None:
+    """The tokens of a word-level ``tokenizer.json`` in the order of their ids; None if the ids are not 0, 1, 2, ...
 
     Raises:
-        TokenizerError: if the ids are not 0, 1, 2, ...
+        TokenizerError: if the ids are not different whole numbers.
     """
     vocab = content["model"].get("vocab")
     ids = list(vocab.values()) if isinstance(vocab, dict) else []
-    if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
-        raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
-    return sorted(vocab, key=lambda token: vocab[token])
+    if not ids or any(type(i) is not int or i < 0 for i in ids) or len(set(ids)) < len(ids):
+        raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not different whole numbers")
+    return sorted(vocab, key=lambda token: vocab[token]) if max(ids) < len(ids) else None

@@ -59,7 +59,7 @@ class CharTokenizer(WordLevelTokenizer):
             TokenizerError: if the file is damaged.
         """
         tokens = word_level_tokens(content, path)
-        if any(len(token) != 1 for token in tokens):
+        if tokens is None or any(len(token) != 1 for token in tokens):
             return None
         tokenizer = cls(tokens)
         return tokenizer if tokenizer.equals_json(content) else None

@@ -52,6 +52,8 @@ class LibraryTokenizer(Tokenizer):
         if not vocab:
             raise TokenizerError("it has no tokens")
         self.vocab_size = 1 + max(vocab.values())
+        if self.vocab_size > 1 << 24:
+            raise TokenizerError(f"it has a token with the id {self.vocab_size - 1}; ids are below {1 << 24}")
         self._tokens = {i: token for token, i in vocab.items()}
         added = self._library.get_added_tokens_decoder()
         self._special = {token.content: i for i, token in added.items() if token.special}

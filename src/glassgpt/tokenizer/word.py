@@ -77,7 +77,7 @@ class WordTokenizer(WordLevelTokenizer):
         Raises:
             TokenizerError: if the file is damaged.
         """
-        words = word_level_tokens(content, path)
+        words = word_level_tokens(content, path) or []
         open_vocabulary = tuple(words[-len(SPECIAL) :]) == SPECIAL
         words = words[: -len(SPECIAL)] if open_vocabulary else words
         if not words:

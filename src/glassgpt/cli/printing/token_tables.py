@@ -112,9 +112,11 @@ def print_tokenizer(name: str, description: Mapping[str, Any]) -> None:
         f"{escaped(token.encode())} {i}" + (f" ({roles[token]})" if token in roles else "")
         for token, i in description["special_tokens"].items()
     ]
-    size = pluralize(description["vocab_size"], "token")
+    size = pluralize(description["vocab_size"] - description["unused_ids"], "token")
     if "merges" in description:
         size += f": 256 bytes, {pluralize(description['merges'], 'merge')}"
+    if description["unused_ids"]:
+        size += f"; {pluralize(description['unused_ids'], 'id')} below {description['vocab_size']:,} without a token"
     lines = [("kind", description["about"]), ("vocabulary", size), ("special tokens", ", ".join(special) or "none")]
     for token, i in description.get("added_tokens", {}).items():
         lines.append(("added token", f"{escaped(token.encode())} {i}"))
