@@ -180,7 +180,7 @@ class _ShortenedSource:
 
     def __init__(self, source: WeightSource, block_size: int):
         self.path, self.config, self.stored, self.notes = source.path, source.config, source.stored, source.notes
-        self.read, self.tokenizer, self.generation_config = source.read, source.tokenizer, source.generation_config
+        self.read, self.tokenizer = source.read, source.tokenizer
         config, family = describe(source)
         names = mapping.full_names(source.shapes, family)
         tables = {

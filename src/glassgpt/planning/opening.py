@@ -12,12 +12,14 @@ from glassgpt.data import TokenStream
 from glassgpt.errors import CheckpointError
 from glassgpt.model import GPT
 from glassgpt.planning import initial_model
+from glassgpt.planning.initial_model import find_initial_model
 from glassgpt.planning.run_plan import RunPlan, fill_derived_settings
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve, versions
 from glassgpt.seeds import derive_seed
 from glassgpt.tokenizer import load as load_tokenizer
 from glassgpt.tokenizer import specs
+from glassgpt.tokenizer.base import attach
 from glassgpt.training.checkpoint import (
     CheckpointWriter,
     Run,
@@ -166,6 +168,9 @@ def _trainer(
         load_weights(folder, model)
     elif config.train.init_from:
         initial_model.load_initial_weights(config, model)
+    if folder or config.train.init_from:  # the prepared corpus knows the tokens, but not how this model is used
+        own = load_tokenizer(folder) if folder else find_initial_model(config.train.init_from).source.tokenizer()
+        attach(stream.tokenizer, own.published)
     optimizers = Optimizers(model, config.optim, MasterWeights(model, runtime.dtype))
     state = load_training_state(folder, optimizers) if folder else TrainState()
     if processes.is_main:

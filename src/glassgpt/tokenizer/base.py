@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from glassgpt.errors import TokenizerError
+from glassgpt.tokenizer.published import TEMPLATE_FILE, TOKENIZER_CONFIG, PublishedSettings
 
 #: The tokenizer files of a model folder; the first that exists is read.
 FILES = ("tokenizer.json", "tokenizer.model")
@@ -26,6 +27,7 @@ class Tokenizer(Protocol):
         eos_token_id: the id that ends a document, or None.
         bos_token_id: the id that begins a document, or None.
         other_end_ids: more ids at which generation ends, as the model's generation_config.json lists them.
+        published: how the published model that this tokenizer came with is used; saving writes it again.
         can_encode_in_chunks: whether a text that is cut at :func:`glassgpt.tokenizer.pretokenize.safe_cut` and encoded
             part by part has the same ids as the whole text.
     """
@@ -35,6 +37,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None = None
     bos_token_id: int | None = None
     other_end_ids: tuple[int, ...] = ()
+    published: PublishedSettings = PublishedSettings()
     can_encode_in_chunks: bool
     _special: Mapping[str, int]  # the special tokens and their ids
 
@@ -108,6 +111,15 @@ class Tokenizer(Protocol):
         """Special tokens by role, for example ``{"eos_token": "<|endoftext|>"}``."""
         return {}
 
+    def roles(self) -> dict[str, str]:
+        """The special tokens that a chat template gets: :meth:`special_tokens`, and all that were published."""
+        return {**self.published.roles, **self.special_tokens()}
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of the token that fills up short rows, or None."""
+        return self.special_ids().get(self.roles().get("pad_token", ""))
+
     def special_ids(self) -> dict[str, int]:
         """The id of every special token."""
         return dict(self._special)
@@ -168,18 +180,31 @@ def split_at_names(text: str, ids: Mapping[str, int]) -> list[str | int]:
     return [part for part in [*parts, text[begin:]] if part != ""]
 
 
+def attach(tokenizer: Tokenizer, published: PublishedSettings) -> None:
+    """Give a tokenizer the settings that were published with it: the end tokens, and what saving keeps.
+
+    If no token has the role of BOS, the one that its ``post_processor`` puts first begins a document.
+    """
+    tokenizer.published = published
+    ends = (i for i in published.end_ids if 0 <= i < tokenizer.vocab_size and i != tokenizer.eos_token_id)
+    tokenizer.other_end_ids = tuple(dict.fromkeys(ends))
+    if tokenizer.bos_token_id is None:
+        tokenizer.bos_token_id = _first_id(getattr(tokenizer, "content", None) or {})
+
+
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which `tokenizers` and `AutoTokenizer` can load."""
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False,
-        **tokenizer.special_tokens(),
-    }
-    files = tokenizer.files()
-    if "tokenizer.json" not in files:
-        config["tokenizer_class"] = "LlamaTokenizer"  # the class that loads a SentencePiece tokenizer.model
-    for name, content in (files | json_file(config, "tokenizer_config.json")).items():
+    """Write the tokenizer's files, its ``tokenizer_config.json`` and chat template, which `AutoTokenizer` can load."""
+    published, files = tokenizer.published, tokenizer.files()
+    # LlamaTokenizer is the class that loads a SentencePiece tokenizer.model
+    config = {"clean_up_tokenization_spaces": False} | dict(published.tokenizer_config)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast" if "tokenizer.json" in files else "LlamaTokenizer"
+    config |= {"model_max_length": block_size, **tokenizer.roles()}
+    templates = dict(published.chat_templates)
+    if [*templates] == ["default"]:
+        files[TEMPLATE_FILE] = templates["default"].encode("utf-8")
+    elif templates:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    for name, content in (files | json_file(dict(sorted(config.items())), TOKENIZER_CONFIG)).items():
         (folder / name).write_bytes(content)
 
 
@@ -248,16 +273,25 @@ def bos_processor(bos: str, i: int) -> dict[str, Any]:
 def adds_bos_token(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer's model expects prompts that start with the BOS token, as Llama does.
 
-    Never for our own tokenizers; for a published one, if the `post_processor` of its tokenizer.json adds BOS. Encoding
-    a text does not add it: the caller does.
+    Never for our own tokenizers; for a published one, if the `post_processor` of its tokenizer.json adds BOS; without a
+    tokenizer.json, if its configuration says ``add_bos_token``. Encoding a text does not add it: the caller does.
     """
-    content = getattr(tokenizer, "content", None) or {}
+    content = getattr(tokenizer, "content", None)
+    if content is None:
+        return tokenizer.bos_token_id is not None and bool(tokenizer.published.tokenizer_config.get("add_bos_token"))
+    return tokenizer.bos_token_id is not None and _first_id(content) == tokenizer.bos_token_id
+
+
+def _first_id(content: Mapping[str, Any]) -> int | None:
+    """The id that the `post_processor` of a tokenizer.json puts before every text; None if it puts none."""
     processor = content.get("post_processor") or {}
     for step in (processor, *(processor.get("processors") or ())):
+        if step.get("type") in ("BertProcessing", "RobertaProcessing"):
+            return int(step["cls"][1])
         single = step.get("single") if step.get("type") == "TemplateProcessing" else None
         if isinstance(single, list) and single and "SpecialToken" in single[0]:
-            return single[0]["SpecialToken"].get("id") == tokenizer.special_tokens().get("bos_token")
-    return False
+            return int(step["special_tokens"][single[0]["SpecialToken"]["id"]]["ids"][0])
+    return None
 
 
 class WordLevelTokenizer(Tokenizer):

@@ -14,10 +14,10 @@ import regex
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import Tokenizer
+from glassgpt.tokenizer.published import read_templates
 
 #: One turn of a conversation: ``{"role": "user", "content": "Hello"}``.
 Message = Mapping[str, Any]
-TEMPLATE_FILE = "chat_template.jinja"
 
 
 def template_in(folder: Path) -> str | None:
@@ -26,16 +26,7 @@ def template_in(folder: Path) -> str | None:
     Raises:
         TokenizerError: if the file cannot be read.
     """
-    try:
-        if (folder / TEMPLATE_FILE).exists():
-            return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-        path = folder / "tokenizer_config.json"
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise TokenizerError(f"the chat template in {folder} cannot be read: {error}") from None
-    if isinstance(template, list):  # several, by name
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
+    return read_templates(folder).get("default")
 
 
 def render(template: str, messages: Sequence[Message], *, prompt: bool = True, **variables: Any) -> str:
@@ -53,7 +44,7 @@ def render(template: str, messages: Sequence[Message], *, prompt: bool = True, *
     import jinja2
 
     messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    defaults = {"tools": None, "documents": None, "bos_token": "", "eos_token": ""}
+    defaults = {"tools": None, "documents": None}
     try:
         program = _environment().from_string(template)
         return str(program.render({**defaults, **variables, "messages": messages, "add_generation_prompt": prompt}))
@@ -72,7 +63,7 @@ def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **o
         TokenizerError: as for :func:`render`; or if a message contains the name of a control token and the template
             changes the content of messages.
     """
-    options = tokenizer.special_tokens() | options
+    options = tokenizer.roles() | options
     text = render(template, messages, **options)
     contents = [message["content"] for message in messages if isinstance(message.get("content"), str)]
     ids = tokenizer.special_ids()

@@ -1,17 +1,20 @@
 """The tokenizer in a GGUF file, of the types ``gpt2`` (byte-level BPE) and ``llama`` (SentencePiece's BPE)."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from glassgpt import gguf_header
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer.base import Tokenizer, added_token, bos_processor, tokenizer_json
+from glassgpt.tokenizer.base import Tokenizer, added_token, attach, bos_processor, tokenizer_json
 from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.library import SPACE, LibraryTokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
+from glassgpt.tokenizer.published import PublishedSettings
 
 #: llama.cpp's names of pre-tokenizers (`tokenizer.ggml.pre`): split patterns, and `ignore_merges`. "smollm" and similar
 #: ones first split off every digit.
@@ -24,6 +27,21 @@ _PRE_TOKENIZERS: dict[str, tuple[tuple[str, ...], bool]] = {
 }
 #: Pre-tokenizers with BOS before every text, unless `tokenizer.ggml.add_bos_token` says otherwise.
 _ADDING_BOS = ("llama-bpe", "llama3", "llama-v3")
+#: The roles of tokens, and llama.cpp's keys of their ids.
+_ROLE_KEYS = {
+    f"{role}_token": f"tokenizer.ggml.{key}_token_id"
+    for role, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}.items()
+}
+#: The keys of the tokens that end a generation, in the order in which they are written.
+END_KEYS = tuple(f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot", "eom"))
+#: The control tokens at which llama.cpp ends a generation even if no key names them.
+_END_NAMES = (
+    *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>"),
+    *("<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>", "<eos>", "</s>"),
+)
+_TEMPLATE_KEY = "tokenizer.chat_template"
+#: The key of what llama.cpp has no keys for, as JSON: the settings that were published with the model.
+PUBLISHED_KEY = "glassgpt.published"
 #: Values of `tokenizer.ggml.token_type`.
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 
@@ -45,10 +63,10 @@ def tokenizer_from_metadata(path: Path, metadata: Mapping[str, Any]) -> Tokenize
     """
     kind = metadata.get("tokenizer.ggml.model")
     try:
-        if kind == "gpt2":
-            return _byte_level(metadata)
-        if kind == "llama":
-            return _sentencepiece_bpe(metadata)
+        if kind in ("gpt2", "llama"):
+            tokenizer: Tokenizer = _byte_level(metadata) if kind == "gpt2" else _sentencepiece_bpe(metadata)
+            attach(tokenizer, _published(metadata))
+            return tokenizer
     except (TokenizerError, KeyError, TypeError, ValueError, IndexError) as error:
         reason = error if isinstance(error, TokenizerError) else f"its tokenizer is damaged: {error!r}"
         raise TokenizerError(f"{path}: {reason}") from None
@@ -72,8 +90,32 @@ def pre_tokenizer_name(tokenizer: BPETokenizer) -> str:
 
 
 def _roles(metadata: Mapping[str, Any]) -> dict[str, int]:
-    keys = {"eos_token": "tokenizer.ggml.eos_token_id", "bos_token": "tokenizer.ggml.bos_token_id"}
-    return {role: int(metadata[key]) for role, key in keys.items() if key in metadata}
+    return {role: int(metadata[key]) for role, key in _ROLE_KEYS.items() if key in metadata}
+
+
+def published_json(published: PublishedSettings) -> str:
+    """The value of PUBLISHED_KEY; chat templates have keys of llama.cpp's."""
+    return json.dumps(asdict(replace(published, chat_templates={})), ensure_ascii=False)
+
+
+def _published(metadata: Mapping[str, Any]) -> PublishedSettings:
+    """The settings in a GGUF file: under glassgpt's own key, or as llama.cpp finds them."""
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    own = json.loads(metadata.get(PUBLISHED_KEY, "{}"))
+    settings = PublishedSettings(**own)
+    prefix = f"{_TEMPLATE_KEY}."
+    templates = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    templates |= {"default": metadata[_TEMPLATE_KEY]} if _TEMPLATE_KEY in metadata else {}
+    ends = [int(metadata[key]) for key in END_KEYS if key in metadata]
+    if not own:
+        ends += [i for i, name in enumerate(tokens) if name in _END_NAMES and types[i] == _CONTROL]
+    if ends and not settings.end_ids:
+        settings = replace(settings, token_ids={**settings.token_ids, "eos_token_id": list(dict.fromkeys(ends))})
+    return replace(
+        settings,
+        roles={**settings.roles, **{role: tokens[i] for role, i in _roles(metadata).items()}},
+        chat_templates={name: text for name, text in templates.items() if isinstance(text, str)},
+    )
 
 
 def _byte_level(metadata: Mapping[str, Any]) -> BPETokenizer:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from glassgpt.errors import MissingExtraError, TokenizerError
-from glassgpt.tokenizer.base import Tokenizer, check_ids, json_file
+from glassgpt.tokenizer.base import Tokenizer, check_ids, json_file, split_at_names
 from glassgpt.tokenizer.bpe import bytelevel
 
 #: The character that SentencePiece writes for a space.
@@ -144,6 +144,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
         proto: the bytes of a ``tokenizer.model``.
+        roles: special tokens by role; by default those that the model names.
+        added: tokens beside the model: names, ids, and whether they are special.
 
     Raises:
         MissingExtraError: if the library is not installed.
@@ -153,7 +155,12 @@ class SentencePieceTokenizer(Tokenizer):
     kind = "sentencepiece"
     can_encode_in_chunks = False  # it adds a space before every text
 
-    def __init__(self, proto: bytes):
+    def __init__(
+        self,
+        proto: bytes,
+        roles: Mapping[str, str] | None = None,
+        added: Mapping[str, tuple[int, bool]] | None = None,
+    ):
         try:
             import sentencepiece
         except ImportError:
@@ -167,11 +174,16 @@ class SentencePieceTokenizer(Tokenizer):
             raise TokenizerError(f"the `sentencepiece` library cannot read it: {error}") from None
         if not tokens:
             raise TokenizerError("it has no tokens")
-        self.vocab_size = len(tokens)
         self._strips = not self._library.encode(" ")  # the spaces around a text
         self._special = {token: i for i, token in enumerate(tokens) if self._library.is_control(i)}
-        self.eos_token_id = self._library.eos_id() if self._library.eos_id() >= 0 else None
-        self.bos_token_id = self._library.bos_id() if self._library.bos_id() >= 0 else None
+        self._special |= {name: i for name, (i, special) in (added or {}).items() if special}
+        self._plain = {name: i for name, (i, special) in (added or {}).items() if not special}
+        self._names = {i: name for name, i in {**self._special, **self._plain}.items()}
+        self._tokens = {**dict(enumerate(tokens)), **self._names}
+        self.vocab_size = 1 + max(self._tokens)
+        ids = {token: i for i, token in self._tokens.items()}
+        roles = self.own_roles() if roles is None else roles
+        self.eos_token_id, self.bos_token_id = (ids.get(roles.get(role, "")) for role in ("eos_token", "bos_token"))
 
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         """Encode one text that is given as plain parts with the ids of special tokens between them.
@@ -180,10 +192,15 @@ class SentencePieceTokenizer(Tokenizer):
         """
         ids = list[int]()
         for part in parts:
-            ids += [part] if isinstance(part, int) else self._encode_plain(part, inside=bool(ids))
+            for inner in [part] if isinstance(part, int) else split_at_names(part, self._plain):
+                ids += [inner] if isinstance(inner, int) else self._pieces(inner, inside=bool(ids))
         return ids
 
-    def _encode_plain(self, text: str, inside: bool = False) -> list[int]:
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.encode_parts([text])
+
+    def _pieces(self, text: str, inside: bool) -> list[int]:
+        """Encode a text without added tokens; ``inside``: one that does not begin the whole text."""
         if inside and text.startswith(" ") and self._strips:
             inside = False  # the added space is the text's own
         try:
@@ -192,25 +209,35 @@ class SentencePieceTokenizer(Tokenizer):
             raise TokenizerError(f"this text cannot be encoded: {error}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids to text; control tokens become their names."""
+        """Decode ids to text; control tokens and added tokens become their names."""
         check_ids(ids, self.vocab_size)
-        names, text, run = {i: name for name, i in self._special.items()}, "", list[int]()
+        text, run = "", list[int]()
         for i in ids:
-            if i in names:
-                text, run = text + self._library.decode(run) + names[i], []
-            else:
+            if i in self._names:
+                text, run = text + self._library.decode(run) + self._names[i], []
+            elif i in self._tokens:
                 run.append(i)
         return text + str(self._library.decode(run))
 
     def token_bytes(self, i: int) -> bytes:
         """The bytes of a token in the middle of a text."""
         check_ids([i], self.vocab_size)
-        return _sentencepiece_bytes(self._library.id_to_piece(i))
+        return self._names[i].encode("utf-8") if i in self._names else _sentencepiece_bytes(self._tokens.get(i, ""))
+
+    def unused_ids(self) -> tuple[int, ...]:
+        """Ids below vocab_size that have no token."""
+        return tuple(i for i in range(self.vocab_size) if i not in self._tokens)
+
+    def own_roles(self) -> dict[str, str]:
+        """The roles of tokens that the model itself names."""
+        library = self._library
+        ids = {"bos_token": library.bos_id(), "eos_token": library.eos_id(), "unk_token": library.unk_id()}
+        return {role: library.id_to_piece(i) for role, i in ids.items() if i >= 0}
 
     def special_tokens(self) -> dict[str, str]:
         """The BOS and EOS tokens, if there are any."""
         ids = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id}
-        return {role: self._library.id_to_piece(i) for role, i in ids.items() if i is not None}
+        return {role: self._tokens[i] for role, i in ids.items() if i is not None}
 
     def files(self) -> dict[str, bytes]:
         """The file that the tokenizer was read from."""

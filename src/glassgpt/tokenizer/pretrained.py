@@ -16,13 +16,14 @@ from typing import Any
 
 from glassgpt import assets
 from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
-from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, tokenizer_file_in
+from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, added_token, attach, tokenizer_file_in
 from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.gguf import read_gguf
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
+from glassgpt.tokenizer.published import TOKENIZER_CONFIG, added_tokens, read_json_object, read_published
 from glassgpt.tokenizer.tiktoken_file import read_tiktoken
 from glassgpt.tokenizer.word import WordTokenizer
 
@@ -66,11 +67,14 @@ def load(path: Path, pattern: str | None = None) -> Tokenizer:
 
 
 def _read_tokenizer_json(path: Path) -> Tokenizer:
-    """Read a ``tokenizer.json``, and the roles of its special tokens from ``tokenizer_config.json`` beside it."""
-    content = _read_json_object(path)
+    """Read a ``tokenizer.json``, and the settings that were published in the files beside it."""
+    own_content = read_json_object(path)
     try:
-        roles = _roles(path, {token["content"] for token in content.get("added_tokens") or []})
-        return _from_content(content, roles, path)
+        published = read_published(path.parent, own_content)
+        content = _with_role_tokens(own_content, published.roles)
+        tokenizer = _from_content(content, _roles(path, content, published.roles), path)
+        attach(tokenizer, published)
+        return tokenizer
     except GlassError as error:
         if isinstance(error, MissingExtraError) or str(path) in str(error):
             raise
@@ -93,36 +97,34 @@ def _from_content(content: Mapping[str, Any], roles: Mapping[str, str], path: Pa
     return LibraryTokenizer(content, roles)
 
 
-def _roles(path: Path, names: set[str]) -> dict[str, str]:
-    """The special tokens of a tokenizer.json by role, from the tokenizer_config.json beside it."""
-    roles: dict[str, str] = {}
-    config = path.with_name("tokenizer_config.json")
-    if config.exists():
-        for role, token in _read_json_object(config).items():
-            name = token.get("content") if isinstance(token, dict) else token
-            if role in ("bos_token", "eos_token", "unk_token", "pad_token") and name in names:
-                roles[role] = name
-    elif eos := next((name for name in _EOS_NAMES if name in names), None):
-        roles["eos_token"] = eos
+def _roles(path: Path, content: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, str]:
+    """The roles of the special tokens in a tokenizer.json; without a configuration, EOS is known by its name."""
+    names = {token["content"] for token in content.get("added_tokens") or []}
+    roles = {role: name for role, name in published.items() if name in names}
+    if "eos_token" not in roles and not path.with_name(TOKENIZER_CONFIG).exists():
+        known = [name for name in _EOS_NAMES if name in names]
+        return roles | ({"eos_token": known[0]} if known else {})
     return roles
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if "\\u" in text:
-            json.dumps(content, ensure_ascii=False).encode("utf-8")  # raises if there is a lone surrogate
-    except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} is damaged: it contains {type(content).__name__}, not an object")
-    return content
+def _with_role_tokens(content: Mapping[str, Any], roles: Mapping[str, str]) -> Mapping[str, Any]:
+    """Add the tokens with a role that are only in the vocabulary to the special tokens, as `transformers` does."""
+    added, vocab = content.get("added_tokens") or [], (content.get("model") or {}).get("vocab")
+    if not isinstance(vocab, dict):
+        return content
+    names = set(roles.values()).intersection(vocab).difference(token["content"] for token in added)
+    missing = [added_token(vocab[name], name, special=True) for name in sorted(names, key=vocab.__getitem__)]
+    return {**content, "added_tokens": [*added, *missing]} if missing else content
 
 
 def _read_sentencepiece(path: Path) -> SentencePieceTokenizer:
+    """Read a ``tokenizer.model``, and the tokens and settings that were published in the files beside it."""
     try:
-        return SentencePieceTokenizer(path.read_bytes())
+        proto = path.read_bytes()
+        published = read_published(path.parent, defaults=SentencePieceTokenizer(proto).own_roles())
+        tokenizer = SentencePieceTokenizer(proto, published.roles, added_tokens(published))
+        attach(tokenizer, published)
+        return tokenizer
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
     except TokenizerError as error:

@@ -22,7 +22,7 @@ from glassgpt import assets
 from glassgpt.errors import TokenizerError
 from glassgpt.files import Progress, path_exists, sha256_of
 from glassgpt.tokenizer import pretrained
-from glassgpt.tokenizer.base import FILES, Tokenizer, adds_bos_token, tokenizer_file_in
+from glassgpt.tokenizer.base import FILES, Tokenizer, adds_bos_token, attach, tokenizer_file_in
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.pretokenize import Texts
@@ -164,7 +164,9 @@ def with_eos_as_bos(tokenizer: Tokenizer) -> Tokenizer:
     if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is None:
         return tokenizer
     if isinstance(tokenizer, BPETokenizer):
-        return BPETokenizer(replace(tokenizer.model, bos=tokenizer.model.eos), tokenizer.content)
+        with_bos = BPETokenizer(replace(tokenizer.model, bos=tokenizer.model.eos), tokenizer.content)
+        attach(with_bos, tokenizer.published)
+        return with_bos
     if isinstance(tokenizer, WordTokenizer):
         tokenizer = copy.copy(tokenizer)
         tokenizer.bos_token_id = tokenizer.eos_token_id

@@ -23,6 +23,7 @@ from glassgpt.files import sha256_of, sync_to_disk
 from glassgpt.model import GPT
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.tokenizer.base import save as save_tokenizer
+from glassgpt.tokenizer.published import GENERATION_CONFIG
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import load_into
 from glassgpt.weights.sources import INDEX, SINGLE, FolderSource, reading
@@ -49,31 +50,33 @@ def save_model(
     state: dict[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    generation_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the files of a model into an existing folder.
 
     Args:
         folder: an existing folder.
         model: saved with its configuration.
-        tokenizer: saved with it.
+        tokenizer: saved with it, and with the settings that were published with it.
         native: whether to use glassgpt's own format, which can hold any configuration.
         card: the content of README.md; a short one by default.
         state: a state_dict to save instead of the model's own.
         dtype: of the saved weights; one of DTYPES.
         max_shard_bytes: weights of more bytes are saved as several files and an index.
-        generation_config: entries of generation_config.json; they override the tokenizer's special tokens.
 
     Raises:
         ConfigError: if no published family can express the model and ``native`` is not set.
     """
     config, state = model.config, state or model.state_dict()
     family = mapping.NATIVE_FAMILY if native else mapping.family_of(config)
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    entries = mapping.to_hf_config(config, family) | special
+    ends, published = tokenizer.end_token_ids, tokenizer.published
+    special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special["eos_token_id"] = list(ends) if len(ends) > 1 else next(iter(ends), None)
+    entries = mapping.to_hf_config(config, family) | special | published.ids_below(tokenizer.vocab_size)
     entries |= {"dtype": dtype_name(dtype), "torch_dtype": dtype_name(dtype), "glassgpt_version": __version__}
     write_json(folder / "config.json", entries)
-    write_json(folder / "generation_config.json", special | dict(generation_config or {}))
+    generation = dict(published.generation_config)
+    generation |= {key: ids for key, ids in special.items() if generation.get(key) is None}
+    write_json(folder / GENERATION_CONFIG, generation)
     _save_weights(folder, mapping.to_published(state, config, family), dtype, max_shard_bytes)
     save_tokenizer(tokenizer, folder, config.block_size)
     (folder / "README.md").write_text(card or _card(config), encoding="utf-8", newline="\n")

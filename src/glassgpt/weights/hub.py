@@ -20,7 +20,10 @@ from glassgpt.weights.sources import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE, some,
 #: The names without an organisation that are looked up on the hub; others could be mistyped names of runs.
 CLASSICS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 #: Fetched with the weights if they exist; of the tokenizers, the first.
-_SMALL = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE")
+_SMALL = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "LICENSE"),
+)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+|" + "|".join(CLASSICS) + r")(?:@(?P<revision>[\w./-]+))?")
 
@@ -110,7 +113,7 @@ def _fetch(name: HubName, token: str | None) -> Path:
         raise CheckpointError(f"{name} has no {SINGLE} or {OLD_SINGLE}, nor shards of them; it has {listed}")
     small = [file for file in _SMALL if file in files]
     small += [file for file in _TOKENIZERS if file in files][:1]
-    small += [file for file in files if file.startswith("LICENSE.")]
+    small += [file for file in files if file.startswith(("LICENSE.", "additional_chat_templates/"))]
     download = partial(snapshot_download, name.repo, revision=name.revision, token=token)
     folder = Path(download(allow_patterns=[*small, weights]))
     if weights in (INDEX, OLD_INDEX):

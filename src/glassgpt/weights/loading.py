@@ -68,13 +68,36 @@ def load_into(model: GPT, source: WeightSource) -> None:
 def describe(source: WeightSource) -> tuple[ModelConfig, Family]:
     """Read the configuration and family of a source's model.
 
+    If config.json ties the head to the token embedding, and the file has a head with other values, the file is right:
+    the model has a head of its own.
+
     Raises:
         CheckpointError: if this version cannot build the model that its config.json describes.
     """
     try:
-        return mapping.from_hf_config(source.config)
+        config, family = mapping.from_hf_config(source.config)
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{source.path}: config.json: {error}") from None
+    if config.tie_embeddings and _has_own_head(source, config, family):
+        config = replace(config, tie_embeddings=False)
+    return config, family
+
+
+def _has_own_head(source: WeightSource, config: ModelConfig, family: Family) -> bool:
+    """Whether a source has a head that differs from its token embedding; both are read in parts."""
+    names = mapping.full_names(source.shapes, family)
+    published = {place.ours: names.get(place.published) for place in mapping.placements(config, family)}
+    head, embedding = published["head.weight"], published["token_embedding.weight"]
+    if head is None or embedding is None:
+        return False
+    shape = source.shapes[head]
+    if shape != source.shapes[embedding]:
+        return True  # of another shape, which is reported
+    step = max(1, PART // max(1, 4 * math.prod(shape[1:])))
+    return not all(
+        torch.equal(*(source.read(name, start, start + step).float() for name in (head, embedding)))
+        for start in range(0, shape[0], step)
+    )
 
 
 def match_tensors(source: WeightSource, config: ModelConfig, family: Family) -> list[Placement]:

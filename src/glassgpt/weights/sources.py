@@ -67,9 +67,6 @@ class WeightSource(Protocol):
             TokenizerError: if it is missing or damaged.
         """
 
-    def generation_config(self) -> dict[str, Any]:
-        """Read generation_config.json: end tokens and sampling settings; empty if there is none."""
-
 
 class FolderSource:
     """A folder in the Hugging Face layout; see :class:`WeightSource`. Opening it reads only names and shapes.
@@ -113,11 +110,6 @@ class FolderSource:
     def tokenizer(self) -> Tokenizer:
         """As :meth:`WeightSource.tokenizer`."""
         return tokenizers.load(self.path)
-
-    def generation_config(self) -> dict[str, Any]:
-        """As :meth:`WeightSource.generation_config`."""
-        path = self.path / "generation_config.json"
-        return read_json(path) if path.exists() else {}
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from glassgpt import __version__
 from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.files import Progress
 from glassgpt.tokenizer import BPETokenizer
-from glassgpt.tokenizer.chat import TEMPLATE_FILE, template_in
+from glassgpt.tokenizer.chat import template_in
 from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 from glassgpt.weights.folder import dtype_name, save_model, write_folder
 from glassgpt.weights.gguf.export import write_gguf
@@ -37,7 +37,7 @@ def stored_dtype(source: WeightSource) -> torch.dtype:
 def to_folder(
     source: WeightSource, target: Path, *, dtype: torch.dtype | None = None, progress: Progress | None = None
 ) -> torch.dtype:
-    """Write a Hugging Face model folder, with the source's chat template and licence, atomically.
+    """Write a Hugging Face model folder, with all that the source says about its use, and its licence, atomically.
 
     Returns:
         The dtype of the weights: ``dtype``, or by default the source's own (:func:`stored_dtype`).
@@ -50,12 +50,8 @@ def to_folder(
     _refuse_existing(target)
     dtype = dtype or stored_dtype(source)
     model, tokenizer = load_source(source, dtype=dtype, progress=progress)
-    template, generation_config = chat_template(source), source.generation_config()
     with write_folder(target) as folder:
-        card = _card(source, dtype)
-        save_model(folder, model, tokenizer, dtype=dtype, generation_config=generation_config, card=card)
-        if template is not None:
-            (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="")
+        save_model(folder, model, tokenizer, dtype=dtype, card=_card(source, dtype))
         if source.path.is_dir():
             for path in source.path.glob("LICENSE*"):
                 (folder / path.name).write_bytes(path.read_bytes())
@@ -74,8 +70,7 @@ def to_gguf(source: WeightSource, target: Path, *, dtype: str = "f16", progress:
     _refuse_existing(target)
     model, tokenizer = load_source(source, dtype=stored_dtype(source), progress=progress)
     target.parent.mkdir(parents=True, exist_ok=True)
-    template = chat_template(source)
-    return write_gguf(target, model, tokenizer, dtype=dtype, chat_template=template, progress=progress)
+    return write_gguf(target, model, tokenizer, dtype=dtype, progress=progress)
 
 
 def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:

@@ -22,7 +22,8 @@ from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, Tokenizer
 from glassgpt.tokenizer.base import adds_bos_token
 from glassgpt.tokenizer.bpe import bytelevel
-from glassgpt.tokenizer.gguf import pre_tokenizer_name
+from glassgpt.tokenizer.gguf import END_KEYS, PUBLISHED_KEY, pre_tokenizer_name, published_json
+from glassgpt.tokenizer.published import PublishedSettings
 from glassgpt.weights import mapping
 from glassgpt.weights.families.family import Family
 from glassgpt.weights.gguf.reading import import_gguf
@@ -48,7 +49,6 @@ def write_gguf(
     tokenizer: Tokenizer,
     *,
     dtype: str = "f16",
-    chat_template: str | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Write a model to a .gguf file, atomically.
@@ -56,9 +56,8 @@ def write_gguf(
     Args:
         path: of the file, in an existing folder; its name is the model's.
         model: of a family that llama.cpp supports.
-        tokenizer: byte-level BPE.
+        tokenizer: byte-level BPE; written with its chat templates and end tokens.
         dtype: of the matrices: f32, f16, bf16 or q8_0 (f16 if the row length is not a multiple of 32).
-        chat_template: a Jinja template.
         progress: called as tensors are written.
 
     Returns:
@@ -86,8 +85,6 @@ def write_gguf(
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             _add_config(writer, gguf, config, family, architecture)
             _add_tokenizer(writer, tokenizer, config.vocab_size)
-            if chat_template:
-                writer.add_chat_template(chat_template)
             _add_tensors(writer, gguf, model, architecture, dtype, progress)
         finally:
             writer.close()
@@ -114,6 +111,11 @@ def _notes(config: ModelConfig, family: Family, tokenizer: Tokenizer) -> list[st
     if isinstance(tokenizer, BPETokenizer) and tokenizer.model.normal_form:
         notes.append(
             f"llama.cpp skips this tokenizer's first step, the normalisation to form {tokenizer.model.normal_form}"
+        )
+    if more := tokenizer.end_token_ids[len(END_KEYS) :]:
+        notes.append(
+            f"a .gguf file has {len(END_KEYS)} tokens that end a text, and this model more: llama.cpp may not end at "
+            f"the ids {', '.join(map(str, more))}"
         )
     return notes
 
@@ -166,11 +168,21 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_token_list([token for token, _ in listed])
     writer.add_token_types([kind for _, kind in listed])
     writer.add_token_merges([" ".join(map(bytelevel.bytes_to_unicode, merge)) for merge in model.merges])
-    if tokenizer.bos_token_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_token_id)
-    if tokenizer.eos_token_id is not None:
-        writer.add_eos_token_id(tokenizer.eos_token_id)
+    roles, ids = tokenizer.roles(), tokenizer.special_ids()
+    written = {"bos": tokenizer.bos_token_id, "pad": tokenizer.pad_token_id, "unk": ids.get(roles.get("unk_token", ""))}
+    for role, i in written.items():
+        if i is not None:
+            getattr(writer, f"add_{role}_token_id")(i)
+    for key, i in zip(END_KEYS, tokenizer.end_token_ids, strict=False):
+        writer.add_uint32(key, i)
     writer.add_add_bos_token(adds_bos_token(tokenizer))
+    published = tokenizer.published
+    if published != PublishedSettings():
+        writer.add_string(PUBLISHED_KEY, published_json(published))
+    if published.chat_templates:
+        writer.add_chat_template(
+            [{"name": name, "template": template} for name, template in published.chat_templates.items()]
+        )
 
 
 def _add_tensors(

@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,10 +100,6 @@ class GGUFSource:
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer in the file, as :func:`tokenizer_from_metadata`."""
         return tokenizer_from_metadata(self.path, self.header.metadata)
-
-    def generation_config(self) -> dict[str, Any]:
-        """Give the special tokens, the only part of a generation_config.json that GGUF has."""
-        return {key: self.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in self.config}
 
     def chat_template(self) -> str | None:
         """Give the chat template in the file; None if there is none."""
