@@ -147,12 +147,14 @@ def test_a_control_name_in_a_message_changes_no_token_of_the_others(name: str) -
             assert tokenizer.decode(own).strip() == said.strip()
 
 
-def test_text_after_a_control_token_is_encoded_as_by_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("legacy", [False, True])
+def test_text_after_a_control_token_is_encoded_as_by_transformers(legacy: bool, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    ours = sentencepiece_model()
-    save(ours, tmp_path, 64)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    save(sentencepiece_model(), tmp_path, 64)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": legacy}), encoding="utf-8")
+    ours, theirs = load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     for text in ("<s>the cat</s> sat</s>on <s>", "the<s> cat", "you</s>  say\n</s>\n", "<s> the", ""):
         assert ours.encode(text, allow_special=True) == theirs(text, add_special_tokens=False)["input_ids"]
 

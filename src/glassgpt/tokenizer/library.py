@@ -188,12 +188,13 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         """Encode one text that is given as plain parts with the ids of special tokens between them.
 
-        Only the first part gets the space that SentencePiece adds before a text; as in `transformers`.
+        As in `transformers`, only the first part gets the space that SentencePiece adds before a text; or all of them,
+        if tokenizer_config.json has ``legacy``.
         """
-        ids = list[int]()
+        ids, always = list[int](), bool(self.published.tokenizer_config.get("legacy"))
         for part in parts:
             for inner in [part] if isinstance(part, int) else split_at_names(part, self._plain):
-                ids += [inner] if isinstance(inner, int) else self._pieces(inner, inside=bool(ids))
+                ids += [inner] if isinstance(inner, int) else self._pieces(inner, inside=bool(ids) and not always)
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:

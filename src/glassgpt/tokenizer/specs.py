@@ -103,7 +103,8 @@ def identity_of(tokenizer: Tokenizer) -> str:
     for name, content in sorted(tokenizer.files().items()):
         parts.update(f"{name} {len(content)}\n".encode() + content)
     ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, adds_bos_token(tokenizer)]
-    parts.update(json.dumps([tokenizer.special_tokens(), *ids], sort_keys=True).encode())
+    beside_model = [tokenizer.published.tokenizer_config.get(key) for key in ("added_tokens_decoder", "legacy")]
+    parts.update(json.dumps([tokenizer.special_tokens(), *ids, *beside_model], sort_keys=True).encode())
     return f"loaded {parts.hexdigest()}"
 
 
