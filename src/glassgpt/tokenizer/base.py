@@ -9,10 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from glassgpt.errors import TokenizerError
+from glassgpt.files import path_exists
 from glassgpt.tokenizer.published import TEMPLATE_FILE, TOKENIZER_CONFIG, PublishedSettings
 
 #: The tokenizer files of a model folder; the first that exists is read.
 FILES = ("tokenizer.json", "tokenizer.model")
+#: The two files of older folders, as GPT-2's first.
+OLDER_FILES = ("vocab.json", "merges.txt")
 #: The token that ends a document.
 END_OF_TEXT = "<|endoftext|>"
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -214,10 +217,16 @@ def tokenizer_file_in(folder: Path) -> Path:
     Raises:
         TokenizerError: if there is none.
     """
-    for name in FILES:
-        if (folder / name).exists():
-            return folder / name
+    if file := find_tokenizer_file(folder):
+        return file
     raise TokenizerError(f"{folder} has no tokenizer.json; a model folder must contain its tokenizer")
+
+
+def find_tokenizer_file(folder: Path) -> Path | None:
+    """The tokenizer file of a folder, or None. Of the older layout vocab.json and merges.txt, it is the first."""
+    if file := next((folder / name for name in FILES if path_exists(folder / name)), None):
+        return file
+    return folder / "vocab.json" if all(path_exists(folder / name) for name in OLDER_FILES) else None
 
 
 def json_file(content: Mapping[str, Any], name: str = "tokenizer.json") -> dict[str, bytes]:

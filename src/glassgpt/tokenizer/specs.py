@@ -6,7 +6,7 @@
 ``word:N``     its most frequent words, ``<|unk|>`` and ``<|endoftext|>``: N tokens
 ``bpe:N``      byte-level BPE trained on the training split of the text: N tokens including ``<|endoftext|>``
 ``gpt2``       GPT-2's tokenizer
-a path         a file (tokenizer.json, .tiktoken, .gguf, tokenizer.model), a folder with one, or a run
+a path         a file (tokenizer.json, .tiktoken, .gguf, tokenizer.model, vocab.json), a folder with one, or a run
 =============  =====================================================================================================
 """
 
@@ -22,7 +22,7 @@ from glassgpt import assets
 from glassgpt.errors import TokenizerError
 from glassgpt.files import Progress, path_exists, sha256_of
 from glassgpt.tokenizer import pretrained
-from glassgpt.tokenizer.base import FILES, Tokenizer, adds_bos_token, attach, tokenizer_file_in
+from glassgpt.tokenizer.base import Tokenizer, adds_bos_token, attach, find_tokenizer_file, tokenizer_file_in
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.pretokenize import Texts
@@ -207,7 +207,7 @@ def load(spec: Spec, pattern: str | None = None) -> Tokenizer:
 def _tokenizer_folder(path: Path) -> Path | None:
     """The folder with the tokenizer: this one, or the best or last checkpoint of a run; None if there is none."""
     folders = (path, path / "best", path / "last")
-    return next((folder for folder in folders if any(path_exists(folder / name) for name in FILES)), None)
+    return next(filter(find_tokenizer_file, folders), None)
 
 
 def _existing_file(spec: Spec) -> Path:

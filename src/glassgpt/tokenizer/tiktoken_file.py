@@ -76,7 +76,7 @@ def from_ranks(ranks: Mapping[bytes, int], settings: Settings) -> BPETokenizer:
     Raises:
         TokenizerError: if they do not fit together.
     """
-    merges, ignore_merges = _merges_from_ranks(ranks)
+    merges, ignore_merges = merges_from_ranks(ranks)
     model = BPEModel(
         ranks, merges, (split_pattern(settings.pattern),), settings.special, settings.added, settings.eos, settings.bos,
         ignore_merges,
@@ -132,7 +132,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _merges_from_ranks(ranks: Mapping[bytes, int]) -> tuple[list[tuple[bytes, bytes]], bool]:
+def merges_from_ranks(ranks: Mapping[bytes, int]) -> tuple[list[tuple[bytes, bytes]], bool]:
     """Find merges that give the same ids as ranks, and whether this takes `ignore_merges`.
 
     tiktoken joins the neighbours whose joined bytes have the lowest rank. If every token was learned as a pair, merging
