@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load, pretrained, save, specs
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe.tokenizer import require_bpe
 from glassgpt.tokenizer.library import LibraryTokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
 from glassgpt.tokenizer.tiktoken_file import tiktoken_files
@@ -322,6 +323,43 @@ def test_ids_without_a_token_are_named_and_empty(by_library: bool, content: Any,
 def test_tokenizers_without_holes_have_no_unused_ids(tmp_path: Path) -> None:
     for tokenizer in (gpt2(), CharTokenizer.train("ab"), WordTokenizer.train("a b", vocab_size=5)):
         assert tokenizer.unused_ids() == ()
+
+
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+THINK = {"id": 256, "content": "<think>", "special": False, **FLAGS}
+END = {"id": 257, "content": "<end>", "special": True, **FLAGS}
+BYTES_JSON = BPETokenizer.train("a", 256, special=()).to_json()
+NOT_PLAIN: dict[str, tuple[dict[str, Any], str]] = {
+    "beside another": ({"added_tokens": [{**THINK, "normalized": True}, END]}, "has normalized: true, and may"),
+    "normalized": (
+        {"added_tokens": [{**THINK, "normalized": True}], "normalizer": {"type": "NFC"}},
+        "'<think>' has normalized: true, and there is a normalizer",
+    ),
+    "strips": ({"added_tokens": [{**THINK, "lstrip": True}]}, "its added token '<think>' has lstrip: true"),
+    "numbers": ({"added_tokens": [{**THINK, "id": 300}]}, "gets another id than 300"),
+    "a normalizer": ({"normalizer": {"type": "Lowercase"}}, "its normalizer is Lowercase"),
+    "prefix": (
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        "has the step ByteLevel (add_prefix_space: true",
+    ),
+    "no pre-tokenizer": ({"pre_tokenizer": None}, "it has no pre-tokenizer"),
+    "byte fallback": ({"model": {**BYTES_JSON["model"], "byte_fallback": True}}, "its model has byte_fallback"),
+    "another model": ({"model": {"type": "WordPiece", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}}, "its model is of the type WordPiece"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_export_says_why_a_tokenizer_is_not_plain_byte_level_bpe(name: str, tmp_path: Path) -> None:
+    changes, said = NOT_PLAIN[name]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(BYTES_JSON | changes), encoding="utf-8")
+    ours = load(tmp_path)
+    assert isinstance(ours, LibraryTokenizer)
+    with pytest.raises(
+        TokenizerError, match="tiktoken runs plain byte-level BPE, and this tokenizer is not: "
+    ) as caught:
+        require_bpe(ours, "tiktoken runs")
+    assert said in str(caught.value)
 
 
 def test_converted_merges_work_with_both_engines() -> None:

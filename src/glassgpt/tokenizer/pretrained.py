@@ -106,7 +106,7 @@ def _from_content(content: Mapping[str, Any], roles: Mapping[str, str], path: Pa
         if tokenizer:
             tokenizer.bos_token_id = tokenizer.special_ids().get(roles.get("bos_token", ""))
             return tokenizer
-    elif bpe := bytelevel.from_json(content, eos=roles.get("eos_token"), bos=roles.get("bos_token")):
+    elif not isinstance(bpe := bytelevel.from_json(content, roles.get("eos_token"), roles.get("bos_token")), str):
         return BPETokenizer(bpe, content)
     return LibraryTokenizer(content, roles)
 

@@ -8,6 +8,7 @@ from glassgpt import __version__
 from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.files import Progress
 from glassgpt.tokenizer import BPETokenizer
+from glassgpt.tokenizer.bpe.tokenizer import require_bpe
 from glassgpt.tokenizer.chat import template_in
 from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 from glassgpt.weights.folder import dtype_name, save_model, write_folder
@@ -84,12 +85,7 @@ def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
         CheckpointError: if a file exists.
     """
     _refuse_existing(target)
-    tokenizer = source.tokenizer()
-    if not isinstance(tokenizer, BPETokenizer):
-        raise TokenizerError(
-            f"tiktoken runs byte-level BPE, and this tokenizer is of the kind {tokenizer.kind!r}: train with "
-            "tokenizer=bpe:N, or use the tokenizer.json of export --to hf"
-        )
+    tokenizer = require_bpe(source.tokenizer(), "tiktoken runs")
     if len(tokenizer.model.patterns) > 1 or tokenizer.model.normal_form:
         raise TokenizerError(
             "tiktoken splits text by one pattern, without normalising it; this tokenizer has several steps"

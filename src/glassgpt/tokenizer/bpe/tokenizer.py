@@ -351,3 +351,19 @@ class BPETokenizer(Tokenizer):
                     if neighbours in self._ranks:
                         heapq.heappush(heap, (self._ranks[neighbours], first, neighbours))
         return [ord(token) for token in tokens if token is not None]
+
+
+def require_bpe(tokenizer: Tokenizer, purpose: str) -> BPETokenizer:
+    """Return a tokenizer that is plain byte-level BPE; ``purpose`` begins the message, as in "tiktoken runs".
+
+    Raises:
+        TokenizerError: if it is not, with the reason.
+    """
+    if isinstance(tokenizer, BPETokenizer):
+        return tokenizer
+    content = getattr(tokenizer, "content", None)
+    reason = bytelevel.from_json(content) if content else f"it is of the kind {tokenizer.kind!r}"
+    raise TokenizerError(
+        f"{purpose} plain byte-level BPE, and this tokenizer is not: {reason}. Train with tokenizer=bpe:N, or use the "
+        "tokenizer.json of export --to hf"
+    )
