@@ -327,10 +327,10 @@ def test_tokenizers_without_holes_have_no_unused_ids(tmp_path: Path) -> None:
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 THINK = {"id": 256, "content": "<think>", "special": False, **FLAGS}
-END = {"id": 257, "content": "<end>", "special": True, **FLAGS}
+STOP = {"id": 257, "content": "<stop>", "special": True, **FLAGS}
 BYTES_JSON = BPETokenizer.train("a", 256, special=()).to_json()
 NOT_PLAIN: dict[str, tuple[dict[str, Any], str]] = {
-    "beside another": ({"added_tokens": [{**THINK, "normalized": True}, END]}, "has normalized: true, and may"),
+    "beside another": ({"added_tokens": [{**THINK, "normalized": True}, STOP]}, "has normalized: true, and may"),
     "normalized": (
         {"added_tokens": [{**THINK, "normalized": True}], "normalizer": {"type": "NFC"}},
         "'<think>' has normalized: true, and there is a normalizer",
