@@ -21,6 +21,8 @@ from glassgpt.model import GPT
 from glassgpt.planning import opening, run_plan
 from glassgpt.runtime import Runtime
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer
+from glassgpt.tokenizer.base import attach
+from glassgpt.tokenizer.published import PublishedSettings
 from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
 from glassgpt.weights.folder import save_model, write_folder
@@ -236,6 +238,13 @@ def test_two_processes_go_on_as_one(tmp_path: Path, prose: str, text_file: Path)
 
 def test_a_bpe_model_goes_on_with_its_own_tokens(tmp_path: Path, prose: str, text_file: Path) -> None:
     tokenizer = BPETokenizer.train(prose, 300)
+    settings = PublishedSettings(
+        roles={"pad_token": "<|endoftext|>", "unk_token": "<none>"},
+        tokenizer_config={"padding_side": "left"},
+        chat_templates={"default": "{{ messages[0].content }}{{ pad_token }}"},
+        generation_config={"eos_token_id": [299, 7], "temperature": 0.6},
+    )
+    attach(tokenizer, settings)
     model = GPT(dataclasses.replace(CLASSIC, vocab_size=300))
     model.init_weights(0)
     with write_folder(tmp_path / "m") as temporary:
@@ -243,3 +252,10 @@ def test_a_bpe_model_goes_on_with_its_own_tokens(tmp_path: Path, prose: str, tex
     run = trained(tmp_path / "m", text_file)
     assert load_model(run.best)[1].encode(prose) == tokenizer.encode(prose)
     assert len(run.provenance()["init"]["sha256"]) > 1
+    api.resume(run.path, {"train": {"steps": run.config().train.steps + 1}})
+    for folder in (run.best, run.last):
+        again = load_model(folder)[1]
+        assert again.end_token_ids == (299, 7) and again.roles() == tokenizer.roles()
+        assert again.published.chat_templates == settings.chat_templates
+        assert again.published.tokenizer_config["padding_side"] == "left"
+        assert again.published.generation_config["temperature"] == 0.6

@@ -19,11 +19,14 @@ import torch
 from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError, GlassError, MissingExtraError, TokenizerError
+from glassgpt.gguf_header import read_header
 from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
-from glassgpt.tokenizer.base import adds_bos_token, bos_processor
+from glassgpt.tokenizer.base import adds_bos_token, attach, bos_processor
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel, to_json
+from glassgpt.tokenizer.gguf import tokenizer_from_metadata
 from glassgpt.tokenizer.pretokenize import PATTERNS
+from glassgpt.tokenizer.published import PublishedSettings
 from glassgpt.weights import mapping
 from glassgpt.weights.gguf.export import write_gguf
 from glassgpt.weights.gguf.reading import GGUFSource
@@ -77,6 +80,13 @@ def tokenizer() -> BPETokenizer:
     return BPETokenizer.train(text, 300, special=special)
 
 
+def chatting(**settings: Any) -> BPETokenizer:
+    """The tokenizer of a chat model."""
+    ours = BPETokenizer(tokenizer().model)
+    attach(ours, PublishedSettings(chat_templates={"default": CHAT}, **settings))
+    return ours
+
+
 def model_of(which: str, **changes: Any) -> GPT:
     """A random model: nothing at zero, nothing at one, every bias and norm takes part."""
     model = GPT(ModelConfig(**{"vocab_size": tokenizer().vocab_size, **CASES[which], **changes})).eval()
@@ -102,14 +112,32 @@ def ids(T: int = 100) -> torch.Tensor:
 @pytest.mark.parametrize("which", CASES)
 def test_a_written_file_loads_byte_for_byte(which: str, tmp_path: Path) -> None:
     model = model_of(which)
-    source = written(tmp_path / "a.gguf", model, chat_template=CHAT)
+    source = written(tmp_path / "a.gguf", model, tokenizer=chatting())
     again, its_tokenizer = load_source(source)
     assert describe(source)[0] == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name].view(torch.int32), tensor.view(torch.int32)), name
     assert isinstance(its_tokenizer, BPETokenizer) and its_tokenizer.model == tokenizer().model
     assert source.chat_template() == CHAT
-    assert source.generation_config() == {"eos_token_id": tokenizer().eos_token_id}
+    assert its_tokenizer.published == chatting().published
+
+
+def test_end_tokens_have_three_keys_and_names(tmp_path: Path) -> None:
+    """As llama.cpp finds them: under the keys of eos, eot and eom, and control tokens with certain names."""
+    path, model = tmp_path / "a.gguf", model_of("llama")
+    ends = [tokenizer().eos_token_id, 7, 8, 9]
+    ours = chatting(generation_config={"eos_token_id": ends, "temperature": 0.6}, roles={"pad_token": "<|im_start|>"})
+    assert "at the ids 9" in write_gguf(path, model, ours, dtype="f32")[0]
+    metadata = read_header(path, CheckpointError).metadata
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id", "padding_token_id")
+    assert [metadata[f"tokenizer.ggml.{key}"] for key in keys] == [*ends[:3], ours.pad_token_id]
+    assert tokenizer_from_metadata(path, metadata).end_token_ids == tuple(ends)
+    del metadata["glassgpt.published"]  # as another program writes the file
+    tokens = metadata["tokenizer.ggml.tokens"]
+    for name, expected in (("<|eot_id|>", [*ends[:3], ours.pad_token_id]), ("<|other|>", ends[:3])):
+        tokens[ours.pad_token_id] = name
+        assert tokenizer_from_metadata(path, metadata).end_token_ids == tuple(expected)
+        assert tokenizer_from_metadata(path, metadata).roles()["pad_token"] == name
 
 
 @pytest.mark.parametrize("which", PLAIN)

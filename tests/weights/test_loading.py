@@ -201,12 +201,21 @@ def test_constants_in_old_files_are_ignored(tmp_path: Path) -> None:
         load_model(folder)
 
 
-def test_a_tied_head_in_the_file_is_ignored(tmp_path: Path) -> None:
-    """As in `transformers`: config.json decides."""
-    folder, idx = from_elsewhere(tmp_path / "m", QWEN2), torch.arange(9)[None]
+def test_a_head_in_the_file_of_a_tied_model(tmp_path: Path) -> None:
+    """The token embedding again changes nothing; another head is the model's own, and has to have its shape."""
+    folder, idx, expected = from_elsewhere(tmp_path / "m", QWEN2), torch.arange(9)[None], random_model(QWEN2)
     weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"lm_head.weight": torch.zeros(9, 32)}, folder / "model.safetensors")
-    assert torch.equal(load_model(folder)[0](idx), random_model(QWEN2)(idx))
+    head = weights["model.embed_tokens.weight"]
+    save_file(weights | {"lm_head.weight": head.clone()}, folder / "model.safetensors")
+    model = load_model(folder)[0]
+    assert model.config.tie_embeddings and torch.equal(model(idx), expected(idx))
+    save_file(weights | {"lm_head.weight": head.flip(0).contiguous()}, folder / "model.safetensors")
+    model = load_model(folder)[0]
+    assert not model.config.tie_embeddings
+    torch.testing.assert_close(model(idx), expected(idx).flip(-1))
+    save_file(weights | {"lm_head.weight": head[1:].clone()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 of another shape\n.*lm_head\.weight *\[8, 32\], expected \[9, 32\]"):
+        load_model(folder)
 
 
 # --- the side-by-side table

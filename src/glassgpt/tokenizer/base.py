@@ -30,6 +30,7 @@ class Tokenizer(Protocol):
         eos_token_id: the id that ends a document, or None.
         bos_token_id: the id that begins a document, or None.
         other_end_ids: more ids at which generation ends, as the model's generation_config.json lists them.
+        content: of the tokenizer.json that it was read from, or None.
         published: how the published model that this tokenizer came with is used; saving writes it again.
         can_encode_in_chunks: whether a text that is cut at :func:`glassgpt.tokenizer.pretokenize.safe_cut` and encoded
             part by part has the same ids as the whole text.
@@ -40,6 +41,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None = None
     bos_token_id: int | None = None
     other_end_ids: tuple[int, ...] = ()
+    content: Mapping[str, Any] | None = None
     published: PublishedSettings = PublishedSettings()
     can_encode_in_chunks: bool
     _special: Mapping[str, int]  # the special tokens and their ids
@@ -191,23 +193,33 @@ def attach(tokenizer: Tokenizer, published: PublishedSettings) -> None:
     tokenizer.published = published
     ends = (i for i in published.end_ids if 0 <= i < tokenizer.vocab_size and i != tokenizer.eos_token_id)
     tokenizer.other_end_ids = tuple(dict.fromkeys(ends))
+    content, bos = tokenizer.content or {}, tokenizer.special_tokens().get("bos_token")
+    first = _first_id(content)
     if tokenizer.bos_token_id is None:
-        tokenizer.bos_token_id = _first_id(getattr(tokenizer, "content", None) or {})
+        tokenizer.bos_token_id = first
+    elif content and first is None and bos and published.tokenizer_config.get("add_bos_token"):
+        processor = bos_processor(bos, tokenizer.bos_token_id)  # as a tokenizer.json says it
+        tokenizer.content = {**content, "post_processor": processor}
 
 
 def save(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     """Write the tokenizer's files, its ``tokenizer_config.json`` and chat template, which `AutoTokenizer` can load."""
     published, files = tokenizer.published, tokenizer.files()
-    # LlamaTokenizer is the class that loads a SentencePiece tokenizer.model
-    config = {"clean_up_tokenization_spaces": False} | dict(published.tokenizer_config)
-    config["tokenizer_class"] = "PreTrainedTokenizerFast" if "tokenizer.json" in files else "LlamaTokenizer"
-    config |= {"model_max_length": block_size, **tokenizer.roles()}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    if "tokenizer.json" not in files:  # the class that loads a SentencePiece tokenizer.model; it would pad on the left
+        config |= {"tokenizer_class": "LlamaTokenizer", "padding_side": "right"}
+    config |= dict(sorted(published.tokenizer_config.items()))
+    config |= tokenizer.special_tokens() | dict(sorted(tokenizer.roles().items()))
     templates = dict(published.chat_templates)
     if [*templates] == ["default"]:
         files[TEMPLATE_FILE] = templates["default"].encode("utf-8")
     elif templates:
         config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
-    for name, content in (files | json_file(dict(sorted(config.items())), TOKENIZER_CONFIG)).items():
+    for name, content in (files | json_file(config, TOKENIZER_CONFIG)).items():
         (folder / name).write_bytes(content)
 
 
@@ -285,10 +297,11 @@ def adds_bos_token(tokenizer: Tokenizer) -> bool:
     Never for our own tokenizers; for a published one, if the `post_processor` of its tokenizer.json adds BOS; without a
     tokenizer.json, if its configuration says ``add_bos_token``. Encoding a text does not add it: the caller does.
     """
-    content = getattr(tokenizer, "content", None)
-    if content is None:
-        return tokenizer.bos_token_id is not None and bool(tokenizer.published.tokenizer_config.get("add_bos_token"))
-    return tokenizer.bos_token_id is not None and _first_id(content) == tokenizer.bos_token_id
+    if tokenizer.bos_token_id is None:
+        return False
+    if tokenizer.content is None:
+        return bool(tokenizer.published.tokenizer_config.get("add_bos_token"))
+    return _first_id(tokenizer.content) == tokenizer.bos_token_id
 
 
 def _first_id(content: Mapping[str, Any]) -> int | None:

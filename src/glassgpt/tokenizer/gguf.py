@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,26 +95,27 @@ def _roles(metadata: Mapping[str, Any]) -> dict[str, int]:
 
 def published_json(published: PublishedSettings) -> str:
     """The value of PUBLISHED_KEY; chat templates have keys of llama.cpp's."""
-    return json.dumps(asdict(replace(published, chat_templates={})), ensure_ascii=False)
+    entries = asdict(published)
+    del entries["chat_templates"]
+    return json.dumps(entries, ensure_ascii=False)
 
 
 def _published(metadata: Mapping[str, Any]) -> PublishedSettings:
     """The settings in a GGUF file: under glassgpt's own key, or as llama.cpp finds them."""
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    own = json.loads(metadata.get(PUBLISHED_KEY, "{}"))
-    settings = PublishedSettings(**own)
-    prefix = f"{_TEMPLATE_KEY}."
+    own, prefix = metadata.get(PUBLISHED_KEY), f"{_TEMPLATE_KEY}."
     templates = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     templates |= {"default": metadata[_TEMPLATE_KEY]} if _TEMPLATE_KEY in metadata else {}
+    templates = {name: text for name, text in templates.items() if isinstance(text, str)}
+    if own is not None:
+        return PublishedSettings(**json.loads(own), chat_templates=templates)
     ends = [int(metadata[key]) for key in END_KEYS if key in metadata]
-    if not own:
-        ends += [i for i, name in enumerate(tokens) if name in _END_NAMES and types[i] == _CONTROL]
-    if ends and not settings.end_ids:
-        settings = replace(settings, token_ids={**settings.token_ids, "eos_token_id": list(dict.fromkeys(ends))})
-    return replace(
-        settings,
-        roles={**settings.roles, **{role: tokens[i] for role, i in _roles(metadata).items()}},
-        chat_templates={name: text for name, text in templates.items() if isinstance(text, str)},
+    ends += [i for i, name in enumerate(tokens) if name in _END_NAMES and types[i] == _CONTROL]
+    ends = list(dict.fromkeys(ends))
+    return PublishedSettings(
+        roles={role: tokens[i] for role, i in _roles(metadata).items()},
+        chat_templates=templates,
+        token_ids={"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {},
     )
 
 

@@ -136,7 +136,7 @@ class LibraryTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         """The file that the tokenizer was read from."""
-        return json_file(self.content)
+        return json_file(self.content or {})
 
 
 class SentencePieceTokenizer(Tokenizer):

@@ -145,3 +145,5 @@ def _read_model(path: Path) -> Tokenizer:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TokenizerError(f"the added tokens beside {path} are damaged: {error!r}") from None

@@ -103,6 +103,8 @@ def read_published(
         TokenizerError: if a file is damaged.
     """
     model, config = _read(folder / "config.json"), _read(folder / TOKENIZER_CONFIG)
+    if (folder / "tokenizer.json").exists():  # whose post_processor decides
+        config = {key: value for key, value in config.items() if key not in ("add_bos_token", "add_eos_token")}
     if "added_tokens_decoder" not in config:
         config = config | _read(folder / "special_tokens_map.json")
     if content is None and "added_tokens_decoder" not in config and (added := _read(folder / "added_tokens.json")):
