@@ -50,7 +50,7 @@ def llama_folder(folder: Path, config: Any = None) -> Path:
     return folder
 
 
-def assert_equal_to_theirs(folder: Path, kind: type[Tokenizer] = BPETokenizer) -> Tokenizer:
+def assert_equal_to_theirs(folder: Path, kind: type[Tokenizer] = BPETokenizer, bos: bool = False) -> Tokenizer:
     from transformers import AutoTokenizer
 
     ours, theirs = load(folder), AutoTokenizer.from_pretrained(folder)
@@ -58,6 +58,7 @@ def assert_equal_to_theirs(folder: Path, kind: type[Tokenizer] = BPETokenizer) -
     ids = ours.encode(TEXT, allow_special=True)
     assert ids == theirs(TEXT, add_special_tokens=False)["input_ids"]
     assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    assert adds_bos_token(ours) == (bos or theirs("a")["input_ids"][0] == theirs.bos_token_id)
     again = folder / "again"
     again.mkdir()
     save(ours, again, 64)
@@ -71,6 +72,7 @@ FOLDERS: dict[str, tuple[str, Any, Any, type[Tokenizer]]] = {
     "the family alone": ("gpt2", None, {"model_type": "gpt2"}, BPETokenizer),
     "the class": ("gpt2", GPT2, None, BPETokenizer),
     "other roles": ("gpt2", GPT2 | {"eos_token": IM_END, "bos_token": None, "pad_token": "<pad>"}, None, BPETokenizer),
+    "a beginning": ("gpt2", GPT2 | {"add_bos_token": True}, None, BPETokenizer),
     "a space before": ("gpt2", GPT2 | {"add_prefix_space": True}, None, LibraryTokenizer),
     "tokens that take spaces": ("gpt2", GPT2 | {"added_tokens_decoder": DECODER}, None, LibraryTokenizer),
     "Qwen": ("qwen2", QWEN, {"model_type": "qwen2"}, BPETokenizer),
@@ -116,7 +118,7 @@ def test_tiktoken_ranks_give_the_ids_of_transformers(tmp_path: Path) -> None:
             "added_tokens_decoder": decoder,
         }
         (folder := tmp_path / str(number)).mkdir()
-        ours = assert_equal_to_theirs(llama_folder(folder, config))
+        ours = assert_equal_to_theirs(llama_folder(folder, config), bos=True)
         assert ours.special_ids() == {name: i for i, name in tokens.items()} and adds_bos_token(ours)
 
 

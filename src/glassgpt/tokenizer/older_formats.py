@@ -89,9 +89,6 @@ def read_vocab_and_merges(path: Path) -> dict[str, Any]:
     if published.tokenizer_config.get("add_prefix_space"):
         byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
         content["pre_tokenizer"] = byte_level if pattern == "gpt2" else content["pre_tokenizer"]
-    bos = published.roles.get("bos_token")
-    if bos and published.tokenizer_config.get("add_bos_token"):
-        content["post_processor"] = bos_processor(bos, added[bos]["id"])
     return content
 
 

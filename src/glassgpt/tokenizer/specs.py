@@ -94,7 +94,7 @@ def identity(spec: Spec) -> str:
 
 
 def identity_of(tokenizer: Tokenizer) -> str:
-    """ID of a loaded tokenizer: a hash of all that decides ids and document borders, wherever it was read from.
+    """ID of a loaded tokenizer: a hash of all that decides ids, document borders, and the tokenizer that a run saves.
 
     A file alone does not say it: the roles of special tokens are in another file, and the split pattern of a
     ``.tiktoken`` file comes from its name.
@@ -103,8 +103,10 @@ def identity_of(tokenizer: Tokenizer) -> str:
     for name, content in sorted(tokenizer.files().items()):
         parts.update(f"{name} {len(content)}\n".encode() + content)
     ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, adds_bos_token(tokenizer)]
-    beside_model = [tokenizer.published.tokenizer_config.get(key) for key in ("added_tokens_decoder", "legacy")]
-    parts.update(json.dumps([tokenizer.special_tokens(), *ids, *beside_model], sort_keys=True).encode())
+    published = tokenizer.published
+    beside = [published.tokenizer_config.get(key) for key in ("added_tokens_decoder", "legacy")]
+    beside += [tokenizer.roles(), dict(published.chat_templates)]  # a run saves those that its corpus has
+    parts.update(json.dumps([*ids, *beside], sort_keys=True).encode())
     return f"loaded {parts.hexdigest()}"
 
 

@@ -361,8 +361,7 @@ def require_bpe(tokenizer: Tokenizer, purpose: str) -> BPETokenizer:
     """
     if isinstance(tokenizer, BPETokenizer):
         return tokenizer
-    content = getattr(tokenizer, "content", None)
-    reason = bytelevel.from_json(content) if content else f"it is of the kind {tokenizer.kind!r}"
+    reason = bytelevel.from_json(tokenizer.content) if tokenizer.content else f"it is of the kind {tokenizer.kind!r}"
     raise TokenizerError(
         f"{purpose} plain byte-level BPE, and this tokenizer is not: {reason}. Train with tokenizer=bpe:N, or use the "
         "tokenizer.json of export --to hf"
