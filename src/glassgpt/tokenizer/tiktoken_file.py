@@ -56,14 +56,15 @@ def read_tiktoken(path: Path, pattern: str | None = None) -> BPETokenizer:
     """
     ranks = read_ranks(path)
     settings = _settings_beside(path) or _PUBLISHED.get(path.stem)
+    special = {END_OF_TEXT: 1 + max(ranks.values(), default=0)}
     if settings is None and pattern is None:
+        example = json.dumps({"pat_str": "gpt2", "special_tokens": special, "eos_token": END_OF_TEXT})
         raise TokenizerError(
             f"{path} does not say how text is split, and its name is not that of a published file "
             f"({', '.join(_PUBLISHED)}). Give its split pattern (tokenizer show and compare: --pattern; "
-            f"load_tokenizer: pattern), or write a file {_beside(path).name} beside it, for example "
-            '{"pat_str": "gpt2"}'
+            f"load_tokenizer: pattern), or write a file {_beside(path).name} beside it, for example {example}"
         )
-    settings = settings or Settings("", {END_OF_TEXT: 1 + max(ranks.values(), default=0)})
+    settings = settings or Settings("", special)
     try:
         return from_ranks(ranks, replace(settings, pattern=pattern or settings.pattern))
     except TokenizerError as error:
