@@ -123,18 +123,20 @@ def weights_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def load_tokenizer(source: str | Path, *, runs: str | Path = RUNS) -> Tokenizer:
+def load_tokenizer(source: str | Path, *, pattern: str | None = None, runs: str | Path = RUNS) -> Tokenizer:
     """Load a tokenizer by itself: ``gpt2``, a run, a model folder, or a file.
 
     Args:
         source: "gpt2"; a run (by name or folder); a folder with a tokenizer.json; a tokenizer.json, .tiktoken, .gguf
             or tokenizer.model file; an asset of weights by its name.
+        pattern: split pattern of a .tiktoken file, a name or a regular expression; by default as its name or the file
+            beside it says.
         runs: where to look for runs by name.
 
     Raises:
         TokenizerError: if it is not found, or damaged.
     """
-    return specs.open_tokenizer(str(source), runs=Path(runs))
+    return specs.open_tokenizer(str(source), pattern, Path(runs))
 
 
 def find_run(source: str | Path, runs: str | Path = RUNS) -> Run:

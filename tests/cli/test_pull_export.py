@@ -16,6 +16,7 @@ from glassgpt import api
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+from glassgpt.tokenizer.specs import identity_of
 
 CHAT = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|user|>{% endif %}"
 Cli = Callable[..., tuple[int, str, str]]
@@ -120,6 +121,7 @@ def test_other_exports(cli: Cli, folder: Path, tmp_path: Path) -> None:
     theirs = tiktoken.Encoding("m", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 274})
     text = "the cat sat on Größe 123, 'tis\n\n  so"
     assert theirs.encode(text) == tokenizer().encode(text)
+    assert identity_of(glassgpt.load_tokenizer("m.tiktoken")) == identity_of(tokenizer())
 
 
 MISTAKES = {

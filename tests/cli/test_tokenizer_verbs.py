@@ -17,6 +17,7 @@ import tokenizers
 from glassgpt.glass import tokenizer_comparison
 from glassgpt.glass.tokens import escaped, merge_steps
 from glassgpt.tokenizer import BPETokenizer, WordTokenizer, load, save
+from glassgpt.tokenizer.specs import open_tokenizer
 
 BYTES_ALONE = "bpe:257"  # no merges: every byte is a token
 
@@ -107,12 +108,31 @@ def test_train_closed_and_open_vocabularies(cli: Any, text_file: Path, prose: st
 
 def test_train_writes_tiktoken_files(cli: Any, text_file: Path, prose: str, tmp_path: Path) -> None:
     code, out, _ = cli("tokenizer", "train", text_file, "bpe:400", "-o", "my ranks.tiktoken", "--pattern", "llama3")
-    assert code == 0 and "holds neither special tokens nor split pattern" in out
-    assert "show 'my ranks.tiktoken' 'Any text' --pattern llama3" in out and "tokenizer=" not in out
+    assert code == 0 and "are in my ranks.tiktoken.json" in out
+    assert "show 'my ranks.tiktoken' 'Any text'\n" in out and "tokenizer='my ranks.tiktoken'" in out
     same = BPETokenizer.train(prose, 400, pattern="llama3")
     text = prose[:500] + " don't 12345"
-    found = answer(cli, "show", "my ranks.tiktoken", text, "--pattern", "llama3")
-    assert [token["id"] for token in found["tokens"]] == same.encode(text)
+    for more in ([], ["--pattern", "llama3"]):
+        found = answer(cli, "show", "my ranks.tiktoken", text, *more)
+        assert [token["id"] for token in found["tokens"]] == same.encode(text)
+    code, _, err = cli("tokenizer", "train", text_file, "-o", "my ranks.tiktoken")
+    assert code == 2 and "exists" in err
+    (tmp_path / "my ranks.tiktoken.json").unlink()
+    for verb in (("tokenizer", "show", "my ranks.tiktoken"), ("train", text_file, "tokenizer=my ranks.tiktoken")):
+        code, _, err = cli(*verb)
+        assert code == 2 and "does not say how text is split" in err and err.count("error:") == 1
+
+
+def test_train_takes_a_pattern_of_ones_own(cli: Any, text_file: Path, prose: str) -> None:
+    pattern = r" ?\p{L}+|\p{N}|[^\p{L}\p{N}]"
+    for out in ("own", "own.tiktoken"):
+        code, _, err = cli("tokenizer", "train", text_file, "bpe:400", "-o", out, "--pattern", pattern)
+        assert (code, err) == (0, "")
+        ours = open_tokenizer(out)
+        assert isinstance(ours, BPETokenizer) and ours.model.patterns == (pattern,)
+        assert ours.encode(prose) == BPETokenizer.train(prose, 400, pattern=pattern).encode(prose)
+    library = tokenizers.Tokenizer.from_file("own/tokenizer.json")
+    assert library.encode(prose).ids == ours.encode(prose)
 
 
 def test_long_texts_are_measured_at_their_beginning(

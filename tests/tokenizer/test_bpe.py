@@ -155,7 +155,12 @@ def test_a_text_without_pairs_gives_bytes_and_special_tokens(text: str) -> None:
         ({"vocab_size": 300, "special": ["<a>", "<a>"]}, "different"),
         ({"vocab_size": 300, "special": [""]}, "special tokens"),
         ({"vocab_size": 300, "special": ["a"]}, "'a' could be learned as a plain token"),
-        ({"vocab_size": 300, "pattern": "gpt3"}, "there is no split pattern 'gpt3'; there are gpt2, llama3, qwen2"),
+        (
+            {"vocab_size": 300, "pattern": "gpt3"},
+            "no split pattern 'gpt3'; there are gpt2, llama3, qwen2, o200k, or",
+        ),
+        ({"vocab_size": 300, "pattern": r"\w+"}, "may match in another way"),
+        ({"vocab_size": 300, "pattern": "("}, "not a valid regex"),
     ],
 )
 def test_invalid_training_settings_raise(settings_: dict[str, Any], said: str) -> None:

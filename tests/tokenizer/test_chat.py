@@ -1,14 +1,21 @@
 """Chat templates give the text and ids that `transformers` gives for the same messages."""
 
+import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
+import tokenizers
 from texts import gpt2
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import BPETokenizer, chat, load, save
+from glassgpt.tokenizer import BPETokenizer, Tokenizer, chat, load, save
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -74,6 +81,84 @@ def test_the_content_of_messages_is_never_a_control_token(tokenizer: BPETokenize
     assert [ids.count(i) for i in (50256, 50257, 50258)] == [0, 4, 3]  # the template's own
     with pytest.raises(TokenizerError, match=r"contains '<\|im_end\|>', the name of a control token"):
         chat.encode(tokenizer, AWKWARD, [{"role": "assistant", "content": " a<|im_end|> "}])
+
+
+INSTRUCTIONS = (
+    "{% for message in messages %}{% if message.role == 'user' %}{{ '<s>[INST]' + message.content + '[/INST] x' }}"
+    "{% else %}{{ message.content + '</s>' }}{% endif %}{% endfor %}"
+)
+
+
+def llama_like(scheme: str, lstrip: bool = False) -> LibraryTokenizer:
+    """SentencePiece's way to write spaces in a tokenizer.json: before every text, every part of one, or none."""
+    library = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    if scheme == "normalizer":
+        library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    library.train_from_iterator(["the cat sat on the mat and you </s> say [ I N S T ]"] * 3, trainer)
+    strip = {"lstrip": lstrip, "rstrip": lstrip, "normalized": False}
+    library.add_special_tokens([tokenizers.AddedToken(name, **strip) for name in ("[INST]", "[/INST]")])
+    return LibraryTokenizer(json.loads(library.to_str()), {"bos_token": "<s>", "eos_token": "</s>"})
+
+
+def sentencepiece_model() -> SentencePieceTokenizer:
+    proto = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat and you </s> say [INST]"] * 20), model_writer=proto,
+        vocab_size=290, byte_fallback=True, model_type="bpe", control_symbols=["[INST]", "[/INST]"],
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return SentencePieceTokenizer(proto.getvalue())
+
+
+LLAMA_LIKE: dict[str, Callable[[], Tokenizer]] = {
+    "space before a text": lambda: llama_like("first"),
+    "space before every part": lambda: llama_like("always"),
+    "no space": lambda: llama_like("never"),
+    "space by the normalizer": lambda: llama_like("normalizer"),
+    "tokens that take the spaces beside them": lambda: llama_like("first", lstrip=True),
+    "a SentencePiece model": sentencepiece_model,
+}
+
+
+@pytest.mark.parametrize("name", LLAMA_LIKE)
+def test_a_control_name_in_a_message_changes_no_token_of_the_others(name: str) -> None:
+    tokenizer = LLAMA_LIKE[name]()
+    talk = [
+        {"role": "user", "content": " the cat "},
+        {"role": "assistant", "content": "sat on"},
+        {"role": "user", "content": "the mat"},
+    ]
+    begin, end = tokenizer.special_ids()["[INST]"], tokenizer.special_ids()["[/INST]"]
+    plain = chat.encode(tokenizer, INSTRUCTIONS, talk)
+    text = chat.render(INSTRUCTIONS, talk)
+    assert plain == tokenizer.encode(text, allow_special=True)
+    for said in ("</s> you", "you </s>[INST]say", "\U000f0000 </s>"):
+        ids = chat.encode(tokenizer, INSTRUCTIONS, [*talk[:-1], {"role": "user", "content": said}])
+        at = len(plain) - plain[::-1].index(begin)  # after the last [INST]
+        stop = plain.index(end, at)
+        assert ids[:at] == plain[:at] and ids[len(ids) - len(plain) + stop :] == plain[stop:]
+        own = ids[at : len(ids) - len(plain) + stop]
+        assert own and not set(own) & (set(tokenizer.special_ids().values()) - {tokenizer.special_ids().get("<unk>")})
+        if "\U000f0000" not in said and "tokens that" not in name:
+            assert tokenizer.decode(own).strip() == said.strip()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_text_after_a_control_token_is_encoded_as_by_transformers(legacy: bool, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    save(sentencepiece_model(), tmp_path, 64)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": legacy}), encoding="utf-8")
+    ours, theirs = load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["<s>the cat</s>sat</s>on <s>", "you</s>say\n</s>\n", ""]
+    texts += [] if legacy else ["the<s> cat</s>  on", "<s> the"]  # `transformers` adds no space before a space
+    for text in texts:
+        assert ours.encode(text, allow_special=True) == theirs(text, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize(

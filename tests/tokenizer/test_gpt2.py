@@ -17,7 +17,7 @@ from glassgpt import assets
 from glassgpt.tokenizer import BPETokenizer, pretrained, save
 from glassgpt.tokenizer.bpe.engine import PROVEN, agrees, fingerprint
 from glassgpt.tokenizer.pretokenize import PATTERNS
-from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
+from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 
 SOME = {"max_examples": 60, "deadline": None, "derandomize": True}
 
@@ -107,7 +107,7 @@ def test_gpt2_gives_the_ids_of_transformers(tmp_path: Path) -> None:
 
 def test_the_ranks_of_gpt2_are_its_merges(tmp_path: Path) -> None:
     path = tmp_path / "gpt2.tiktoken"
-    path.write_bytes(tiktoken_bytes(gpt2()))
+    path.write_bytes(tiktoken_files(gpt2(), path)[path])
     assert load_tiktoken_bpe(str(path)) == tiktoken_gpt2()._mergeable_ranks
     again = pretrained.load(path)
     assert isinstance(again, BPETokenizer)

@@ -22,7 +22,7 @@ from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load, pretrained, save
 from glassgpt.tokenizer.bpe.bytelevel import BYTES
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
-from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
+from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 
 
 def refused(path: Path, content: bytes | str | None = None) -> str:
@@ -198,12 +198,12 @@ RANKS = {
 @pytest.mark.parametrize("name", RANKS)
 def test_a_damaged_ranks_file(name: str, tmp_path: Path) -> None:
     content, said = RANKS[name]
-    assert said in refused(tmp_path / "any.tiktoken", content)
+    assert said in refused(tmp_path / "gpt2.tiktoken", content)
 
 
 def test_a_split_pattern_that_is_not_known(tmp_path: Path) -> None:
     (tmp_path / "a.tiktoken").write_bytes(ranks())
-    with pytest.raises(TokenizerError, match="'gpt3'; there are gpt2, llama3, qwen2"):
+    with pytest.raises(TokenizerError, match="'gpt3'; there are gpt2, llama3, qwen2, o200k, or"):
         pretrained.load(tmp_path / "a.tiktoken", "gpt3")
 
 
@@ -347,13 +347,14 @@ def test_everything_of_ours_needs_none_of_the_libraries(tmp_path: Path, monkeypa
     expected = gpt2().encode(text)
     for library in ("tokenizers", "tiktoken", "gguf", "sentencepiece", "transformers"):
         monkeypatch.setitem(sys.modules, library, None)
-    for content in files.values():
-        (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    for shaped in files.values():
+        (tmp_path / "tokenizer.json").write_text(shaped, encoding="utf-8")
         ours = load(tmp_path)
         assert ours.decode(ours.encode("the end")) == "the end"
     fresh = pretrained.gpt2()
     assert fresh.encode(text) == fresh.encode_array(text).tolist() == expected
-    (tmp_path / "a.tiktoken").write_bytes(tiktoken_bytes(BPETokenizer.train(text, 300)))
+    for path, content in tiktoken_files(BPETokenizer.train(text, 300), tmp_path / "a.tiktoken").items():
+        path.write_bytes(content)
     made = [pretrained.load(tmp_path / "a.tiktoken"), WordTokenizer.train(text), CharTokenizer.train(text)]
     for tokenizer in made:
         save(tokenizer, tmp_path, 64)

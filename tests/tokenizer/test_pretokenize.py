@@ -58,7 +58,7 @@ def test_pre_tokens_of_real_and_mixed_text_are_those_of_tokenizers(name: str) ->
         assert pre_tokenizer(ALL[name]).split(text) == theirs(ALL[name], text)
 
 
-KINDS = [r"\p{L}", r"\p{M}", r"\p{N}", r"\p{P}", r"\p{S}", r"\s"]
+KINDS = [r"\p{L}", r"\p{Ll}", r"\p{Lo}", r"\p{Lm}", r"\p{Lt}", r"\p{Lu}", r"\p{M}", r"\p{N}", r"\p{P}", r"\p{S}", r"\s"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,6 +92,7 @@ def test_text_without_newer_characters_is_left_as_it_is() -> None:
     for text in ("", "plain", MIXED_TEXT.replace("\U0001f6d8", ""), "\ud800 half a character"):
         assert as_unicode_16(text) is text
     assert as_unicode_16("a\U0001f6d8\ud800b") == "a\ue000\ud800b"
+    assert pre_tokenizer(PATTERNS["o200k"]).split("aʕA") == theirs(PATTERNS["o200k"], "aʕA") == ["aʕ", "A"]
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

@@ -1,8 +1,10 @@
 """Published tokenizer.json and .tiktoken files give the ids of the libraries that wrote them."""
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,18 @@ import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import ANY_TEXT, MIXED, MIXED_TEXT, plays
+from texts import ANY_TEXT, MIXED, MIXED_TEXT, gpt2, plays
 from tiktoken.load import load_tiktoken_bpe
+from tiktoken_ext import openai_public
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import BPETokenizer, Tokenizer, load, pretrained, save
+from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load, pretrained, save, specs
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
+from glassgpt.tokenizer.bpe.tokenizer import require_bpe
 from glassgpt.tokenizer.library import LibraryTokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
-from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
+from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 
 SOME = {"max_examples": 40, "deadline": None, "derandomize": True}
 
@@ -34,11 +38,6 @@ DEEPSEEK = [
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 ]
-GPT_4O = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
 
@@ -151,7 +150,7 @@ SHAPES: dict[str, tuple[Callable[[], tokenizers.Tokenizer], type]] = {
     "an end that is not special": (lambda: with_tokens(END, special=()), BPETokenizer),
     "cut short": (lambda: shortened(byte_level()), BPETokenizer),
     "Bloom": (lambda: byte_level(BLOOM), LibraryTokenizer),
-    "GPT-4o": (lambda: byte_level(GPT_4O), LibraryTokenizer),
+    "GPT-4o": (lambda: byte_level(PATTERNS["o200k"]), BPETokenizer),
     "word characters": (lambda: byte_level(r"\w+"), LibraryTokenizer),
     "a space before": (lambda: byte_level_with_prefix(), LibraryTokenizer),
     "stripping tokens": (lambda: with_tokens(AddedToken("<x>", lstrip=True, rstrip=True)), LibraryTokenizer),
@@ -299,6 +298,70 @@ def test_added_tokens_have_the_ids_that_tokenizers_gives_them(tmp_path: Path) ->
     assert ours.special_ids() == {"<x>": 600}
 
 
+WORDS_WITH_HOLES = {"model": {"type": "WordLevel", "vocab": {"a": 1, "b": 3, "[UNK]": 5}, "unk_token": "[UNK]"}}
+BPE_WITH_HOLES = BPETokenizer(BPEModel({bytes([i]): 2 * i for i in range(256)}, [], special={"</s>": 600}, eos="</s>"))
+
+
+@pytest.mark.parametrize("content", [WORDS_WITH_HOLES, BPE_WITH_HOLES.to_json()], ids=["words", "bytes"])
+@pytest.mark.parametrize("by_library", [True, False])
+def test_ids_without_a_token_are_named_and_empty(by_library: bool, content: Any, tmp_path: Path, cli: Any) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", **content}), encoding="utf-8")
+    ours, theirs = load(tmp_path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ours = LibraryTokenizer({"version": "1.0", **content}) if by_library else ours
+    holes = tuple(i for i in range(ours.vocab_size) if theirs.id_to_token(i) is None)
+    assert ours.unused_ids() == holes != () and all(ours.token_bytes(i) == b"" for i in holes)
+    assert ours.decode(holes) == ""
+    for i in (ours.vocab_size, -1):
+        with pytest.raises(TokenizerError, match="ids are from 0 to"):
+            ours.token_bytes(i)
+        with pytest.raises(TokenizerError, match="ids are from 0 to"):
+            ours.decode([i])
+    code, out, err = cli("tokenizer", "show", tmp_path / "tokenizer.json")
+    assert (code, err) == (0, "") and f"{len(holes)} ids below {ours.vocab_size} without a token" in out
+
+
+def test_tokenizers_without_holes_have_no_unused_ids(tmp_path: Path) -> None:
+    for tokenizer in (gpt2(), CharTokenizer.train("ab"), WordTokenizer.train("a b", vocab_size=5)):
+        assert tokenizer.unused_ids() == ()
+
+
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+THINK = {"id": 256, "content": "<think>", "special": False, **FLAGS}
+STOP = {"id": 257, "content": "<stop>", "special": True, **FLAGS}
+BYTES_JSON = BPETokenizer.train("a", 256, special=()).to_json()
+NOT_PLAIN: dict[str, tuple[dict[str, Any], str]] = {
+    "beside another": ({"added_tokens": [{**THINK, "normalized": True}, STOP]}, "has normalized: true, and may"),
+    "normalized": (
+        {"added_tokens": [{**THINK, "normalized": True}], "normalizer": {"type": "NFC"}},
+        "'<think>' has normalized: true, and there is a normalizer",
+    ),
+    "strips": ({"added_tokens": [{**THINK, "lstrip": True}]}, "its added token '<think>' has lstrip: true"),
+    "numbers": ({"added_tokens": [{**THINK, "id": 300}]}, "gets another id than 300"),
+    "a normalizer": ({"normalizer": {"type": "Lowercase"}}, "its normalizer is Lowercase"),
+    "prefix": (
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        "has the step ByteLevel (add_prefix_space: true",
+    ),
+    "no pre-tokenizer": ({"pre_tokenizer": None}, "it has no pre-tokenizer"),
+    "byte fallback": ({"model": {**BYTES_JSON["model"], "byte_fallback": True}}, "its model has byte_fallback"),
+    "another model": ({"model": {"type": "WordPiece", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}}, "its model is of the type WordPiece"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_export_says_why_a_tokenizer_is_not_plain_byte_level_bpe(name: str, tmp_path: Path) -> None:
+    changes, said = NOT_PLAIN[name]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(BYTES_JSON | changes), encoding="utf-8")
+    ours = load(tmp_path)
+    assert isinstance(ours, LibraryTokenizer)
+    with pytest.raises(
+        TokenizerError, match="tiktoken runs plain byte-level BPE, and this tokenizer is not: "
+    ) as caught:
+        require_bpe(ours, "tiktoken runs")
+    assert said in str(caught.value)
+
+
 def test_converted_merges_work_with_both_engines() -> None:
     _, ours, _ = shape("Llama 3, converted")
     assert isinstance(ours, BPETokenizer) and not ours.model.merges_in_order() and ours.ranks_are_ids()
@@ -337,6 +400,15 @@ def test_eos_and_bos_come_from_tokenizer_config(
 # --- .tiktoken -------------------------------------------------------------------------------------------------------
 
 
+def write(tokenizer: BPETokenizer, path: Path, beside: bool = True) -> bytes:
+    """Write a .tiktoken file, and the file beside it; give the former's content."""
+    files = tiktoken_files(tokenizer, path)
+    for file, content in files.items():
+        if beside or file == path:
+            file.write_bytes(content)
+    return files[path]
+
+
 def ranks_of(path: Path) -> dict[bytes, int]:
     """Read the file with tiktoken, without its cache."""
     with pytest.MonkeyPatch.context() as patch:
@@ -348,17 +420,72 @@ def ranks_of(path: Path) -> dict[bytes, int]:
 def test_a_ranks_file_gives_the_same_ids_to_all(pattern: str, tmp_path: Path) -> None:
     ours = BPETokenizer.train(plays()[:60_000] + MIXED_TEXT * 3, 900, pattern=pattern)
     path = tmp_path / "mine.tiktoken"
-    path.write_bytes(tiktoken_bytes(ours))
-    again = pretrained.load(path, pattern)
-    assert isinstance(again, BPETokenizer) and again.model.merges == ours.model.merges
-    assert again.special_ids() == {"<|endoftext|>": 899} and again.eos_token_id == ours.eos_token_id
-    assert tiktoken_bytes(again) == path.read_bytes()
-    theirs = tiktoken.Encoding(
-        "mine", pat_str=PATTERNS[pattern], mergeable_ranks=ranks_of(path), special_tokens=ours.special_ids()
-    )
+    write(ours, path, beside=False)
+    assert specs.identity_of(pretrained.load(path, pattern)) == specs.identity_of(ours)
+    write(ours, path)
+    again = pretrained.load(path)
+    assert isinstance(again, BPETokenizer) and again.model == ours.model
+    assert write(again, path) == path.read_bytes()
+    beside = json.loads((tmp_path / "mine.tiktoken.json").read_text(encoding="utf-8"))
+    arguments = {name: beside[name] for name in ("pat_str", "special_tokens")}
+    theirs = tiktoken.Encoding("mine", mergeable_ranks=ranks_of(path), **arguments)
     for text in (MIXED_TEXT, plays()[-20_000:]):
         ids = theirs.encode(text, allowed_special="all")
         assert ours.encode(text, allow_special=True) == again.encode(text, allow_special=True) == ids
+
+
+def test_special_and_added_tokens_are_read_back_from_beside_the_ranks(tmp_path: Path) -> None:
+    model = BPETokenizer.train("any text", 256, special=()).model
+    special, added = {"<s>": 300, "</s>": 302}, {"<think>": 304}
+    model = replace(model, patterns=(r"\p{L}+|\s",), special=special, added=added, eos="</s>", bos="<s>")
+    write(BPETokenizer(model), tmp_path / "gpt2.tiktoken")  # what is beside it comes before the name
+    again = pretrained.load(tmp_path / "gpt2.tiktoken")
+    assert isinstance(again, BPETokenizer) and again.model == model
+    assert (again.eos_token_id, again.bos_token_id) == (302, 300)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base"])
+def test_a_published_name_has_the_pattern_and_the_special_tokens_of_tiktoken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = BPETokenizer.train(plays()[:20_000], 300, special=())
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: dict(learned.model.vocab))
+    monkeypatch.setattr(openai_public, "data_gym_to_mergeable_bpe_ranks", lambda **_: dict(learned.model.vocab))
+    arguments = getattr(openai_public, name)() | {"explicit_n_vocab": None}
+    theirs = tiktoken.Encoding(**arguments)
+    path = tmp_path / f"{name}.tiktoken"
+    write(learned, path, beside=False)
+    ours = pretrained.load(path)
+    assert ours.special_ids() == arguments["special_tokens"] and ours.eos_token_id == theirs.eot_token
+    for text in MIXED.values():
+        assert ours.encode(text, allow_special=True) == theirs.encode(text, allowed_special="all")
+
+
+def test_an_unknown_name_has_no_pattern(tmp_path: Path) -> None:
+    path = tmp_path / "mine.tiktoken"
+    write(BPETokenizer.train("any text", 260), path, beside=False)
+    with pytest.raises(
+        TokenizerError, match=r"does not say how text is split.*--pattern.*mine\.tiktoken\.json"
+    ) as caught:
+        pretrained.load(path)
+    example = re.search(r"\{.*\}", str(caught.value))
+    assert example
+    (tmp_path / "mine.tiktoken.json").write_text(example[0], encoding="utf-8")
+    assert pretrained.load(path).encode("any text") == pretrained.load(path, "gpt2").encode("any text")
+
+
+DAMAGED = ["", "[]", "{}", '{"pat_str": 5}', '{"pat_str": "("}', '{"pat_str": "gpt5"}']
+DAMAGED += [f'{{"pat_str": "gpt2", "special_tokens": {wrong}}}' for wrong in ('{"a": "b"}', '{"a": 5}', "5")]
+DAMAGED += ['{"pat_str": "gpt2", "eos_token": "<eos>"}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_file_beside_the_ranks_is_one_message(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.tiktoken"
+    write(BPETokenizer.train("any text", 260), path, beside=False)
+    (tmp_path / "mine.tiktoken.json").write_text(content, encoding="utf-8")
+    with pytest.raises(TokenizerError, match=r"mine\.tiktoken"):
+        pretrained.load(path)
 
 
 @settings(**SOME | {"max_examples": 120})
@@ -370,7 +497,7 @@ def test_ranks_that_nobody_learned_give_the_ids_of_tiktoken(tokens: list[str], t
     ranks = {bytes([byte]): byte for byte in range(256)} | {token.encode(): 256 + i for i, token in enumerate(tokens)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda self: b"".join(b64encode(t) + b" %d\n" % i for t, i in ranks.items()))
-        ours = pretrained.load(Path("any.tiktoken"))
+        ours = pretrained.load(Path("any.tiktoken"), "gpt2")
     theirs = tiktoken.Encoding("any", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
     library = tokenizers.Tokenizer.from_str(ours.files()["tokenizer.json"].decode("utf-8"))
     for text in texts:
@@ -379,13 +506,12 @@ def test_ranks_that_nobody_learned_give_the_ids_of_tiktoken(tokens: list[str], t
 
 def test_ids_with_gaps_are_kept_when_saved(tmp_path: Path) -> None:
     """As in cl100k_base, where an id before that of <|endoftext|> is unused."""
-    ranks = tiktoken_bytes(BPETokenizer.train(plays()[:20_000], 400, special=()))
-    (tmp_path / "cl100k_base.tiktoken").write_bytes(ranks)
+    write(BPETokenizer.train(plays()[:20_000], 400, special=()), tmp_path / "cl100k_base.tiktoken", beside=False)
     ours = pretrained.load(tmp_path / "cl100k_base.tiktoken")
     save(ours, tmp_path, 64)
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for tokenizer in (ours, load(tmp_path)):
-        assert tokenizer.vocab_size == 100258 and tokenizer.eos_token_id == 100257
+        assert tokenizer.vocab_size == 100277 and tokenizer.eos_token_id == 100257
         assert tokenizer.encode("a<|endoftext|>1234", allow_special=True) == library.encode("a<|endoftext|>1234").ids
 
 
@@ -393,7 +519,7 @@ def test_merges_that_ranks_cannot_express_are_not_written() -> None:
     model = BPETokenizer.train(plays()[:20_000], 400).model
     merges = [*model.merges[:-2], model.merges[-1], model.merges[-2]]
     with pytest.raises(TokenizerError, match="merges in another order"):
-        tiktoken_bytes(BPETokenizer(BPEModel(model.vocab, merges)))
+        tiktoken_files(BPETokenizer(BPEModel(model.vocab, merges)), Path("a.tiktoken"))
 
 
 def test_dropout_in_a_file_does_not_make_ids_random(tmp_path: Path) -> None:

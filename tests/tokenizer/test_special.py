@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,10 +12,11 @@ from texts import ANY_TEXT, MIXED, gpt2, trained
 from tokenizers import normalizers
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer import BPETokenizer, WordTokenizer, specs
+from glassgpt.tokenizer import BPETokenizer, CharTokenizer, WordTokenizer, specs
 from glassgpt.tokenizer.bpe import engine
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.bpe.normal import NormalForm, normalize
+from glassgpt.tokenizer.library import LibraryTokenizer
 
 FORMS = ["NFC", "NFD", "NFKC", "NFKD"]
 
@@ -63,6 +65,66 @@ def test_text_of_users_never_becomes_a_control_token() -> None:
             assert end not in tokenizer.encode_array(text * 10, engine=quick)
         assert tokenizer.encode(text, allow_special=True) == [*tokenizer.encode("a"), end, *tokenizer.encode("b")]
         assert tokenizer.decode([end]) == "<|endoftext|>" and tokenizer.token_bytes(end) == b"<|endoftext|>"
+
+
+NAMES = {"<|endoftext|>": 1500, "<|a|>": 1501, "<|b|>": 1502}
+NAMED_TEXT = st.lists(st.sampled_from([*NAMES, "<|", "a", " b|>", "the end", "\n"]), max_size=8).map("".join)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(text=NAMED_TEXT, allowed=st.sets(st.sampled_from([*NAMES])), forbidden=st.sets(st.sampled_from([*NAMES, "the"])))
+def test_special_tokens_are_allowed_and_forbidden_as_by_tiktoken(
+    text: str, allowed: set[str], forbidden: set[str]
+) -> None:
+    for ours in (chosen(), LibraryTokenizer(chosen().to_json())):
+        assert ours.encode(text, allowed) == tiktoken_chosen().encode(
+            text, allowed_special=allowed, disallowed_special=()
+        )
+        for options, theirs in (({"forbid_special": True}, "all"), ({"forbid_special": forbidden}, forbidden)):
+            try:
+                ids = tiktoken_chosen().encode(text, allowed_special=allowed, disallowed_special=theirs)
+            except ValueError:
+                with pytest.raises(TokenizerError, match="forbid_special forbids it"):
+                    ours.encode(text, allowed, **options)
+            else:
+                assert ours.encode(text, allowed, **options) == ids
+        assert ours.encode_batch([text, "", "a"], allowed) == [ours.encode(t, allowed) for t in (text, "", "a")]
+
+
+@cache
+def chosen() -> BPETokenizer:
+    return BPETokenizer(BPEModel(trained().model.vocab, trained().model.merges, special=NAMES))
+
+
+@cache
+def tiktoken_chosen() -> tiktoken.Encoding:
+    model = chosen().model
+    ranks, special = dict(model.vocab), dict(model.special)
+    return tiktoken.Encoding("x", pat_str=model.patterns[0], mergeable_ranks=ranks, special_tokens=special)
+
+
+def test_words_and_characters_allow_and_forbid_special_tokens() -> None:
+    words, characters = WordTokenizer.train("a b", vocab_size=5), CharTokenizer.train("ab<>")
+    unknown, end = words.special_ids().values()
+    assert words.encode("a<|unk|><|endoftext|>", {"<|endoftext|>"})[-1] == end
+    assert words.encode("<|unk|>a<|endoftext|>", True) == [unknown, *words.encode("a"), end]
+    with pytest.raises(TokenizerError, match=r"'<\|unk\|>' at position 1"):
+        words.encode("a<|unk|>", forbid_special=True)
+    assert characters.encode("ab", True, forbid_special=True) == characters.encode("ab")
+    for tokenizer in (words, characters, trained()):
+        with pytest.raises(TokenizerError, match="'<nothing>' is not a special token"):
+            tokenizer.encode("a", {"<nothing>"})
+
+
+def test_a_surrogate_pair_is_the_character_that_it_stands_for() -> None:
+    pair, whole = "ab\ud83d\ude00a", "ab\U0001f600a"
+    library = LibraryTokenizer(trained().to_json())
+    words, characters = WordTokenizer.train(whole), CharTokenizer.train(whole)
+    for tokenizer in (trained(), with_special(), library, words, characters, specs.with_eos_as_bos(words)):
+        assert tokenizer.encode(pair) == tokenizer.encode_array(pair).tolist() == tokenizer.encode(whole)
+    assert trained().replay(pair) == trained().replay(whole)
+    with pytest.raises(TokenizerError, match=r"lone surrogate U\+DE00 at position 1,"):
+        trained().encode("\U0001f600\ude00\ud83d")
 
 
 def test_eos_becomes_bos_in_a_copy() -> None:

@@ -12,7 +12,9 @@ from glassgpt import data
 from glassgpt.config import DataConfig, parse_overrides
 from glassgpt.data import TokenStream
 from glassgpt.errors import CheckpointError, ConfigError, DataError
+from glassgpt.files import sha256_of
 from glassgpt.planning import opening, run_plan
+from glassgpt.tokenizer import BPETokenizer, save
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.metrics import Reporter, StepEvent
 
@@ -53,6 +55,24 @@ def train(source: Path, runs: Path, *settings: str, stop_at: int = 0) -> Run:
 
 def timeless(run: Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(("perf/", "time/"))} for row in run.metrics]
+
+
+def test_a_corpus_of_version_0_1_is_opened_again(rows: Path, tmp_path: Path, prose: str) -> None:
+    """Its manifest has the SHA-256 of the tokenizer's file. One with other roles is another tokenizer."""
+    file, ready = tmp_path / "mine", tmp_path / "ready"
+    file.mkdir()
+    save(BPETokenizer.train(prose, 280), file, block_size=8)
+    identity = prepared(rows, ready, str(file)).manifest.tokenizer
+    manifest = (ready / "manifest.json").read_text(encoding="utf-8")
+    former = manifest.replace(identity, f"file {sha256_of(file / 'tokenizer.json')}")
+    (ready / "manifest.json").write_text(former, encoding="utf-8")
+    stream = prepared(rows, ready, str(file))
+    assert (ready / "manifest.json").read_text(encoding="utf-8") == former != manifest
+    settings = parse_overrides([*SETTINGS, f"source={ready}", f"tokenizer={file}", "steps=8"])
+    assert run_plan.plan_run("tiny", [settings], measure="nothing").stream.info == stream.info
+    (file / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="another text or with other settings"):
+        prepared(rows, ready, str(file))
 
 
 @pytest.mark.parametrize("settings", [[], ["order=sequential", "mask_documents=true"]], ids=["random", "sequential"])

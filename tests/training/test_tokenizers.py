@@ -1,6 +1,7 @@
 """Any recipe takes any tokenizer; the run carries it, and needs nothing else to go on or to be used elsewhere."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from glassgpt.config import DataConfig, parse_overrides
 from glassgpt.data import TokenStream
 from glassgpt.data.corpus.encoding import in_validation
 from glassgpt.errors import CheckpointError, TokenizerError
+from glassgpt.files import sha256_of
 from glassgpt.planning import opening, run_plan
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, WordTokenizer, save, specs
 from glassgpt.training.checkpoint import Run
@@ -41,6 +43,14 @@ def file(tmp_path: Path, prose: str) -> Path:
     folder.mkdir()
     save(BPETokenizer.train(prose, 280), folder, block_size=8)
     return folder
+
+
+@pytest.fixture
+def rows(tmp_path: Path, prose: str) -> Path:
+    """That text as documents."""
+    lines = [json.dumps({"text": f"{i} {line}"}) for i, line in enumerate(prose.splitlines())]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "a.jsonl"
 
 
 class Interrupter(Reporter):
@@ -105,15 +115,24 @@ def test_a_changed_tokenizer_file_is_another_stream(prose: str, text_file: Path,
     assert first.folder != second.folder
 
 
+def test_other_roles_of_the_same_file_are_another_stream(rows: Path, file: Path, tmp_path: Path) -> None:
+    """The token that ends a document is in tokenizer_config.json, not in tokenizer.json."""
+    other = tmp_path / "other"
+    shutil.copytree(file, other)
+    (other / "tokenizer_config.json").write_text('{"model_max_length": 8}', encoding="utf-8")
+    ours, theirs = (prepared(rows, str(folder), 0.3) for folder in (file, other))
+    assert (ours.tokenizer.eos_token_id, theirs.tokenizer.eos_token_id) == (279, None)
+    assert ours.folder != theirs.folder and 279 in ours.train[:1000] and 279 not in theirs.train[:1000]
+    assert prepared(rows, str(file), 0.3).folder == ours.folder
+
+
 @pytest.mark.parametrize("written", ["word:90", "bpe:300"])
-def test_words_and_bpe_learn_from_training_documents_alone(written: str, prose: str, tmp_path: Path) -> None:
+def test_words_and_bpe_learn_from_training_documents_alone(written: str, rows: Path) -> None:
     """The held-out documents change nothing that is learned, and generation may begin where documents do."""
-    rows = [json.dumps({"text": f"{i} {line}"}) for i, line in enumerate(prose.splitlines())]
-    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    stream = prepared(tmp_path / "a.jsonl", written, 0.3)
-    kept = [json.loads(row)["text"] for row in rows]
-    kept = [text for text in kept if not in_validation([text], 0.3)]
-    assert 300 < len(kept) < len(rows)
+    stream = prepared(rows, written, 0.3)
+    texts = [json.loads(row)["text"] for row in rows.read_text(encoding="utf-8").splitlines()]
+    kept = [text for text in texts if not in_validation([text], 0.3)]
+    assert 300 < len(kept) < len(texts)
     expected = specs.make(specs.parse(written), kept)
     ours = stream.tokenizer
     assert [ours.token_bytes(i) for i in range(ours.vocab_size)] == list(
@@ -142,13 +161,23 @@ def test_a_run_carries_its_tokenizer(written: str, tmp_path: Path, text_file: Pa
     assert tokenizer.eos_token_id is None or theirs.eos_token_id == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("written", ["bpe:300", "FILE"])
+def write_former_identity(run: Run, file: Path) -> None:
+    """Change run.toml to what version 0.1 wrote: the SHA-256 of the tokenizer's file."""
+    former, toml = f"file {sha256_of(file / 'tokenizer.json')}", run.path / "run.toml"
+    content = toml.read_text(encoding="utf-8")
+    assert "loaded " in content
+    toml.write_text(re.sub(r"loaded \w+", former, content), encoding="utf-8")
+
+
+@pytest.mark.parametrize("written", ["bpe:300", "FILE", "FILE, as version 0.1 did"])
 def test_resuming_needs_neither_the_cache_nor_the_file(
     written: str, tmp_path: Path, text_file: Path, file: Path
 ) -> None:
-    setting = f"tokenizer={file if written == 'FILE' else written}"
+    setting = f"tokenizer={file if 'FILE' in written else written}"
     whole = train(tmp_path / "whole", text_file, "steps=8", setting)
     run = train(tmp_path / "broken", text_file, "steps=8", setting, stop_at=5)
+    if written.endswith("did"):
+        write_former_identity(run, file)
     shutil.rmtree(file)
     shutil.rmtree(tmp_path / "cache")
     opening.resume_run(run.path).train()
@@ -164,9 +193,22 @@ def test_a_run_without_a_checkpoint_does_not_go_on_with_another_tokenizer(
     )
     run = opening.start_run(plan, "run", tmp_path).run
     shutil.rmtree(tmp_path / "cache")
-    save(BPETokenizer.train(prose, 270), file, block_size=8)
+    former = tmp_path / "former"
+    shutil.copytree(run.path, former)
+    write_former_identity(Run(former), file)
+    for path in (former, run.path):
+        opening.resume_run(path)  # the file is the same
+        shutil.rmtree(tmp_path / "cache")
+    config = file / "tokenizer_config.json"
+    roles = config.read_text(encoding="utf-8")
+    config.write_text(roles.replace("eos_token", "no_token"), encoding="utf-8")
     with pytest.raises(CheckpointError, match="has changed since"):
         opening.resume_run(run.path)
+    config.write_text(roles, encoding="utf-8")
+    save(BPETokenizer.train(prose, 270), file, block_size=8)
+    for path in (former, run.path):
+        with pytest.raises(CheckpointError, match="has changed since"):
+            opening.resume_run(path)
 
 
 def test_a_run_keeps_the_whole_path_of_a_tokenizer(

@@ -358,7 +358,12 @@ def with_pattern(pattern: str, **more: Any) -> BPETokenizer:
 @pytest.mark.parametrize(
     ("changes", "how", "error", "message"),
     [
-        ({}, {"tokenizer": CharTokenizer.train("abc")}, TokenizerError, "of the kind 'char': train with tokenizer=bpe"),
+        (
+            {},
+            {"tokenizer": CharTokenizer.train("abc")},
+            TokenizerError,
+            r"of the kind 'char'\. Train with tokenizer=bpe",
+        ),
         ({}, {"tokenizer": with_pattern(r"\S+|\s+")}, TokenizerError, "no name for this tokenizer's split pattern"),
         ({"vocab_size": 256}, {}, TokenizerError, r"has \d+ tokens, the model 256"),
         ({"mlp": "gelu"}, {}, ConfigError, "llama.cpp's gpt2 has mlp=gelu_tanh, not gelu"),

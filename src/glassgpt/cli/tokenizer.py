@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 app = verb_group("tokenizer", "Train a tokenizer, look inside one, compare several.")
 
 TEXT_HELP = "A text file (UTF-8), or a corpus by name (`glassgpt data list`)."
-PATTERN_HELP = "Split pattern of a .tiktoken file, which holds none: gpt2, llama3 or qwen2; by default by its name."
+PATTERNS_HELP = "gpt2, llama3, qwen2, o200k or a regular expression"
+PATTERN_HELP = f"Split pattern of a .tiktoken file, which holds none: {PATTERNS_HELP}; needed if its name is not known."
 #: `model_max_length` of a tokenizer that belongs to no model yet.
 _NO_LIMIT = 2**31 - 1
 
@@ -45,7 +46,7 @@ def train(
         ..., "--out", "-o", metavar="OUT",
         help="Folder to write, or a file whose name ends in .json or (bpe only) .tiktoken.",
     ),
-    pattern: str = typer.Option(None, "--pattern", help="bpe: split pattern: gpt2 (default), llama3 or qwen2."),
+    pattern: str = typer.Option(None, "--pattern", help=f"bpe: split pattern: {PATTERNS_HELP}; by default gpt2."),
     special: list[str] = typer.Option(
         None, "--special", metavar="NAME", help="bpe: a special token besides <|endoftext|>; can be repeated."
     ),
@@ -102,6 +103,8 @@ def _output_files(out: Path, kind: str, force: bool) -> list[Path]:
     if (folder / "config.json").exists() and (not single or out.name == "tokenizer.json"):
         raise ConfigError(f"{folder} holds a model, which needs its own tokenizer; choose another name")
     files = [out] if single else [out / "tokenizer.json", out / "tokenizer_config.json"]
+    if out.suffix == ".tiktoken":
+        files.append(out.with_name(f"{out.name}.json"))
     existing = next((file for file in files if file.exists()), None)
     if existing and not force:
         raise ConfigError(f"{existing} exists; choose another name, or replace it with --force")
@@ -124,18 +127,21 @@ def _train(spec: "Spec", content: str, settings: dict[str, Any]) -> "Tokenizer":
 def _write(tokenizer: "Tokenizer", out: Path, files: Sequence[Path]) -> None:
     """Write the files, each completely or not at all."""
     from glassgpt.tokenizer import BPETokenizer, save
-    from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
+    from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 
     folder = files[0].parent
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".glassgpt-", dir=folder) as name:
         temporary = Path(name)
-        save(tokenizer, temporary, block_size=_NO_LIMIT)
         if out.suffix == ".tiktoken":
             assert isinstance(tokenizer, BPETokenizer)
-            (temporary / "tokenizer.json").write_bytes(tiktoken_bytes(tokenizer))
+            for path, content in tiktoken_files(tokenizer, temporary / out.name).items():
+                path.write_bytes(content)
+        else:
+            save(tokenizer, temporary, block_size=_NO_LIMIT)
         for file in files:
-            os.replace(temporary / ("tokenizer.json" if file == out else file.name), file)
+            written = temporary / file.name
+            os.replace(written if written.exists() else temporary / "tokenizer.json", file)
 
 
 @app.command()

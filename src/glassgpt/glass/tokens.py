@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glassgpt.errors import DataError, TokenizerError
+from glassgpt.errors import DataError
 
 if TYPE_CHECKING:
     from glassgpt.tokenizer import BPETokenizer, Tokenizer
@@ -188,16 +188,16 @@ def describe_tokenizer(tokenizer: "Tokenizer") -> dict[str, Any]:
     """Describe a tokenizer as JSON values: kind, size, special tokens, examples of tokens; merges if it is BPE."""
     from glassgpt.tokenizer import BPETokenizer
 
-    special, contents = tokenizer.special_ids(), dict[int, bytes]()
-    for i in set(range(tokenizer.vocab_size)).difference(special.values()):
-        with contextlib.suppress(TokenizerError):  # an unused id
-            contents[i] = tokenizer.token_bytes(i)
+    special, unused = tokenizer.special_ids(), tokenizer.unused_ids()
+    others = set(range(tokenizer.vocab_size)).difference(special.values(), unused)
+    contents = {i: tokenizer.token_bytes(i) for i in others}
     ids = [i for i in sorted(contents) if contents[i]]
     longest = sorted(ids, key=lambda i: (-len(contents[i]), i))
     description = {
         "kind": tokenizer.kind,
         "about": _about(tokenizer),
         "vocab_size": tokenizer.vocab_size,
+        "unused_ids": len(unused),
         "special_tokens": special,
         "roles": tokenizer.special_tokens(),
         "first_tokens": [token_json(i, contents[i]) for i in ids[: 2 * _EXAMPLES]],

@@ -18,6 +18,7 @@ from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve, versions
 from glassgpt.seeds import derive_seed
 from glassgpt.tokenizer import load as load_tokenizer
+from glassgpt.tokenizer import specs
 from glassgpt.tokenizer.base import attach
 from glassgpt.training.checkpoint import (
     CheckpointWriter,
@@ -217,7 +218,7 @@ def _load_stream(run: Run, config: RunConfig, check_text: bool = True) -> TokenS
     else:
         stream = data.prepare(source, config.data)
     _require_same_text(run, config, expected, stream.info.text_sha256)
-    if stream.info.tokenizer != tokenizer and not source.prepared:
+    if not folder and not source.prepared and not specs.is_identity(tokenizer, specs.parse(config.data.tokenizer)):
         raise CheckpointError(
             f"the tokenizer {config.data.tokenizer} has changed since {run.path} began, and there is no checkpoint yet "
             "that carries the old one; put the old file back, or start a new run"

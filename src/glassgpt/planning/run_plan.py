@@ -362,7 +362,7 @@ def _data_as_prepared(
         for key, value in manifest.settings.items()
         if key in user_set_keys and getattr(config, key) != value
     ]
-    if "tokenizer" in user_set_keys and specs.identity(specs.parse(config.tokenizer)) != manifest.tokenizer:
+    if "tokenizer" in user_set_keys and not specs.is_identity(manifest.tokenizer, specs.parse(config.tokenizer)):
         refused.append(f"data.tokenizer: {manifest.tokenizer} in the prepared corpus, {config.tokenizer} asked for")
     if refused:
         raise ConfigError(refused)

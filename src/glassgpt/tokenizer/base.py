@@ -1,19 +1,24 @@
 """The interface of all tokenizers, and the files that store one in a model folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from glassgpt.errors import TokenizerError
+from glassgpt.files import path_exists
 from glassgpt.tokenizer.published import TEMPLATE_FILE, TOKENIZER_CONFIG, PublishedSettings
 
 #: The tokenizer files of a model folder; the first that exists is read.
 FILES = ("tokenizer.json", "tokenizer.model")
+#: The two files of older folders, as GPT-2's first.
+OLDER_FILES = ("vocab.json", "merges.txt")
 #: The token that ends a document.
 END_OF_TEXT = "<|endoftext|>"
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 @runtime_checkable
@@ -48,30 +53,65 @@ class Tokenizer(Protocol):
         own = () if self.eos_token_id is None else (self.eos_token_id,)
         return tuple(dict.fromkeys(own + self.other_end_ids))
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Encode a text. The name of a special token in the text is plain text unless ``allow_special``.
+    def encode(
+        self,
+        text: str,
+        allow_special: bool | Collection[str] = False,
+        *,
+        forbid_special: bool | Collection[str] = False,
+    ) -> list[int]:
+        """Encode a text.
+
+        Args:
+            text: any valid Unicode. Two surrogates that are a pair are the character that they stand for.
+            allow_special: the special tokens whose names in the text become those tokens: all, none, or for example
+                ``{"<|endoftext|>"}``. The names of others are plain text. Never allow them in text that users write.
+            forbid_special: the names that raise an error if the text contains them: those of all special tokens that
+                are not allowed, none, or the names given.
 
         Raises:
-            TokenizerError: if this tokenizer cannot encode the text.
+            TokenizerError: if this tokenizer cannot encode the text, or has no such special token.
         """
+        text = join_surrogates(text)
+        return self._encode(text, self._allowed(text, allow_special, forbid_special))
+
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        allow_special: bool | Collection[str] = False,
+        *,
+        forbid_special: bool | Collection[str] = False,
+    ) -> list[list[int]]:
+        """Encode several texts, each by itself, as :meth:`encode` does."""
+        return [self.encode(text, allow_special, forbid_special=forbid_special) for text in texts]
+
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Encode one text that is given as plain parts with the ids of special tokens between them."""
+        return [i for part in parts for i in ([part] if isinstance(part, int) else self._encode(part, {}))]
 
     def encode_array(self, text: str) -> np.ndarray:
         """Encode a text to an int64 array ``[tokens]``; the fastest way for long texts."""
         return np.array(self.encode(text), dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids to text; special tokens become their names.
+        """Decode ids to text; special tokens become their names, ids without a token nothing.
 
         Raises:
-            TokenizerError: if an id is not in the vocabulary.
+            TokenizerError: if an id is not below ``vocab_size``.
         """
 
     def token_bytes(self, i: int) -> bytes:
         """The UTF-8 bytes of a token. Joining the bytes of all tokens gives the bytes of the text.
 
+        An id without a token (:meth:`unused_ids`) has none.
+
         Raises:
-            TokenizerError: if the id is not in the vocabulary.
+            TokenizerError: if the id is not below ``vocab_size``.
         """
+
+    def unused_ids(self) -> tuple[int, ...]:
+        """Ids below vocab_size that have no token."""
+        return ()
 
     def special_tokens(self) -> dict[str, str]:
         """Special tokens by role, for example ``{"eos_token": "<|endoftext|>"}``."""
@@ -90,12 +130,35 @@ class Tokenizer(Protocol):
         """The id of every special token."""
         return dict(self._special)
 
-    def unused_ids(self) -> tuple[int, ...]:
-        """Ids below vocab_size that have no token."""
-        return ()
-
     def files(self) -> dict[str, bytes]:
         """The files for a model folder, by name, in the formats of published tools; without tokenizer_config.json."""
+
+    def _encode(self, text: str, allowed: Mapping[str, int]) -> list[int]:
+        """Encode a text in which the names of these special tokens are those tokens."""
+        return self.encode_parts(split_at_names(text, allowed)) if allowed else self._encode_plain(text)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Encode a text without special tokens."""
+
+    def _allowed(
+        self, text: str, allow_special: bool | Collection[str], forbid_special: bool | Collection[str]
+    ) -> dict[str, int]:
+        """The ids of the special tokens that are allowed; raise if the text has a name that is forbidden."""
+        if not allow_special and not forbid_special:
+            return {}
+        ids = self.special_ids()
+        names = ids if allow_special is True else allow_special or ()
+        if unknown := [name for name in names if name not in ids]:
+            raise TokenizerError(
+                f"allow_special: {unknown[0]!r} is not a special token; there are {', '.join(ids) or 'none'}"
+            )
+        forbidden = (name for name in ids if name not in names) if forbid_special is True else forbid_special or ()
+        if found := next((name for name in forbidden if name in text), None):
+            raise TokenizerError(
+                f"the text has {found!r} at position {text.index(found)}, and forbid_special forbids it; remove it, "
+                "allow it (allow_special), or leave forbid_special out to encode it as plain text"
+            )
+        return {name: ids[name] for name in names}
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
@@ -103,6 +166,24 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
         raise TokenizerError(f"ids are from 0 to {vocab_size - 1}, got {wrong}")
+
+
+def join_surrogates(text: str) -> str:
+    """Replace surrogate pairs, as UTF-16 has them, by the characters that they stand for."""
+    try:
+        text.encode("utf-8")
+        return text  # the usual case
+    except UnicodeEncodeError:
+        return _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
+
+
+def split_at_names(text: str, ids: Mapping[str, int]) -> list[str | int]:
+    """Cut a text at the names of tokens, the longest first: the texts between, and the ids of those tokens."""
+    names, parts, begin = "|".join(map(re.escape, sorted(ids, key=len, reverse=True))), list[str | int](), 0
+    for match in re.finditer(names or "(?!)", text):
+        parts += [text[begin : match.start()], ids[match[0]]]
+        begin = match.end()
+    return [part for part in [*parts, text[begin:]] if part != ""]
 
 
 def attach(tokenizer: Tokenizer, published: PublishedSettings) -> None:
@@ -149,10 +230,16 @@ def tokenizer_file_in(folder: Path) -> Path:
     Raises:
         TokenizerError: if there is none.
     """
-    for name in FILES:
-        if (folder / name).exists():
-            return folder / name
+    if file := find_tokenizer_file(folder):
+        return file
     raise TokenizerError(f"{folder} has no tokenizer.json; a model folder must contain its tokenizer")
+
+
+def find_tokenizer_file(folder: Path) -> Path | None:
+    """The tokenizer file of a folder, or None. Of the older layout vocab.json and merges.txt, it is the first."""
+    if file := next((folder / name for name in FILES if path_exists(folder / name)), None):
+        return file
+    return folder / "vocab.json" if all(path_exists(folder / name) for name in OLDER_FILES) else None
 
 
 def json_file(content: Mapping[str, Any], name: str = "tokenizer.json") -> dict[str, bytes]:
@@ -278,14 +365,14 @@ class WordLevelTokenizer(Tokenizer):
         return content["model"].get("unk_token") == self.unk_token and all(content.get(k) == ours[k] for k in keys)
 
 
-def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str]:
-    """The tokens of a word-level ``tokenizer.json`` in the order of their ids.
+def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str] | None:
+    """The tokens of a word-level ``tokenizer.json`` in the order of their ids; None if the ids are not 0, 1, 2, ...
 
     Raises:
-        TokenizerError: if the ids are not 0, 1, 2, ...
+        TokenizerError: if the ids are not different whole numbers.
     """
     vocab = content["model"].get("vocab")
     ids = list(vocab.values()) if isinstance(vocab, dict) else []
-    if not ids or any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
-        raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not 0, 1, 2, ...")
-    return sorted(vocab, key=lambda token: vocab[token])
+    if not ids or any(type(i) is not int or i < 0 for i in ids) or len(set(ids)) < len(ids):
+        raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not different whole numbers")
+    return sorted(vocab, key=lambda token: vocab[token]) if max(ids) < len(ids) else None

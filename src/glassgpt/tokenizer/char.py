@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer.base import WordLevelTokenizer, word_level_tokens
+from glassgpt.tokenizer.base import WordLevelTokenizer, join_surrogates, word_level_tokens
 from glassgpt.tokenizer.pretokenize import Texts
 
 
@@ -38,21 +38,18 @@ class CharTokenizer(WordLevelTokenizer):
         return cls(sorted(alphabet))
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Encode a text to an int64 array ``[len(text)]``, about 50 times faster than a loop."""
+        """Encode a text to an int64 array ``[len(text)]``, about 50 times faster than a loop.
+
+        Raises:
+            TokenizerError: naming the first character that is not in the alphabet.
+        """
+        text = join_surrogates(text)
         codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
         in_table = codes < len(self._table)
         ids = np.where(in_table, self._table[np.where(in_table, codes, 0)], -1)
         if ids.size and ids.min() < 0:
             raise TokenizerError(self._unknown_message(text, int(np.argmin(ids))))
         return ids
-
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Encode a text. There are no special tokens.
-
-        Raises:
-            TokenizerError: naming the first character that is not in the alphabet.
-        """
-        return self.encode_array(text).tolist()
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: Path) -> "CharTokenizer | None":
@@ -62,10 +59,13 @@ class CharTokenizer(WordLevelTokenizer):
             TokenizerError: if the file is damaged.
         """
         tokens = word_level_tokens(content, path)
-        if any(len(token) != 1 for token in tokens):
+        if tokens is None or any(len(token) != 1 for token in tokens):
             return None
         tokenizer = cls(tokens)
         return tokenizer if tokenizer.equals_json(content) else None
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.encode_array(text).tolist()
 
     def _unknown_message(self, text: str, position: int) -> str:
         character, shown = text[position], "".join(self.tokens)

@@ -86,8 +86,7 @@ def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **o
             f"a message contains {name_in_content!r}, the name of a control token, and this chat template changes the "
             "content of messages, so the two cannot be told apart; remove it from the message"
         )
-    encoded = ([ids[part]] if at % 2 else tokenizer.encode(part) for at, part in enumerate(parts) if part)
-    return [i for part_ids in encoded for i in part_ids]
+    return tokenizer.encode_parts(ids[part] if at % 2 else part for at, part in enumerate(parts) if part)
 
 
 def _environment() -> Any:

@@ -21,7 +21,7 @@ from glassgpt.errors import TokenizerError
 from glassgpt.files import Progress
 
 #: The published split patterns: of GPT-2 (openai/gpt-2, encoder.py), Llama 3 (meta-llama, which is that of
-#: tiktoken's cl100k_base) and Qwen 2 (as Llama 3's, with every digit by itself).
+#: tiktoken's cl100k_base), Qwen 2 (as Llama 3's, with every digit by itself) and GPT-4o (tiktoken's o200k_base).
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "llama3": (
@@ -31,6 +31,11 @@ PATTERNS = {
     "qwen2": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "o200k": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
 #: Places where all published patterns start a new pre-token, whatever comes before and after: before a space between
@@ -51,6 +56,8 @@ _SINCE_UNICODE_17 = (
     "1faf9-1fafa 1fbfa 2b73a-2b73f 2b81e 2cea2-2cead 323b0-33479 3d000-3fc3f"
 )
 _SYMBOL = "\ue000"  # a private-use character: never a letter, mark, digit or space
+#: The only character whose kind has changed since Unicode 16, from \\p{Ll} to \\p{Lo}; and another letter of that kind.
+_MOVED, _LIKE_MOVED = 0x295, 0x250
 #: Characters to split at a time; the pre-tokens of that many fit into memory easily.
 CHUNK = 1 << 20
 #: Characters from which counting in several processes pays for starting them.
@@ -135,17 +142,18 @@ _NEWER = _since_unicode_17()
 
 
 def as_unicode_16(text: str) -> str:
-    """Replace characters assigned after Unicode 16 by a symbol; return the same object if there are none.
+    """Replace characters that are new or changed since Unicode 16; return the same object if there are none.
 
     So pre-tokens do not depend on the installed version of `regex` (2024.9.11 or later).
     """
     if text.isascii():
         return text
     codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
-    newer = _NEWER[np.minimum(codes, len(_NEWER) - 1)]
-    if not newer.any():
+    newer, moved = _NEWER[np.minimum(codes, len(_NEWER) - 1)], codes == _MOVED
+    if not (newer.any() or moved.any()):
         return text
-    return np.where(newer, ord(_SYMBOL), codes).astype("<u4").tobytes().decode("utf-32-le", errors="surrogatepass")
+    codes = np.where(newer, ord(_SYMBOL), np.where(moved, _LIKE_MOVED, codes))
+    return codes.astype("<u4").tobytes().decode("utf-32-le", errors="surrogatepass")
 
 
 def _split_once(pattern: "regex.Pattern[str]", text: str) -> list[str]:

@@ -5,17 +5,19 @@
                     others are run by the `tokenizers` library
 ``*.tiktoken``      tiktoken's ranks
 ``*.gguf``          llama.cpp's; tokenizers of the types ``gpt2`` and ``llama``
-``tokenizer.model`` SentencePiece's, run by its library
+``tokenizer.model`` SentencePiece's, run by its library; or Llama 3's, in tiktoken's format
+``vocab.json``      with ``merges.txt`` beside it: the older layout of GPT-2's and Qwen's
 ==================  ==========================================================================================
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from glassgpt import assets
 from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
+from glassgpt.tokenizer import older_formats
 from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, added_token, attach, tokenizer_file_in
 from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
@@ -57,7 +59,7 @@ def load(path: Path, pattern: str | None = None) -> Tokenizer:
     """
     if path.is_dir():
         path = tokenizer_file_in(path)
-    readers = {".json": _read_tokenizer_json, ".gguf": read_gguf, ".model": _read_sentencepiece}
+    readers = {".json": _read_json, ".gguf": read_gguf, ".model": _read_model}
     if path.suffix == ".tiktoken":
         return read_tiktoken(path, pattern)
     if path.suffix not in readers:
@@ -66,11 +68,23 @@ def load(path: Path, pattern: str | None = None) -> Tokenizer:
     return readers[path.suffix](path)
 
 
-def _read_tokenizer_json(path: Path) -> Tokenizer:
-    """Read a ``tokenizer.json``, and the settings that were published in the files beside it."""
-    own_content = read_json_object(path)
+def _read_json(path: Path) -> Tokenizer:
+    """Read a ``tokenizer.json``; or a ``vocab.json`` and the ``merges.txt`` beside it."""
+    if path.name == "vocab.json":
+        return _with_published(path, older_formats.read_vocab_and_merges, older_formats.default_roles(path.parent))
+    return _with_published(path, read_json_object)
+
+
+def _with_published(
+    path: Path, read: Callable[[Path], Mapping[str, Any]], defaults: Mapping[str, str | None] | None = None
+) -> Tokenizer:
+    """Make a tokenizer from the content of a ``tokenizer.json``, and the settings published in the files beside it.
+
+    ``read`` gives the content, and ``defaults`` are the roles of tokens that no file names.
+    """
     try:
-        published = read_published(path.parent, own_content)
+        own_content = read(path)
+        published = read_published(path.parent, own_content, defaults)
         content = _with_role_tokens(own_content, published.roles)
         tokenizer = _from_content(content, _roles(path, content, published.roles), path)
         attach(tokenizer, published)
@@ -92,7 +106,7 @@ def _from_content(content: Mapping[str, Any], roles: Mapping[str, str], path: Pa
         if tokenizer:
             tokenizer.bos_token_id = tokenizer.special_ids().get(roles.get("bos_token", ""))
             return tokenizer
-    elif bpe := bytelevel.from_json(content, eos=roles.get("eos_token"), bos=roles.get("bos_token")):
+    elif not isinstance(bpe := bytelevel.from_json(content, roles.get("eos_token"), roles.get("bos_token")), str):
         return BPETokenizer(bpe, content)
     return LibraryTokenizer(content, roles)
 
@@ -117,10 +131,12 @@ def _with_role_tokens(content: Mapping[str, Any], roles: Mapping[str, str]) -> M
     return {**content, "added_tokens": [*added, *missing]} if missing else content
 
 
-def _read_sentencepiece(path: Path) -> SentencePieceTokenizer:
+def _read_model(path: Path) -> Tokenizer:
     """Read a ``tokenizer.model``, and the tokens and settings that were published in the files beside it."""
     try:
         proto = path.read_bytes()
+        if older_formats.is_ranks(proto):
+            return _with_published(path, older_formats.read_llama_3, older_formats.LLAMA_3_ROLES)
         published = read_published(path.parent, defaults=SentencePieceTokenizer(proto).own_roles())
         tokenizer = SentencePieceTokenizer(proto, published.roles, added_tokens(published))
         attach(tokenizer, published)

@@ -90,7 +90,7 @@ class PublishedSettings:
 
 
 def read_published(
-    folder: Path, content: Mapping[str, Any] | None = None, defaults: Mapping[str, str] | None = None
+    folder: Path, content: Mapping[str, Any] | None = None, defaults: Mapping[str, str | None] | None = None
 ) -> PublishedSettings:
     """Read a folder's settings; empty if it has none of the files.
 
@@ -175,6 +175,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def class_name(folder: Path) -> str:
+    """The class that `AutoTokenizer` chooses for the tokenizer of a folder; "" if nothing names one.
+
+    Raises:
+        TokenizerError: if a file is damaged.
+    """
+    return _class_name(_read(folder / "config.json"), _read(folder / TOKENIZER_CONFIG))
+
+
 def _read(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.exists() else {}
 
@@ -182,14 +191,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _class_defaults(
     model: Mapping[str, Any], config: Mapping[str, Any], content: Mapping[str, Any] | None
 ) -> Mapping[str, str | None]:
-    """What the class of the tokenizer says; the class that `AutoTokenizer` chooses."""
-    family = model.get("model_type")
-    name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
-    if family in _FIXED_CLASS or not name:
-        name = _CLASS_OF_FAMILY.get(str(family), "")
+    """What the class of the tokenizer says."""
+    name = _class_name(model, config)
     if name == "LlamaTokenizer" and _has_byte_level(content or {}):
         name = ""  # Llama 3's tokenizer.json under the name of Llama 2's class
     return CLASS_DEFAULTS.get(name, {})
+
+
+def _class_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    family = model.get("model_type")
+    name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
+    return _CLASS_OF_FAMILY.get(str(family), "") if family in _FIXED_CLASS or not name else name
 
 
 def _has_byte_level(content: Mapping[str, Any]) -> bool:

@@ -6,12 +6,14 @@
 ``word:N``     its most frequent words, ``<|unk|>`` and ``<|endoftext|>``: N tokens
 ``bpe:N``      byte-level BPE trained on the training split of the text: N tokens including ``<|endoftext|>``
 ``gpt2``       GPT-2's tokenizer
-a path         a file (tokenizer.json, .tiktoken, .gguf, tokenizer.model), a folder with one, or a run
+a path         a file (tokenizer.json, .tiktoken, .gguf, tokenizer.model, vocab.json), a folder with one, or a run
 =============  =====================================================================================================
 """
 
 import copy
 import difflib
+import hashlib
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from glassgpt import assets
 from glassgpt.errors import TokenizerError
 from glassgpt.files import Progress, path_exists, sha256_of
 from glassgpt.tokenizer import pretrained
-from glassgpt.tokenizer.base import FILES, Tokenizer, attach, tokenizer_file_in
+from glassgpt.tokenizer.base import Tokenizer, adds_bos_token, attach, find_tokenizer_file, tokenizer_file_in
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 from glassgpt.tokenizer.char import CharTokenizer
 from glassgpt.tokenizer.pretokenize import Texts
@@ -83,12 +85,40 @@ def parse(text: str) -> Spec:
 
 
 def identity(spec: Spec) -> str:
-    """Tokenizer ID for the cache key: the spec as written, or the SHA-256 of the file.
+    """Tokenizer ID for the cache key: the spec as written; for a file, :func:`identity_of` the tokenizer in it.
 
     Raises:
-        TokenizerError: if there is no such file.
+        GlassError: as for :func:`make`, if there is no such file, or it cannot be read.
     """
-    return f"file {sha256_of(_existing_file(spec))}" if spec.kind == "file" else spec.text
+    return identity_of(load(spec)) if spec.kind == "file" else spec.text
+
+
+def identity_of(tokenizer: Tokenizer) -> str:
+    """ID of a loaded tokenizer: a hash of all that decides ids, document borders, and the tokenizer that a run saves.
+
+    A file alone does not say it: the roles of special tokens are in another file, and the split pattern of a
+    ``.tiktoken`` file comes from its name.
+    """
+    parts = hashlib.sha256()
+    for name, content in sorted(tokenizer.files().items()):
+        parts.update(f"{name} {len(content)}\n".encode() + content)
+    ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, adds_bos_token(tokenizer)]
+    published = tokenizer.published
+    beside = [published.tokenizer_config.get(key) for key in ("added_tokens_decoder", "legacy")]
+    beside += [tokenizer.roles(), dict(published.chat_templates)]  # a run saves those that its corpus has
+    parts.update(json.dumps([*ids, *beside], sort_keys=True).encode())
+    return f"loaded {parts.hexdigest()}"
+
+
+def is_identity(text: str, spec: Spec) -> bool:
+    """Whether a tokenizer ID, as a run or a corpus has stored it, is that of a spec.
+
+    Raises:
+        GlassError: as for :func:`identity`.
+    """
+    if text.startswith("file "):  # of version 0.1: the SHA-256 of the file alone
+        return spec.kind == "file" and text == f"file {sha256_of(_existing_file(spec))}"
+    return text == identity(spec)
 
 
 def absolute(text: str) -> str:
@@ -126,7 +156,7 @@ def make(
     if spec.kind == "bpe":
         assert spec.vocab_size is not None
         return BPETokenizer.train(train_text, spec.vocab_size, progress=progress, characters=characters)
-    return _load(spec)
+    return load(spec)
 
 
 def with_eos_as_bos(tokenizer: Tokenizer) -> Tokenizer:
@@ -164,17 +194,22 @@ def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("run
             f"the tokenizer {text!r} is made from a text; train it first (glassgpt tokenizer train TEXT {text} -o "
             "FOLDER), then give that folder"
         )
-    return _load(spec, pattern)
+    return load(spec, pattern)
 
 
-def _load(spec: Spec, pattern: str | None = None) -> Tokenizer:
+def load(spec: Spec, pattern: str | None = None) -> Tokenizer:
+    """Load the tokenizer of a spec that needs no training; ``pattern`` is for a ``.tiktoken`` file.
+
+    Raises:
+        GlassError: as for :func:`make`.
+    """
     return pretrained.gpt2() if spec.kind == "gpt2" else pretrained.load(_existing_file(spec), pattern)
 
 
 def _tokenizer_folder(path: Path) -> Path | None:
     """The folder with the tokenizer: this one, or the best or last checkpoint of a run; None if there is none."""
     folders = (path, path / "best", path / "last")
-    return next((folder for folder in folders if any(path_exists(folder / name) for name in FILES)), None)
+    return next(filter(find_tokenizer_file, folders), None)
 
 
 def _existing_file(spec: Spec) -> Path:

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import regex
-
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import END_OF_TEXT, WordLevelTokenizer, word_level_tokens
 from glassgpt.tokenizer.pretokenize import PreTokenizer, Texts, count_pre_tokens
@@ -41,7 +39,6 @@ class WordTokenizer(WordLevelTokenizer):
         self.unk_token_id = self._special.get(UNKNOWN)
         self.eos_token_id = self._special.get(END_OF_TEXT)
         self._pre_tokenizer = PreTokenizer([PATTERN])
-        self._special_pattern = regex.compile("(" + "|".join(map(regex.escape, SPECIAL)) + ")")
 
     @classmethod
     def train(cls, *texts: Texts, vocab_size: int | None = None) -> "WordTokenizer":
@@ -68,19 +65,6 @@ class WordTokenizer(WordLevelTokenizer):
             raise TokenizerError("the text is empty: it has no words to learn")
         return cls(words, vocab_size is not None)
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Encode a text, word by word.
-
-        Raises:
-            TokenizerError: naming the first word that is not in a closed vocabulary.
-        """
-        if not (allow_special and self._special):
-            return self._encode_ordinary(text)
-        ids = []
-        for part in filter(None, self._special_pattern.split(text)):
-            ids += [self._special[part]] if part in self._special else self._encode_ordinary(part)
-        return ids
-
     def special_tokens(self) -> dict[str, str]:
         """``unk_token`` and ``eos_token`` of an open vocabulary, and ``bos_token`` if documents begin with it."""
         bos = {"bos_token": END_OF_TEXT} if self.bos_token_id is not None else {}
@@ -93,7 +77,7 @@ class WordTokenizer(WordLevelTokenizer):
         Raises:
             TokenizerError: if the file is damaged.
         """
-        words = word_level_tokens(content, path)
+        words = word_level_tokens(content, path) or []
         open_vocabulary = tuple(words[-len(SPECIAL) :]) == SPECIAL
         words = words[: -len(SPECIAL)] if open_vocabulary else words
         if not words:
@@ -101,7 +85,7 @@ class WordTokenizer(WordLevelTokenizer):
         tokenizer = cls(words, open_vocabulary)
         return tokenizer if tokenizer.equals_json(content) else None
 
-    def _encode_ordinary(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str) -> list[int]:
         words = self._pre_tokenizer.split(text)
         if (unknown := self.unk_token_id) is not None:
             return [self._ids.get(word, unknown) for word in words]

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from glassgpt.errors import CheckpointError, MissingExtraError
+from glassgpt.tokenizer.base import OLDER_FILES
 from glassgpt.weights.sources import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE, some, weight_files
 
 #: The names without an organisation that are looked up on the hub; others could be mistyped names of runs.
@@ -112,7 +113,7 @@ def _fetch(name: HubName, token: str | None) -> Path:
         listed = some(sorted(files), 6)
         raise CheckpointError(f"{name} has no {SINGLE} or {OLD_SINGLE}, nor shards of them; it has {listed}")
     small = [file for file in _SMALL if file in files]
-    small += [file for file in _TOKENIZERS if file in files][:1]
+    small += [file for file in _TOKENIZERS if file in files][:1] or [file for file in OLDER_FILES if file in files]
     small += [file for file in files if file.startswith(("LICENSE.", "additional_chat_templates/"))]
     download = partial(snapshot_download, name.repo, revision=name.revision, token=token)
     folder = Path(download(allow_patterns=[*small, weights]))

@@ -8,8 +8,9 @@ from glassgpt import __version__
 from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.files import Progress
 from glassgpt.tokenizer import BPETokenizer
+from glassgpt.tokenizer.bpe.tokenizer import require_bpe
 from glassgpt.tokenizer.chat import template_in
-from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
+from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 from glassgpt.weights.folder import dtype_name, save_model, write_folder
 from glassgpt.weights.gguf.export import write_gguf
 from glassgpt.weights.gguf.reading import GGUFSource
@@ -73,30 +74,28 @@ def to_gguf(source: WeightSource, target: Path, *, dtype: str = "f16", progress:
 
 
 def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
-    """Write a tokenizer's ranks in tiktoken's format: one line for each token, without special tokens.
+    """Write a tokenizer's ranks in tiktoken's format, and beside it a file with split pattern and special tokens.
 
     Returns:
         The tokenizer; tiktoken needs its split pattern and special tokens too.
 
     Raises:
         TokenizerError: if it is not byte-level BPE, or tiktoken would encode differently.
-        CheckpointError: if the file exists.
+        CheckpointError: if a file exists.
     """
     _refuse_existing(target)
-    tokenizer = source.tokenizer()
-    if not isinstance(tokenizer, BPETokenizer):
-        raise TokenizerError(
-            f"tiktoken runs byte-level BPE, and this tokenizer is of the kind {tokenizer.kind!r}: train with "
-            "tokenizer=bpe:N, or use the tokenizer.json of export --to hf"
-        )
+    tokenizer = require_bpe(source.tokenizer(), "tiktoken runs")
     if len(tokenizer.model.patterns) > 1 or tokenizer.model.normal_form:
         raise TokenizerError(
             "tiktoken splits text by one pattern, without normalising it; this tokenizer has several steps"
         )
     if missing := tokenizer.model.missing_bytes():
         raise TokenizerError(f"tiktoken needs a rank for every byte, and this tokenizer lacks {len(missing)} of them")
-    content = tiktoken_bytes(tokenizer)
-    target.write_bytes(content)
+    files = tiktoken_files(tokenizer, target)
+    for path in files:
+        _refuse_existing(path)
+    for path, content in files.items():
+        path.write_bytes(content)
     return tokenizer
 
 

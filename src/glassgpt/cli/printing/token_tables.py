@@ -113,9 +113,11 @@ def print_tokenizer(name: str, description: Mapping[str, Any]) -> None:
         f"{escaped(token.encode())} {i}" + (f" ({roles[token]})" if token in roles else "")
         for token, i in description["special_tokens"].items()
     ]
-    size = pluralize(description["vocab_size"], "token")
+    size = pluralize(description["vocab_size"] - description["unused_ids"], "token")
     if "merges" in description:
         size += f": 256 bytes, {pluralize(description['merges'], 'merge')}"
+    if description["unused_ids"]:
+        size += f"; {pluralize(description['unused_ids'], 'id')} below {description['vocab_size']:,} without a token"
     lines = [("kind", description["about"]), ("vocabulary", size), ("special tokens", ", ".join(special) or "none")]
     for token, i in description.get("added_tokens", {}).items():
         lines.append(("added token", f"{escaped(token.encode())} {i}"))
@@ -174,15 +176,10 @@ def print_trained(result: Mapping[str, Any], text: str, out: Path, settings: Map
     lost = f", but {result['unknown']:.1%} of its words are unknown and lost" if result["unknown"] else ""
     print_text(f"{result['bytes_per_token']:.2f} bytes per token on {result['measured_on']}{lost}")
     print_text(f"trained in {result['seconds']:.1f} s; written to {' and '.join(result['files'])}")
-    hint = []
     if out.suffix == ".tiktoken":
-        print_text(
-            "a .tiktoken file holds neither special tokens nor split pattern: give them to the program that reads it"
-        )
-        hint = ["--pattern", settings["pattern"]] if "pattern" in settings else []
-    print_text(f"\nnext: {shell_command('tokenizer', 'show', out, 'Any text', *hint)}")
-    if not hint:  # `train` has no option for a split pattern
-        print_text(f"      {shell_command('train', Path(text) if path_exists(text) else text, f'tokenizer={out}')}")
+        print_text(f"split pattern and special tokens are in {out.name}.json: keep it beside the file")
+    print_text(f"\nnext: {shell_command('tokenizer', 'show', out, 'Any text')}")
+    print_text(f"      {shell_command('train', Path(text) if path_exists(text) else text, f'tokenizer={out}')}")
 
 
 def print_comparison(name: str, split: TextSplit, trained: Sequence[str], rows: Sequence[TokenizerMeasurement]) -> None:

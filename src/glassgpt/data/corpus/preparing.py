@@ -18,12 +18,12 @@ from pathlib import Path
 from glassgpt import assets
 from glassgpt.config import DataConfig
 from glassgpt.data.corpus.building import CorpusBuilder, MakeTokenizer
-from glassgpt.data.corpus.manifest import TokenStream, cache_key, open_stream, settings_of
+from glassgpt.data.corpus.manifest import TokenStream, cache_key, open_stream, read_manifest, settings_of
 from glassgpt.data.corpus.tasks import MIN_PARALLEL_BYTES
 from glassgpt.data.sources.source import TextSource
-from glassgpt.errors import DataError
+from glassgpt.errors import DataError, GlassError
 from glassgpt.files import Progress
-from glassgpt.tokenizer import Tokenizer, specs
+from glassgpt.tokenizer import Tokenizer, load, specs
 from glassgpt.tokenizer.pretokenize import usable_cpus
 
 
@@ -51,12 +51,18 @@ def prepare(
     if source.prepared:
         return open_stream(source.prepared)
     spec = specs.parse(config.tokenizer)
+    if spec.kind == "file":
+        tokenizer = specs.load(spec)
+        identity = specs.identity_of(tokenizer)
+        if folder and _holds_earlier_id(folder, tokenizer if source.single else specs.with_eos_as_bos(tokenizer)):
+            identity = read_manifest(folder).tokenizer
+        return _prepare(source, config, identity, lambda *texts: tokenizer, progress, folder, processes)
 
     def make(train: Iterable[str], everything: Iterable[str], characters: int) -> Tokenizer:
         closed = spec.kind in ("char", "word") and spec.vocab_size is None
         return specs.make(spec, everything if closed else train, progress=progress, characters=characters)
 
-    return _prepare(source, config, specs.identity(spec), make, progress, folder, processes)
+    return _prepare(source, config, spec.text, make, progress, folder, processes)
 
 
 def prepare_again(source: TextSource, config: DataConfig, identity: str, tokenizer: Tokenizer) -> TokenStream:
@@ -64,6 +70,15 @@ def prepare_again(source: TextSource, config: DataConfig, identity: str, tokeniz
     if source.prepared:
         return open_stream(source.prepared)
     return _prepare(source, config, identity, lambda *texts: tokenizer, None, None, None)
+
+
+def _holds_earlier_id(folder: Path, tokenizer: Tokenizer) -> bool:
+    """Whether a folder holds a corpus of this tokenizer with the kind of ID that version 0.1 wrote."""
+    try:
+        earlier = read_manifest(folder).tokenizer.startswith("file ")
+        return earlier and specs.identity_of(load(folder)) == specs.identity_of(tokenizer)
+    except GlassError:
+        return False
 
 
 def find_prepared(text_sha256: str, identity: str, config: DataConfig) -> TokenStream | None:

@@ -5,6 +5,7 @@ the characters from U+0100 on (`bytes_to_unicode` in openai/gpt-2). The order of
 first 256 ids, in GPT-2 and here.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,8 +139,8 @@ def check_special_names(names: Sequence[str], pre_tokenizer: PreTokenizer) -> No
 #: Options of added tokens that match in another way than literally.
 _FLAGS = ("single_word", "lstrip", "rstrip")
 #: The regular expressions that `regex` matches as Oniguruma, the engine of `tokenizers`, does. They differ in some
-#: others: sets within sets, ``\\w``, ``{1,3}+``, ``^`` and ``$``, ``\\p{Ll}`` (a letter changed in Unicode 17).
-_KIND = r"\\[pP]\{(?:[LMNPSZ]|L[utm]|N[dlo])\} | \\[sSrnt] | \\[^\p{L}\p{N}]"
+#: others: sets within sets, ``\\w``, ``{1,3}+``, ``^`` and ``$``.
+_KIND = r"\\[pP]\{(?:[LMNPSZ]|L[ultmo]|N[dlo])\} | \\[sSrnt] | \\[^\p{L}\p{N}]"
 _READ_ALIKE = regex.compile(
     rf"""(?: {_KIND} | [^\\\[\](){{}}*+?|^$]
     | \[\^? (?: {_KIND} | [^][\\&|~-] (?:-[^][\\&|~-])? | &(?!&) | \|(?!\|) | ~(?!~) )+ \]
@@ -147,6 +148,28 @@ _READ_ALIKE = regex.compile(
     | [*+?][+?]? | \{{\d+(?:,\d*)?\}}\??(?!\+) )*""",
     regex.VERBOSE,
 )
+
+
+def split_pattern(text: str) -> str:
+    """The split pattern that a user names: one of :data:`PATTERNS`, or a regular expression.
+
+    Raises:
+        TokenizerError: if it is neither, or other programs would split in another way by it.
+    """
+    if text in PATTERNS:
+        return PATTERNS[text]
+    if regex.fullmatch(r"[\w.-]*", text):  # a name that is not known, not a regular expression
+        raise TokenizerError(
+            f"there is no split pattern {text!r}; there are {', '.join(PATTERNS)}, or write a regular expression"
+        )
+    PreTokenizer([text])
+    if not _READ_ALIKE.fullmatch(text):
+        raise TokenizerError(
+            f"the split pattern {text!r} has something that `tokenizers` may match in another way, so that other "
+            r"programs would give other ids; use \p{L}, \p{N}, \s, sets of these, (?:...) and (?!...), and leave out "
+            r"\w, \d, ^, $ and groups that capture"
+        )
+    return text
 
 
 def to_json(model: BPEModel) -> dict[str, Any]:
@@ -186,36 +209,38 @@ def bpe_json(**changes: Any) -> dict[str, Any]:
     }
 
 
-def from_json(content: Mapping[str, Any], eos: str | None = None, bos: str | None = None) -> BPEModel | None:
-    """Read the content of a ``tokenizer.json``; None if it is not plain byte-level BPE.
+def from_json(content: Mapping[str, Any], eos: str | None = None, bos: str | None = None) -> BPEModel | str:
+    """Read the content of a ``tokenizer.json``; if it is not plain byte-level BPE, say why, as in "its model is ...".
 
     Raises:
         TokenizerError: if it is byte-level BPE and damaged.
     """
     model = content.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:
-        return None
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or kind != "BPE" or "merges" not in model:
+        return f"its model is of the type {kind}"
     patterns = _patterns(content.get("pre_tokenizer"))
-    form = content.get("normalizer") or {"type": None}
+    if isinstance(patterns, str):
+        return patterns
+    options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if option := next(filter(model.get, options), None):
+        return f"its model has {option}"
+    form = (content.get("normalizer") or {}).get("type")
+    if form not in (None, "NFC", "NFD", "NFKC", "NFKD"):
+        return f"its normalizer is {form}"
     added = content.get("added_tokens") or []
-    if (
-        patterns is None
-        or any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-        or model.get("byte_fallback")
-        or form.get("type") not in (None, "NFC", "NFD", "NFKC", "NFKD")
-        or not _match_literally(added, model["vocab"], normalized=bool(form["type"]))
-    ):
-        return None
+    if reason := _why_not_literal(added, model["vocab"], normalized=bool(form)):
+        return reason
     named = {token["content"]: (token["id"], token["special"]) for token in added}
-    vocab = {unicode_to_bytes(text): i for text, i in model["vocab"].items() if text not in named}
-    if None in vocab:
-        return None
+    vocab = {text: unicode_to_bytes(text) for text in model["vocab"] if text not in named}
+    if foreign := [text for text in vocab if vocab[text] is None]:
+        return f"its token {foreign[0]!r} is not written in the byte alphabet"
     merges = [parse_merge(merge) for merge in model["merges"]]
     merged = {part for left, right in merges for part in (left, right, left + right)}
-    if any(bytes_to_unicode(part) in named for part in merged.union(BYTES)):
-        return None  # an added token that is also a byte or the result of a merge
+    if both := [name for name in map(bytes_to_unicode, merged.union(BYTES)) if name in named]:
+        return f"its added token {both[0]!r} is also a byte or the result of a merge"
     bpe = BPEModel(
-        vocab={token: i for token, i in vocab.items() if token is not None},
+        vocab={token: model["vocab"][text] for text, token in vocab.items() if token is not None},
         merges=merges,
         patterns=patterns,
         special={name: i for name, (i, special) in named.items() if special},
@@ -223,33 +248,39 @@ def from_json(content: Mapping[str, Any], eos: str | None = None, bos: str | Non
         eos=eos,
         bos=bos,
         ignore_merges=bool(model.get("ignore_merges")),
-        normal_form=form["type"],
+        normal_form=form,
     )
     bpe.check()
-    return None if bpe.missing_bytes() and model.get("unk_token") else bpe
+    return "bytes that are not tokens become its unk_token" if bpe.missing_bytes() and model.get("unk_token") else bpe
 
 
-def _match_literally(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int], normalized: bool) -> bool:
-    """Whether `tokenizers` matches added tokens as we do: literally, in one pass, with the ids of the file.
+def _why_not_literal(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int], normalized: bool) -> str:
+    """Why `tokenizers` does not match added tokens as we do: literally, in one pass, with the ids of the file.
 
     It numbers those that are not in the vocabulary itself, and matches those with `normalized` in a second pass.
+    Returns "" if it does.
     """
     following, names = len(vocab), set[str]()
     for token in added:
         name, i = token["content"], token["id"]
-        if not name or name in names or i != vocab.get(name, following) or any(map(token.get, _FLAGS)):
-            return False
+        if flag := next(filter(token.get, _FLAGS), None):
+            return f"its added token {name!r} has {flag}: true"
+        if not name or name in names or i != vocab.get(name, following):
+            return f"its added token {name!r} is empty, twice there, or gets another id than {i}"
         following = max(following, i + 1)
         names.add(name)
     last = [token["content"] for token in added if token.get("normalized")]
     first = [token["content"] for token in added if not token.get("normalized")]
-    return not (normalized and last) and not any(a[0] in b or b[0] in a for a in first for b in last)
+    if normalized and last:
+        return f"its added token {last[0]!r} has normalized: true, and there is a normalizer"
+    overlaps = next(((a, b) for a in first for b in last if a[0] in b or b[0] in a), None)
+    return f"its added token {overlaps[1]!r} has normalized: true, and may overlap {overlaps[0]!r}" if overlaps else ""
 
 
-def _patterns(pre_tokenizer: Any) -> tuple[str, ...] | None:
-    """The split patterns of a pre-tokenizer that ends in the step ByteLevel; None for any other."""
+def _patterns(pre_tokenizer: Any) -> tuple[str, ...] | str:
+    """The split patterns of a pre-tokenizer that ends in the step ByteLevel; for any other, why they are not known."""
     if not isinstance(pre_tokenizer, dict):
-        return None
+        return "it has no pre-tokenizer"
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     patterns = []
     for number, step in enumerate(steps):
@@ -264,7 +295,8 @@ def _patterns(pre_tokenizer: Any) -> tuple[str, ...] | None:
             pattern = step["pattern"]
             patterns.append(pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"]))
             if "Regex" in pattern and not _READ_ALIKE.fullmatch(patterns[-1]):
-                return None
+                return f"its split pattern {patterns[-1]!r} may be matched in another way"
         else:
-            return None
-    return None
+            options = ", ".join(f"{key}: {json.dumps(value)}" for key, value in step.items() if key != "type")
+            return f"its pre-tokenizer has the step {kind} ({options})"
+    return "its pre-tokenizer does not end in the step ByteLevel"

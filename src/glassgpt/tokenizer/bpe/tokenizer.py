@@ -8,7 +8,7 @@ no text is unknown and nothing is lost. As in training, the token with id i is h
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,14 +18,13 @@ import regex
 
 from glassgpt.errors import TokenizerError
 from glassgpt.files import Progress
-from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, json_file
+from glassgpt.tokenizer.base import END_OF_TEXT, Tokenizer, join_surrogates, json_file
 from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
 from glassgpt.tokenizer.bpe.engine import Engine, LazyEngine, agrees, engine_fails
 from glassgpt.tokenizer.bpe.normal import normalize
 from glassgpt.tokenizer.bpe.training import learn_merges
 from glassgpt.tokenizer.pretokenize import (
-    PATTERNS,
     PreTokenizer,
     Texts,
     as_unicode_16,
@@ -105,19 +104,17 @@ class BPETokenizer(Tokenizer):
             text: the training text.
             vocab_size: number of tokens: 256 bytes, the learned ones, then the special ones. The vocabulary becomes
                 smaller if no pair occurs ``min_frequency`` times any more.
-            pattern: a name from :data:`PATTERNS`.
+            pattern: a name from :data:`PATTERNS`, or a regular expression: see :func:`bytelevel.split_pattern`.
             special: names of special tokens; `<|endoftext|>`, if among them, ends documents.
             min_frequency: the least count of a pair that becomes a token.
             processes, characters: as for :func:`count_pre_tokens`.
             progress: callback with the labels "counting pre-tokens" and "merging".
 
         Raises:
-            TokenizerError: if the vocabulary has no room for the bytes and special tokens, the name of a special token
-                cannot be used, or the text is not valid Unicode.
+            TokenizerError: if there is no such pattern, the vocabulary has no room for the bytes and special tokens,
+                the name of a special token cannot be used, or the text is not valid Unicode.
         """
-        if pattern not in PATTERNS:
-            raise TokenizerError(f"there is no split pattern {pattern!r}; there are {', '.join(PATTERNS)}")
-        pre_tokenizer = PreTokenizer([PATTERNS[pattern]])
+        pre_tokenizer = PreTokenizer([bytelevel.split_pattern(pattern)])
         bytelevel.check_special_names(special, pre_tokenizer)
         min_size = 256 + len(special)
         if vocab_size < min_size:
@@ -135,39 +132,47 @@ class BPETokenizer(Tokenizer):
         model = BPEModel(
             vocab={token: i for i, token in enumerate(tokens)},
             merges=[(tokens[left], tokens[right]) for left, right in merges],
-            patterns=(PATTERNS[pattern],),
+            patterns=pre_tokenizer.patterns,
             special={name: len(tokens) + i for i, name in enumerate(special)},
             eos=END_OF_TEXT if END_OF_TEXT in special else None,
         )
         return cls(model)
 
-    def encode(self, text: str, allow_special: bool = False, engine: Engine = "auto") -> list[int]:
-        """Encode a text.
+    def encode(
+        self,
+        text: str,
+        allow_special: bool | Collection[str] = False,
+        *,
+        forbid_special: bool | Collection[str] = False,
+        engine: Engine = "auto",
+    ) -> list[int]:
+        """Encode a text, as :meth:`Tokenizer.encode`.
 
-        Args:
-            text: any valid Unicode.
-            allow_special: whether the names of special tokens in the text become those tokens. Never set it for text
-                that users write.
-            engine: "python" for this code, "tiktoken" for tiktoken's, with the same result; "auto" uses tiktoken for
-                long texts if it is installed.
+        ``engine`` is "python" for this code, "tiktoken" for tiktoken's, with the same result; "auto" uses tiktoken for
+        long texts if it is installed.
 
         Raises:
-            TokenizerError: if the text is not valid Unicode (has lone surrogates).
+            TokenizerError: if the text is not valid Unicode (has lone surrogates), or has the name of a forbidden
+                token.
         """
+        text = join_surrogates(text)
+        return self._encode(text, self._allowed(text, allow_special, forbid_special), engine)
+
+    def _encode(self, text: str, allowed: Mapping[str, int], engine: Engine = "auto") -> list[int]:
         ids: list[int] = []
-        for part, named in self._parts(text, allow_special):
+        for part, named in self._parts(text, allowed):
             if named is not None:
                 ids.append(named)
             else:
                 part = self._normalize(part)
                 encoding = self._tiktoken_for(engine, part)
-                ids += encoding.encode_ordinary(part) if encoding else self._encode_ordinary(part)
+                ids += encoding.encode_ordinary(part) if encoding else self._encode_plain(part)
         return ids
 
     def encode_array(self, text: str, engine: Engine = "auto") -> np.ndarray:
         """Encode a text to an int64 array ``[tokens]``; with tiktoken's engine, on all CPUs."""
         arrays = [np.zeros(0, dtype=np.int64)]
-        for part, named in self._parts(text, allow_special=False):
+        for part, named in self._parts(join_surrogates(text), {}):
             if named is not None:
                 arrays.append(np.array([named]))
                 continue
@@ -179,7 +184,7 @@ class BPETokenizer(Tokenizer):
                 with ThreadPoolExecutor(usable_cpus()) as pool:
                     arrays += [ids.astype(np.int64) for ids in pool.map(to_ids, chunks)]
             else:
-                arrays += [np.array(self._encode_ordinary(chunk), dtype=np.int64) for chunk in chunks]
+                arrays += [np.array(self._encode_plain(chunk), dtype=np.int64) for chunk in chunks]
         return np.concatenate(arrays)
 
     def warm_up(self, characters: int) -> None:
@@ -220,6 +225,12 @@ class BPETokenizer(Tokenizer):
             raise TokenizerError(f"ids are from 0 to {self.vocab_size - 1}, got {i}")
         return self._bytes[i]
 
+    def unused_ids(self) -> tuple[int, ...]:
+        """Ids below vocab_size that have no token."""
+        model = self.model
+        used = {*model.vocab.values(), *model.special.values(), *model.added.values()}
+        return tuple(i for i in range(self.vocab_size) if i not in used)
+
     def special_tokens(self) -> dict[str, str]:
         """Special tokens by role: ``{"eos_token": ..., "bos_token": ...}``, if there are any."""
         names = {"bos_token": self.model.bos, "eos_token": self.model.eos}
@@ -231,7 +242,10 @@ class BPETokenizer(Tokenizer):
         Raises:
             TokenizerError: as for :meth:`encode`.
         """
-        return [self._replay(part.encode("utf-8")) for part in self._pre_tokenizer.split(self._normalize(text))]
+        return [
+            self._replay(part.encode("utf-8"))
+            for part in self._pre_tokenizer.split(self._normalize(join_surrogates(text)))
+        ]
 
     def _replay(self, pre_token: bytes) -> list[MergeStep]:
         steps: list[MergeStep] = []
@@ -256,9 +270,9 @@ class BPETokenizer(Tokenizer):
         """Whether merging by ids gives the same tokens as merging by ranks, as tiktoken's format requires."""
         return agrees(self.model, self._merge)
 
-    def _parts(self, text: str, allow_special: bool) -> Iterable[tuple[str, int | None]]:
-        """Cut a text at added tokens and, if allowed, special tokens, into (part, id of such a token or None)."""
-        ids = {**self.model.special, **self.model.added} if allow_special else self.model.added
+    def _parts(self, text: str, allowed: Mapping[str, int]) -> Iterable[tuple[str, int | None]]:
+        """Cut a text at added tokens and allowed special tokens into (part, id of such a token or None)."""
+        ids = {**allowed, **self.model.added}
         parts, begin = list[tuple[str, int | None]](), 0
         for match in self._named_pattern.finditer(text) if ids else ():
             if match[0] in ids:  # if not allowed, a special token is plain text, with all that is inside its name
@@ -282,7 +296,7 @@ class BPETokenizer(Tokenizer):
             ) from None
         return normalize(self.model.normal_form, text) if self.model.normal_form else text
 
-    def _encode_ordinary(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str) -> list[int]:
         """Encode a normalised text without special tokens."""
         ids: list[int] = []
         cache = self._cache
@@ -337,3 +351,18 @@ class BPETokenizer(Tokenizer):
                     if neighbours in self._ranks:
                         heapq.heappush(heap, (self._ranks[neighbours], first, neighbours))
         return [ord(token) for token in tokens if token is not None]
+
+
+def require_bpe(tokenizer: Tokenizer, purpose: str) -> BPETokenizer:
+    """Return a tokenizer that is plain byte-level BPE; ``purpose`` begins the message, as in "tiktoken runs".
+
+    Raises:
+        TokenizerError: if it is not, with the reason.
+    """
+    if isinstance(tokenizer, BPETokenizer):
+        return tokenizer
+    reason = bytelevel.from_json(tokenizer.content) if tokenizer.content else f"it is of the kind {tokenizer.kind!r}"
+    raise TokenizerError(
+        f"{purpose} plain byte-level BPE, and this tokenizer is not: {reason}. Train with tokenizer=bpe:N, or use the "
+        "tokenizer.json of export --to hf"
+    )

@@ -22,6 +22,7 @@ from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, Tokenizer
 from glassgpt.tokenizer.base import adds_bos_token
 from glassgpt.tokenizer.bpe import bytelevel
+from glassgpt.tokenizer.bpe.tokenizer import require_bpe
 from glassgpt.tokenizer.gguf import END_KEYS, PUBLISHED_KEY, pre_tokenizer_name, published_json
 from glassgpt.tokenizer.published import PublishedSettings
 from glassgpt.weights import mapping
@@ -149,12 +150,8 @@ def _add_config(writer: Any, gguf: ModuleType, config: ModelConfig, family: Fami
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Write tokens, their types, merges, and the name of the split pattern."""
-    if not isinstance(tokenizer, BPETokenizer):
-        raise TokenizerError(
-            f".gguf files are written with byte-level BPE, and this tokenizer is of the kind {tokenizer.kind!r}: train "
-            "with tokenizer=bpe:N, or export --to hf"
-        )
-    model, pre = tokenizer.model, pre_tokenizer_name(tokenizer)
+    bpe = require_bpe(tokenizer, ".gguf files are written with")
+    model, pre = bpe.model, pre_tokenizer_name(bpe)
     tokens = {i: (bytelevel.bytes_to_unicode(token), _NORMAL) for token, i in model.vocab.items()}
     tokens |= {i: (token, _CONTROL) for token, i in model.special.items()}
     tokens |= {i: (token, _USER_DEFINED) for token, i in model.added.items()}
