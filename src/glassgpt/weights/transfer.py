@@ -6,7 +6,7 @@ import torch
 
 from glassgpt import __version__
 from glassgpt.errors import CheckpointError, TokenizerError
-from glassgpt.files import Progress
+from glassgpt.files import Progress, atomic_write
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.chat import TEMPLATE_FILE, template_in
 from glassgpt.tokenizer.tiktoken_file import tiktoken_bytes
@@ -103,7 +103,8 @@ def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
         raise TokenizerError(f"tiktoken needs a rank for every byte, and this tokenizer lacks {len(missing)} of them")
     content = tiktoken_bytes(tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content)
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(content)
     return tokenizer
 
 
