@@ -6,9 +6,11 @@ Rows of metrics.jsonl are objects with a ``step`` (optimiser steps completed) an
 to run; the rest is reproduced bit for bit on a resume.
 """
 
+import contextlib
 import json
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path | None, events: Path | None = None, step: int = 0):
-        self.path = path
+        self.path, self.folder = path, events
         self.events: Any = None
         if path is not None and events is not None:
             self.events = require_tensorboard()(str(events), purge_step=step + 1 if step else 0)
@@ -44,10 +46,10 @@ class MetricsLog:
         """Write one row. JSON has no inf and no NaN; they become null."""
         if self.path is None:
             return
-        if self.events is not None:
+        with self._tensorboard() as events:
             for key, value in values.items():
-                if isinstance(value, int | float):
-                    self.events.add_scalar(key, value, step)
+                if events is not None and isinstance(value, int | float):
+                    events.add_scalar(key, value, step)
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with writing(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
@@ -61,8 +63,17 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush TensorBoard's events."""
-        if self.events is not None:
-            self.events.close()
+        with self._tensorboard() as events:
+            if events is not None:
+                events.close()
+
+    @contextlib.contextmanager
+    def _tensorboard(self) -> Iterator[Any]:
+        """The writer of events, or None; it is not used again after it has failed."""
+        events, self.events = self.events, None
+        with writing(self.folder or Path()):
+            yield events
+        self.events = events
 
 
 def require_tensorboard() -> Any:
