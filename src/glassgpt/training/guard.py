@@ -162,7 +162,8 @@ class Recovery:
         if name is None and math.isfinite(loss):
             return
         found = "a weight is not finite" if math.isfinite(loss) else f"the validation loss is {loss}"
-        cause = f"first bad weight: {name}" if name else f"the weights are finite, so {self.model.dtype} overflows"
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        cause = f"first bad weight: {name}" if name else f"the weights are finite; activations overflow in {dtype}"
         raise TrainingStopped(f"step {self.state.step}: {found} ({cause}); {describe_kept(last)}. {_REMEDY}")
 
 
