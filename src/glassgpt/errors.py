@@ -50,7 +50,7 @@ class MissingExtraError(GlassError):
 
 
 class TrainingStopped(GlassError):
-    """Training could not continue (for example after several non-finite gradients in a row)."""
+    """Training could not continue: after several non-finite gradients in a row, on a full disk, and so on."""
 
 
 def first_line(error: Exception) -> str:

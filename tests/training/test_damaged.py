@@ -70,6 +70,16 @@ def test_a_damaged_run_is_listed_as_broken_and_the_others_as_ever(tmp_path: Path
     assert cli("sample", "-n", "3")[0] == 0, "the newest run that can be read"
 
 
+class Warnings(Reporter):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
 def lose_sums(folder: Path) -> None:
     (folder / CHECKSUMS).unlink()
 
@@ -95,7 +105,9 @@ def test_a_resume_starts_from_the_newest_checkpoint_that_is_whole(tmp_path: Path
         run = Run(shutil.copytree(whole.path, tmp_path / damage.__name__))
         damage(run.last)
         damage(run.path / "step-000006")
-        assert opening.resume_run(run.path).state.step == 4, damage
+        reporter = Warnings()
+        assert opening.resume_run(run.path, reporter=reporter).state.step == 4, damage
+        assert [run.last.name in warning for warning in reporter.warnings] == [True]
         damage(run.path / "step-000004")
         with pytest.raises(CheckpointError, match=r"no checkpoint of .* is valid"):
             opening.resume_run(run.path)

@@ -184,9 +184,12 @@ def _trainer(
             CheckpointWriter(run, model, optimizers, stream.tokenizer, config.train).save_last(state)
     expected = presets.expected_curve(config, stream.info.text_sha256)
     task = Pretraining(config, stream, runtime.device, processes)
-    return Trainer(
+    trainer = Trainer(
         run, config, model, optimizers, task, runtime, state, processes=processes, expected=expected, **settings
     )
+    if folder and folder != run.last:
+        trainer.reporter.warn(f"{run.last} is missing or damaged: resuming from {folder}")
+    return trainer
 
 
 def _profile(run: Run, runtime: Runtime, wanted: bool) -> Profile | None:
