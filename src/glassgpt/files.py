@@ -71,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
 def exclusive_lock(path: Path, on_wait: Callable[[str], None]) -> Iterator[bool]:
     """Hold a lock file while no other process does. The system releases it when this process ends in any way.
 
-    The empty lock file stays. While it is locked, a file beside it tells who holds it.
+    While it is locked, a file beside it tells who holds it. Both are deleted at the end.
 
     Args:
         path: the lock file, in an existing folder.
@@ -105,8 +105,9 @@ def exclusive_lock(path: Path, on_wait: Callable[[str], None]) -> Iterator[bool]
             holder.write_text(f"process {os.getpid()} on {platform.node()}, since {since}", encoding="utf-8")
         yield exclusive
     finally:
-        with contextlib.suppress(OSError):
-            holder.unlink()
+        for file in (holder, path):
+            with contextlib.suppress(OSError):  # Windows does not delete open files
+                file.unlink()
         lock.release()
 
 

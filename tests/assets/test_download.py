@@ -40,7 +40,7 @@ def fetch(cache: Path, content: bytes | None = None, **others: Any) -> str:
 
 
 def left(cache: Path) -> set[str]:
-    return {path.name for path in cache.iterdir() if path.suffix != ".lock"}  # lock files stay
+    return {path.name for path in cache.iterdir()}
 
 
 @pytest.mark.parametrize("pinned", [True, False])

@@ -46,7 +46,7 @@ def test_a_run_has_one_writer_and_any_reader(tmp_path: Path, text_file: Path) ->
         api.load(run.path)
         holder.kill()
     assert api.resume(run.path, parse_overrides(["steps=4"])).step == 4, "the lock of a dead process is free"
-    assert not list(run.path.glob("*.holder"))
+    assert not list(run.path.glob(".*"))
     with pytest.raises(CheckpointError, match="cannot resume with changed settings"):
         api.resume(run.path, parse_overrides(["n_layer=2"]))
     with run.lock() as exclusive:  # a failure releases it
