@@ -5,6 +5,7 @@ The command line calls the same functions, so the same settings give the same re
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -342,12 +343,12 @@ def start_run(
     """
     began = time.monotonic()
 
-    def on_rank0(processes: Processes) -> Trainer:
+    def on_rank0(processes: Processes, held: ExitStack) -> Trainer:
         require_run_folder(Path(runs), name)
         run_plan = plan(preset, overrides=overrides, runs=runs, with_text=True, reporter=reporter, processes=processes)
         return opening.start_run(
             run_plan, name or run_plan.name, Path(runs), reporter=reporter, deadline=run_plan.deadline(began),
-            processes=processes, profile=profile,
+            processes=processes, profile=profile, held=held,
         )  # fmt: skip
 
     return _train_all_ranks(on_rank0)
@@ -363,20 +364,20 @@ def resume(
 ) -> Result:
     """Resume a run that was interrupted; with ``{"train": {"steps": N}}``, train it for longer.
 
-    The number of processes may be another one than before: the batches stay the same.
+    The number of processes may be another one than before: the batches stay the same. A finished run validates again.
     """
     return _train_all_ranks(
-        lambda processes: opening.resume_run(
-            find_run(source, runs).path, changes, reporter=reporter, processes=processes, profile=profile
+        lambda processes, held: opening.resume_run(
+            find_run(source, runs).path, changes, reporter=reporter, processes=processes, profile=profile, held=held
         )
     )
 
 
-def _train_all_ranks(on_rank0: Callable[[Processes], Trainer]) -> Result:
-    """Rank 0 starts or resumes the run; the others join it. Then all train."""
-    with join_processes() as processes:
+def _train_all_ranks(on_rank0: Callable[[Processes, ExitStack], Trainer]) -> Result:
+    """Rank 0 starts or resumes the run, and holds its lock; the others join it. Then all train."""
+    with ExitStack() as held, join_processes() as processes:
         trainer: Trainer = processes.rank0_then_others(
-            on_rank0=lambda: on_rank0(processes),
+            on_rank0=lambda: on_rank0(processes, held),
             to_send=lambda trainer: opening.RunInfo(trainer.run.path.absolute(), trainer.state.micro_batch_size),
             on_other_ranks=lambda info: opening.join_run(info, processes),
         )

@@ -68,7 +68,7 @@ class GenerationError(GlassError):
 
 
 class TrainingStopped(GlassError):
-    """Training could not continue (for example after several non-finite gradients in a row)."""
+    """Training could not continue: after several non-finite gradients in a row, on a full disk, and so on."""
 
 
 def shell_command(*arguments: str | Path) -> str:

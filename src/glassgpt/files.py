@@ -1,11 +1,16 @@
-"""Files: atomic writing, checksums, and the one progress callback."""
+"""Files: atomic writing, locks, checksums, and the one progress callback."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -13,26 +18,107 @@ from typing import Any, get_args, get_origin
 Progress = Callable[[str, int, int], None]
 
 
+#: Seconds between two attempts to take a lock.
+PAUSE = 0.1
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make every failure to write (disk full, read-only, quota) an OSError that names a file.
+
+    The system's error for a write does not name the file, and safetensors has an error class of its own.
+
+    Args:
+        path: named if the error names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except Exception as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, then flush that file to disk and move it to ``path``.
 
     If anything fails, ``path`` is what it was before and the temporary file is deleted.
+
+    Raises:
+        OSError: if it cannot be written; see :func:`writing`.
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no file, or a folder that is read-only
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8, with ``\\n`` as the line end."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, on_wait: Callable[[str], None]) -> Iterator[bool]:
+    """Hold a lock file while no other process does. The system releases it when this process ends in any way.
+
+    While it is locked, a file beside it tells who holds it. Both are deleted at the end.
+
+    Args:
+        path: the lock file, in an existing folder.
+        on_wait: called ten times a second while another process holds the lock, with a description of that process. It
+            raises an error to give up.
+
+    Yields:
+        Whether all others are excluded: False on a file system without locks.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, holder, exclusive = FileLock(path), path.with_name(path.name + ".holder"), True
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except Timeout:
+            on_wait(_read_holder(holder))
+            time.sleep(PAUSE)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            exclusive = False
+            break
+    try:
+        with contextlib.suppress(OSError):
+            since = datetime.now().astimezone().isoformat(" ", "seconds")
+            holder.write_text(f"process {os.getpid()} on {platform.node()}, since {since}", encoding="utf-8")
+        yield exclusive
+    finally:
+        for file in (holder, path):
+            with contextlib.suppress(OSError):  # Windows does not delete open files
+                file.unlink()
+        lock.release()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "it has just begun, or has left no name"
 
 
 def sync_to_disk(path: Path) -> None:
@@ -42,8 +128,10 @@ def sync_to_disk(path: Path) -> None:
     except OSError:
         return
     try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EIO):  # what was written is lost
+            raise
     finally:
         os.close(descriptor)
 

@@ -99,7 +99,7 @@ class Processes:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the other processes, if torchrun started this one.
+    """Join the other processes, if torchrun started this one. After success, none goes on before all are done.
 
     Raises:
         ConfigError: if torchrun started several and they cannot reach each other.
@@ -121,14 +121,17 @@ def join_processes() -> Iterator[Processes]:
                 f"{world_size} processes were started, and they cannot reach each other: {error}"
             ) from None
         atexit.register(_leave_processes)
-    yield Processes(int(os.environ["RANK"]), world_size, local_rank)
+    processes = Processes(int(os.environ["RANK"]), world_size, local_rank)
+    yield processes
+    processes.wait_for_all()
 
 
 def _leave_processes() -> None:
     """End the process group, and let its threads release their last tensors before the interpreter ends.
 
     A gloo thread that still holds a tensor then would abort the process ("terminate called without an active
-    exception"), though everything has been done.
+    exception"), though everything has been done. Destroying the group joins these threads, except after DDP, whose
+    reducer keeps the group: then they need a moment.
     """
     gc.collect()
     dist.destroy_process_group()

@@ -120,7 +120,7 @@ def child_main() -> None:
                 worker = resolve_name(message["name"])(message["setup"])
                 continue
             result = worker(message)
-        except GlassError as error:
+        except (GlassError, OSError) as error:  # OSError: disk full, read-only
             simple = type(error) in (errors.DataError, errors.TokenizerError)  # made from a message alone
             result = {"kind": type(error).__name__ if simple else "DataError", "error": [str(error)]}
         sys.stdout.buffer.write(json.dumps(result).encode() + b"\n")

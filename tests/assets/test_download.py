@@ -1,5 +1,6 @@
 """Downloads from a server with faults: the right file is written, or none."""
 
+import errno
 import hashlib
 import os
 import random
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import filelock
 import pytest
 from misbehaving import cache, offer, other_site, site  # noqa: F401  # fixtures
 
-from glassgpt.assets import lock
+from glassgpt import files
 from glassgpt.assets.asset import AssetUnavailable
 from glassgpt.assets.download import HUB, download
 
@@ -354,14 +356,14 @@ def test_two_at_once_download_it_once(site: Any, cache: Path) -> None:
 
 
 def test_where_files_cannot_be_locked_two_at_once_do_no_harm(site: Any, cache: Path, monkeypatch: Any) -> None:
-    def refuse(number: int) -> None:
-        raise OSError(37, "No locks available")
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock, "_try_lock", refuse)
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     site.files[PATH], site.pace, site.faults = CONTENT, 0.005, [{"drop": 100_000}, {}, {}]
     assert together(2, lambda i: fetch(cache)) == [sha(CONTENT)] * 2
     assert (cache / "text.txt").read_bytes() == CONTENT
-    assert [name for name in left(cache) if not name.endswith(".lock")] == ["text.txt"]
+    assert left(cache) == {"text.txt"}
 
 
 def test_many_at_once_exclude_each_other(tmp_path: Path) -> None:
@@ -369,7 +371,7 @@ def test_many_at_once_exclude_each_other(tmp_path: Path) -> None:
 
     def work(i: int) -> None:
         for _ in range(10):
-            with lock.exclusive_lock(tmp_path / "file"):
+            with files.exclusive_lock(tmp_path / "file.lock", lambda holder: None):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.0005)
@@ -377,6 +379,6 @@ def test_many_at_once_exclude_each_other(tmp_path: Path) -> None:
 
     lock_pause = 0.002
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lock, "PAUSE", lock_pause)
+        patch.setattr(files, "PAUSE", lock_pause)
         together(6, work)
     assert most == [1] and left(tmp_path) == set()

@@ -123,3 +123,14 @@ def test_shares_are_even_and_cover_the_batch(count: int, batch: int) -> None:
 def test_more_processes_than_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="3 sequences cannot be shared by 4 processes"):
         Processes(0, 4).share(3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_runs_of_two_processes_all_end_well(one: Path) -> None:
+    """A process that leaves while another works, or with a thread of gloo that still runs, can abort at its exit."""
+    small = "preset=tiny-modern n_layer=1 n_head=1 n_embd=16 block_size=16 batch_size=2 micro_batch_size=1 steps=2"
+    small += " sample_tokens=0 eval_interval=2 eval_tokens=32 keep_checkpoints=0 dtype=float32 compile=false"
+    for number in range(50):
+        done = torchrun(2, one, "prose.txt", *small.split(), "--name", "many")
+        assert (done.returncode, done.stderr.count("terminate called")) == (0, 0), f"run {number}: {done.stderr}"

@@ -16,6 +16,7 @@ from glassgpt.errors import CheckpointError
 from glassgpt.planning import compute_dtype, opening, run_plan, timing
 from glassgpt.planning import memory as machine_memory
 from glassgpt.training.checkpoint import Run
+from glassgpt.training.metrics import Reporter
 from glassgpt.training.pretraining import Pretraining
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
@@ -105,10 +106,26 @@ def test_a_changed_run_is_refused_with_the_difference(tmp_path: Path, text_file:
     assert "steps" not in message
 
 
-def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, text_file: Path) -> None:
+class Notes(Reporter):
+    """Keeps the notes and the warnings."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    warn = note
+
+
+def test_a_finished_run_shows_its_end_again_and_trains_for_more_steps(tmp_path: Path, text_file: Path) -> None:
     run = start(tmp_path, text_file)
-    with pytest.raises(CheckpointError, match=r"has finished its 6 steps; .*steps=12"):
-        opening.resume_run(run.path)
+    rows, reporter = written(run)["metrics"], Notes()
+    result = api.resume(run.path, reporter=reporter)
+    assert (result.reason, result.step) == ("finished", 6)
+    assert result.final is not None and result.final.loss == rows[-1]["final/val_loss"]
+    assert any("has finished its 6 steps; to train it longer, add steps=12" in note for note in reporter.notes)
+    assert written(run)["metrics"] == rows
     result = api.resume(run.path, parse_overrides(["steps=9"]))
     assert (result.reason, result.step) == ("finished", 9)
     assert [row["step"] for row in run.metrics if "train/loss" in row] == list(range(1, 10))

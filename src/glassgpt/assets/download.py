@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
@@ -23,9 +24,8 @@ from glassgpt import __version__
 from glassgpt.assets import web
 from glassgpt.assets.asset import AssetUnavailable, describe_mismatch, format_bytes
 from glassgpt.assets.cache import setting
-from glassgpt.assets.lock import exclusive_lock
 from glassgpt.assets.table import HUB
-from glassgpt.files import Progress, sha256_of, sync_to_disk
+from glassgpt.files import Progress, exclusive_lock, sha256_of, sync_to_disk
 
 TIMEOUT = 30.0  # seconds without a byte
 MAX_FAILURES = 6  # tries in a row that bring less than MIN_PROGRESS
@@ -64,7 +64,16 @@ def download(
         AssetUnavailable: with each URL and its problem. The bytes that came are kept for the next call.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(path, progress) as part:
+    part = path.with_name(path.name + ".part")
+
+    def report_other(holder: str) -> None:
+        if progress:
+            progress(f"{path.name}, by another process", part.stat().st_size if part.exists() else 0, 0)
+
+    with contextlib.ExitStack() as held:
+        if not held.enter_context(exclusive_lock(path.with_name(f".{path.name}.lock"), report_other)):
+            folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)  # not mixed with another's
+            part = Path(held.enter_context(folder)) / part.name
         if path.is_file() and (digest := sha256_of(path, progress)) == (sha256 or digest):
             return digest  # another process has downloaded it
         reasons = []

@@ -6,6 +6,7 @@ from typing import Any
 
 from glassgpt.bench.attention import AttentionBench
 from glassgpt.errors import ConfigError
+from glassgpt.files import atomic_write
 from glassgpt.glass.curves import require_matplotlib
 
 _NAMES = {"fused": "fused", "explicit": "explicit (scores written out)"}
@@ -41,7 +42,8 @@ def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> 
     _scale(times, contexts, "time of one layer's attention (ms)")
     _scale(memory, contexts, "memory of one layer's attention (MiB)")
     try:
-        figure.savefig(target, dpi=120, format="png")
+        with atomic_write(target) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
     except OSError as error:
         raise ConfigError(f"--plot: {target} cannot be written: {error.strerror}") from None
 

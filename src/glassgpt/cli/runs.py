@@ -34,23 +34,24 @@ def presets(json: bool = JSON_OPTION) -> None:
 
 @app.command("list")
 def list_runs(folder: Path = RUNS_OPTION, json: bool = JSON_OPTION) -> None:
-    """List the runs, oldest first, with their losses in nats per token."""
+    """List the runs, oldest first, with their losses in nats per token; a damaged one is listed as broken."""
     from glassgpt import api
     from glassgpt.glass.runs import summarize_run
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in api.list_runs(folder):
         try:
             rows.append(summarize_run(run))
         except GlassError as error:
             say(f"warning: {error}")
+            rows.append({"name": run.name, "source": "(broken)", "broken": str(error)})
     if json:
         print_json(rows)
     elif not rows:
         say(f"no runs in {folder}/ yet; `glassgpt quickstart` trains one")
     else:
         keys = ["name", "source", "parameters", "steps", "best validation", "whole split", "bits per byte"]
-        print_table(keys, [[_cell(row[key]) for key in keys] for row in rows], right=range(2, 7))
+        print_table(keys, [[_cell(row.get(key)) for key in keys] for row in rows], right=range(2, 7))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out, stdin_is
 from glassgpt.cli.printing import token_tables
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_text, say, show_line
 from glassgpt.errors import ConfigError, TokenizerError
-from glassgpt.files import path_exists
+from glassgpt.files import path_exists, writing
 from glassgpt.glass import tokenizer_comparison, tokens
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _write(tokenizer: "Tokenizer", out: Path, files: Sequence[Path]) -> None:
 
     folder = files[0].parent
     folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".glassgpt-", dir=folder) as name:
+    with writing(out), tempfile.TemporaryDirectory(prefix=".glassgpt-", dir=folder) as name:
         temporary = Path(name)
         if out.suffix == ".tiktoken":
             assert isinstance(tokenizer, BPETokenizer)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.errors import CheckpointError, MissingExtraError
+from glassgpt.files import atomic_write
 from glassgpt.training.checkpoint import Run
 
 #: Labels of the baseline losses in metrics.jsonl: ``baseline/uniform`` and so on, ``floor/uniform`` in old runs.
@@ -42,7 +43,8 @@ def draw_curves(runs: Sequence[Run], target: Path) -> None:
     axes.grid(alpha=0.2)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), fontsize=9)
     try:
-        figure.savefig(target, dpi=120, format="png")
+        with atomic_write(target) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror}") from None
 
@@ -54,7 +56,7 @@ def _baselines(run: Run) -> dict[str, float]:
         for row in reversed(run.metrics)
         for prefix in ("floor", "baseline")
         for name, label in BASELINE_LABELS.items()
-        if (key := f"{prefix}/{name}") in row
+        if row.get(key := f"{prefix}/{name}") is not None
     }
 
 

@@ -1,6 +1,7 @@
 """Make the :class:`~glassgpt.training.loop.Trainer` of a run: new, joined by another process, or resumed."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -42,9 +43,12 @@ FIXED_SETTINGS = ("init_from", "seed", "batch_size", "format", "eval_tokens")
 
 def start_run(
     plan: RunPlan, name: str, parent: Path, *, reporter: Reporter | None = None, deadline: float | None = None,
-    processes: Processes | None = None, profile: bool = False,
+    processes: Processes | None = None, profile: bool = False, held: ExitStack | None = None,
 ) -> Trainer:  # fmt: skip
-    """Create the run's folder and a trainer at step 0. An existing run is never overwritten."""
+    """Create the run's folder and a trainer at step 0. An existing run is never overwritten.
+
+    ``held`` keeps the run's lock until it is closed.
+    """
     assert plan.stream and plan.runtime, "a run needs a text, and choices that were measured"
     info = plan.stream.info
     provenance = {
@@ -60,6 +64,8 @@ def start_run(
         **versions(),
     }
     run = create_run(parent, name, plan.config, provenance)
+    if held:
+        held.enter_context(run.lock())
     return _trainer(
         run, plan.config, plan.stream, plan.runtime, reporter=reporter, deadline=deadline, processes=processes,
         predicted=plan.tokens_per_second, profile=_profile(run, plan.runtime, profile),
@@ -86,15 +92,19 @@ def join_run(info: RunInfo, processes: Processes) -> Trainer:
 
 def resume_run(
     path: Path, changes: ConfigOverrides | None = None, *, reporter: Reporter | None = None,
-    processes: Processes | None = None, profile: bool = False,
+    processes: Processes | None = None, profile: bool = False, held: ExitStack | None = None,
 ) -> Trainer:  # fmt: skip
     """A trainer that resumes a run from its newest checkpoint (or from step 0, if it was killed before the first).
 
+    A finished run validates again. ``held`` keeps the run's lock until it is closed.
+
     Raises:
-        CheckpointError: if the run cannot be read, or the changes describe another model or other data; the message
-            shows the difference.
+        CheckpointError: if the run cannot be read, another process trains it, or the changes describe another model or
+            other data; the message shows the difference.
     """
     run = Run(path)
+    if held:
+        held.enter_context(run.lock())
     saved = run.config()
     config = build(saved.preset, [saved.to_dict(), _without_auto(changes or {})])
     _require_resumable(run, saved, config)
@@ -109,6 +119,8 @@ def resume_run(
         profile=_profile(run, runtime, profile),
     )  # fmt: skip
     write_run_toml(run.path, config, run.provenance())  # only now is it certain that it resumes
+    if (done := trainer.state.step) >= config.train.steps:
+        trainer.reporter.note(f"{run.path} has finished its {done} steps; to train it longer, add steps={2 * done}")
     if config.runtime.compile == "true" and not runtime.compile:
         trainer.reporter.warn(
             "the run was compiled, and no compiler is found here: resuming without torch.compile; results match only "
@@ -120,7 +132,7 @@ def resume_run(
 
 
 def _require_resumable(run: Run, saved: RunConfig, config: RunConfig) -> None:
-    """Refuse changed settings that would make another run of it, and a run that has finished.
+    """Refuse changed settings that would make another run of it, and fewer steps than it has done.
 
     Raises:
         CheckpointError: if so.
@@ -133,8 +145,7 @@ def _require_resumable(run: Run, saved: RunConfig, config: RunConfig) -> None:
         lines = "\n  ".join(refused)
         raise CheckpointError(f"{run.path} cannot resume with changed settings:\n  {lines}\nStart a new run for that.")
     done = max((row["step"] for row in run.metrics), default=0)
-    finished = any("final/val_loss" in row for row in run.metrics)
-    if (finished and done >= config.train.steps) or done > config.train.steps:
+    if done > config.train.steps:
         raise CheckpointError(f"{run.path} has finished its {done} steps; to train it longer, add steps={2 * done}")
 
 
@@ -181,9 +192,12 @@ def _trainer(
     expected = presets.expected_curve(config, stream.info.text_sha256)
     all_offsets = run.provenance().get("all_offsets", False)
     task = Pretraining(config, stream, runtime.device, processes, all_offsets)
-    return Trainer(
+    trainer = Trainer(
         run, config, model, optimizers, task, runtime, state, processes=processes, expected=expected, **settings
     )
+    if folder and folder != run.last:
+        trainer.reporter.warn(f"{run.last} is missing or damaged: resuming from {folder}")
+    return trainer
 
 
 def _profile(run: Run, runtime: Runtime, wanted: bool) -> Profile | None:

@@ -5,11 +5,13 @@ There is no random state to save: data, initial weights and dropout are pure fun
 """
 
 import itertools
+import math
 import os
 import re
 import shutil
 import tomllib
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from glassgpt.config import RunConfig, TrainConfig, build, read_toml, write_toml
 from glassgpt.errors import CheckpointError, ConfigError, shell_command
-from glassgpt.files import atomic_write, why_not_writable
+from glassgpt.files import atomic_write, exclusive_lock, why_not_writable, writing
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
 from glassgpt.tokenizer.base import Tokenizer
@@ -86,9 +88,24 @@ class Run:
         """
         try:
             preset, layer = read_toml(self.path / "run.toml")
+            if missing := [name for name in ("data", "model", "train") if not layer.get(name)]:
+                raise ConfigError(f"run.toml is not complete: it has no section [{missing[0]}]")
             return build(preset or "", [layer])
         except ConfigError as error:
             raise CheckpointError(f"{self.path} is not a run that can be read: {error}") from None
+
+    def lock(self) -> AbstractContextManager[bool]:
+        """Let no other process train this run while the context lasts. Readers need no lock.
+
+        Raises:
+            CheckpointError: if another process trains it; the message names that process.
+            OSError: if the folder cannot be written.
+        """
+
+        def refuse(holder: str) -> None:
+            raise CheckpointError(f"another process is training {self.path} ({holder}); stop it, or wait for its end")
+
+        return exclusive_lock(self.path / ".lock", refuse)
 
     def numbered(self) -> list[Path]:
         """The numbered checkpoints, oldest first."""
@@ -101,26 +118,35 @@ class Run:
             content = tomllib.loads((self.path / "run.toml").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return content.get("provenance", {})
+        provenance = content.get("provenance")
+        return provenance if isinstance(provenance, dict) else {}
 
     def created(self) -> str:
         """When the run began, as an ISO 8601 time; empty if unknown."""
         return str(self.provenance().get("created", ""))
 
     def best_loss(self) -> float | None:
-        """The validation loss of ``best/``; None if there is none yet."""
+        """The validation loss of ``best/``; None if there is none yet, or it is damaged."""
         folder = find_complete(self.best)
-        return read_json(folder / "validation.json")["loss"] if folder else None
+        if folder is None:
+            return None
+        try:
+            verify(folder, required=True)
+            loss = read_json(folder / "validation.json").get("loss")
+        except CheckpointError:
+            return None
+        return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
     def best_or_last(self) -> Path:
         """The model folder to use for this run: its best checkpoint, else its newest.
 
         Raises:
-            CheckpointError: if there is neither yet.
+            CheckpointError: if there is neither yet, or it lacks its checksums.
         """
         for path in (self.best, self.last):
             folder = find_complete(path)
             if folder is not None:
+                verify(folder, [], required=True)
                 return folder
         command = shell_command("train", "--resume", self.path)
         raise CheckpointError(f"{self.path} has no checkpoint yet; resume with: {command}")
@@ -134,7 +160,7 @@ class Run:
         return self.latest_valid()
 
     def latest_valid(self) -> Path | None:
-        """The newest valid checkpoint, or None if there is none; changes nothing.
+        """The newest valid checkpoint to resume from, or None if there is none; changes nothing.
 
         Raises:
             CheckpointError: if all are damaged.
@@ -143,7 +169,8 @@ class Run:
         for folder in (self.last, *reversed(self.numbered())):
             if folder.exists():
                 try:
-                    verify(folder)
+                    verify(folder, required=True)
+                    read_state(folder)
                     return folder
                 except CheckpointError as error:
                     damaged.append(str(error))
@@ -190,7 +217,11 @@ def create_run(parent: Path, name: str, config: RunConfig, provenance: dict[str,
                 path.mkdir()
             except FileExistsError:
                 continue
-            write_run_toml(path, config, provenance)
+            try:
+                write_run_toml(path, config, provenance)
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
             return Run(path)
     except OSError as error:
         raise ConfigError(f"cannot create a run in {parent}: {error.strerror}; choose another --runs-dir") from None
@@ -242,7 +273,8 @@ class CheckpointWriter:
                 trainer = temporary / "trainer"
                 trainer.mkdir()
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-                save_file(tensors, trainer / "optimizer.safetensors")
+                with writing(trainer / "optimizer.safetensors"):
+                    save_file(tensors, trainer / "optimizer.safetensors")
                 write_json(trainer / "state.json", {"schema_version": SCHEMA_VERSION, **asdict(state)})
             if state.step and (state.step % self.config.save_interval == 0 or state.step == self.config.steps):
                 keep_numbered(self.run, state.step, self.config.keep_checkpoints)
@@ -258,14 +290,29 @@ def load_training_state(folder: Path, optimizers: Optimizers) -> TrainState:
     Raises:
         CheckpointError: if anything is missing, damaged or does not fit.
     """
-    content = read_json(folder / "trainer" / "state.json")
+    state = read_state(folder)
+    optimizers.load_state_dict(read_tensors(folder / "trainer" / "optimizer.safetensors"))
+    return state
+
+
+def read_state(folder: Path) -> TrainState:
+    """The position in training that a checkpoint was saved at.
+
+    Raises:
+        CheckpointError: if it is missing or damaged, or of another version.
+    """
+    path = folder / "trainer" / "state.json"
+    content = read_json(path)
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise CheckpointError(f"{folder} has trainer schema {version}; this version reads {SCHEMA_VERSION}")
-    optimizers.load_state_dict(read_tensors(folder / "trainer" / "optimizer.safetensors"))
     if "good_steps" in content:  # its name in older checkpoints
         content["growth_tracker"] = content.pop("good_steps")
-    return replace(TrainState(), **content)
+    unknown = content.keys() - {field.name for field in fields(TrainState)}
+    numbers = all(isinstance(value, int | float | None) for value in content.values())
+    if unknown or not numbers or type(content.get("step")) is not int:
+        raise CheckpointError(f"{path} is damaged: it is not the state of a training")
+    return TrainState(**content)
 
 
 def keep_numbered(run: Run, step: int, keep: int) -> None:
@@ -277,7 +324,11 @@ def keep_numbered(run: Run, step: int, keep: int) -> None:
         target = run.path / f"step-{step:06d}"
         temporary = target.with_name(f".{target.name}.glassgpt-new")
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(run.last, temporary, copy_function=_link_or_copy)
+        try:
+            shutil.copytree(run.last, temporary, copy_function=_link_or_copy)
+        except shutil.Error as error:  # a list of (source, target, reason)
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(None, str(error.args[0][0][2]), str(target)) from None
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
     kept = run.numbered()

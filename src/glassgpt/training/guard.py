@@ -1,5 +1,6 @@
 """Keeps a run from being lost: signals, memory that runs out, a compiler that fails, non-finite gradients."""
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from glassgpt.training.precision import LossScale
 from glassgpt.transforms.blocks import stop_compiling
 
 T = TypeVar("T")
+_REMEDY = "Try a third of the learning rates, a longer warmup_steps, or dtype=float32"
 
 
 class Interrupts:
@@ -49,12 +51,11 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def first_nonfinite(named: Mapping[str, Tensor], processes: Processes) -> str | None:
-    """The first parameter, in the model's order, whose gradient has an inf or a NaN in any process; all call this."""
-    gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
-    local = [getattr(gradient, "to_local", lambda whole=gradient: whole)() for gradient in gradients.values()]
+def first_nonfinite(tensors: Mapping[str, Tensor], processes: Processes) -> str | None:
+    """The name of the first tensor that has an inf or a NaN in any process; all call this."""
+    local = [getattr(tensor, "to_local", lambda whole=tensor: whole)() for tensor in tensors.values()]
     counts = processes.sum(torch.tensor([int(not torch.isfinite(part).all()) for part in local]))
-    return next((name for name, count in zip(gradients, counts.tolist(), strict=True) if count), None)
+    return next((name for name, count in zip(tensors, counts.tolist(), strict=True) if count), None)
 
 
 def is_compile_failure(error: RuntimeError) -> bool:
@@ -137,15 +138,37 @@ class Recovery:
         if self.loss_scale.can_decrease:
             return  # float16 overflowed; the scale is halved
         state = self.state
-        name = first_nonfinite(self.optimizers.weights.named, self.processes)
+        parameters = self.optimizers.weights.named
+        gradients = {name: weight.grad for name, weight in parameters.items() if weight.grad is not None}
+        name = first_nonfinite(gradients, self.processes)
         name = name or "none: all gradients are finite, but the global norm overflows"
         state.nonfinite_in_a_row += 1
         message = f"step {state.step + 1}: the gradient is not finite (first bad tensor: {name}); step skipped"
         self.reporter.warn(message)
         self.metrics.append(state.step + 1, {"event": message})
         if state.nonfinite_in_a_row >= limit:
-            kept = f"{last} is from before" if last.exists() else "no checkpoint was due yet"
             raise TrainingStopped(
                 f"the gradient was not finite {limit} times in a row; at step {state.step + 1}, first in {name}; "
-                f"{kept}. Try a third of the learning rates, a longer warmup_steps, or dtype=float32"
+                f"{describe_kept(last)}. {_REMEDY}"
             )
+
+    def require_finite(self, last: Path, loss: float = 0.0) -> None:
+        """Stop, before anything is saved, if a validation loss or a weight is not finite; all processes call this.
+
+        Raises:
+            TrainingStopped: if so; ``last`` is the newest checkpoint, which is from before.
+        """
+        name = first_nonfinite(self.optimizers.weights.named, self.processes)
+        if name is None and math.isfinite(loss):
+            return
+        found = "a weight is not finite" if math.isfinite(loss) else f"the validation loss is {loss}"
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        cause = f"first bad weight: {name}" if name else f"the weights are finite; activations overflow in {dtype}"
+        raise TrainingStopped(f"step {self.state.step}: {found} ({cause}); {describe_kept(last)}. {_REMEDY}")
+
+
+def describe_kept(last: Path) -> str:
+    """What a run that has to stop leaves behind: its newest checkpoint ``last``, if there is one."""
+    if not last.exists():
+        return "no checkpoint was due yet"
+    return f"{last} is from before: resume with `glassgpt train --resume {last.parent}`"

@@ -8,6 +8,7 @@ with the same gradients. All of them step, validate, sample and save together; r
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from glassgpt.config import RunConfig
 from glassgpt.data.batch import Batch
 from glassgpt.data.batches.loader import worker_error
+from glassgpt.errors import TrainingStopped
 from glassgpt.loss import Evaluation
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
@@ -113,7 +115,8 @@ class Trainer:
         """Train to the end, or until something stops it.
 
         Raises:
-            TrainingStopped: after ``max_nonfinite`` non-finite gradients in a row; ``last/`` is from before them.
+            TrainingStopped: after ``max_nonfinite`` non-finite gradients in a row, when a validation loss or a weight
+                is not finite, or when a file cannot be written; ``last/`` is from before.
             DataError: if a process that reads batches has died.
         """
         try:
@@ -122,6 +125,12 @@ class Trainer:
             if user_error := worker_error(error):
                 raise user_error from None
             raise
+        except OSError as error:
+            if error.filename is None:  # not of a file
+                raise
+            raise TrainingStopped(  # disk full, read-only, quota
+                f"step {self.state.step}: {error.filename}: {error.strerror}; {guard.describe_kept(self.run.last)}"
+            ) from None
         finally:
             self.task.close()
             if self.profile and (report := self.profile.close()):
@@ -140,13 +149,13 @@ class Trainer:
                 if done or state.step % train.eval_interval == 0:
                     self._validate()
                 if done or state.step % train.save_interval == 0:
-                    self.checkpoints.save_last(state)
+                    self._save_last()
                 if train.sample_tokens and state.step % train.sample_interval == 0:
                     self._sample()
             if reason == "time" and state.step % train.eval_interval:
                 self._validate()
             if reason != "finished":
-                self.checkpoints.save_last(state)
+                self._save_last()
             result = Result(self.run, reason, state.step, is_main_process=self.processes.is_main)
             if reason == "interrupted":
                 return dataclasses.replace(result, interrupted_by=interrupts.received)
@@ -166,6 +175,7 @@ class Trainer:
     def _setup(self) -> None:
         """Trace the shapes, compile, wrap in DDP, report the start; at step 0 also validate."""
         self.saved_best_loss = self.processes.broadcast_from_rank0(self.saved_best_loss)
+        best_is_lost = self.state.best_loss is not None and self.saved_best_loss is None
         with self._eager():
             shapes = self.recovery.retry(self._trace)
         prepare_blocks(self.model, self.config.train.activation_checkpointing, self.runtime.compile)
@@ -175,6 +185,10 @@ class Trainer:
             header["processes"] = str(self.processes.world_size)
         baselines = self.task.baselines()
         self.reporter.on_start(header, shapes, baselines, self.config.train.steps, self.state.step)
+        if best_is_lost:
+            self.reporter.warn(f"{self.run.best} is missing or damaged: the best weights from here on are kept")
+            self.state.best_loss, self.state.evaluations_since_best = None, 0
+            self._validate()
         if self.state.step > 0:
             return
         if baselines is not None:
@@ -261,7 +275,14 @@ class Trainer:
         halved = self.state.micro_batch_size < (self.config.train.micro_batch_size or self.task.batch_size)
         max_rows = self.recovery.micro_batch_size if halved else None
         with self._eager():
-            return self.task.validate(self.model, full=full, max_rows=max_rows)
+            found = self.task.validate(self.model, full=full, max_rows=max_rows)
+        if not math.isfinite(found.loss):
+            self.recovery.require_finite(self.run.last, found.loss)
+        return found
+
+    def _save_last(self) -> None:
+        self.recovery.require_finite(self.run.last)
+        self.checkpoints.save_last(self.state)
 
     def _validate(self) -> float:
         """Evaluate on the validation subset; save the weights as ``best/`` if the loss is the lowest so far."""

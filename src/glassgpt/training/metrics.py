@@ -6,15 +6,17 @@ Rows of metrics.jsonl are objects with a ``step`` (optimiser steps completed) an
 to run; the rest is reproduced bit for bit on a resume.
 """
 
+import contextlib
 import json
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glassgpt.errors import ConfigError
-from glassgpt.files import write_text
+from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.files import write_text, writing
 from glassgpt.loss import Baselines, Evaluation
 from glassgpt.shapes import Shape
 
@@ -35,7 +37,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path | None, events: Path | None = None, step: int = 0):
-        self.path = path
+        self.path, self.folder = path, events
         self.events: Any = None
         if path is not None and events is not None:
             self.events = require_tensorboard()(str(events), purge_step=step + 1 if step else 0)
@@ -44,13 +46,13 @@ class MetricsLog:
         """Write one row. JSON has no inf and no NaN; they become null."""
         if self.path is None:
             return
-        if self.events is not None:
+        with self._tensorboard() as events:
             for key, value in values.items():
-                if isinstance(value, int | float):
-                    self.events.add_scalar(key, value, step)
+                if events is not None and isinstance(value, int | float):
+                    events.add_scalar(key, value, step)
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        with writing(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
 
     def truncate_after(self, step: int) -> None:
         """Drop the rows of later steps, which a resumed run writes again, and any final evaluation."""
@@ -61,8 +63,17 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush TensorBoard's events."""
-        if self.events is not None:
-            self.events.close()
+        with self._tensorboard() as events:
+            if events is not None:
+                events.close()
+
+    @contextlib.contextmanager
+    def _tensorboard(self) -> Iterator[Any]:
+        """The writer of events, or None; it is not used again after it has failed."""
+        events, self.events = self.events, None
+        with writing(self.folder or Path()):
+            yield events
+        self.events = events
 
 
 def require_tensorboard() -> Any:
@@ -82,16 +93,37 @@ def require_tensorboard() -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. An incomplete last line, left by a killed process, is skipped."""
-    if not path.exists():
+    """The rows of a metrics.jsonl. An incomplete last line, left by a killed process, is skipped.
+
+    Raises:
+        CheckpointError: if another line is no row of metrics, or the file cannot be read.
+    """
+    try:
+        *lines, incomplete = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    rows = {number: _read_row(line) for number, line in enumerate(lines, 1) if line.strip()}
+    damaged = next((number for number, row in rows.items() if row is None), None)
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: line {damaged} is no row of metrics; delete that line, or move the file away: a run "
+            "resumes without it"
+        )
+    return [row for row in [*rows.values(), _read_row(incomplete)] if row]
+
+
+def _read_row(line: str) -> dict[str, Any] | None:
+    """The row in a line; None if it is none: an object with a step, whose measured values are numbers or null."""
+    try:
+        row = json.loads(line, parse_constant=lambda name: None)  # NaN, which older versions could write
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    valid = all(isinstance(value, int | float | None) for name, value in row.items() if "/" in name)
+    return row if valid else None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,11 @@ class Profile:
         if self.steps <= SKIPPED:
             return f"no profile: it needs more than {SKIPPED} steps, and there were {self.steps}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
         self.profiler.export_chrome_trace(str(self.path))
+        if not self.path.exists():  # torch only logs that it failed, and leaves what it has written
+            self.path.with_name(self.path.name + ".tmp").unlink(missing_ok=True)
+            return f"no profile: {self.path} cannot be written; is the disk full?"
         return self._report()
 
     def _report(self) -> str:

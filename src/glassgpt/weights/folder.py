@@ -19,7 +19,7 @@ from torch import Tensor
 from glassgpt import __version__
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError
-from glassgpt.files import sha256_of, sync_to_disk
+from glassgpt.files import sha256_of, sync_to_disk, writing
 from glassgpt.model import GPT
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.tokenizer.base import save as save_tokenizer
@@ -134,8 +134,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as indented JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    """Write an object as indented JSON, which has no inf and no NaN."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 @contextlib.contextmanager
@@ -144,15 +145,19 @@ def write_folder(target: Path) -> Iterator[Path]:
 
     If anything fails, or the process dies, ``target`` is what it was before. An existing ``target`` is moved aside
     between two renames; :func:`find_complete` finds it there, and :func:`recover` moves it back.
+
+    Raises:
+        OSError: if it cannot be written; see :func:`glassgpt.files.writing`.
     """
     temporary, old = _beside(target)
     recover(target)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        _write_checksums(temporary)
-        for path in (*temporary.rglob("*"), temporary):
-            sync_to_disk(path)
+        with writing(target):
+            yield temporary
+            _write_checksums(temporary)
+            for path in (*temporary.rglob("*"), temporary):
+                sync_to_disk(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -182,20 +187,27 @@ def recover(target: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def verify(folder: Path, names: list[str] | None = None) -> None:
+def verify(folder: Path, names: list[str] | None = None, *, required: bool = False) -> None:
     """Check files against the folder's SHA256SUMS, if it has one: all listed files, or only those named.
+
+    Args:
+        folder: a model folder.
+        names: of files; all listed ones by default.
+        required: whether to refuse a folder without SHA256SUMS; glassgpt writes one into every folder.
 
     Raises:
         CheckpointError: naming the files that differ.
     """
     path = folder / CHECKSUMS
-    if not path.exists():
+    if not path.exists() and not required:
         return  # not written by glassgpt
     try:
         lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        lines = [[]]
-    if any(len(line) != 2 for line in lines):
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing, so that {folder} cannot be checked") from None
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    if not lines or any(len(line) != 2 for line in lines):
         raise CheckpointError(f"{path} is damaged; use another checkpoint of the run")
     changed = [
         name

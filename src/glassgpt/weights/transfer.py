@@ -6,7 +6,7 @@ import torch
 
 from glassgpt import __version__
 from glassgpt.errors import CheckpointError, TokenizerError
-from glassgpt.files import Progress
+from glassgpt.files import Progress, atomic_write
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.bpe.tokenizer import require_bpe
 from glassgpt.tokenizer.chat import template_in
@@ -95,7 +95,8 @@ def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
     for path in files:
         _refuse_existing(path)
     for path, content in files.items():
-        path.write_bytes(content)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
     return tokenizer
 
 

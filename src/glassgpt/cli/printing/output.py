@@ -24,13 +24,13 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 def print_json(value: Any) -> None:
     """Print a value as JSON; infinities and NaN become null."""
-    print(json.dumps(_nan_to_none(value), indent=2, ensure_ascii=False))
+    print(json.dumps(_nan_to_none(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _nan_to_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _nan_to_none(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_nan_to_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -27,11 +27,13 @@ from glassgpt.data.corpus.tasks import encoding_tasks, find_source_duplicates, r
 from glassgpt.data.sources.documents import listed_counts
 from glassgpt.data.sources.source import MANIFEST, PLAN, Survey, TextSource, no_documents, unfinished_key
 from glassgpt.errors import DataError
-from glassgpt.files import Progress, has_type, parse_json, sha256_of, write_text
+from glassgpt.files import Progress, exclusive_lock, has_type, parse_json, sha256_of, write_text
 from glassgpt.tokenizer import Tokenizer, load, save, specs
 from glassgpt.tokenizer.base import FILES
 from glassgpt.workers import Message, run_tasks
 
+#: While a process builds in a folder, it holds this lock file.
+LOCK = ".lock"
 #: A tokenizer is trained on at most this many bytes of text, taken evenly from the training split of a longer source.
 MAX_TOKENIZER_TRAIN_BYTES = 256 << 20
 
@@ -57,28 +59,35 @@ class CorpusBuilder:
         """Build in a folder that the user named; resume an interrupted preparation there.
 
         Raises:
-            DataError: if the folder holds something else.
+            DataError: if the folder holds something else, another process writes it, or it cannot be written.
         """
+
+        def refuse(holder: str) -> None:
+            raise DataError(f"another process is preparing {folder} ({holder}); stop it, or wait for its end")
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stream = self._open_or_reset(folder)
-            if stream is None:
-                unfinished = unfinished_key(folder)
-                if unfinished is None and any(folder.iterdir()):
-                    raise DataError(f"{folder} exists and is not empty; choose another folder")
-                if unfinished not in (None, self.key):
-                    raise DataError(
-                        f"{folder} holds the unfinished preparation of another text or with other settings; choose "
-                        "another folder, or remove it"
-                    )
-                self._write_plan(folder)
-                self.write(folder)
-                stream = open_stream(folder)
-            _remove_temporary(folder)
-            (folder / PLAN).unlink(missing_ok=True)
-            return stream
+            if unfinished_key(folder) is None and not (folder / MANIFEST).exists() and _has_files(folder):
+                raise DataError(f"{folder} exists and is not empty; choose another folder")
+            with exclusive_lock(folder / LOCK, refuse):
+                return self._build_in_locked(folder)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} cannot be written or read: {error}") from None
+
+    def _build_in_locked(self, folder: Path) -> TokenStream:
+        stream = self._open_or_reset(folder)
+        if stream is None:
+            if unfinished_key(folder) not in (None, self.key):
+                raise DataError(
+                    f"{folder} holds the unfinished preparation of another text or with other settings; choose "
+                    "another folder, or remove it"
+                )
+            self._write_plan(folder)
+            self.write(folder)
+            stream = open_stream(folder)
+        _remove_temporary(folder)
+        (folder / PLAN).unlink(missing_ok=True)
+        return stream
 
     def _open_or_reset(self, folder: Path) -> TokenStream | None:
         """Open the corpus in a folder. If it is damaged, delete its manifest and tokenizer, and give None."""
@@ -96,7 +105,7 @@ class CorpusBuilder:
             return None
 
     def _write_plan(self, folder: Path) -> None:
-        (folder / PLAN).write_text(json.dumps({"key": self.key}), encoding="utf-8")
+        write_text(folder / PLAN, json.dumps({"key": self.key}))
         _remove_temporary(folder)
 
     def write(self, folder: Path) -> None:
@@ -246,6 +255,10 @@ def _reset(folder: Path) -> None:
     for name in (MANIFEST, *FILES, "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "done", ignore_errors=True)
+
+
+def _has_files(folder: Path) -> bool:
+    return any(not path.name.startswith(LOCK) for path in folder.iterdir())
 
 
 def _remove_temporary(folder: Path) -> None:

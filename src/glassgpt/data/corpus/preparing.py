@@ -9,6 +9,7 @@ in the validation split if its SHA-256, as a fraction of one, is below ``val_fra
 ones to the other split.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -143,10 +144,13 @@ def _build_in_cache(builder: CorpusBuilder) -> TokenStream:
             ) from None
         try:
             builder.write(temporary)
-            os.replace(temporary, folder)
+            with contextlib.suppress(OSError):  # another process has put its own there
+                os.replace(temporary, folder)
         except OSError as error:
-            if error.errno == 28:
-                raise DataError(f"the cache {folder.parent} is full; set GLASSGPT_CACHE to a larger disk") from None
+            raise DataError(
+                f"the cache {folder.parent} cannot be written: {error}; make room, or set GLASSGPT_CACHE to a folder "
+                "on another disk"
+            ) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     raise DataError(f"the prepared corpus {folder} cannot be written; is another program changing that folder?")
