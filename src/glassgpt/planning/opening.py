@@ -1,5 +1,6 @@
 """Make the :class:`~glassgpt.training.loop.Trainer` of a run: new, joined by another process, or resumed."""
 
+import shutil
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -9,7 +10,7 @@ from typing import Any
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, RunConfig, build, differences, parse_duration, presets
 from glassgpt.data import TokenStream
-from glassgpt.errors import CheckpointError
+from glassgpt.errors import CheckpointError, GlassError
 from glassgpt.model import GPT
 from glassgpt.planning import initial_model
 from glassgpt.planning.run_plan import RunPlan, fill_derived_settings
@@ -56,10 +57,14 @@ def start_run(
         **versions(),
     }
     run = create_run(parent, name, plan.config, provenance)
-    return _trainer(
-        run, plan.config, plan.stream, plan.runtime, reporter=reporter, deadline=deadline, processes=processes,
-        predicted=plan.tokens_per_second, profile=_profile(run, plan.runtime, profile),
-    )  # fmt: skip
+    try:
+        return _trainer(
+            run, plan.config, plan.stream, plan.runtime, reporter=reporter, deadline=deadline, processes=processes,
+            predicted=plan.tokens_per_second, profile=_profile(run, plan.runtime, profile),
+        )  # fmt: skip
+    except GlassError:  # the initial model cannot be loaded: leave no run that can never resume
+        shutil.rmtree(run.path)
+        raise
 
 
 @dataclass(frozen=True)

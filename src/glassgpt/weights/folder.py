@@ -24,7 +24,7 @@ from glassgpt.model import GPT
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.tokenizer.base import save as save_tokenizer
 from glassgpt.weights import mapping
-from glassgpt.weights.loading import load_into
+from glassgpt.weights.loading import cast_finite, load_into
 from glassgpt.weights.sources import INDEX, SINGLE, FolderSource, reading
 
 CHECKSUMS = "SHA256SUMS"
@@ -66,6 +66,7 @@ def save_model(
 
     Raises:
         ConfigError: if no published family can express the model and ``native`` is not set.
+        CheckpointError: if a weight is NaN or infinite, or too large for the dtype.
     """
     config, state = model.config, state or model.state_dict()
     family = mapping.NATIVE_FAMILY if native else mapping.family_of(config)
@@ -94,7 +95,7 @@ def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
     if len(shards) == 1:
         files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
-        copied = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
+        copied = {name: cast_finite(weights[name].detach(), dtype, name).cpu().contiguous() for name in names}
         save_file(copied, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         file_of = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -141,7 +142,11 @@ def write_folder(target: Path) -> Iterator[Path]:
 
     If anything fails, or the process dies, ``target`` is what it was before. An existing ``target`` is moved aside
     between two renames; :func:`find_complete` finds it there, and :func:`recover` moves it back.
+
+    Raises:
+        CheckpointError: if ``target`` is the current folder, or contains it.
     """
+    require_not_current(target)
     temporary, old = _beside(target)
     recover(target)
     temporary.mkdir(parents=True)
@@ -158,6 +163,16 @@ def write_folder(target: Path) -> Iterator[Path]:
     os.replace(temporary, target)
     sync_to_disk(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def require_not_current(target: Path) -> None:
+    """Refuse to replace the current folder, or one that contains it.
+
+    Raises:
+        CheckpointError: if so.
+    """
+    if Path.cwd().is_relative_to(target.resolve()):
+        raise CheckpointError(f"{str(target)!r} is the current folder, or contains it; name a new folder to write")
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
