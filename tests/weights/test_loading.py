@@ -281,10 +281,10 @@ def test_the_current_folder_is_never_replaced(where: str, tmp_path: Path, monkey
         lambda: to_folder(source, Path(where)),
         lambda: glassgpt.save(random_model(MODERN), TOKENIZER, where),
     ):
-        with pytest.raises(CheckpointError, match="name a|another name"):
+        with pytest.raises(CheckpointError, match=r"name a|another name"):
             write()
     for write_file in (to_gguf, to_tiktoken):
-        with pytest.raises(CheckpointError, match="name a|another name"):
+        with pytest.raises(CheckpointError, match=r"name a|another name"):
             write_file(source, Path(where))
     assert sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "a").rglob("*")) == ["a/b"]
 

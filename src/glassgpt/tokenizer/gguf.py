@@ -73,7 +73,11 @@ def pre_tokenizer_name(tokenizer: BPETokenizer) -> str:
 
 def _roles(metadata: Mapping[str, Any]) -> dict[str, int]:
     keys = {"eos_token": "tokenizer.ggml.eos_token_id", "bos_token": "tokenizer.ggml.bos_token_id"}
-    return {role: int(metadata[key]) for role, key in keys.items() if key in metadata}
+    roles = {role: metadata[key] for role, key in keys.items() if key in metadata}
+    for role, i in roles.items():
+        if type(i) is not int or not 0 <= i < len(metadata["tokenizer.ggml.tokens"]):
+            raise TokenizerError(f"the id of its {role} is {i!r}, which is not one of its tokens")
+    return roles
 
 
 def _byte_level(metadata: Mapping[str, Any]) -> BPETokenizer:

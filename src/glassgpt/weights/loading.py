@@ -44,7 +44,7 @@ def load_source(
     """Load a source's model, in eval mode, and its tokenizer. The weights are float32 and on the CPU by default.
 
     Raises:
-        CheckpointError: if weights are missing, damaged, unexpected or of another shape (all of them are listed), or are
+        CheckpointError: if weights are missing, damaged, unexpected or of another shape (all of them are listed), or
             not finite in this dtype; or if the tokenizer has more tokens than the model.
         TokenizerError: if the tokenizer is missing or damaged.
     """
@@ -80,9 +80,14 @@ def describe(source: WeightSource) -> tuple[ModelConfig, Family]:
         CheckpointError: if this version cannot build the model that its config.json describes.
     """
     try:
-        return mapping.from_hf_config(source.config)
+        config, family = mapping.from_hf_config(source.config)
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{source.path}: config.json: {error}") from None
+    if config.n_layer > len(source.shapes):  # do not list the tensors of a billion layers
+        raise CheckpointError(
+            f"{source.path}: config.json: {config.n_layer:,} layers, but there are only {len(source.shapes):,} tensors"
+        )
+    return config, family
 
 
 def match_tensors(source: WeightSource, config: ModelConfig, family: Family) -> list[Placement]:
