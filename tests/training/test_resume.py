@@ -211,7 +211,11 @@ def test_readers_change_nothing_beside_a_writer(tmp_path: Path, text_file: Path)
 
 # --- a timed run that is fitted anew
 
-REFITTED = SETTINGS.replace("steps=60", "time=1m").replace("eval_interval=6 ", "").replace("sample_tokens=8", "sample_tokens=0")
+REFITTED = (
+    SETTINGS.replace("steps=60", "time=1m")
+    .replace("eval_interval=6 ", "")
+    .replace("sample_tokens=8", "sample_tokens=0")
+)
 MACHINE = timing.Timing(seconds_per_step=1.0, seconds_per_val_token=1e-9)
 
 
@@ -272,7 +276,9 @@ def test_a_refitted_run_that_is_killed_equals_the_uninterrupted_one(
     assert run.config().optim.warmup_steps == 2 and run.metrics[-1]["step"] == 58
     rates = {row["step"]: row["opt/adamw_lr"] for row in run.metrics if "opt/adamw_lr" in row}
     assert rates != {row["step"]: row["opt/adamw_lr"] for row in plain["metrics"] if "opt/adamw_lr" in row}
-    for kill_at, same in zip(kills, (plain, expected), strict=True):  # before the refit, which is then left out; after it
+    for kill_at, same in zip(
+        kills, (plain, expected), strict=True
+    ):  # before the refit, which is then left out; after it
         found = written(timed(tmp_path / str(kill_at), text_file, kill_at, saving)[0])
         assert found["metrics"] == same["metrics"], kill_at
         assert found["files"] == same["files"], kill_at
