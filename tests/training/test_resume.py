@@ -259,7 +259,13 @@ def timed(folder: Path, text: Path, kill_at: int, *settings: str) -> tuple[Run, 
     return opening.resume_run(folder / "run").train().run, reporter.notes
 
 
-@pytest.mark.parametrize(("saving", "kills"), [("save_interval=4", (20, 21)), ("save_interval=100", (3, 23))])
+@pytest.mark.parametrize(
+    ("saving", "kills"),
+    [
+        ("save_interval=100", (3, 23)),
+        pytest.param("save_interval=4", (20, 21), marks=pytest.mark.slow),
+    ],
+)
 def test_a_refitted_run_that_is_killed_equals_the_uninterrupted_one(
     saving: str, kills: tuple[int, int], tmp_path: Path, text_file: Path, refit: Callable[[float], None]
 ) -> None:
