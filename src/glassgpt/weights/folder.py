@@ -171,8 +171,9 @@ def require_not_current(target: Path) -> None:
     Raises:
         CheckpointError: if so.
     """
-    if Path.cwd().is_relative_to(target.resolve()):
-        raise CheckpointError(f"{str(target)!r} is the current folder, or contains it; name a new folder to write")
+    with contextlib.suppress(FileNotFoundError):  # the current folder may have been deleted
+        if Path.cwd().is_relative_to(target.resolve()):
+            raise CheckpointError(f"{str(target)!r} is the current folder, or contains it; name a new folder to write")
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
