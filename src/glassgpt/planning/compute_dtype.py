@@ -137,26 +137,28 @@ def median_seconds(time_once: Callable[[], float], seconds: float) -> float:
 
 
 def _run(
-    dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device, passes: int = 3
+    dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device
 ) -> tuple[Tensor, list[Tensor], float]:
-    """Logits (flat), float32 gradients, and the fewest seconds of a forward and backward pass."""
+    """Logits (flat), float32 gradients, and the seconds of a forward and backward pass."""
     model = GPT(replace(config, dropout=0.0))  # dropout would differ
     model.init_weights(0)
     model = model.to(device)
     optimizers = _NoUpdates(model, OptimConfig(optimizer="adamw"), MasterWeights(model, dtype))
     batch = random_batch(config.vocab_size, rows, config.block_size)
-    seconds = []
-    for _ in range(passes):
+
+    def forward_and_backward() -> float:
         watch = Stopwatch(device)
         watch.mark()
         train_step(
             ModelWithLoss(model, next_token_loss), optimizers, batch, batch.num_loss_tokens(), micro_batch_size=rows,
             lr_multiplier=0.0, grad_clip=0.0, device=device, mark=watch.mark,
         )  # fmt: skip
-        seconds.append(sum(watch.laps()[:2]))  # forward and backward
+        return sum(watch.laps()[:2])
+
+    seconds = median_seconds(forward_and_backward, 0.2)
     with torch.no_grad():
         logits = model(batch.idx[:1].to(device)).float().flatten()
-    return logits, optimizers.weights.gradients(), min(seconds)
+    return logits, optimizers.weights.gradients(), seconds
 
 
 class _NoUpdates(Optimizers):
