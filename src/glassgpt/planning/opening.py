@@ -202,9 +202,12 @@ def _trainer(
     expected = presets.expected_curve(config, stream.info.text_sha256)
     task = Pretraining(config, stream, runtime.device, processes)
     next_config, refit = None, run.provenance().get("refit")
-    if refit and state.step < refit["step"]:  # the run was killed before a checkpoint after its refit
-        next_config = refit["step"], config
-        config = config.replace("train", **refit["train"]).replace("optim", **refit["optim"])
+    try:
+        if refit and state.step < refit["step"]:  # the run was killed before a checkpoint after its refit
+            next_config = refit["step"], config
+            config = config.replace("train", **refit["train"]).replace("optim", **refit["optim"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{run.path / 'run.toml'} is damaged: provenance.refit cannot be read: {error}") from None
     return Trainer(
         run, config, model, optimizers, task, runtime, state, processes=processes, expected=expected,
         next_config=next_config, **settings,
