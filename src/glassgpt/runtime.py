@@ -3,7 +3,9 @@
 import os
 import platform
 import shutil
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -115,6 +117,17 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
     }
+
+
+def is_steady(seconds: Sequence[float]) -> bool:
+    """Whether repeated timings agree: the middle half of at least three differs by at most a quarter of the median.
+
+    They do not while other programs take turns on the same cores.
+    """
+    if len(seconds) < 3:
+        return False
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return high - low <= 0.25 * middle
 
 
 class Stopwatch:

@@ -21,10 +21,12 @@ SETTINGS += " steps=6 eval_interval=2 save_interval=3 log_interval=1 eval_tokens
 SETTINGS += " dtype=float32 compile=false"
 
 
-def torchrun(count: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    count: int, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "glassgpt")
+) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     plain = [sys.executable]
-    command = [*(launcher if count > 1 else plain), "-m", "glassgpt", "train", *arguments]
+    command = [*(launcher if count > 1 else plain), *program, "train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False, env=environment, timeout=240
@@ -134,3 +136,32 @@ def test_fifty_runs_of_two_processes_all_end_well(one: Path) -> None:
     for number in range(50):
         done = torchrun(2, one, "prose.txt", *small.split(), "--name", "many")
         assert (done.returncode, done.stderr.count("terminate called")) == (0, 0), f"run {number}: {done.stderr}"
+
+
+ON_A_MACHINE_TWICE_AS_FAST = """
+from glassgpt.cli.main import main
+from glassgpt.planning import run_plan, timing
+from glassgpt.training.metrics import SpeedCheck
+
+timing.measure_steps = lambda *_, **__: timing.Timing(1.0, 1e-9)
+SpeedCheck.median = lambda self: 2 * self.predicted
+refit = run_plan.RunPlan.refit
+run_plan.RunPlan.refit = lambda plan, step, speed, _: refit(plan, step, speed, 20.0)
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_refit_is_the_same_in_all_processes(one: Path) -> None:
+    """Rank 0 knows the prediction and decides; both processes then stop at the same step, and resume with it."""
+    (one / "faster.py").write_text(ON_A_MACHINE_TWICE_AS_FAST, encoding="utf-8")
+    settings = SETTINGS.replace("steps=6 eval_interval=2", "time=30s")
+    for count, name in ((1, "fitted"), (2, "fitted-by-two")):
+        arguments = ("prose.txt", *settings.split(), "--name", name)
+        done = torchrun(count, one, *arguments, program=("faster.py",))
+        assert done.returncode == 0, done.stderr
+        assert "steps instead of" in done.stdout + done.stderr
+    alone, by_two = Run(one / "runs" / "fitted"), Run(one / "runs" / "fitted-by-two")
+    assert by_two.config() == alone.config() and alone.metrics[-1]["step"] == alone.config().train.steps
+    assert by_two.provenance()["refit"] == alone.provenance()["refit"]
+    assert_same_curve(by_two, alone)

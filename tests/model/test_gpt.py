@@ -14,7 +14,7 @@ from torch import Tensor
 from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN, PRESETS
-from glassgpt.model import GPT, Block, ExplicitAttention, FusedAttention, KVCache
+from glassgpt.model import GPT, Block, ExplicitAttention, FusedAttention, KVCache, gpt
 from glassgpt.model.rope import rotary_tables, rotate
 
 CLASSIC = ModelConfig(vocab_size=23, block_size=16, n_layer=3, n_head=4, n_embd=32)
@@ -409,6 +409,30 @@ def test_rotation_is_a_rotation_by_position_times_frequency() -> None:
         torch.ones_like(angle), angle
     )
     close(turned, torch.cat((expected.real, expected.imag), dim=-1).float())
+
+
+def test_rotary_tables_that_grow_on_demand_equal_full_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is allocated for a context that is only claimed; and a table that grew while generating can train."""
+    config = dataclasses.replace(CONFIGS["modern-gqa"], block_size=10**9)
+    full = build(dataclasses.replace(config, block_size=64))
+    monkeypatch.setattr(gpt, "ROPE_POSITIONS", 4)
+
+    def fresh() -> GPT:
+        model = build(config)
+        assert model.rope_cos.shape == (4, config.head_dim)
+        return model
+
+    idx, positions = tokens(config, 2, 30), torch.tensor([[3, 40, 5], [63, 0, 1]])
+    assert torch.equal(fresh()(idx), full(idx))
+    assert torch.equal(fresh()(idx[:, :3], position_ids=positions), full(idx[:, :3], position_ids=positions))
+    model = fresh().requires_grad_(True)
+    with torch.inference_mode():
+        caches = [KVCache(config, 2, capacity=64) for _ in range(2)]
+        for part in idx.split((2, 1, 9, 18), dim=1):
+            assert torch.equal(model(part, cache=caches[0]), full(part, cache=caches[1]))
+    assert 30 <= len(model.rope_cos) <= 60
+    model(idx).sum().backward()
+    assert model.blocks[0].attention.qkv.weight.grad is not None
 
 
 # --- initialisation, construction, dropout

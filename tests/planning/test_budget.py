@@ -18,7 +18,7 @@ from glassgpt.model import GPT
 from glassgpt.planning import budget, timing
 from glassgpt.planning import memory as machine_memory
 from glassgpt.planning.budget import SIZES, choose_size
-from glassgpt.planning.run_plan import RunPlan, plan_run
+from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, RunPlan, fill_derived_settings, plan_run
 from glassgpt.planning.timing import Timing, measure_steps
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
@@ -210,6 +210,38 @@ def test_too_short_a_time_is_a_clear_error(time: str, step: float) -> None:
     message = str(caught.value)
     assert f"train.time: {time} is too short" in message and f"{step:.2f} s" in message
     assert "more time" in message and "smaller model" in message
+
+
+def refitted(times: float, *, seconds: float = 240.0, **user: Any) -> tuple[RunConfig, RunConfig | None]:
+    """The plan of a run of five minutes, and what it becomes after 20 steps that were so many times as fast."""
+    draft, stream, machine = small(**user), text(10**6), Timing(1.0, 1e-6)
+    derived = frozenset(key for key in DERIVED_FROM_STEPS if key not in user) | {"warmup_steps"}
+    values, final_seconds, _ = budget.fit_steps(draft, stream, machine, 300.0)
+    config = fill_derived_settings(draft.replace("train", **values))
+    plan = RunPlan(config, "x", None, stream, machine, timed=True, derived=derived, final_seconds=final_seconds)
+    assert plan.tokens_per_second
+    return config, plan.refit(20, times * plan.tokens_per_second, seconds)
+
+
+@pytest.mark.parametrize("times", [0.5, 2.0, 17.4])
+def test_a_run_is_fitted_to_the_speed_of_its_first_steps(times: float) -> None:
+    config, found = refitted(times, save_interval=7)
+    assert found is not None
+    left = (found.train.steps - 20) / times
+    assert 0.6 * 240 < left < 0.8 * 240
+    assert (found.train.eval_tokens, found.train.save_interval) == (config.train.eval_tokens, 7)
+    assert found.train.eval_interval == found.train.steps // 10
+    assert found.train.sample_interval == 2 * found.train.eval_interval
+    assert found.optim.warmup_steps == min(200, found.train.steps // 20)
+    user = refitted(times, eval_interval=11, sample_interval=3, log_interval=2)[1]
+    assert user is not None
+    kept = user.train.eval_interval, user.train.save_interval, user.train.sample_interval, user.train.log_interval
+    assert kept == (11, 11, 3, 2)
+
+
+@pytest.mark.parametrize(("times", "seconds"), [(0.7, 240.0), (1.0, 240.0), (1.33, 240.0), (0.01, 240.0), (5.0, 1.0)])
+def test_a_run_of_about_the_predicted_speed_or_without_time_left_stays(times: float, seconds: float) -> None:
+    assert refitted(times, seconds=seconds)[1] is None
 
 
 # --- compiling -------------------------------------------------------------------------------------------------------

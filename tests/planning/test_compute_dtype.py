@@ -1,6 +1,8 @@
 """The self-check that chooses the compute type."""
 
 import math
+from collections.abc import Iterable
+from itertools import chain, cycle, repeat
 
 import pytest
 import torch
@@ -44,6 +46,42 @@ def test_the_self_check_refuses_what_is_slow_wrong_or_missing(monkeypatch: pytes
     assert dtype == torch.float32
     assert "bfloat16" in why
     assert "float16" in why
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, timings: Iterable[float]) -> list[float]:
+    """A clock on which each product takes the next of these seconds; returns those that were taken."""
+    left, taken, now = iter(timings), list[float](), [0.0]
+
+    def clock() -> float:
+        if len(taken) % 2 == 1:
+            now[0] += next(left)
+        taken.append(now[0])
+        return now[0]
+
+    monkeypatch.setattr(compute_dtype.time, "perf_counter", clock)
+    return taken
+
+
+def test_the_speed_is_not_that_of_the_first_call_nor_of_a_busy_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries prepare their kernels in the first; where timings differ by much, there are more of them."""
+    flops = 2 * 256**3
+    for first in (0.001, 5.0):
+        with monkeypatch.context() as patch:
+            taken = clocked(patch, chain([first], repeat(0.001)))
+            assert compute_dtype.matrix_flops_per_second(torch.float32, CPU) == pytest.approx(flops / 0.001)
+            assert 40 <= len(taken) / 2 <= 60
+    with monkeypatch.context() as patch:  # for 0.06 s, every other product waits for another program
+        taken = clocked(patch, chain([0.5], [0.001, 0.009] * 6, repeat(0.001)))
+        assert compute_dtype.matrix_flops_per_second(torch.float32, CPU) == pytest.approx(flops / 0.001)
+        assert 13 < len(taken) / 2 < 100
+    with monkeypatch.context() as patch:  # one that never calms down, and a very slow type
+        taken = clocked(patch, cycle([0.001, 0.009]))
+        assert flops / 0.009 <= compute_dtype.matrix_flops_per_second(torch.float32, CPU) <= flops / 0.001
+        assert len(taken) / 2 < 60
+    with monkeypatch.context() as patch:
+        taken = clocked(patch, repeat(2.0))
+        assert compute_dtype.matrix_flops_per_second(torch.float16, CPU) == pytest.approx(flops / 2.0)
+        assert len(taken) / 2 == 2
 
 
 def test_the_first_type_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +18,7 @@ from glassgpt.errors import CheckpointError
 from glassgpt.planning import compute_dtype, opening, run_plan, timing
 from glassgpt.planning import memory as machine_memory
 from glassgpt.training.checkpoint import Run
-from glassgpt.training.metrics import Reporter
+from glassgpt.training.metrics import Reporter, SpeedCheck, StepEvent
 from glassgpt.training.pretraining import Pretraining
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
@@ -254,3 +256,84 @@ def test_readers_change_nothing_beside_a_writer(tmp_path: Path, text_file: Path)
     assert api.open_source(run.best).path == waiting
     assert waiting.exists()
     api.load(run.path)
+
+
+# --- a timed run that is fitted anew
+
+REFITTED = (
+    SETTINGS.replace("steps=60", "time=1m")
+    .replace("eval_interval=6 ", "")
+    .replace("sample_tokens=8", "sample_tokens=0")
+)
+MACHINE = timing.Timing(seconds_per_step=1.0, seconds_per_val_token=1e-9)
+
+
+class KilledAt(Reporter):
+    """Stops the run after a step, as a kill would: nothing more is written."""
+
+    def __init__(self, step: int = -1) -> None:
+        self.step, self.notes = step, list[str]()
+
+    def on_step(self, event: StepEvent) -> None:
+        if event.step == self.step:
+            raise KeyboardInterrupt
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def refit(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A machine that is predicted to take a second for a step; the steps are then measured as so many times faster."""
+    monkeypatch.setattr(timing, "measure_steps", lambda *_, **__: MACHINE)
+    measured = run_plan.RunPlan.refit
+
+    monkeypatch.setattr(run_plan.RunPlan, "refit", lambda plan, step, speed, _: measured(plan, step, speed, 30.0))
+
+    def faster(times: float) -> None:
+        monkeypatch.setattr(SpeedCheck, "median", lambda self: times * self.predicted)
+
+    return faster
+
+
+def timed(folder: Path, text: Path, kill_at: int, *settings: str) -> tuple[Run, list[str]]:
+    """A run that ends by itself, or is killed and then resumed."""
+    plan = run_plan.plan_run("tiny-modern", [parse_overrides([*REFITTED.split(), f"source={text}", *settings])])
+    reporter, never = KilledAt(kill_at), time.monotonic() + 3600
+    trainer = opening.start_run(plan, "run", folder, reporter=reporter, deadline=never)
+    if kill_at < 0:
+        return trainer.train().run, reporter.notes
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    return opening.resume_run(folder / "run").train().run, reporter.notes
+
+
+@pytest.mark.parametrize(
+    ("saving", "kills"),
+    [
+        ("save_interval=100", (3, 23)),
+        pytest.param("save_interval=4", (20, 21), marks=pytest.mark.slow),
+    ],
+)
+def test_a_refitted_run_that_is_killed_equals_the_uninterrupted_one(
+    saving: str, kills: tuple[int, int], tmp_path: Path, text_file: Path, refit: Callable[[float], None]
+) -> None:
+    """Also if the newest checkpoint is from before the refit, or there is none."""
+    refit(1.0)
+    plain = written(timed(tmp_path / "plain", text_file, -1, saving)[0])
+    refit(2.0)
+    run, notes = timed(tmp_path / "whole", text_file, -1, saving)
+    assert [note for note in notes if "steps instead of" in note] == [
+        "the steps run at 128 tokens/s instead of 64: 58 steps instead of 41 fit into 1m"
+    ]
+    train, expected = run.config().train, written(run)
+    assert (train.steps, train.eval_interval, train.save_interval) == (58, 5, int(saving.split("=")[1]))
+    assert run.config().optim.warmup_steps == 2 and run.metrics[-1]["step"] == 58
+    rates = {row["step"]: row["opt/adamw_lr"] for row in run.metrics if "opt/adamw_lr" in row}
+    assert rates != {row["step"]: row["opt/adamw_lr"] for row in plain["metrics"] if "opt/adamw_lr" in row}
+    for kill_at, same in zip(
+        kills, (plain, expected), strict=True
+    ):  # before the refit, which is then left out; after it
+        found = written(timed(tmp_path / str(kill_at), text_file, kill_at, saving)[0])
+        assert found["metrics"] == same["metrics"], kill_at
+        assert found["files"] == same["files"], kill_at

@@ -384,10 +384,11 @@ def test_unsupported_models_and_tokenizers_are_not_written(
 
 def test_numbers_too_large_for_half_precision(tmp_path: Path) -> None:
     model = model_of("llama")
-    model.head.weight[3, 3] = 70000.0
-    with pytest.raises(CheckpointError, match="float16 cannot hold; use --dtype bf16"):
-        write_gguf(tmp_path / "a.gguf", model, tokenizer(), dtype="f16")
-    assert list(tmp_path.iterdir()) == []
+    for value, dtype, name in ((70000.0, "f16", "float16"), (1e7, "q8_0", "(q8_0|float16)")):
+        model.head.weight[3, 3] = value
+        with pytest.raises(CheckpointError, match=f"{name} cannot hold; use --dtype bf16"):
+            write_gguf(tmp_path / "a.gguf", model, tokenizer(), dtype=dtype)
+        assert list(tmp_path.iterdir()) == []
     write_gguf(tmp_path / "a.gguf", model, tokenizer(), dtype="bf16")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import glassgpt
 from conftest import load_model
 from glassgpt.config import ModelConfig, presets
 from glassgpt.errors import CheckpointError, ConfigError, GlassError
@@ -22,6 +24,7 @@ from glassgpt.weights import loading, mapping
 from glassgpt.weights.folder import CHECKSUMS, load_weights, save_model, verify, write_folder
 from glassgpt.weights.loading import load_into, load_source
 from glassgpt.weights.sources import FolderSource
+from glassgpt.weights.transfer import to_folder, to_gguf, to_tiktoken
 
 TOKENIZER = CharTokenizer.train("abcdefgh\n")
 CLASSIC = ModelConfig(vocab_size=9, block_size=16, n_layer=2, n_head=4, n_embd=32)
@@ -183,6 +186,11 @@ def test_a_damaged_pytorch_model_bin_is_an_error(content: bytes, tmp_path: Path)
         torch.save(bad, folder / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match="more than named tensors"):
             load_model(folder)
+    name = next(iter(weights))
+    for odd in (weights[name].to_sparse(), weights[name].to("meta")):
+        torch.save(weights | {name: odd}, folder / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match=rf"{name} .* not a plain tensor"):
+            load_model(folder)
     torch.save(weights, folder / "pytorch_model.bin")
     _truncate(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
@@ -216,6 +224,78 @@ def test_a_head_in_the_file_of_a_tied_model(tmp_path: Path) -> None:
     save_file(weights | {"lm_head.weight": head[1:].clone()}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"1 of another shape\n.*lm_head\.weight *\[8, 32\], expected \[9, 32\]"):
         load_model(folder)
+
+
+# --- values that no model can compute with
+
+
+@pytest.mark.parametrize(
+    ("config", "value", "dtype"),
+    [
+        (CLASSIC, math.nan, torch.float32),
+        (MODERN, math.nan, torch.float16),
+        (MODERN, -math.inf, torch.float32),
+        (CLASSIC, math.inf, torch.bfloat16),
+        (CLASSIC, -65536.0, torch.float16),
+        (MODERN, 65536.0, torch.float32),
+        (MODERN, 3.4e38, torch.bfloat16),
+        (CLASSIC, 1e39, torch.float32),
+    ],
+)
+def test_a_weight_that_is_not_finite_in_the_dtype_is_named(
+    config: ModelConfig, value: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Wherever it is: in loading, in copying, and in saving, which then writes nothing."""
+    folder, stored = from_elsewhere(tmp_path / "m", config), torch.tensor(value, dtype=torch.float64)
+    weights = load_file(folder / "model.safetensors")
+    for name in (min(weights), max(weights)):
+        changed = {n: t.double() if n == name else t for n, t in weights.items()}
+        changed[name].view(-1)[-1] = stored
+        save_file(changed, folder / "model.safetensors")
+        if torch.isfinite(stored.to(dtype)):
+            load_model(folder, dtype)
+            continue
+        reason = r"beyond \S+, which" if torch.isfinite(stored) else "NaN or infinite"
+        with pytest.raises(CheckpointError, match=rf"{folder}: {name} .*{reason}"):
+            load_model(folder, dtype)
+        with pytest.raises(CheckpointError, match=name):
+            to_folder(FolderSource(folder), tmp_path / "copy", dtype=dtype)
+        model = random_model(config)
+        place = next(
+            place for place in mapping.placements(config, mapping.family_of(config)) if place.published == name
+        )
+        place.view(model.state_dict()[place.ours])[-1:].fill_(stored)
+        with pytest.raises(CheckpointError, match=name), write_folder(tmp_path / "copy") as temporary:
+            save_model(temporary, model, TOKENIZER, dtype=dtype)
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused_and_a_padded_model_is_not(tmp_path: Path) -> None:
+    padded = from_elsewhere(tmp_path / "m", dataclasses.replace(MODERN, vocab_size=16))
+    assert load_model(padded)[1].vocab_size == 9
+    small = from_elsewhere(tmp_path / "n", dataclasses.replace(MODERN, vocab_size=8))
+    with pytest.raises(CheckpointError, match=r"tokenizer has 9 tokens, .* 8 rows"):
+        load_model(small)
+    with pytest.raises(CheckpointError, match="8 rows"):
+        to_folder(FolderSource(small), tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("where", [".", "", "..", "/", "sub/.."])
+def test_the_current_folder_is_never_replaced(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FolderSource(from_elsewhere(tmp_path / "m"))
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for write in (
+        lambda: to_folder(source, Path(where)),
+        lambda: glassgpt.save(random_model(MODERN), TOKENIZER, where),
+    ):
+        with pytest.raises(CheckpointError, match=r"name a|another name"):
+            write()
+    for write_file in (to_gguf, to_tiktoken):
+        with pytest.raises(CheckpointError, match=r"name a|another name"):
+            write_file(source, Path(where))
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "a").rglob("*")) == ["a/b"]
 
 
 # --- the side-by-side table

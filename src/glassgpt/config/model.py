@@ -6,6 +6,11 @@ from typing import Literal
 
 from glassgpt.config.section import Section, option
 
+#: Bounds far beyond any model, within which the size of every tensor is a 64-bit number of bytes.
+MAX_TOKENS, MAX_HEADS, MAX_WIDTH, MAX_HIDDEN = 2**40, 10_000, 1_000_000, 10_000_000
+#: Bound of the settings of rotary scaling.
+MAX_FACTOR = 1e6
+
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
@@ -20,36 +25,44 @@ class ModelConfig(Section):
 
     section = "model"
 
-    vocab_size: int = option(65, "tokens in the vocabulary (in training: the tokenizer's)", min_value=1)
-    block_size: int = option(256, "context length in tokens", min_value=1)
-    n_layer: int = option(6, "Transformer blocks", min_value=1)
-    n_head: int = option(4, "query heads", min_value=1)
-    n_kv_head: int = option(0, "key/value heads; 0: n_head", min_value=0)
-    head_dim: int = option(0, "width of a head; 0: n_embd / n_head", min_value=0)
-    n_embd: int = option(128, "width of the residual stream", min_value=1)
-    intermediate_size: int = option(0, "hidden width of the MLP; 0: 4 n_embd, or 8/3 for swiglu", min_value=0)
+    vocab_size: int = option(
+        65, "tokens in the vocabulary (in training: the tokenizer's)", min_value=1, max_value=MAX_TOKENS
+    )
+    block_size: int = option(256, "context length in tokens", min_value=1, max_value=MAX_TOKENS)
+    n_layer: int = option(6, "Transformer blocks", min_value=1, max_value=10_000)
+    n_head: int = option(4, "query heads", min_value=1, max_value=MAX_HEADS)
+    n_kv_head: int = option(0, "key/value heads; 0: n_head", min_value=0, max_value=MAX_HEADS)
+    head_dim: int = option(0, "width of a head; 0: n_embd / n_head", min_value=0, max_value=MAX_WIDTH)
+    n_embd: int = option(128, "width of the residual stream", min_value=1, max_value=MAX_WIDTH)
+    intermediate_size: int = option(
+        0, "hidden width of the MLP; 0: 4 n_embd, or 8/3 for swiglu", min_value=0, max_value=MAX_HIDDEN
+    )
     norm: Literal["layernorm", "rmsnorm"] = option("layernorm", "normalisation")
     norm_eps: float = option(1e-5, "epsilon of the normalisation", min_value=0)
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = option("gelu_tanh", "activation of the MLP")
     position: Literal["learned", "rope"] = option("learned", "position encoding")
-    rope_theta: float = option(10000.0, "base of the rotary frequencies", min_value=1)
+    rope_theta: float = option(10000.0, "base of the rotary frequencies", min_value=1, max_value=1e15)
     rope_scaling: Literal["none", "linear", "dynamic", "llama3", "yarn"] = option(
         "none", "how rotary frequencies are scaled for a longer context; dynamic: only beyond block_size"
     )
-    rope_factor: float = option(1.0, "rope_scaling: how many times longer", min_value=1)
-    rope_original_context: int = option(0, "rope_scaling llama3, yarn: the context before it", min_value=0)
+    rope_factor: float = option(1.0, "rope_scaling: how many times longer", min_value=1, max_value=MAX_FACTOR)
+    rope_original_context: int = option(
+        0, "rope_scaling llama3, yarn: the context before it", min_value=0, max_value=MAX_TOKENS
+    )
     rope_low_freq_factor: float = option(
         1.0,
         "llama3, yarn: frequencies with fewer rotations than this over the original context are fully scaled",
         min_value=1e-3,
+        max_value=MAX_FACTOR,
     )
     rope_high_freq_factor: float = option(
         0.0,
         "llama3, yarn: frequencies with more rotations than this are not scaled; 0: 4 for llama3, 32 for yarn",
         min_value=0,
+        max_value=MAX_FACTOR,
     )
     rope_attention_factor: float = option(
-        0.0, "yarn: factor on queries and keys; 0: 0.1 ln rope_factor + 1", min_value=0
+        0.0, "yarn: factor on queries and keys; 0: 0.1 ln rope_factor + 1", min_value=0, max_value=MAX_FACTOR
     )
     sliding_window: int = option(0, "tokens that a query attends to, itself included; 0: all before it", min_value=0)
     first_window_layer: int = option(

@@ -19,6 +19,9 @@ from glassgpt.model.attention import FusedAttention, causal_mask
 from glassgpt.model.cache import KVCache
 from glassgpt.model.rope import rotary_tables, rotate
 
+#: Positions in the rotary tables at first. They grow when longer texts come: a configuration may claim any context.
+ROPE_POSITIONS = 8192
+
 
 class Norm(nn.Module):
     """LayerNorm or RMSNorm over the last dimension."""
@@ -143,10 +146,13 @@ class GPT(nn.Module):
         if self.config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         if self.config.position == "rope":
-            device = self.token_embedding.weight.device
-            cos, sin = rotary_tables(self.config, device)
-            self.register_buffer("rope_cos", cos, persistent=False)  # [block_size, D]
-            self.register_buffer("rope_sin", sin, persistent=False)  # [block_size, D]
+            self._build_rope(min(ROPE_POSITIONS, self.config.block_size), torch.float32)
+
+    @torch.inference_mode(False)  # a table that grows while generating serves training, too
+    def _build_rope(self, positions: int, dtype: torch.dtype) -> None:
+        cos, sin = rotary_tables(self.config, self.device, positions)
+        self.register_buffer("rope_cos", cos.to(dtype), persistent=False)  # [positions, D]
+        self.register_buffer("rope_sin", sin.to(dtype), persistent=False)  # [positions, D]
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -192,10 +198,12 @@ class GPT(nn.Module):
             ValueError: if the tokens do not fit the context.
         """
         T = idx.size(1)
-        end = T + (cache.longest if cache is not None else 0)
+        end = T + (cache.longest if cache is not None else 0)  # positions in use, if they are the default ones
         if position_ids is None and end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit the model's context of {self.config.block_size}")
         slots = cache.next_slots(T) if cache is not None else None  # [T] or [B, T]
+        if position_ids is not None and self.config.block_size > ROPE_POSITIONS:
+            end = int(position_ids.max()) + 1
         position_ids = slots if position_ids is None else position_ids  # None: 0..T-1
         windows = self.config.windows
         masks = {window: self._mask(idx, window, cache, slots, document_ids) for window in set(windows)}
@@ -205,7 +213,7 @@ class GPT(nn.Module):
             table = self.position_embedding.weight
             x = x + (table[:T] if position_ids is None else table[position_ids])  # [B, T, C]
         x = self.dropout(x)
-        rope = self._rope(T, position_ids)
+        rope = self._rope(T, end, position_ids)
         for block, window in zip(self.blocks, windows, strict=True):
             x = block(x, rope, masks[window], cache, slots)  # [B, T, C]
         if cache is not None:
@@ -230,10 +238,12 @@ class GPT(nn.Module):
             mask = mask & (document_ids[:, None, :, None] == document_ids[:, None, None, :])  # [B, 1, T, T]
         return mask
 
-    def _rope(self, T: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return cosines and sines at these positions: ``[T, D]``, or ``[B, 1, T, D]`` where rows differ."""
+    def _rope(self, T: int, end: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Return cosines and sines at positions below ``end``: ``[T, D]``, or ``[B, 1, T, D]`` where rows differ."""
         if self.config.position != "rope":
             return None
+        if end > (built := len(self.rope_cos)):
+            self._build_rope(min(max(end, 2 * built), self.config.block_size), self.rope_cos.dtype)
         if position_ids is None:
             return self.rope_cos[:T], self.rope_sin[:T]
         cos, sin = self.rope_cos[position_ids], self.rope_sin[position_ids]  # [T, D] or [B, T, D]

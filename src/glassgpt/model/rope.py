@@ -13,15 +13,19 @@ from torch import Tensor
 from glassgpt.config import ModelConfig
 
 
-def rotary_tables(config: ModelConfig, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Compute the cosines and sines of every position and channel: two tensors ``[block_size, head_dim]``, float32.
+def rotary_tables(
+    config: ModelConfig, device: torch.device | None = None, positions: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute the cosines and sines of every position and channel: two tensors ``[positions, head_dim]``, float32.
 
-    Channel i and channel i + head_dim/2 form a pair, rotated by ``position * frequency[i]``.
+    Channel i and channel i + head_dim/2 form a pair, rotated by ``position * frequency[i]``. By default, these are all
+    positions of the context.
     """
+    positions = config.block_size if positions is None else positions
     if device is not None and device.type == "meta":  # torch.arange on meta would import torch's compiler
-        table = torch.empty(config.block_size, config.head_dim, device=device)
+        table = torch.empty(positions, config.head_dim, device=device)
         return table, table.clone()
-    position = torch.arange(config.block_size, dtype=torch.float32, device=device)  # [T]
+    position = torch.arange(positions, dtype=torch.float32, device=device)  # [T]
     angle = torch.outer(position, rotary_frequencies(config, device))  # [T, D/2]
     angle = torch.cat((angle, angle), dim=-1)  # [T, D]
     scale = config.rope_attention_factor if config.rope_scaling == "yarn" else 1.0

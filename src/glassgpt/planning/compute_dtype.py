@@ -1,7 +1,9 @@
 """Choose the compute dtype by a measured self-check: faster than float32 on this device, and close to it."""
 
 import math
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +13,7 @@ from glassgpt.config import ModelConfig, OptimConfig, RunConfig
 from glassgpt.data.batch import random_batch
 from glassgpt.errors import first_line
 from glassgpt.model import GPT
-from glassgpt.runtime import Runtime, Stopwatch, synchronise
+from glassgpt.runtime import Runtime, Stopwatch, is_steady, synchronise
 from glassgpt.training.objective import ModelWithLoss, next_token_loss
 from glassgpt.training.optim import Optimizers
 from glassgpt.training.precision import MasterWeights
@@ -73,8 +75,9 @@ def choose_dtype(config: ModelConfig, rows: int, device: torch.device) -> tuple[
 
 def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
     """The runtime with the dtype that this device's self-check chooses, on at most 2,048 tokens; and why."""
-    rows = max(1, min(config.train.batch_size, 2048 // config.model.block_size))
-    dtype, why = choose_dtype(config.model, rows, runtime.device)
+    model = replace(config.model, block_size=min(config.model.block_size, 2048))
+    rows = max(1, min(config.train.batch_size, 2048 // model.block_size))
+    dtype, why = choose_dtype(model, rows, runtime.device)
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()  # so that the free memory can be read
     return replace(runtime, dtype=dtype, reason=why), why
@@ -107,40 +110,55 @@ def _cosine(ones: list[Tensor], others: list[Tensor]) -> float:
 
 
 def matrix_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
-    """The speed of a small square product of matrices, roughly: the fastest of some, or of a few slow ones."""
+    """The speed of a small square product of matrices."""
     size = 256 if device.type == "cpu" else 2048
     a = torch.ones(size, size, device=device, dtype=dtype)
-    seconds: list[float] = []
-    while len(seconds) < 10 and sum(seconds) < 0.05:
+
+    def product() -> float:
         synchronise(device)
         began = time.perf_counter()
         a @ a
         synchronise(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
+        return time.perf_counter() - began
+
+    return 2 * size**3 / median_seconds(product, 0.05)
+
+
+def median_seconds(time_once: Callable[[], float], seconds: float) -> float:
+    """The median of timings that are repeated for so many seconds: up to five times as long until they agree.
+
+    The first is left out: in it, libraries choose and prepare their kernels, which can take longer than all the rest.
+    """
+    time_once()
+    found: list[float] = []
+    while sum(found) < seconds or (not is_steady(found) and sum(found) < 5 * seconds):
+        found.append(time_once())
+    return statistics.median(found)
 
 
 def _run(
-    dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device, passes: int = 3
+    dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device
 ) -> tuple[Tensor, list[Tensor], float]:
-    """Logits (flat), float32 gradients, and the fewest seconds of a forward and backward pass."""
+    """Logits (flat), float32 gradients, and the seconds of a forward and backward pass."""
     model = GPT(replace(config, dropout=0.0))  # dropout would differ
     model.init_weights(0)
     model = model.to(device)
     optimizers = _NoUpdates(model, OptimConfig(optimizer="adamw"), MasterWeights(model, dtype))
     batch = random_batch(config.vocab_size, rows, config.block_size)
-    seconds = []
-    for _ in range(passes):
+
+    def forward_and_backward() -> float:
         watch = Stopwatch(device)
         watch.mark()
         train_step(
             ModelWithLoss(model, next_token_loss), optimizers, batch, batch.num_loss_tokens(), micro_batch_size=rows,
             lr_multiplier=0.0, grad_clip=0.0, device=device, mark=watch.mark,
         )  # fmt: skip
-        seconds.append(sum(watch.laps()[:2]))  # forward and backward
+        return sum(watch.laps()[:2])
+
+    seconds = median_seconds(forward_and_backward, 0.2)
     with torch.no_grad():
         logits = model(batch.idx[:1].to(device)).float().flatten()
-    return logits, optimizers.weights.gradients(), min(seconds)
+    return logits, optimizers.weights.gradients(), seconds
 
 
 class _NoUpdates(Optimizers):

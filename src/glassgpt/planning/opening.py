@@ -1,8 +1,9 @@
 """Make the :class:`~glassgpt.training.loop.Trainer` of a run: new, joined by another process, or resumed."""
 
+import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, RunConfig, build, differences, parse_duration, presets
 from glassgpt.data import TokenStream
-from glassgpt.errors import CheckpointError
+from glassgpt.errors import CheckpointError, GlassError
 from glassgpt.model import GPT
 from glassgpt.planning import initial_model
 from glassgpt.planning.initial_model import find_initial_model
@@ -66,10 +67,37 @@ def start_run(
     run = create_run(parent, name, plan.config, provenance)
     if held:
         held.enter_context(run.lock())
-    return _trainer(
-        run, plan.config, plan.stream, plan.runtime, reporter=reporter, deadline=deadline, processes=processes,
-        predicted=plan.tokens_per_second, profile=_profile(run, plan.runtime, profile),
-    )  # fmt: skip
+
+    def refit(step: int, tokens_per_second: float) -> RunConfig | None:
+        assert deadline is not None
+        left = deadline - time.monotonic() + plan.final_seconds
+        config = plan.refit(step, tokens_per_second, left)
+        if config is not None:
+            write_run_toml(run.path, config, provenance | {"refit": _replaced_settings(step, plan.config, config)})
+            (reporter or Reporter()).note(
+                f"the steps run at {tokens_per_second:,.0f} tokens/s instead of {plan.tokens_per_second:,.0f}: "
+                f"{config.train.steps:,} steps instead of {plan.config.train.steps:,} fit into {config.train.time}"
+            )
+        return config
+
+    try:
+        return _trainer(
+            run, plan.config, plan.stream, plan.runtime, reporter=reporter, deadline=deadline, processes=processes,
+            predicted=plan.tokens_per_second, profile=_profile(run, plan.runtime, profile),
+            refit=None if deadline is None else refit,
+        )  # fmt: skip
+    except GlassError:  # the initial model cannot be loaded: leave no run that can never resume
+        shutil.rmtree(run.path)
+        raise
+
+
+def _replaced_settings(step: int, old: RunConfig, new: RunConfig) -> dict[str, Any]:
+    """The entry of run.toml about a refit: its step, and the settings until then, so that a resume repeats it."""
+    sections = {"train": (old.train, new.train), "optim": (old.optim, new.optim)}
+    return {"step": step} | {
+        name: {key: value for key, value in asdict(before).items() if value != getattr(after, key)}
+        for name, (before, after) in sections.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -190,11 +218,19 @@ def _trainer(
         if config.train.init_from and not folder:
             CheckpointWriter(run, model, optimizers, stream.tokenizer, config.train).save_last(state)
     expected = presets.expected_curve(config, stream.info.text_sha256)
-    all_offsets = run.provenance().get("all_offsets", False)
-    task = Pretraining(config, stream, runtime.device, processes, all_offsets)
+    provenance = run.provenance()
+    task = Pretraining(config, stream, runtime.device, processes, provenance.get("all_offsets", False))
+    next_config, refit = None, provenance.get("refit")
+    try:
+        if refit and state.step < refit["step"]:  # the run was killed before a checkpoint after its refit
+            next_config = refit["step"], config
+            config = config.replace("train", **refit["train"]).replace("optim", **refit["optim"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{run.path / 'run.toml'} is damaged: provenance.refit cannot be read: {error}") from None
     trainer = Trainer(
-        run, config, model, optimizers, task, runtime, state, processes=processes, expected=expected, **settings
-    )
+        run, config, model, optimizers, task, runtime, state, processes=processes, expected=expected,
+        next_config=next_config, **settings,
+    )  # fmt: skip
     if folder and folder != run.last:
         trainer.reporter.warn(f"{run.last} is missing or damaged: resuming from {folder}")
     return trainer

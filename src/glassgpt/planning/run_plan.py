@@ -35,6 +35,10 @@ from glassgpt.training import guard
 from glassgpt.training.metrics import Reporter, require_tensorboard
 from glassgpt.weights.mapping import family_of
 
+#: A timed run is fitted anew if its first steps are so much faster or slower than predicted, as a share.
+REFIT_DIFFERENCE = 1 / 3
+#: Settings that depend on the number of steps if the user does not set them.
+DERIVED_FROM_STEPS = ("eval_interval", "save_interval", "sample_interval", "log_interval")
 #: Share of a time budget after which training stops, if it is slower than planned.
 DEADLINE_FRACTION = 0.97
 #: What to measure: everything; only the dtype and the micro-batch; or nothing.
@@ -54,6 +58,7 @@ class RunPlan:
         stream: the prepared text; None if it was planned without one.
         timing: the predicted speed; None if nothing was timed.
         timed: whether the number of steps came from ``time``.
+        derived: the settings that were derived from the number of steps: DERIVED_FROM_STEPS, ``warmup_steps``.
         final_seconds: predicted for validating on the full split at the end.
         notes: why the choices were made.
     """
@@ -64,6 +69,7 @@ class RunPlan:
     stream: TokenStream | None = None
     timing: Timing | None = None
     timed: bool = False
+    derived: frozenset[str] = frozenset()
     final_seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -79,6 +85,33 @@ class RunPlan:
         """
         seconds = DEADLINE_FRACTION * parse_duration(self.config.train.time) - self.final_seconds
         return began + seconds if self.timed else None
+
+    def refit(self, step: int, tokens_per_second: float, seconds_left: float) -> RunConfig | None:
+        """Fit the number of steps of a timed run, and what was derived from it, to the speed of its first steps.
+
+        Args:
+            step: steps that are done.
+            tokens_per_second: as measured in these.
+            seconds_left: for the rest of the run.
+
+        Returns:
+            The new configuration; None if the speed is about as predicted, or not even a few more steps fit.
+        """
+        predicted = self.tokens_per_second
+        assert self.timing and self.stream and predicted
+        if abs(tokens_per_second / predicted - 1) <= REFIT_DIFFERENCE:
+            return None
+        slower = predicted / tokens_per_second
+        timing = Timing(self.timing.seconds_per_step * slower, self.timing.seconds_per_val_token * slower)
+        try:
+            values, _, _ = fit_steps(self.config, self.stream, timing, seconds_left)
+        except ConfigError:
+            return None
+        derived = dict.fromkeys(self.derived & {*DERIVED_FROM_STEPS}, 0)
+        config = self.config.replace("train", steps=step + values["steps"], **derived)
+        if "warmup_steps" in self.derived:
+            config = config.replace("optim", warmup_steps=0)
+        return fill_derived_settings(config)
 
 
 def plan_run(
@@ -324,7 +357,9 @@ def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes:
         config, why = config.replace("train", steps=steps), f"{steps:,} steps fit into {config.train.time}"
     else:
         why = f"{config.train.steps:,} steps of {per_step:.3g} s: about {config.train.steps * per_step:,.0f} s"
-    plan = replace(plan, runtime=measured.runtime, timing=measured.timing, final_seconds=final_seconds)
+    derived = frozenset(key for key in DERIVED_FROM_STEPS if not getattr(config.train, key))
+    derived |= frozenset(() if config.optim.warmup_steps else ("warmup_steps",))
+    plan = replace(plan, runtime=measured.runtime, timing=measured.timing, derived=derived, final_seconds=final_seconds)
     draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s")
     config = fill_derived_settings(config).replace("runtime", **measured.runtime.resolved())
     return replace(plan, config=config, notes=draft.notes)

@@ -13,7 +13,7 @@ from glassgpt.errors import first_line
 from glassgpt.estimate import TOKENS_PER_PASS, flops_per_token, optimizer_flops
 from glassgpt.model import GPT
 from glassgpt.planning.compute_dtype import matrix_flops_per_second
-from glassgpt.runtime import Runtime, Stopwatch, compiler_found
+from glassgpt.runtime import Runtime, Stopwatch, compiler_found, is_steady
 from glassgpt.training import guard
 from glassgpt.training.metrics import Reporter
 from glassgpt.training.objective import ModelWithLoss, next_token_loss
@@ -103,6 +103,7 @@ class TimedTraining:
 def measure_steps(config: RunConfig, runtime: Runtime, seconds: float = 1.5, *, world_size: int = 1) -> Timing:
     """Time real optimiser steps for about so many seconds; three at least, unless they are slow.
 
+    Where they disagree, because the machine is busy, up to four times as long.
     Large batches are timed on one micro-batch of at most 8,192 tokens and scaled; several processes share a batch.
     Compiling is not part of the time.
     """
@@ -119,12 +120,13 @@ def measure_steps(config: RunConfig, runtime: Runtime, seconds: float = 1.5, *, 
     while True:
         steps.append(timed.step())
         passes.append(timed.forward())
+        warm = slice(len(steps) > 1, None)  # the first step paid for allocations
+        gradients = [step.forward + step.backward for step in steps[warm]]
         spent = time.perf_counter() - began
-        if spent > seconds and (len(steps) >= 3 or spent > 4 * seconds):
+        if spent > seconds and (is_steady(gradients) or spent > 4 * seconds):
             break
-    warm = slice(len(steps) > 1, None)  # the first step paid for allocations
-    gradients, updates = median(s.forward + s.backward for s in steps[warm]), median(s.update for s in steps[warm])
-    return Timing(gradients * share / rows + updates, median(passes[warm]) / timed.batch.idx.numel())
+    update = median(step.update for step in steps[warm])
+    return Timing(median(gradients) * share / rows + update, median(passes[warm]) / timed.batch.idx.numel())
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def tokenizer_from_metadata(path: Path, metadata: Mapping[str, Any]) -> Tokenize
             tokenizer: Tokenizer = _byte_level(metadata) if kind == "gpt2" else _sentencepiece_bpe(metadata)
             attach(tokenizer, _published(metadata))
             return tokenizer
-    except (TokenizerError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (TokenizerError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         reason = error if isinstance(error, TokenizerError) else f"its tokenizer is damaged: {error!r}"
         raise TokenizerError(f"{path}: {reason}") from None
     raise TokenizerError(f"{path} has a tokenizer of the type {kind!r}; gpt2 and llama can be read")
@@ -90,7 +90,11 @@ def pre_tokenizer_name(tokenizer: BPETokenizer) -> str:
 
 
 def _roles(metadata: Mapping[str, Any]) -> dict[str, int]:
-    return {role: int(metadata[key]) for role, key in _ROLE_KEYS.items() if key in metadata}
+    roles = {role: metadata[key] for role, key in _ROLE_KEYS.items() if key in metadata}
+    for role, i in roles.items():
+        if type(i) is not int or not 0 <= i < len(metadata["tokenizer.ggml.tokens"]):
+            raise TokenizerError(f"the id of its {role} is {i!r}, which is not one of its tokens")
+    return roles
 
 
 def published_json(published: PublishedSettings) -> str:

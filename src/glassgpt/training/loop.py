@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from signal import Signals
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from glassgpt.seeds import derive_seed
 from glassgpt.shapes import Shape, trace_shapes
 from glassgpt.training import guard
 from glassgpt.training.checkpoint import CheckpointWriter, Run, TrainState
-from glassgpt.training.metrics import EvaluationEvent, MetricsLog, Reporter, SpeedCheck, StepEvent
+from glassgpt.training.metrics import COMPARED_AFTER, EvaluationEvent, MetricsLog, Reporter, SpeedCheck, StepEvent
 from glassgpt.training.objective import ModelWithLoss
 from glassgpt.training.optim import Optimizers, lr_multiplier
 from glassgpt.training.precision import LossScale
@@ -71,6 +71,8 @@ class Trainer:
         deadline: a ``time.monotonic`` at which to stop and save; None for none.
         processes: the processes that train this model.
         predicted: tokens per second, to compare with the measured ones.
+        refit: returns the configuration that fits the measured tokens per second after some steps; None to keep it.
+        next_config: the configuration from a later step on, at which an earlier process of this run was refitted.
         profile, expected: a profiler, and the losses of the recipe that this run follows, if any.
     """
 
@@ -88,6 +90,8 @@ class Trainer:
         deadline: float | None = None,
         processes: Processes | None = None,
         predicted: float | None = None,
+        refit: Callable[[int, float], RunConfig | None] | None = None,
+        next_config: tuple[int, RunConfig] | None = None,
         profile: Profile | None = None,
         expected: "Curve | None" = None,
     ):
@@ -110,6 +114,8 @@ class Trainer:
         self.began = self.loop_began = time.monotonic()
         self.steps_timed, self.data_seconds = 0, 0.0
         self.speed_check = SpeedCheck(predicted)
+        self.refit, self.next_config = refit, next_config
+        self.refit_step = min(COMPARED_AFTER, config.train.steps // 2) if refit and state.step == 0 else 0
 
     def train(self) -> Result:
         """Train to the end, or until something stops it.
@@ -139,12 +145,13 @@ class Trainer:
             self.metrics.close()
 
     def _train(self) -> Result:
-        state, train = self.state, self.config.train
+        state = self.state
         with guard.Interrupts() as interrupts:
             self._setup()
             self.loop_began = time.monotonic()
             while not (reason := self._reason_to_stop(interrupts)):
                 self._step()
+                train = self.config.train  # which a step may change
                 done = state.step == train.steps
                 if done or state.step % train.eval_interval == 0:
                     self._validate()
@@ -152,7 +159,7 @@ class Trainer:
                     self._save_last()
                 if train.sample_tokens and state.step % train.sample_interval == 0:
                     self._sample()
-            if reason == "time" and state.step % train.eval_interval:
+            if reason == "time" and state.step % self.config.train.eval_interval:
                 self._validate()
             if reason != "finished":
                 self._save_last()
@@ -176,6 +183,7 @@ class Trainer:
         """Trace the shapes, compile, wrap in DDP, report the start; at step 0 also validate."""
         self.saved_best_loss = self.processes.broadcast_from_rank0(self.saved_best_loss)
         best_is_lost = self.state.best_loss is not None and self.saved_best_loss is None
+        self.refit_step = self.processes.broadcast_from_rank0(self.refit_step)
         with self._eager():
             shapes = self.recovery.retry(self._trace)
         prepare_blocks(self.model, self.config.train.activation_checkpointing, self.runtime.compile)
@@ -219,6 +227,7 @@ class Trainer:
         if self.profile and (report := self.profile.step()):
             self.reporter.note(report)
         self._report_step(result, self.optimizers.learning_rates(multiplier), time.perf_counter() - began)
+        self._change_config()
 
     def _train_step(self, multiplier: float) -> StepResult:
         """The step itself. Dropout is a function of (seed, step, rank), as the batch is: no random state is saved."""
@@ -262,6 +271,17 @@ class Trainer:
         left = (train.steps - state.step) * (time.monotonic() - self.loop_began) / self.steps_timed
         event = StepEvent(state.step, train.steps, result.loss, learning_rates, result.grad_norm, speed, left)
         self.reporter.on_step(event)
+
+    def _change_config(self) -> None:
+        """Refit the configuration, once, to the speed of the first steps; a resumed run does so at the same step."""
+        step = self.state.step
+        if step == self.refit_step:
+            config = self.refit(step, self.speed_check.median()) if self.refit else None
+            config = self.processes.broadcast_from_rank0(config)
+            self.next_config = (step, config) if config else None
+        if self.next_config and step == self.next_config[0]:
+            self.config = self.next_config[1]
+            self.checkpoints.config = self.config.train
 
     @contextlib.contextmanager
     def _eager(self) -> Iterator[None]:

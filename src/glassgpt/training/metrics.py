@@ -163,11 +163,15 @@ class SpeedCheck:
         self._speeds.append(speed)
         if len(self._speeds) < COMPARED_AFTER:
             return ""
-        median = statistics.median(self._speeds)
+        median = self.median()
         return (
             f"measured over {COMPARED_AFTER} steps: {median:,.0f} tokens/s; predicted: {self.predicted:,.0f} "
             f"({median / self.predicted - 1:+.0%})"
         )
+
+    def median(self) -> float:
+        """The median speed of the steps so far, at most COMPARED_AFTER."""
+        return statistics.median(self._speeds)
 
 
 class Reporter:

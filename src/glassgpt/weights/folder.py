@@ -25,7 +25,7 @@ from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.tokenizer.base import save as save_tokenizer
 from glassgpt.tokenizer.published import GENERATION_CONFIG
 from glassgpt.weights import mapping
-from glassgpt.weights.loading import load_into
+from glassgpt.weights.loading import cast_finite, load_into
 from glassgpt.weights.sources import INDEX, SINGLE, FolderSource, reading
 
 CHECKSUMS = "SHA256SUMS"
@@ -65,6 +65,7 @@ def save_model(
 
     Raises:
         ConfigError: if no published family can express the model and ``native`` is not set.
+        CheckpointError: if a weight is NaN or infinite, or too large for the dtype.
     """
     config, state = model.config, state or model.state_dict()
     family = mapping.NATIVE_FAMILY if native else mapping.family_of(config)
@@ -97,7 +98,7 @@ def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
     if len(shards) == 1:
         files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
-        copied = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
+        copied = {name: cast_finite(weights[name].detach(), dtype, name).cpu().contiguous() for name in names}
         save_file(copied, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         file_of = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -147,8 +148,10 @@ def write_folder(target: Path) -> Iterator[Path]:
     between two renames; :func:`find_complete` finds it there, and :func:`recover` moves it back.
 
     Raises:
+        CheckpointError: if ``target`` is the current folder, or contains it.
         OSError: if it cannot be written; see :func:`glassgpt.files.writing`.
     """
+    require_not_current(target)
     temporary, old = _beside(target)
     recover(target)
     temporary.mkdir(parents=True)
@@ -166,6 +169,17 @@ def write_folder(target: Path) -> Iterator[Path]:
     os.replace(temporary, target)
     sync_to_disk(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def require_not_current(target: Path) -> None:
+    """Refuse to replace the current folder, or one that contains it.
+
+    Raises:
+        CheckpointError: if so.
+    """
+    with contextlib.suppress(FileNotFoundError):  # the current folder may have been deleted
+        if Path.cwd().is_relative_to(target.resolve()):
+            raise CheckpointError(f"{str(target)!r} is the current folder, or contains it; name a new folder to write")
 
 
 def _beside(target: Path) -> tuple[Path, Path]:

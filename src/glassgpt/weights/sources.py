@@ -182,6 +182,12 @@ def _read_old(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds more than named tensors, so it is not a published model's weights")
+    for name, tensor in content.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+            raise CheckpointError(
+                f"{path}: {name} is sparse, quantised or empty, not a plain tensor; use a version of the model that is "
+                "published as safetensors"
+            )
     return dict(content)
 
 

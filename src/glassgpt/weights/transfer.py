@@ -11,7 +11,7 @@ from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.bpe.tokenizer import require_bpe
 from glassgpt.tokenizer.chat import template_in
 from glassgpt.tokenizer.tiktoken_file import tiktoken_files
-from glassgpt.weights.folder import dtype_name, save_model, write_folder
+from glassgpt.weights.folder import dtype_name, require_not_current, save_model, write_folder
 from glassgpt.weights.gguf.export import write_gguf
 from glassgpt.weights.gguf.reading import GGUFSource
 from glassgpt.weights.loading import load_source
@@ -48,7 +48,8 @@ def to_folder(
         ConfigError: if no published family can express the model.
         TokenizerError: if the tokenizer is missing or damaged.
     """
-    _refuse_existing(target)
+    require_not_current(target)
+    _refuse_existing(target, "folder")
     dtype = dtype or stored_dtype(source)
     model, tokenizer = load_source(source, dtype=dtype, progress=progress)
     with write_folder(target) as folder:
@@ -100,8 +101,9 @@ def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
     return tokenizer
 
 
-def _refuse_existing(target: Path) -> None:
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+def _refuse_existing(target: Path, kind: str = "file") -> None:
+    found = target.resolve()  # "missing/.." exists
+    if found.exists() and (kind == "file" or not found.is_dir() or any(found.iterdir())):
         raise CheckpointError(f"{target} exists, and is not overwritten; name another with -o, or delete it")
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glassgpt.config import ModelConfig
+from glassgpt.errors import CheckpointError
+
+_KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,26 @@ class Family:
         if "n_kv_head" not in self.keys and config.n_kv_head != config.n_head:
             found.append(f"model.n_kv_head={config.n_kv_head} ({self.model_type} has n_head)")
         return found
+
+
+def read_entry(content: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    """Read an entry of a config.json; ``default`` if it is missing. It may be null (None).
+
+    Entries that become fields of :class:`ModelConfig` without being looked at are checked there.
+
+    Raises:
+        CheckpointError: if it is of another type than ``kind``.
+    """
+    value = content.get(key, default)
+    if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise CheckpointError(f"{key}={shortened(value)} is not {_KINDS[kind]}")
+    return value
+
+
+def shortened(value: Any) -> str:
+    """Show a value in a message, by at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def weight_and_bias(ours: str, *published: str, transpose: bool = False) -> list[Rule]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassgpt.config import ModelConfig
-from glassgpt.weights.families.family import Family, ParsedConfig, Rule, weight_and_bias
+from glassgpt.weights.families.family import Family, ParsedConfig, Rule, read_entry, weight_and_bias
 
 #: Our names of the activations -> those in config.json.
 _ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
@@ -35,7 +35,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 def _read(content: Mapping[str, Any]) -> ParsedConfig:
     names = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu_tanh"}
-    activation = content.get("activation_function", "gelu_new")
+    activation = read_entry(content, "activation_function", str, "gelu_new")
     if activation not in names:
         supported = " or ".join(map(repr, names))
         return ParsedConfig({}, [f"activation_function={activation!r} ({supported} are implemented)"])

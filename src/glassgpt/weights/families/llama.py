@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassgpt.config import ModelConfig
-from glassgpt.weights.families.family import Family, ParsedConfig, Rule, weight_and_bias
+from glassgpt.weights.families.family import Family, ParsedConfig, Rule, read_entry, shortened, weight_and_bias
 from glassgpt.weights.families.rope import read_rope, write_rope
 
 _LAYER = "model.layers.{i}"
@@ -63,9 +63,9 @@ _QWEN_DEFAULTS = _LLAMA_DEFAULTS | {
 
 
 def _read_mistral(content: Mapping[str, Any]) -> ParsedConfig:
-    parsed, window = read_rope(content), content.get("sliding_window", 4096)
+    parsed, window = read_rope(content), read_entry(content, "sliding_window", int, 4096)
     types = content.get("layer_types")
-    unsupported = [f"layer_types={types!r} (one for all layers is implemented)"] if types else []
+    unsupported = [f"layer_types={shortened(types)} (one for all layers is implemented)"] if types else []
     return ParsedConfig(parsed.fields | {"sliding_window": window or 0}, parsed.unsupported + unsupported)
 
 
@@ -81,17 +81,17 @@ def _write_qwen(config: ModelConfig) -> dict[str, Any]:
 def _read_qwen(content: Mapping[str, Any]) -> ParsedConfig:
     """Read sliding windows: all layers from one on, given as ``max_window_layers`` or as a list of layer types."""
     parsed = read_rope(content)
-    window = content.get("sliding_window", 4096) if content.get("use_sliding_window") else 0
-    first, layers = content.get("max_window_layers", 28), content.get("num_hidden_layers", 32)
-    layers = layers if isinstance(layers, int) else 0  # ModelConfig reports the error
-    if (types := content.get("layer_types")) is not None:
-        first = types.count("full_attention") if isinstance(types, list) else 0
-        expected = ["full_attention"] * first + ["sliding_attention"] * (layers - first)
-        if types != expected or (first < layers and not window):
-            problem = f"layer_types={types!r} with sliding_window={content.get('sliding_window')!r}"
+    window = read_entry(content, "sliding_window", int, 4096)
+    window = window if read_entry(content, "use_sliding_window", bool) else 0
+    first, layers = read_entry(content, "max_window_layers", int, 28), read_entry(content, "num_hidden_layers", int, 32)
+    if (types := read_entry(content, "layer_types", list)) is not None and layers is not None:
+        first = types.count("full_attention")
+        in_order = types == ["full_attention"] * first + ["sliding_attention"] * (len(types) - first)
+        if len(types) != layers or not in_order or (first < layers and not window):
+            problem = f"layer_types={shortened(types)} with sliding_window={window}"
             problem += " (full attention first, then windows, is implemented)"
             return ParsedConfig({}, [*parsed.unsupported, problem])
-    if not window or (isinstance(first, int) and first >= layers):
+    if not window or first is None or (layers is not None and first >= layers):
         window = first = 0
     return ParsedConfig(parsed.fields | {"sliding_window": window, "first_window_layer": first}, parsed.unsupported)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassgpt.config import ModelConfig
-from glassgpt.weights.families.family import ParsedConfig
+from glassgpt.weights.families.family import ParsedConfig, read_entry, shortened
 
 #: For each kind of scaling: our fields -> keys.
 _KEYS: dict[str, dict[str, str]] = {
@@ -45,11 +45,11 @@ def read_rope(content: Mapping[str, Any]) -> ParsedConfig:
     """Read the RoPE entries of a config.json, from either key."""
     rope: dict[str, Any] = {}
     for key in ("rope_parameters", "rope_scaling"):
-        part = content.get(key) or {}
-        if not isinstance(part, dict) or any(isinstance(value, dict) for value in part.values()):
-            return ParsedConfig({}, [f"{key}={part!r} (one for all layers is implemented)"])
+        part = read_entry(content, key, dict) or {}
+        if any(isinstance(value, dict) for value in part.values()):
+            return ParsedConfig({}, [f"{key}={shortened(part)} (one for all layers is implemented)"])
         rope |= part
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = read_entry(rope, "rope_type", str, read_entry(rope, "type", str, "default"))
     kind = "none" if kind in ("default", None) else kind
     if kind not in _KEYS:
         supported = ", ".join(name for name in _KEYS if name != "none")
@@ -62,7 +62,7 @@ def read_rope(content: Mapping[str, Any]) -> ParsedConfig:
     ]
     fields = {name: rope[key] for name, key in _KEYS[kind].items() if rope.get(key) is not None}
     if "rope_original_context" in _KEYS[kind]:
-        original = content.get("original_max_position_embeddings") or content.get("max_position_embeddings")
+        original = content.get("original_max_position_embeddings") or content.get("max_position_embeddings", 0)
         fields = {"rope_original_context": original} | fields
     if kind != "none" and "rope_factor" not in fields:
         unsupported.append(f"RoPE scaling {kind} without a factor")

@@ -19,6 +19,7 @@ from glassgpt.weights.gguf.tables import (
 )
 
 
+@np.errstate(all="ignore")  # numbers that are not finite are refused where they are used
 def hf_config(header: Header, matrix_types: set[str], rope_factors: np.ndarray | None) -> dict[str, Any]:
     """Convert the metadata of a file with one of ARCHITECTURES to the content of a config.json.
 

@@ -41,7 +41,8 @@ from glassgpt.weights.gguf.tables import (
 #: The values of --dtype: ggml's name of the type, and llama.cpp's number for a file of mostly this type.
 TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-_MAX_FLOAT16 = 65504
+#: The largest value that a type can hold; in Q8_0, the scale of 127 steps is a float16.
+_LARGEST = {"F16": ("float16", 65504), "Q8_0": ("q8_0", 127 * 65504), "BF16": ("bfloat16", 3.3895e38)}
 
 
 def write_gguf(
@@ -209,9 +210,11 @@ def _add_tensors(
     writer.write_ti_data_to_file()
     for done, (theirs, (tensor, kind, permuted_heads)) in enumerate(tensors.items(), 1):
         values = tensor.detach().float().cpu().contiguous().numpy()
-        if kind == "F16" and np.abs(values).max() > _MAX_FLOAT16:
+        kind_name, largest = _LARGEST.get(kind, ("float32", math.inf))
+        if np.abs(values).max() > largest:
+            wider = "f32" if kind == "BF16" else "bf16"
             raise CheckpointError(
-                f"{theirs} has values beyond {_MAX_FLOAT16:,}, which float16 cannot hold; use --dtype bf16"
+                f"{theirs} has values beyond {largest:g}, which {kind_name} cannot hold; use --dtype {wider}"
             )
         if permuted_heads:
             values = values[np.argsort(rotated_halves(len(values), permuted_heads))]

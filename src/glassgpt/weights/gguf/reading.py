@@ -50,7 +50,7 @@ class GGUFSource:
         self._gguf = import_gguf("reading the weights of a .gguf file")
         self.header = gguf_header.read_header(path, CheckpointError)
         name = self.header.metadata.get("general.architecture")
-        if name not in ARCHITECTURES:
+        if not isinstance(name, str) or name not in ARCHITECTURES:
             raise CheckpointError(
                 f"{path}: its architecture {name!r} is not supported (supported: gpt2, llama, which includes Mistral, "
                 "qwen2 and qwen3)"
