@@ -39,13 +39,13 @@ class Damage:
         file: relative to the folder.
         name: what is done to it.
         content: the new content, or REMOVED, FOLDER, UNREADABLE.
-        reader: the content is well-formed, and checksums beside it are removed, so that it reaches its reader.
+        well_formed: checksums beside it are removed, so that the content reaches its reader.
     """
 
     file: str
     name: str
     content: Any
-    reader: bool = False
+    well_formed: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}: {self.name}"
@@ -61,7 +61,7 @@ class Damage:
             path.mkdir()
         elif self.content is not REMOVED:
             path.write_bytes(self.content)
-        if self.reader:
+        if self.well_formed:
             for sums in (path.parent / "SHA256SUMS", path.parent.parent / "SHA256SUMS"):
                 sums.unlink(missing_ok=True)
 
@@ -81,7 +81,7 @@ def whole_damages(file: str, content: bytes) -> Iterator[Damage]:
     yield Damage(file, "twice", content * 2)
     others = OTHER_JSON if Path(file).suffix in (".json", ".jsonl") else OTHER_TOML if file.endswith(".toml") else {}
     for name, other in others.items():
-        yield Damage(file, name, other, reader=True)
+        yield Damage(file, name, other, well_formed=True)
 
 
 def field_damages(file: str, content: bytes) -> Iterator[Damage]:
@@ -109,12 +109,12 @@ def field_damages(file: str, content: bytes) -> Iterator[Damage]:
             text = json.dumps(header).encode()
             return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
-        yield from _mutations(file, json.loads(content[8 : 8 + length]), with_header)
-        yield Damage(file, "a header of 2**63 bytes", (2**63).to_bytes(8, "little") + content[8:], reader=True)
+        yield from _mutations(file, json.loads(content[8 : 8 + length]), with_header, longest=2)
+        yield Damage(file, "a header of 2**63 bytes", (2**63).to_bytes(8, "little") + content[8:], well_formed=True)
 
 
-def _mutations(file: str, content: Any, encode: Any, where: str = "") -> Iterator[Damage]:
-    for path in _fields(content):
+def _mutations(file: str, content: Any, encode: Any, where: str = "", longest: int = 40) -> Iterator[Damage]:
+    for path in _fields(content, longest):
         for name, value in OTHER_VALUES.items():
             changed = copy.deepcopy(content)
             parent = changed
@@ -128,15 +128,15 @@ def _mutations(file: str, content: Any, encode: Any, where: str = "") -> Iterato
                 new = encode(changed)
             except (TypeError, ValueError):  # TOML has no null
                 continue
-            yield Damage(file, f"{where}{'.'.join(map(str, path))}: {name}", new, reader=True)
+            yield Damage(file, f"{where}{'.'.join(map(str, path))}: {name}", new, well_formed=True)
 
 
-def _fields(content: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The paths of the fields; of a long table (a vocabulary), those of its first and last entry."""
+def _fields(content: Any, longest: int, path: tuple = ()) -> Iterator[tuple]:
+    """The paths of the fields; of a list or a long table (a vocabulary), those of its first and last entry."""
     keys = list(content) if isinstance(content, dict) else list(range(len(content)))
-    if isinstance(content, list) or len(keys) > 40:
+    if isinstance(content, list) or len(keys) > longest:
         keys = keys[:1] + keys[1:][-1:]
     for key in keys:
         yield (*path, key)
         if isinstance(content[key], dict | list):
-            yield from _fields(content[key], (*path, key))
+            yield from _fields(content[key], 40, (*path, key))

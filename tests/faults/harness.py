@@ -12,7 +12,6 @@ import resource
 import shutil
 import signal
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,8 @@ import torch
 
 from glassgpt.cli.main import main
 
-#: Seconds and bytes that a case may take.
-LONGEST, MOST_MEMORY = 20, 4 << 30
+#: CPU seconds and bytes that a case may take.
+LONGEST, MOST_MEMORY = 10, 4 << 30
 
 
 class Hang(BaseException):
@@ -74,24 +73,21 @@ def run(*arguments: object) -> Outcome:
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """Interrupt what takes too long, and refuse more memory than a case can need."""
+    """Interrupt what computes for too long (what waits for ever is left to pytest), and refuse too much memory."""
 
     def interrupt(*_: object) -> None:
-        raise Hang(f"more than {LONGEST} s")
+        raise Hang(f"more than {LONGEST} s of CPU time")
 
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    handler, start = signal.signal(signal.SIGALRM, interrupt), time.monotonic()
-    rest, _ = signal.setitimer(signal.ITIMER_REAL, LONGEST)  # pytest's own timeout uses the same timer
+    limits, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGPROF, interrupt)
     resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, limits[1]))
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
         resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        if rest:
-            signal.setitimer(signal.ITIMER_REAL, max(1.0, rest - time.monotonic() + start))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -138,10 +134,14 @@ Check = Callable[[Outcome, dict[str, bytes], dict[str, bytes]], str]
 
 
 def nothing_changed(outcome: Outcome, before: dict[str, bytes], now: dict[str, bytes]) -> str:
-    """Every file is there as it was; after a mistake (exit code 2) there is no new one either."""
+    """Every file is as it was; after a mistake (exit code 2) there is no new one either."""
     lost = [name for name, content in before.items() if now.get(name) != content]
     left = [name for name in now if name not in before] if outcome.code == 2 else []
     return (f"changed or lost: {lost[:5]}" if lost else "") + (f" left behind: {left[:5]}" if left else "")
+
+
+#: The fixture record_property: the terminal summary adds up the numbers of cases.
+Record = Callable[[str, object], None]
 
 
 class Cases:
@@ -151,9 +151,9 @@ class Cases:
         self.room, self.count, self.failed = room, 0, list[str]()
 
     def run(
-        self, arguments: Sequence[str], apply: Callable[[Path], None] | None = None, what: str = "",
+        self, arguments: Sequence[str], apply: Callable[[Path], None] | None = None, what: object = "",
         check: Check = nothing_changed,
-    ) -> Outcome:  # fmt: skip
+    ) -> None:  # fmt: skip
         """Run a case: damage, command line, checks; then undo it."""
         self.count += 1
         if apply:
@@ -165,9 +165,8 @@ class Cases:
         if problem:
             self.failed.append(f"{what} | glassgpt {' '.join(arguments)[:200]} | {problem}")
         self.room.restore()
-        return outcome
 
-    def report(self, record: Callable[[str, object], None]) -> None:
+    def report(self, record: Record) -> None:
         """Count the cases for the summary of all tests; fail with those that failed."""
         record("cases", self.count)
         assert not self.failed, f"{len(self.failed)} of {self.count} cases failed:\n" + "\n".join(self.failed)
