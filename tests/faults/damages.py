@@ -16,8 +16,8 @@ REMOVED, FOLDER, UNREADABLE = object(), object(), object()
 OTHER_JSON = {
     "a list": b"[]", "a list of lists": b"[[1, 2]]", "a string": b'"text"', "null": b"null", "a number": b"7",
     "no fields": b"{}", "NaN": b"NaN", "an open object": b'{"step": 1,', "deep lists": b"[" * 100_000 + b"]" * 100_000,
-    "deep objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "a long number": b"9" * 5000, "not UTF-8": b'{"a": "\xff"}',
-    "half a surrogate": b'{"\\ud800": "\\ud800"}',
+    "deep objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "a long number": b"9" * 5000,
+    "not UTF-8": b'{"a": "\xff"}', "half a surrogate": b'{"\\ud800": "\\ud800"}',
 }  # fmt: skip
 OTHER_TOML = {
     "no fields": b"", "a number": b"model = 7\n", "a preset of no name": b"preset = 3\n", "not UTF-8": b"a = '\xff'\n",
@@ -85,7 +85,7 @@ def whole_damages(file: str, content: bytes) -> Iterator[Damage]:
 
 
 def field_damages(file: str, content: bytes) -> Iterator[Damage]:
-    """One damage for each field of a JSON, JSON lines or TOML file, or of a safetensors header, and each other value."""
+    """Each field of a JSON, JSON lines or TOML file, or of a safetensors header, with each other value."""
     suffix = Path(file).suffix
     if suffix == ".json":
         yield from _mutations(file, json.loads(content), lambda value: json.dumps(value).encode())

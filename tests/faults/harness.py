@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from damages import Damage
 
 from glassgpt.cli.main import main
 
@@ -40,11 +41,11 @@ class Outcome:
     problem: str
 
 
-def run(*arguments: object) -> Outcome:
-    """Run the command line in this process."""
+def run(command: str, *more: str) -> Outcome:
+    """Run a command line, and more arguments that are not split at spaces, in this process."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     code, problem, argv = 0, "", sys.argv
-    sys.argv = ["glassgpt", *map(str, arguments)]
+    sys.argv = ["glassgpt", *command.split(), *more]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
@@ -151,19 +152,18 @@ class Cases:
         self.room, self.count, self.failed = room, 0, list[str]()
 
     def run(
-        self, arguments: Sequence[str], apply: Callable[[Path], None] | None = None, what: object = "",
-        check: Check = nothing_changed,
+        self, command: str, *more: str, damage: Damage | None = None, check: Check = nothing_changed
     ) -> None:  # fmt: skip
         """Run a case: damage, command line, checks; then undo it."""
         self.count += 1
-        if apply:
-            apply(self.room.path)
+        if damage:
+            damage.apply(self.room.path)
         before = contents(self.room.path)
         with contextlib.chdir(self.room.path):
-            outcome = run(*arguments)
+            outcome = run(command, *more)
         problem = outcome.problem or check(outcome, before, contents(self.room.path))
         if problem:
-            self.failed.append(f"{what} | glassgpt {' '.join(arguments)[:200]} | {problem}")
+            self.failed.append(f"{damage or 'undamaged'} | glassgpt {command} {' '.join(more)[:60]} | {problem}")
         self.room.restore()
 
     def report(self, record: Record) -> None:

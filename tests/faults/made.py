@@ -9,8 +9,8 @@ from harness import Room, run
 SMALL = (
     "n_layer=1 n_head=1 n_embd=8 block_size=8 batch_size=4 micro_batch_size=4 eval_interval=2 save_interval=2 "
     "log_interval=1 sample_tokens=0 device=cpu dtype=float32 compile=false threads=1"
-).split()
-PREPARE = "data prepare docs -o prepared --processes 1 tokenizer=bpe:260".split()
+)
+PREPARE = "data prepare docs -o prepared --processes 1 tokenizer=bpe:260"
 
 
 def words() -> str:
@@ -29,15 +29,15 @@ def made_room(folder: Path) -> Room:
     for number in range(25):
         (folder / "docs" / f"{number}.txt").write_text("".join(lines[number * 10 :][:10]), encoding="utf-8")
     with contextlib.chdir(folder):
-        succeed(*PREPARE)
+        succeed(PREPARE)
         for name, text, steps in (("a", "text.txt", 4), ("b", "text.txt", 2), ("c", "prepared", 2)):
-            tokenizer = ["tokenizer=bpe:260"] if text == "text.txt" else []
-            succeed("train", text, *SMALL, *tokenizer, f"steps={steps}", "--name", name)
+            tokenizer = "tokenizer=bpe:260" if text == "text.txt" else ""
+            succeed(f"train {text} {SMALL} {tokenizer} steps={steps} --name {name}")
     assert (folder / "runs/a/step-000002").exists()
     return Room(folder)
 
 
-def succeed(*arguments: str) -> None:
+def succeed(command: str) -> None:
     """Run a command line that has nothing to complain about."""
-    outcome = run(*arguments)
-    assert outcome.code == 0 and not outcome.problem, (arguments, outcome)
+    outcome = run(command)
+    assert outcome.code == 0 and not outcome.problem, (command, outcome)

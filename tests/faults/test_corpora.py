@@ -8,11 +8,8 @@ from harness import Cases, Outcome, Record, Room, nothing_changed, some
 from made import PREPARE, made_room, succeed
 
 VERBS = [
-    name.split()
-    for name in (
-        "data show prepared", "data show prepared --json", "data show prepared --leaks", "tokenizer show prepared",
-        "data show text.txt tokenizer=prepared", "plan prepared n_layer=1 n_head=1 n_embd=8 --no-measure",
-    )
+    "data show prepared", "data show prepared --json", "data show prepared --leaks", "tokenizer show prepared",
+    "data show text.txt tokenizer=prepared", "plan prepared n_layer=1 n_head=1 n_embd=8 --no-measure",
 ]  # fmt: skip
 
 
@@ -29,15 +26,15 @@ def damages(room: Room) -> list[Damage]:
 
 def test_nothing_is_wrong_with_undamaged_files(room: Room) -> None:
     with contextlib.chdir(room.path):
-        for arguments in VERBS:
-            succeed(*arguments)
+        for command in VERBS:
+            succeed(command)
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(10**6, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_verbs(room: Room, record_property: Record, count: int) -> None:
     cases = Cases(room)
     for number, damage in enumerate(some(damages(room), count, "corpora")):
-        cases.run(VERBS[number % len(VERBS)], damage.apply, damage)
+        cases.run(VERBS[number % len(VERBS)], damage=damage)
     cases.report(record_property)
 
 
@@ -50,7 +47,7 @@ def test_preparing_again(room: Room, record_property: Record, count: int) -> Non
 
     cases = Cases(room)
     for damage in some(damages(room), count, "again"):
-        cases.run(PREPARE, damage.apply, damage, check=check)
+        cases.run(PREPARE, damage=damage, check=check)
     cases.report(record_property)
 
 
@@ -63,5 +60,5 @@ def test_resuming_a_run_of_it(room: Room, record_property: Record, count: int) -
 
     cases = Cases(room)
     for damage in some(damages(room), count, "resume"):
-        cases.run("train --resume c steps=4".split(), damage.apply, damage, check=check)
+        cases.run("train --resume c steps=4", damage=damage, check=check)
     cases.report(record_property)

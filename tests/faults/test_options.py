@@ -32,7 +32,7 @@ VERBS = {
     "tokenizer train": "text.txt bpe:260 -o tokenizer.json --processes 1",
     "tokenizer show": "a hello",
     "tokenizer compare": "text.txt char",
-    "bench train": f"{' '.join(SMALL)} --steps 1",
+    "bench train": f"{SMALL} --steps 1",
     "bench attention": "device=cpu dtype=float32 --contexts 4 --heads 1 --head-dim 4",
     "bench tokenizer": "text.txt --vocab-size 260 --processes 1 --repeat 1",
 }
@@ -79,8 +79,7 @@ def test_options(room: Room, record_property: Record, count: int) -> None:
     assert {verb for verb, _, _ in options()} == set(VERBS)
     cases = Cases(room)
     for verb, option, value in some(CASES, count, "options"):
-        arguments = [*verb.split(), *VERBS[verb].split(), f"{option}={value}"]
-        cases.run(arguments, what=f"{option}={value[:30]!r}", check=may_write(value))
+        cases.run(f"{verb} {VERBS[verb]}", f"{option}={value}", check=may_write(value))
     cases.report(record_property)
 
 
@@ -98,8 +97,7 @@ LONG = ("train.steps=1000", "train.steps=1e", "train.batch_size=1000", "model.n_
 def test_settings_of_plan(room: Room, record_property: Record, count: int) -> None:
     cases = Cases(room)
     for setting in some(SETTINGS, count, "plan"):
-        arguments = ["plan", "text.txt", "--no-measure", "n_layer=1", "n_head=1", "n_embd=8", setting]
-        cases.run(arguments, what=setting[:60])
+        cases.run("plan text.txt --no-measure n_layer=1 n_head=1 n_embd=8", setting)
     cases.report(record_property)
 
 
@@ -107,5 +105,5 @@ def test_settings_of_plan(room: Room, record_property: Record, count: int) -> No
 def test_settings_of_train(room: Room, record_property: Record, count: int) -> None:
     cases = Cases(room)
     for setting in some([setting for setting in SETTINGS if not setting.startswith(LONG)], count, "train"):
-        cases.run(["train", "text.txt", *SMALL, "steps=1", setting], what=setting[:60])
+        cases.run(f"train text.txt {SMALL} steps=1", setting)
     cases.report(record_property)

@@ -8,18 +8,15 @@ from damages import Damage, field_damages, whole_damages
 from harness import Cases, Check, Outcome, Record, Room, nothing_changed, some
 from made import SMALL, made_room, succeed
 
-VERBS = {
-    name: name.split()
-    for name in (
-        "runs list", "runs list --json", "runs show a", "runs show a --json", "runs compare a b", "sample a -n 3",
-        "sample runs/a/last -n 3 --json", "export a --to hf -o out", "export a --to gguf -o out.gguf",
-        "export a --to tiktoken -o out.tiktoken", "pull runs/a/best -o out", "pull runs/a/step-000004 --explain",
-        "tokenizer show a", "tokenizer show runs/a/last --merges the", "plan init_from=a --no-measure",
-        "data show text.txt tokenizer=runs/a/best",
-    )
-}  # fmt: skip
-COSTLY = {"plot": ["plot", "a", "b", "-o", "out.png"], "init": ["train", "text.txt", *SMALL, "steps=1", "init_from=a"]}
-RESUME = "train --resume a steps=6".split()
+VERBS = [
+    "runs list", "runs list --json", "runs show a", "runs show a --json", "runs compare a b", "sample a -n 3",
+    "sample runs/a/last -n 3 --json", "export a --to hf -o out", "export a --to gguf -o out.gguf",
+    "export a --to tiktoken -o out.tiktoken", "pull runs/a/best -o out", "pull runs/a/step-000004 --explain",
+    "tokenizer show a", "tokenizer show runs/a/last --merges the", "plan init_from=a --no-measure",
+    "data show text.txt tokenizer=runs/a/best",
+]  # fmt: skip
+COSTLY = ["plot a b -o out.png", f"train text.txt {SMALL} steps=1 init_from=a"]
+RESUME = "train --resume a steps=6"
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +41,13 @@ def readers(damage: Damage) -> list[str]:
         return [name for name in VERBS if folder in name]
     if folder == "step-000002" or (folder in ("run.toml", "metrics.jsonl") and damage.well_formed):
         return [name for name in VERBS if name.startswith("runs")]
-    return list(VERBS)
+    return VERBS
 
 
 def test_nothing_is_wrong_with_undamaged_files(room: Room) -> None:
     with contextlib.chdir(room.path):
-        for arguments in (*VERBS.values(), *COSTLY.values(), RESUME):
-            succeed(*arguments)
+        for command in (*VERBS, *COSTLY, RESUME):
+            succeed(command)
             room.restore()
 
 
@@ -59,7 +56,7 @@ def test_verbs_on_a_damaged_run(room: Room, record_property: Record) -> None:
     whole, fields = damages(room, "")
     for number, damage in enumerate([*some(whole, 250, "whole"), *some(fields, 200, "fields")]):
         names = readers(damage)
-        cases.run(VERBS[names[number % len(names)]], damage.apply, damage)
+        cases.run(names[number % len(names)], damage=damage)
     cases.report(record_property)
 
 
@@ -71,7 +68,7 @@ def test_every_verb_on_every_damage(room: Room, record_property: Record, name: s
     whole, fields = damages(room, "")
     for damage in [*whole, *fields] if name in VERBS else whole:
         if name in COSTLY or name in readers(damage):
-            cases.run((VERBS | COSTLY)[name], damage.apply, damage)
+            cases.run(name, damage=damage)
     cases.report(record_property)
 
 
@@ -104,5 +101,5 @@ def test_resume(room: Room, record_property: Record, count: int) -> None:
     whole, fields = damages(room, "best", "last")
     for each in (own, own_fields, whole, fields):
         for damage in some(each, count // 2, "resume"):
-            cases.run(RESUME, damage.apply, damage, check=resumed(damage))
+            cases.run(RESUME, damage=damage, check=resumed(damage))
     cases.report(record_property)
