@@ -35,6 +35,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"fuzz tests: {sum(counts):,} cases in {len(counts)} tests")
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the fuzz tests damage: texts, a prepared corpus and runs, made once."""
+    from harness import make_files
+
+    return make_files(tmp_path_factory.mktemp("faults"))
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache for one test."""

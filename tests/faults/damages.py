@@ -50,12 +50,12 @@ class Damage:
     def __str__(self) -> str:
         return f"{self.file}: {self.name}"
 
-    def apply(self, folder: Path) -> None:
-        """Damage the file."""
-        path = folder / self.file
+    def apply(self, folder: Path) -> list[str]:
+        """Damage the file; return the names of all files that are no longer what they were."""
+        path, changed = folder / self.file, [self.file]
         if self.content is UNREADABLE:
             path.chmod(0)
-            return
+            return changed
         path.unlink()
         if self.content is FOLDER:
             path.mkdir()
@@ -64,6 +64,8 @@ class Damage:
         if self.well_formed:
             for sums in (path.parent / "SHA256SUMS", path.parent.parent / "SHA256SUMS"):
                 sums.unlink(missing_ok=True)
+                changed.append(sums.relative_to(folder).as_posix())
+        return changed
 
 
 def whole_damages(file: str, content: bytes) -> Iterator[Damage]:

@@ -3,11 +3,11 @@
 import dataclasses
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
-from harness import Cases, Check, Outcome, Record, Room, nothing_changed, some
-from made import SMALL, made_room
+from harness import SMALL, Cases, Check, Outcome, Record, nothing_changed, some
 
 from glassgpt.cli.main import app
 from glassgpt.config import SECTIONS
@@ -51,11 +51,6 @@ def options(group: typer.Typer = app, prefix: str = "") -> Iterator[tuple[str, s
         yield from options(sub.typer_instance, f"{prefix}{sub.typer_instance.info.name} ")
 
 
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
-    return made_room(tmp_path_factory.mktemp("room"))
-
-
 def may_write(name: str) -> Check:
     """Nothing changes but the file that an option names."""
 
@@ -75,10 +70,10 @@ CASES = [(verb, option, value) for verb, option, number in options() for value i
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10**6, marks=pytest.mark.slow)])
-def test_options(room: Room, record_property: Record, count: int) -> None:
+def test_options(files: Path, record_property: Record, count: int) -> None:
     assert {verb for verb, _, _ in options()} == set(VERBS)
-    cases = Cases(room)
-    for verb, option, value in some(CASES, count, "options"):
+    cases = Cases(files)
+    for verb, option, value in some(CASES, count):
         cases.run(f"{verb} {VERBS[verb]}", f"{option}={value}", check=may_write(value))
     cases.report(record_property)
 
@@ -94,16 +89,16 @@ LONG = ("train.steps=1000", "train.steps=1e", "train.batch_size=1000", "model.n_
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(10**6, marks=pytest.mark.slow)])
-def test_settings_of_plan(room: Room, record_property: Record, count: int) -> None:
-    cases = Cases(room)
-    for setting in some(SETTINGS, count, "plan"):
+def test_settings_of_plan(files: Path, record_property: Record, count: int) -> None:
+    cases = Cases(files)
+    for setting in some(SETTINGS, count):
         cases.run("plan text.txt --no-measure n_layer=1 n_head=1 n_embd=8", setting)
     cases.report(record_property)
 
 
 @pytest.mark.parametrize("count", [15, pytest.param(10**6, marks=pytest.mark.slow)])
-def test_settings_of_train(room: Room, record_property: Record, count: int) -> None:
-    cases = Cases(room)
-    for setting in some([setting for setting in SETTINGS if not setting.startswith(LONG)], count, "train"):
+def test_settings_of_train(files: Path, record_property: Record, count: int) -> None:
+    cases = Cases(files)
+    for setting in some([setting for setting in SETTINGS if not setting.startswith(LONG)], count):
         cases.run(f"train text.txt {SMALL} steps=1", setting)
     cases.report(record_property)

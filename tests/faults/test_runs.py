@@ -1,12 +1,11 @@
 """Every file of a run is damaged in turn: no verb ends in a traceback, and none loses what is whole."""
 
-import contextlib
 import json
+from pathlib import Path
 
 import pytest
 from damages import Damage, field_damages, whole_damages
-from harness import Cases, Check, Outcome, Record, Room, nothing_changed, some
-from made import SMALL, made_room, succeed
+from harness import SMALL, Cases, Check, Outcome, Record, nothing_changed, some
 
 VERBS = [
     "runs list", "runs list --json", "runs show a", "runs show a --json", "runs compare a b", "sample a -n 3",
@@ -19,16 +18,11 @@ COSTLY = ["plot a b -o out.png", f"train text.txt {SMALL} steps=1 init_from=a"]
 RESUME = "train --resume a steps=6"
 
 
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
-    return made_room(tmp_path_factory.mktemp("room"))
-
-
-def damages(room: Room, *folders: str) -> tuple[list[Damage], list[Damage]]:
+def damages(cases: Cases, *folders: str) -> tuple[list[Damage], list[Damage]]:
     """Damages to whole files, and to single fields, of ``runs/a``."""
-    files = [name for name in sorted(room.files) if name.startswith(tuple(f"runs/a/{folder}" for folder in folders))]
-    whole = [damage for name in files for damage in whole_damages(name, room.files[name])]
-    fields = [damage for name in files for damage in field_damages(name, room.files[name])]
+    files = [name for name in sorted(cases.files) if name.startswith(tuple(f"runs/a/{folder}" for folder in folders))]
+    whole = [damage for name in files for damage in whole_damages(name, cases.files[name])]
+    fields = [damage for name in files for damage in field_damages(name, cases.files[name])]
     return whole, [
         damage for damage in fields if "data.source" not in str(damage)
     ]  # its default takes a minute to make
@@ -44,17 +38,12 @@ def readers(damage: Damage) -> list[str]:
     return VERBS
 
 
-def test_nothing_is_wrong_with_undamaged_files(room: Room) -> None:
-    with contextlib.chdir(room.path):
-        for command in (*VERBS, *COSTLY, RESUME):
-            succeed(command)
-            room.restore()
-
-
-def test_verbs_on_a_damaged_run(room: Room, record_property: Record) -> None:
-    cases = Cases(room)
-    whole, fields = damages(room, "")
-    for number, damage in enumerate([*some(whole, 250, "whole"), *some(fields, 200, "fields")]):
+def test_verbs_on_a_damaged_run(files: Path, record_property: Record) -> None:
+    cases = Cases(files)
+    for command in [*VERBS, *COSTLY]:
+        cases.run(command)
+    whole, fields = damages(cases, "")
+    for number, damage in enumerate([*some(whole, 250), *some(fields, 200)]):
         names = readers(damage)
         cases.run(names[number % len(names)], damage=damage)
     cases.report(record_property)
@@ -63,9 +52,9 @@ def test_verbs_on_a_damaged_run(room: Room, record_property: Record) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", [*VERBS, *COSTLY])
-def test_every_verb_on_every_damage(room: Room, record_property: Record, name: str) -> None:
-    cases = Cases(room)
-    whole, fields = damages(room, "")
+def test_every_verb_on_every_damage(files: Path, record_property: Record, name: str) -> None:
+    cases = Cases(files)
+    whole, fields = damages(cases, "")
     for damage in [*whole, *fields] if name in VERBS else whole:
         if name in COSTLY or name in readers(damage):
             cases.run(name, damage=damage)
@@ -94,12 +83,12 @@ def resumed(damage: Damage) -> Check:
     return check
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
-def test_resume(room: Room, record_property: Record, count: int) -> None:
-    cases = Cases(room)
-    own, own_fields = damages(room, "run.toml", "metrics", "last/trainer/state")
-    whole, fields = damages(room, "best", "last")
+@pytest.mark.parametrize("count", [12, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+def test_resume(files: Path, record_property: Record, count: int) -> None:
+    cases = Cases(files)
+    own, own_fields = damages(cases, "run.toml", "metrics", "last/trainer/state")
+    whole, fields = damages(cases, "best", "last")
     for each in (own, own_fields, whole, fields):
-        for damage in some(each, count // 2, "resume"):
+        for damage in some(each, count):
             cases.run(RESUME, damage=damage, check=resumed(damage))
     cases.report(record_property)
