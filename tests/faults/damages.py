@@ -74,6 +74,8 @@ def whole_damages(file: str, content: bytes) -> Iterator[Damage]:
     yield Damage(file, "removed", REMOVED)
     yield Damage(file, "a folder", FOLDER)
     yield Damage(file, "unreadable", UNREADABLE)
+    if not content:
+        return
     yield Damage(file, "empty", b"")
     yield Damage(file, "half", content[:middle])
     yield Damage(file, "without its last bytes", content[:-3])

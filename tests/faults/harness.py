@@ -125,10 +125,9 @@ Record = Callable[[str, object], None]
 
 
 def nothing_changed(outcome: Outcome, before: dict[str, bytes], now: dict[str, bytes]) -> str:
-    """Every file is as it was; after a mistake (exit code 2) there is no new one either."""
+    """Every file is as it was."""
     lost = [name for name, content in before.items() if now.get(name) != content]
-    left = [name for name in now if name not in before and outcome.code == 2]
-    return f"changed or lost: {lost[:5]}" if lost else f"left behind: {left[:5]}" if left else ""
+    return f"changed or lost: {lost[:5]}" if lost else ""
 
 
 class Cases:
@@ -149,7 +148,9 @@ class Cases:
                 (self.folder / name).chmod(0o700)
         now = contents(self.folder)
         whole = {name: content for name, content in self.files.items() if name not in damaged}
-        problem = outcome.problem or check(outcome, whole, {k: v for k, v in now.items() if k not in damaged})
+        problem = outcome.problem or check(outcome, whole, now)
+        if not problem and outcome.code == 2 and (left := sorted(now.keys() - self.files.keys())):
+            problem = f"a mistake, and files left behind: {left[:5]}"
         if problem:
             case = f"glassgpt {command} {' '.join(more)[:80]!r}" if more else f"glassgpt {command}"
             self.failed.append(f"{damage or 'nothing damaged'} | {case} | {problem}")

@@ -55,7 +55,7 @@ def may_write(name: str) -> Check:
     """Nothing changes but the file that an option names."""
 
     def check(outcome: Outcome, before: dict[str, bytes], now: dict[str, bytes]) -> str:
-        return nothing_changed(outcome, before, now | {k: v for k, v in before.items() if k == name})
+        return nothing_changed(outcome, {k: v for k, v in before.items() if k != name}, now)
 
     return check
 
