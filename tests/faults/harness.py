@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from damages import Damage
 
@@ -30,6 +31,8 @@ SMALL = (
     "log_interval=1 sample_tokens=0 device=cpu dtype=float32 compile=false threads=1"
 )
 PREPARE = "data prepare docs -o prepared --processes 1 tokenizer=bpe:260"
+#: A number of cases: all that there are, in `make test-all`.
+ALL = pytest.param(10**6, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])
 _started = [0]
 
 
@@ -88,7 +91,7 @@ def run(command: str, *more: str) -> Outcome:
                 main()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0
-        except (Exception, TooMuch, KeyboardInterrupt) as error:
+        except (Exception, TooMuch) as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if "/glassgpt/" in f.filename]
             where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[:-3:-1])
             code, problem = -1, f"{type(error).__name__}: {str(error)[:120]} at {where}"

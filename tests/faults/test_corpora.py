@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 from damages import Damage, field_damages, whole_damages
-from harness import PREPARE, Cases, Outcome, Record, nothing_changed, some
+from harness import ALL, PREPARE, Cases, Outcome, Record, nothing_changed, some
 
 VERBS = [
     "data show prepared", "data show prepared --json", "data show prepared --leaks", "tokenizer show prepared",
     "data show text.txt tokenizer=prepared", "plan prepared n_layer=1 n_head=1 n_embd=8 --no-measure",
 ]  # fmt: skip
-ALL = pytest.param(10**6, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])
 
 
 def damages(cases: Cases) -> list[Damage]:

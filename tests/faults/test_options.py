@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from harness import SMALL, Cases, Check, Outcome, Record, nothing_changed, some
+from harness import ALL, SMALL, Cases, Check, Outcome, Record, nothing_changed, some
 
 from glassgpt.cli.main import app
 from glassgpt.config import SECTIONS
@@ -69,7 +69,7 @@ def values(verb: str, option: str, number: bool) -> list[str]:
 CASES = [(verb, option, value) for verb, option, number in options() for value in values(verb, option, number)]
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(10**6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, ALL])
 def test_options(files: Path, record_property: Record, count: int) -> None:
     assert {verb for verb, _, _ in options()} == set(VERBS)
     cases = Cases(files)
@@ -88,7 +88,7 @@ SETTINGS = [
 LONG = ("train.steps=1000", "train.steps=1e", "train.batch_size=1000", "model.n_layer=1000")
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(10**6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, ALL])
 def test_settings_of_plan(files: Path, record_property: Record, count: int) -> None:
     cases = Cases(files)
     for setting in some(SETTINGS, count):
@@ -96,7 +96,7 @@ def test_settings_of_plan(files: Path, record_property: Record, count: int) -> N
     cases.report(record_property)
 
 
-@pytest.mark.parametrize("count", [15, pytest.param(10**6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [15, ALL])
 def test_settings_of_train(files: Path, record_property: Record, count: int) -> None:
     cases = Cases(files)
     for setting in some([setting for setting in SETTINGS if not setting.startswith(LONG)], count):
