@@ -27,6 +27,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the number of cases that the fuzz tests ran: each test records its own as the property "cases"."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    counts = [value for report in reports for name, value in report.user_properties if name == "cases"]
+    if counts:
+        terminalreporter.write_line(f"fuzz tests: {sum(counts):,} cases in {len(counts)} tests")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the fuzz tests damage: texts, a prepared corpus and runs, made once."""
+    from harness import make_files
+
+    return make_files(tmp_path_factory.mktemp("faults"))
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache for one test."""

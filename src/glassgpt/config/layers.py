@@ -143,7 +143,7 @@ def read_toml(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a plain ValueError: a number of 5,000 digits
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
     preset = content.pop("preset", None)
     content.pop("provenance", None)

@@ -211,7 +211,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {path.parent} is not a complete model folder") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:  # RecursionError: JSON of deep lists
         raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
 
 
