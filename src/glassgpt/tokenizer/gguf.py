@@ -24,6 +24,7 @@ _PRE_TOKENIZERS: dict[str, tuple[tuple[str, ...], bool]] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), ((PATTERNS["llama3"],), True)),
     **dict.fromkeys(("dbrx", "smaug-bpe"), ((PATTERNS["llama3"],), False)),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), ((PATTERNS["qwen2"],), False)),
+    "gpt-4o": ((PATTERNS["o200k"],), False),
 }
 #: Pre-tokenizers with BOS before every text, unless `tokenizer.ggml.add_bos_token` says otherwise.
 _ADDING_BOS = ("llama-bpe", "llama3", "llama-v3")
@@ -85,7 +86,7 @@ def pre_tokenizer_name(tokenizer: BPETokenizer) -> str:
             return name
     raise TokenizerError(
         f"llama.cpp has no name for this tokenizer's split pattern {' then '.join(model.patterns)!r}, so it would "
-        "produce other tokens; it supports gpt2, llama3 and qwen2, and export --to hf supports any"
+        "produce other tokens; it supports gpt2, o200k, llama3 and qwen2, and export --to hf supports any"
     )
 
 
