@@ -77,6 +77,12 @@ def shell_command(*arguments: str | Path) -> str:
     return shlex.join(["glassgpt", *words])
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    names = ("MemoryError", "OutOfMemoryError")  # Python's and torch's, which is not imported here
+    return type(error).__name__ in names or "can't allocate memory" in str(error)
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, 200 characters at most; its type if it has no message."""
     lines = str(error).strip().splitlines()

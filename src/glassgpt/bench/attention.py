@@ -9,10 +9,10 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from glassgpt.errors import is_out_of_memory
 from glassgpt.model import ExplicitAttention, FusedAttention
 from glassgpt.planning.memory import free_memory
 from glassgpt.runtime import Runtime, synchronise
-from glassgpt.training import guard
 
 KINDS: dict[str, type[nn.Module]] = {"fused": FusedAttention, "explicit": ExplicitAttention}
 #: Seconds during which a short measurement is repeated, and seconds for all measurements together.
@@ -122,7 +122,7 @@ def _measure(kind: str, shape: tuple[int, int, int, int], runtime: Runtime) -> A
             memory = sum(storages.values())
         return AttentionBench(T, kind, _median_seconds(forward, device), _median_seconds(training, device), memory)
     except RuntimeError as error:
-        if not guard.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return AttentionBench(T, kind, skipped="out of memory")
 

@@ -14,7 +14,7 @@ import torch
 from glassgpt.bench.memory import peak_resident
 from glassgpt.bench.roofline import matrix_peak, memory_bandwidth
 from glassgpt.config import RunConfig
-from glassgpt.errors import ConfigError, first_line
+from glassgpt.errors import ConfigError, first_line, is_out_of_memory
 from glassgpt.estimate import flops_per_token, memory, optimizer_flops
 from glassgpt.files import Progress
 from glassgpt.planning.memory import memory_settings
@@ -123,7 +123,7 @@ def _measure(
         if guard.is_compile_failure(error):
             reason = first_line(error)
             raise ConfigError(f"torch.compile does not work here ({reason}); leave out compile=true") from None
-        if not guard.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     raise ConfigError(
         f"memory ran out with {micro_batch_size} sequences of {config.model.block_size} tokens in a forward pass; use "

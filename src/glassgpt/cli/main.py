@@ -10,7 +10,7 @@ import typer
 from glassgpt import __version__
 from glassgpt.cli import bench, data, models, plan, runs, sample, tokenizer, train
 from glassgpt.cli.printing.output import discard_unread_output
-from glassgpt.errors import GlassError, TrainingStopped
+from glassgpt.errors import GlassError, TrainingStopped, is_out_of_memory
 
 app = typer.Typer(
     name="glassgpt",
@@ -85,4 +85,8 @@ def _run() -> tuple[int, str]:
         raise
     except OSError as error:  # disk full, no permission
         return 1, f"error: {error.filename or 'the system'}: {error.strerror or error}"
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return 1, "error: memory ran out; choose a smaller model, context or batch, or fewer samples"
     return 0, ""

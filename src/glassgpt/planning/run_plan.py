@@ -16,7 +16,7 @@ from glassgpt.config.presets import MODERN
 from glassgpt.config.run import MAX_VAL_FRACTION
 from glassgpt.data import TextSource, TokenStream
 from glassgpt.data.sources.documents import listed_counts
-from glassgpt.errors import ConfigError, DataError
+from glassgpt.errors import ConfigError, DataError, is_out_of_memory
 from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
@@ -31,7 +31,6 @@ from glassgpt.planning.timing import TIME_BUDGET_FRACTION, Timing, measure_speed
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.tokenizer import specs
-from glassgpt.training import guard
 from glassgpt.training.metrics import Reporter, require_tensorboard
 from glassgpt.weights.mapping import family_of
 
@@ -340,7 +339,7 @@ def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes:
             world_size=processes.world_size,
         )  # fmt: skip
     except RuntimeError as error:
-        if not guard.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise ConfigError(
             f"train.micro_batch_size: {config.train.micro_batch_size} sequences at a time do not fit into memory; "

@@ -116,7 +116,7 @@ class Run:
         """The table ``[provenance]`` of run.toml; empty if it cannot be read."""
         try:
             content = tomllib.loads((self.path / "run.toml").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         provenance = content.get("provenance")
         return provenance if isinstance(provenance, dict) else {}

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from glassgpt.errors import TrainingStopped, first_line
+from glassgpt.errors import TrainingStopped, first_line, is_out_of_memory
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
 from glassgpt.training.checkpoint import TrainState
@@ -61,11 +61,6 @@ def first_nonfinite(tensors: Mapping[str, Tensor], processes: Processes) -> str 
 def is_compile_failure(error: RuntimeError) -> bool:
     """Whether an error comes from torch.compile rather than from what was compiled."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Recovery:

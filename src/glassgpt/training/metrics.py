@@ -118,7 +118,7 @@ def _read_row(line: str) -> dict[str, Any] | None:
     """The row in a line; None if it is none: an object with a step, whose measured values are numbers or null."""
     try:
         row = json.loads(line, parse_constant=lambda name: None)  # NaN, which older versions could write
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None

@@ -174,7 +174,7 @@ def open_shard(path: Path) -> Shard:
         return Shard(path, header["split"], header["tokenizer"], header["sha256"], layout)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
         raise DataError(f"{path} is not a valid token shard: {error}") from None
 
 
