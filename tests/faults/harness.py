@@ -33,7 +33,8 @@ SMALL = (
 PREPARE = "data prepare docs -o prepared --processes 1 tokenizer=bpe:260"
 #: A number of cases: all that there are, in `make test-all`.
 ALL = pytest.param(10**6, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])
-_started = [0]
+_OUTSIDE = -(10**9)  # outside of a case, processes are not limited
+_started = [_OUTSIDE]
 
 
 class TooMuch(BaseException):
@@ -47,7 +48,7 @@ def _count_processes(event: str, _: object) -> None:
             raise TooMuch(f"more than {MOST_PROCESSES} processes")
 
 
-sys.addaudithook(_count_processes)  # for good; outside of a case it never raises
+sys.addaudithook(_count_processes)  # for good
 
 
 @contextlib.contextmanager
@@ -68,7 +69,7 @@ def limited() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, handler)
         resource.setrlimit(resource.RLIMIT_AS, limits)
-        _started[0] = -(10**9)
+        _started[0] = _OUTSIDE
 
 
 @dataclass(frozen=True)
