@@ -230,7 +230,8 @@ def test_tokenizer_gives_the_reason_for_a_skipped_row(
 def test_tokenizer_refuses_a_pattern_that_there_is_not(cli: Any, text_file: Path) -> None:
     code, out, err = cli("bench", "tokenizer", text_file, "--pattern", "gpt5")
     assert (code, out) == (2, "")
-    assert err == "error: there is no split pattern 'gpt5'; there are gpt2, llama3, qwen2\n"
+    known = "gpt2, llama3, qwen2, o200k, or write a regular expression"
+    assert err == f"error: there is no split pattern 'gpt5'; there are {known}\n"
 
 
 def test_tokenizer_needs_no_torch(text_file: Path) -> None:

@@ -109,7 +109,7 @@ def test_train_closed_and_open_vocabularies(cli: Any, text_file: Path, prose: st
 def test_train_writes_tiktoken_files(cli: Any, text_file: Path, prose: str, tmp_path: Path) -> None:
     code, out, _ = cli("tokenizer", "train", text_file, "bpe:400", "-o", "my ranks.tiktoken", "--pattern", "llama3")
     assert code == 0 and "are in my ranks.tiktoken.json" in out
-    assert "show 'my ranks.tiktoken' 'Any text'\n" in out and "tokenizer='my ranks.tiktoken'" in out
+    assert "show 'my ranks.tiktoken' 'Any text'\n" in out and "'tokenizer=my ranks.tiktoken'" in out
     same = BPETokenizer.train(prose, 400, pattern="llama3")
     text = prose[:500] + " don't 12345"
     for more in ([], ["--pattern", "llama3"]):
