@@ -27,9 +27,7 @@ def sample(
     prompt_file: Path = typer.Option(None, "--prompt-file", help="File with the text to continue."),
     chat: bool = typer.Option(False, "--chat", help="The prompt is a user's message; apply the chat template."),
     max_new_tokens: int = typer.Option(300, "--max-new-tokens", "-n", min=1, help="Tokens to generate."),
-    num_samples: int = typer.Option(
-        1, "--num-samples", min=1, max=2**16, help="Continuations, generated as one batch."
-    ),
+    num_samples: int = typer.Option(1, "--num-samples", min=1, max=2**16, help="Continuations, as one batch."),
     temperature: float = typer.Option(0.8, "--temperature", help="Below 1 less random, above 1 more; 0 is greedy."),
     top_k: int = typer.Option(0, "--top-k", help="Keep the k most likely tokens; 0: all."),
     top_p: float = typer.Option(1.0, "--top-p", help="Keep the most likely tokens that make up this probability."),
