@@ -258,11 +258,12 @@ def _load_stream(run: Run, config: RunConfig, check_text: bool = True) -> TokenS
         cached = None
     if cached is not None and not (check_text and data.is_here(config.data.source)):
         return cached
-    source, folder = data.find_source(config.data), run.latest_valid()
+    source = data.find_source(config.data)
     if not source.prepared:
         _require_same_text(run, config, expected, data.sha256_of_text(source))
         if cached is not None:
             return cached
+    folder = run.latest_valid()
     if folder:  # the run carries its tokenizer: the file that it came from may be gone
         stream = data.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
     else:
