@@ -331,9 +331,8 @@ def test_a_refitted_run_that_is_killed_equals_the_uninterrupted_one(
     assert run.config().optim.warmup_steps == 2 and run.metrics[-1]["step"] == 58
     rates = {row["step"]: row["opt/adamw_lr"] for row in run.metrics if "opt/adamw_lr" in row}
     assert rates != {row["step"]: row["opt/adamw_lr"] for row in plain["metrics"] if "opt/adamw_lr" in row}
-    for kill_at, same in zip(
-        kills, (plain, expected), strict=True
-    ):  # before the refit, which is then left out; after it
+    # killed before the refit, which is then left out; and after it
+    for kill_at, same in zip(kills, (plain, expected), strict=True):
         found = written(timed(tmp_path / str(kill_at), text_file, kill_at, saving)[0])
         assert found["metrics"] == same["metrics"], kill_at
         assert found["files"] == same["files"], kill_at
