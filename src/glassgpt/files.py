@@ -97,8 +97,8 @@ def exclusive_lock(path: Path, on_wait: Callable[[str], None]) -> Iterator[bool]
         except Timeout:
             on_wait(_read_holder(holder))
             time.sleep(PAUSE)
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
             exclusive = False
             break

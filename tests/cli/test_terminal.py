@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from glassgpt.cli.printing import output
+from glassgpt.cli.printing.display import PlainReporter
 from glassgpt.errors import CheckpointError, shell_command
 from glassgpt.files import why_not_writable
 from glassgpt.training.checkpoint import Run
@@ -109,6 +110,23 @@ def test_a_run_whose_output_nobody_reads_is_trained_to_its_end(text_file: Path, 
     trained = Run(tmp_path / "runs" / "naïve")
     assert trained.config().data.source == str(tmp_path / name)
     assert "final/val_loss" in trained.metrics[-1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_training_goes_on_if_the_disk_of_its_log_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115  # closing it raises
+    monkeypatch.setattr(sys, "stdout", full)
+    PlainReporter().note("a step")
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
+
+
+def test_a_locale_that_knows_only_ascii_and_no_utf8_mode_do_not_start_it_for_ever() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-m", "glassgpt", "--version"],
+        env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, check=False, timeout=60, capture_output=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(

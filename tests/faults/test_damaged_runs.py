@@ -23,9 +23,8 @@ def damages(cases: Cases, *folders: str) -> tuple[list[Damage], list[Damage]]:
     files = [name for name in sorted(cases.files) if name.startswith(tuple(f"runs/a/{folder}" for folder in folders))]
     whole = [damage for name in files for damage in whole_damages(name, cases.files[name])]
     fields = [damage for name in files for damage in field_damages(name, cases.files[name])]
-    return whole, [
-        damage for damage in fields if "data.source" not in str(damage)
-    ]  # its default takes a minute to make
+    # without data.source: its default takes a minute to make
+    return whole, [damage for damage in fields if "data.source" not in str(damage)]
 
 
 def readers(damage: Damage) -> list[str]:

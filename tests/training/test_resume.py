@@ -17,7 +17,7 @@ from glassgpt.config import parse_overrides
 from glassgpt.errors import CheckpointError
 from glassgpt.planning import compute_dtype, opening, run_plan, timing
 from glassgpt.planning import memory as machine_memory
-from glassgpt.training.checkpoint import Run
+from glassgpt.training.checkpoint import Run, read_state
 from glassgpt.training.metrics import Reporter, SpeedCheck, StepEvent
 from glassgpt.training.pretraining import Pretraining
 
@@ -331,9 +331,22 @@ def test_a_refitted_run_that_is_killed_equals_the_uninterrupted_one(
     assert run.config().optim.warmup_steps == 2 and run.metrics[-1]["step"] == 58
     rates = {row["step"]: row["opt/adamw_lr"] for row in run.metrics if "opt/adamw_lr" in row}
     assert rates != {row["step"]: row["opt/adamw_lr"] for row in plain["metrics"] if "opt/adamw_lr" in row}
-    for kill_at, same in zip(
-        kills, (plain, expected), strict=True
-    ):  # before the refit, which is then left out; after it
+    # killed before the refit, which is then left out; and after it
+    for kill_at, same in zip(kills, (plain, expected), strict=True):
         found = written(timed(tmp_path / str(kill_at), text_file, kill_at, saving)[0])
         assert found["metrics"] == same["metrics"], kill_at
         assert found["files"] == same["files"], kill_at
+
+
+def test_fewer_steps_than_before_the_refit_are_trained_exactly(
+    tmp_path: Path, text_file: Path, refit: Callable[[float], None]
+) -> None:
+    """A run may be made shorter than its refit if it was killed before it saved or logged anything."""
+    refit(2.0)
+    settings = [*REFITTED.split(), f"source={text_file}", "save_interval=50", "eval_interval=50", "log_interval=50"]
+    plan = run_plan.plan_run("tiny-modern", [parse_overrides(settings)])
+    trainer = opening.start_run(plan, "run", tmp_path, reporter=KilledAt(23), deadline=time.monotonic() + 3600)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    run = opening.resume_run(trainer.run.path, parse_overrides(["steps=10"])).train().run
+    assert read_state(run.last).step == 10

@@ -15,6 +15,7 @@ from glassgpt.errors import ConfigError
 from glassgpt.files import path_exists, why_not_writable
 
 SOURCE_HELP = "A run, a model folder, a .gguf file, an asset by its name, or a model on the hub (gpt2, ORG/NAME)."
+PATTERNS_HELP = "gpt2, llama3, qwen2, o200k or a regular expression"
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
 RUNS_OPTION = typer.Option(Path("runs"), "--runs-dir", help="Folder that holds the runs.")
 

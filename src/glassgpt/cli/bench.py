@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, PATTERNS_HELP, check_out, split_arguments, verb_group
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
@@ -113,7 +113,7 @@ def tokenizer(
     vocab_size: int = typer.Option(
         8192, "--vocab-size", min=257, max=2**24, help="Tokens to train, including a special one."
     ),
-    pattern: str = typer.Option("gpt2", "--pattern", help="How to split the text: gpt2, llama3 or qwen2."),
+    pattern: str = typer.Option("gpt2", "--pattern", help=f"How to split the text: {PATTERNS_HELP}."),
     processes: int = typer.Option(
         0, "--processes", min=0, max=1024, help="Processes for training; 0: chosen by its length."
     ),

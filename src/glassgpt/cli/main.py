@@ -52,7 +52,8 @@ def main() -> None:
 
     When the reader of its output has ended (``| head``), it ends without a message, with 0. Training goes on.
     """
-    if sys.getfilesystemencoding() == "ascii":  # LC_ALL=C without Python's UTF-8 mode: start again in that mode
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        # LC_ALL=C without Python's UTF-8 mode: start again in that mode, once
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # `>&-` closes it
     sys.stderr = sys.stderr or sys.stdout

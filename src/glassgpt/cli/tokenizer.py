@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out, stdin_is_piped, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, PATTERNS_HELP, RUNS_OPTION, check_out, stdin_is_piped, verb_group
 from glassgpt.cli.printing import token_tables
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_text, say, show_line
 from glassgpt.errors import ConfigError, TokenizerError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 app = verb_group("tokenizer", "Train a tokenizer, look inside one, compare several.")
 
 TEXT_HELP = "A text file (UTF-8), or a corpus by name (`glassgpt data list`)."
-PATTERNS_HELP = "gpt2, llama3, qwen2, o200k or a regular expression"
 PATTERN_HELP = f"Split pattern of a .tiktoken file, which holds none: {PATTERNS_HELP}; needed if its name is not known."
 #: `model_max_length` of a tokenizer that belongs to no model yet.
 _NO_LIMIT = 2**31 - 1

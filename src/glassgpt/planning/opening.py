@@ -87,7 +87,7 @@ def start_run(
             refit=None if deadline is None else refit,
         )  # fmt: skip
     except GlassError:  # the initial model cannot be loaded: leave no run that can never resume
-        shutil.rmtree(run.path)
+        shutil.rmtree(run.path, ignore_errors=True)  # Windows does not delete the lock file
         raise
 
 
@@ -222,7 +222,7 @@ def _trainer(
     task = Pretraining(config, stream, runtime.device, processes, provenance.get("all_offsets", False))
     next_config, refit = None, provenance.get("refit")
     try:
-        if refit and state.step < refit["step"]:  # the run was killed before a checkpoint after its refit
+        if refit and state.step < refit["step"] < config.train.steps:  # killed before a checkpoint after its refit
             next_config = refit["step"], config
             config = config.replace("train", **refit["train"]).replace("optim", **refit["optim"])
     except (KeyError, TypeError) as error:
@@ -258,11 +258,12 @@ def _load_stream(run: Run, config: RunConfig, check_text: bool = True) -> TokenS
         cached = None
     if cached is not None and not (check_text and data.is_here(config.data.source)):
         return cached
-    source, folder = data.find_source(config.data), run.latest_valid()
+    source = data.find_source(config.data)
     if not source.prepared:
         _require_same_text(run, config, expected, data.sha256_of_text(source))
-    if cached is not None and not source.prepared:
-        return cached
+        if cached is not None:
+            return cached
+    folder = run.latest_valid()
     if folder:  # the run carries its tokenizer: the file that it came from may be gone
         stream = data.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
     else:

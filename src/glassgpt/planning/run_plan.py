@@ -299,8 +299,8 @@ def _other_split(stream: TokenStream, prepared: bool) -> str:
     settings, tokens, size = stream.manifest.settings, stream.info.tokens, stream.info.bytes["val"]
     advice = ""
     if sum(tokens.values()) < 4:
-        pass
-    elif tokens["train"] < 2:
+        return ""
+    if tokens["train"] < 2:
         advice = "a smaller data.val_fraction"
     elif size >= settings["max_val_tokens"]:
         advice = "a larger data.max_val_tokens"
@@ -356,9 +356,12 @@ def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes:
         config, why = config.replace("train", steps=steps), f"{steps:,} steps fit into {config.train.time}"
     else:
         why = f"{config.train.steps:,} steps of {per_step:.3g} s: about {config.train.steps * per_step:,.0f} s"
-    derived = frozenset(key for key in DERIVED_FROM_STEPS if not getattr(config.train, key))
-    derived |= frozenset(() if config.optim.warmup_steps else ("warmup_steps",))
-    plan = replace(plan, runtime=measured.runtime, timing=measured.timing, derived=derived, final_seconds=final_seconds)
+    derived = {key for key in DERIVED_FROM_STEPS if not getattr(config.train, key)}
+    if not config.optim.warmup_steps:
+        derived.add("warmup_steps")
+    plan = replace(
+        plan, runtime=measured.runtime, timing=measured.timing, derived=frozenset(derived), final_seconds=final_seconds
+    )
     draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s")
     config = fill_derived_settings(config).replace("runtime", **measured.runtime.resolved())
     return replace(plan, config=config, notes=draft.notes)

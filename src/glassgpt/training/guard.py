@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from glassgpt.errors import TrainingStopped, first_line, is_out_of_memory
+from glassgpt.errors import TrainingStopped, first_line, is_out_of_memory, shell_command
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
 from glassgpt.training.checkpoint import TrainState
@@ -166,4 +166,4 @@ def describe_kept(last: Path) -> str:
     """What a run that has to stop leaves behind: its newest checkpoint ``last``, if there is one."""
     if not last.exists():
         return "no checkpoint was due yet"
-    return f"{last} is from before: resume with `glassgpt train --resume {last.parent}`"
+    return f"{last} is from before: resume with `{shell_command('train', '--resume', last.parent)}`"

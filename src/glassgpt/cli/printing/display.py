@@ -93,7 +93,7 @@ class PlainReporter(Reporter):
     def _print(self, text: str, file: TextIO | None = None) -> None:
         try:
             print(text, file=file, flush=True)
-        except BrokenPipeError:  # its reader has ended (`| head`); training is worth more than its log
+        except OSError:  # its reader has ended (`| head`), or its disk is full; training is worth more than its log
             discard_unread_output()
 
 

@@ -159,6 +159,8 @@ def discard_unread_output() -> bool:
     """Discard from now on what is printed to a pipe whose reader has ended; return whether there is one."""
     import select
 
+    if not hasattr(select, "poll"):  # Windows
+        return False
     found = False
     for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
         poll = select.poll()

@@ -293,9 +293,7 @@ def read_text(source: str) -> Text:
     else:
         content = "\n\n".join(document.text for document in found.documents(left_out=left_out))
     if not content or content.isspace():
-        raise (
-            no_text(found.source, "only white space" if content else "")
-            if found.single
-            else no_documents(found, left_out)
-        )
+        if found.single:
+            raise no_text(found.source, "only white space" if content else "")
+        raise no_documents(found, left_out)
     return Text(found.source, found.name, content)
