@@ -15,7 +15,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
     """Return a run's size, steps, losses and time. A loss that was not measured yet is None."""
     rows = run.metrics
     final: dict[str, Any] = next((row for row in reversed(rows) if "final/val_loss" in row), {})
-    losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
+    losses, seconds = ([row[key] for row in rows if row.get(key) is not None] for key in ("val/loss", "time/elapsed_s"))
     config = run.config()
     parameters = None
     weights = run.best / "model.safetensors"
@@ -30,7 +30,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
         "best validation": min(losses, default=None),
         "whole split": final.get("final/val_loss"),
         "bits per byte": final.get("final/val_bpb"),
-        "seconds": max((row["time/elapsed_s"] for row in rows if "time/elapsed_s" in row), default=None),
+        "seconds": max(seconds, default=None),
     }
 
 
