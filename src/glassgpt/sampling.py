@@ -98,9 +98,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # [..., V]
     probability = ordered.softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability  # the mass of all likelier tokens
-    reached = before >= p - (logits.size(-1) + 16) * torch.finfo(logits.dtype).eps
-    reached[..., 0] = False  # a tiny p
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, reached)
+    limits = torch.finfo(logits.dtype)
+    enough = max(p - (logits.size(-1) + 16) * limits.eps, limits.tiny)  # above 0: the mass before the first token
+    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= enough)
     return logits.masked_fill(dropped, float("-inf"))
 
 
