@@ -129,7 +129,7 @@ def load_tokenizer(source: str | Path, *, pattern: str | None = None, runs: str 
 
     Args:
         source: "gpt2"; a run (by name or folder); a folder with a tokenizer.json; a tokenizer.json, .tiktoken, .gguf
-            or tokenizer.model file; an asset of weights by its name.
+            tokenizer.model or vocab.json file; an asset of weights by its name.
         pattern: split pattern of a .tiktoken file, a name or a regular expression; by default as its name or the file
             beside it says.
         runs: where to look for runs by name.

@@ -153,16 +153,32 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def parse_json(content: str | bytes) -> Any:
-    """Parse JSON.
+def parse_json(content: str | bytes, constant: Callable[[str], Any] | None = None) -> Any:
+    """Parse JSON; NaN and Infinity, which it does not have, become what ``constant`` returns (by default, floats).
 
     Raises:
         ValueError: if it is not JSON, or is nested too deeply.
     """
     try:
-        return json.loads(content)
+        return json.loads(content, parse_constant=constant)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
+
+
+def read_json_object(path: Path, constant: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """Read a JSON file with an object, whose texts are valid Unicode; ``constant`` as for :func:`parse_json`.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is damaged.
+    """
+    text = path.read_text(encoding="utf-8")
+    content = parse_json(text, constant)
+    if "\\u" in text:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")  # raises if there is a lone surrogate
+    if not isinstance(content, dict):
+        raise ValueError(f"it contains {type(content).__name__}, not an object")
+    return content
 
 
 def has_type(value: Any, kind: Any) -> bool:

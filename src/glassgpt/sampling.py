@@ -43,9 +43,8 @@ class SamplingConfig:
 
     def _problems(self) -> Iterator[str]:
         for name, value in vars(self).items():
-            whole = name == "top_k"
-            wrong = type_problems(name, value, Integral if whole else Real, "a whole number" if whole else "a number")
-            if wrong:
+            kind, expected = (Integral, "a whole number") if name == "top_k" else (Real, "a number")
+            if wrong := type_problems(name, value, kind, expected):
                 yield from wrong
             elif name == "temperature" and not 0 <= value < float("inf"):
                 yield f"temperature: {value} is not a finite number >= 0; 0 is greedy"
@@ -98,9 +97,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # [..., V]
     probability = ordered.softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability  # the mass of all likelier tokens
-    reached = before >= p - (logits.size(-1) + 16) * torch.finfo(logits.dtype).eps
-    reached[..., 0] = False  # a tiny p
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, reached)
+    limits = torch.finfo(logits.dtype)
+    enough = max(p - (logits.size(-1) + 16) * limits.eps, limits.tiny)  # above 0 the first is kept
+    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= enough)
     return logits.masked_fill(dropped, float("-inf"))
 
 

@@ -4,6 +4,7 @@ import functools
 import inspect
 import io
 import json
+import math
 import os
 import random
 from pathlib import Path
@@ -260,6 +261,14 @@ def test_several_chat_templates_are_kept_by_name(tmp_path: Path) -> None:
     for place in (folder, out):
         templates = transformers.AutoTokenizer.from_pretrained(place).chat_template
         assert templates == load(place).published.chat_templates == {"default": SHOW_ROLES, "rag": "{{ documents }}"}
+
+
+def test_a_number_that_json_does_not_have_is_not_saved(tmp_path: Path) -> None:
+    folder, out = folder_of(tmp_path / "in", "qwen3"), tmp_path / "out"
+    (folder / "generation_config.json").write_text(json.dumps({"top_p": math.inf}), "utf-8")
+    out.mkdir()
+    save_model(out, model_of("qwen3"), load(folder))
+    assert json.loads((out / "generation_config.json").read_text("utf-8"))["top_p"] is None
 
 
 def test_tokens_beside_a_sentencepiece_model_are_matched(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from glassgpt.model import GPT
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import BPETokenizer, chat
 from glassgpt.weights.gguf.reading import GGUFSource
-from glassgpt.weights.transfer import chat_template, to_folder
+from glassgpt.weights.transfer import to_folder
 
 pytestmark = pytest.mark.slow
 ASSET = "smollm2-135m-instruct"
@@ -56,11 +56,9 @@ def path() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ours(path: Path) -> tuple[GPT, BPETokenizer, str]:
-    source = api.open_source(ASSET)
-    model, tokenizer = api.load_opened(source, device="cpu")
-    template = chat_template(source)
-    assert isinstance(tokenizer, BPETokenizer) and template is not None
-    return model, tokenizer, template
+    model, tokenizer = api.load(ASSET, device="cpu")
+    assert isinstance(tokenizer, BPETokenizer)
+    return model, tokenizer, tokenizer.published.chat_templates["default"]
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,13 @@ from test_gguf import BYTE, NORMAL, UNKNOWN, byte_level, proto, trained, write
 from test_pretrained import SHAPES, shape
 from texts import MIXED_TEXT, gpt2, plays
 
+from glassgpt import gguf_header
 from glassgpt.errors import GlassError, MissingExtraError, TokenizerError
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load, pretrained, save
 from glassgpt.tokenizer.bpe.bytelevel import BYTES
+from glassgpt.tokenizer.gguf import PUBLISHED_KEY, tokenizer_from_metadata
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
+from glassgpt.tokenizer.specs import open_tokenizer
 from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 
 
@@ -201,6 +204,12 @@ def test_a_damaged_ranks_file(name: str, tmp_path: Path) -> None:
     assert said in refused(tmp_path / "gpt2.tiktoken", content)
 
 
+def test_a_split_pattern_is_for_ranks_files(tmp_path: Path) -> None:
+    save(BPETokenizer(trained()), tmp_path, 16)
+    with pytest.raises(TokenizerError, match="has its own"):
+        open_tokenizer(str(tmp_path), "gpt2")
+
+
 def test_a_split_pattern_that_is_not_known(tmp_path: Path) -> None:
     (tmp_path / "a.tiktoken").write_bytes(ranks())
     with pytest.raises(TokenizerError, match="'gpt3'; there are gpt2, llama3, qwen2, o200k, or"):
@@ -242,6 +251,16 @@ def test_a_gguf_without_a_tokenizer_that_can_be_read(name: str, tmp_path: Path) 
     path = tmp_path / "a.gguf"
     GGUF[name](path)
     refused(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"tokenizer_config": 5}', '{"roles": {"pad_token": 5}}', '{"more": {}}']
+)
+def test_damaged_settings_in_a_gguf(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(good_gguf())
+    metadata = gguf_header.read_header(tmp_path / "a.gguf", TokenizerError).metadata
+    with pytest.raises(TokenizerError, match="damaged"):
+        tokenizer_from_metadata(tmp_path / "a.gguf", {**metadata, PUBLISHED_KEY: content})
 
 
 def test_a_gguf_without_any_tokenizer(tmp_path: Path) -> None:

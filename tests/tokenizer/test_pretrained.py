@@ -476,10 +476,11 @@ def test_an_unknown_name_has_no_pattern(tmp_path: Path) -> None:
 
 DAMAGED = ["", "[]", "{}", '{"pat_str": 5}', '{"pat_str": "("}', '{"pat_str": "gpt5"}']
 DAMAGED += [f'{{"pat_str": "gpt2", "special_tokens": {wrong}}}' for wrong in ('{"a": "b"}', '{"a": 5}', "5")]
-DAMAGED += ['{"pat_str": "gpt2", "eos_token": "<eos>"}']
+DAMAGED += ['{"pat_str": "gpt2", "eos_token": "<eos>"}', '{"pat_str": "gpt2", "special_tokens": {"\\ud800": 900}}']
+DAMAGED += ["[" * 10**5]
 
 
-@pytest.mark.parametrize("content", DAMAGED)
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_file_beside_the_ranks_is_one_message(content: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.tiktoken"
     write(BPETokenizer.train("any text", 260), path, beside=False)

@@ -133,7 +133,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a tensor in two shards": (_twice, "is in both model-00001-of"),
     "the index no JSON": (lambda f: (f / INDEX).write_text("{", "utf-8"), r"index\.json is damaged"),
     "the index without a map": (lambda f: _edit(f, INDEX, lambda c: c.pop("weight_map")), "weight_map"),
-    "the index a list": (lambda f: (f / INDEX).write_text("[]", "utf-8"), "an object was expected"),
+    "the index a list": (lambda f: (f / INDEX).write_text("[]", "utf-8"), "contains list, not an object"),
     "the index points outside": (
         lambda f: _edit(f, INDEX, lambda c: c["weight_map"].update(x="../elsewhere.safetensors")),
         r"'\.\./elsewhere\.safetensors', which is not a file of its folder",

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from glassgpt.model import GPT
     from glassgpt.sampling import SamplingConfig
     from glassgpt.tokenizer import Tokenizer
-    from glassgpt.weights.sources import WeightSource
 
 
 def sample(
@@ -65,7 +64,7 @@ def sample(
     from glassgpt.inference.decode import Request
     from glassgpt.inference.stream import encode_prompt
 
-    ids = _chat_ids(source, tokenizer, text) if chat else encode_prompt(tokenizer, text)
+    ids = _chat_ids(source.path, tokenizer, text) if chat else encode_prompt(tokenizer, text)
     if text and not chat and not tokenizer.encode(text):
         say("note: the prompt has no tokens; this is a continuation of an empty prompt")
     end_ids = [_token_id(tokenizer, name) for name in end_token]
@@ -148,17 +147,16 @@ def _print_step(
         print(f"  {mark} {shown:<10} {numbers}")
 
 
-def _chat_ids(source: "WeightSource", tokenizer: "Tokenizer", text: str) -> list[int]:
+def _chat_ids(path: Path, tokenizer: "Tokenizer", text: str) -> list[int]:
     """Apply the model's chat template to the prompt as a user's message; return the token ids."""
     from glassgpt.tokenizer import chat
-    from glassgpt.weights.transfer import chat_template
 
-    template = chat_template(source)
+    template = tokenizer.published.chat_templates.get("default")
     if template is None:
-        raise ConfigError(f"{source.path} has no chat template; leave out --chat to continue the text")
+        raise ConfigError(f"{path} has no chat template; leave out --chat to continue the text")
     ids = chat.encode(tokenizer, template, [{"role": "user", "content": text}])
     if not ids:
-        raise ConfigError(f"the chat template of {source.path} makes no tokens of this prompt; leave out --chat")
+        raise ConfigError(f"the chat template of {path} makes no tokens of this prompt; leave out --chat")
     return ids
 
 

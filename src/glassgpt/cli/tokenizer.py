@@ -188,8 +188,6 @@ def _open(name: str, runs: Path, pattern: str | None) -> "Tokenizer":
     from glassgpt.tokenizer import specs
 
     spec = specs.parse(name)
-    if pattern and not name.endswith(".tiktoken"):
-        raise ConfigError(f"--pattern is for .tiktoken files; {name} has its own")
     if spec.kind == "file" and not path_exists(spec.path) and not path_exists(runs / name):
         run_names = sorted(path.parent.name for path in runs.glob("*/run.toml"))
         near = difflib.get_close_matches(name, [*run_names, "gpt2"], n=1)

@@ -7,6 +7,7 @@ A row depends on its own request only, never on the other rows of the batch.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -178,8 +179,8 @@ def generate_rows(
 
 def _check_logits(logits: Tensor, active: Sequence[bool], step: int) -> None:
     """Raise a GenerationError if a row ``[V]`` that is still generating has a NaN, a +inf, or nothing but -inf."""
-    for r in (~logits.amax(dim=-1).isfinite()).nonzero().flatten().tolist():
-        if active[r]:
+    for r, largest in enumerate(logits.amax(dim=-1).tolist()):  # NaN if any is NaN
+        if active[r] and not math.isfinite(largest):
             nan, infinite = int(logits[r].isnan().sum()), int(logits[r].isposinf().sum())
             raise GenerationError(
                 f"step {step}, row {r}: no token can be chosen, because "

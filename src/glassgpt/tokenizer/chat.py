@@ -7,26 +7,15 @@ of `transformers` (utils/chat_template_utils.py), so it renders the same text he
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import regex
 
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import Tokenizer
-from glassgpt.tokenizer.published import read_templates
 
 #: One turn of a conversation: ``{"role": "user", "content": "Hello"}``.
 Message = Mapping[str, Any]
-
-
-def template_in(folder: Path) -> str | None:
-    """The chat template of a model folder: a file, or an entry of tokenizer_config.json; None if there is none.
-
-    Raises:
-        TokenizerError: if the file cannot be read.
-    """
-    return read_templates(folder).get("default")
 
 
 def render(template: str, messages: Sequence[Message], *, prompt: bool = True, **variables: Any) -> str:

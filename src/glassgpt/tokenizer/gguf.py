@@ -8,6 +8,7 @@ from typing import Any
 
 from glassgpt import gguf_header
 from glassgpt.errors import TokenizerError
+from glassgpt.files import has_type, parse_json
 from glassgpt.tokenizer.base import Tokenizer, added_token, attach, bos_processor, tokenizer_json
 from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel
@@ -113,7 +114,10 @@ def _published(metadata: Mapping[str, Any]) -> PublishedSettings:
     templates |= {"default": metadata[_TEMPLATE_KEY]} if _TEMPLATE_KEY in metadata else {}
     templates = {name: text for name, text in templates.items() if isinstance(text, str)}
     if own is not None:
-        return PublishedSettings(**json.loads(own), chat_templates=templates)
+        entries = parse_json(own)
+        if not has_type(entries, dict[str, dict[str, Any]]) or not has_type(entries.get("roles", {}), dict[str, str]):
+            raise TokenizerError(f"its {PUBLISHED_KEY} is damaged")
+        return PublishedSettings(**entries, chat_templates=templates)
     ends = [int(metadata[key]) for key in END_KEYS if key in metadata]
     ends += [i for i, name in enumerate(tokens) if name in _END_NAMES and types[i] == _CONTROL]
     ends = list(dict.fromkeys(ends))

@@ -30,6 +30,8 @@ _CLASSES: dict[str, tuple[str, NormalForm | None]] = {
     "GPT2Tokenizer": ("gpt2", None),
     "Qwen2Tokenizer": ("qwen2", "NFC"),
 }
+#: The roles of tokens in a folder that names no class, so that it is GPT-2's.
+GPT2_ROLES = CLASS_DEFAULTS["GPT2Tokenizer"]
 #: The first special tokens of Llama 3.1 and later (meta-llama/llama-models); 256 in all, the others are reserved.
 _LLAMA_3 = (
     *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
@@ -47,38 +49,28 @@ def is_ranks(content: bytes) -> bool:
     return _RANKS.match(content) is not None
 
 
-def default_roles(folder: Path) -> Mapping[str, str | None]:
-    """The roles of special tokens where no file beside a ``vocab.json`` names them.
-
-    Raises:
-        TokenizerError: if its class is not known.
-    """
-    name = class_name(folder) or "GPT2Tokenizer"
-    if name not in _CLASSES:
-        raise TokenizerError(
-            f"{folder} has a tokenizer of the class {name}; vocab.json and merges.txt can be read for "
-            f"{' and '.join(_CLASSES)}. Let transformers write a tokenizer.json: "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)"
-        )
-    return CLASS_DEFAULTS[name]
-
-
 def read_vocab_and_merges(path: Path) -> dict[str, Any]:
     """Read a ``vocab.json`` and the ``merges.txt`` beside it.
 
     Raises:
         TokenizerError: if a file is missing or damaged, or the class is not known.
     """
-    defaults, ids = default_roles(path.parent), read_json_object(path)
+    name, ids = class_name(path.parent) or "GPT2Tokenizer", read_json_object(path)
+    if name not in _CLASSES:
+        raise TokenizerError(
+            f"{path} is of a tokenizer of the class {name}; vocab.json and merges.txt can be read for "
+            f"{' and '.join(_CLASSES)}. Let transformers write a tokenizer.json: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)"
+        )
     try:
         lines = path.with_name("merges.txt").read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path.with_name('merges.txt')} cannot be read: {error}") from None
     if any(type(i) is not int for i in ids.values()):
         raise TokenizerError(f"{path} is damaged: an id is not a whole number")
-    published = read_published(path.parent, defaults=defaults)
+    published = read_published(path.parent, defaults=CLASS_DEFAULTS[name])
     added = _added_tokens(published, published.roles, ids)
-    pattern, form = _CLASSES[class_name(path.parent) or "GPT2Tokenizer"]
+    pattern, form = _CLASSES[name]
     model = BPEModel(
         vocab={parse_token(text): i for text, i in ids.items() if text not in added},
         merges=[parse_merge(line.rstrip("\r")) for line in lines if line.strip() and not line.startswith("#version")],

@@ -71,7 +71,7 @@ def load(path: Path, pattern: str | None = None) -> Tokenizer:
 def _read_json(path: Path) -> Tokenizer:
     """Read a ``tokenizer.json``; or a ``vocab.json`` and the ``merges.txt`` beside it."""
     if path.name == "vocab.json":
-        return _with_published(path, older_formats.read_vocab_and_merges, older_formats.default_roles(path.parent))
+        return _with_published(path, older_formats.read_vocab_and_merges, older_formats.GPT2_ROLES)
     return _with_published(path, read_json_object)
 
 

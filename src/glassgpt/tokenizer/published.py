@@ -12,12 +12,12 @@
 All is read as `transformers` 5 reads it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glassgpt import files
 from glassgpt.errors import TokenizerError
 
 TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
@@ -136,10 +136,10 @@ def read_templates(folder: Path) -> dict[str, str]:
         TokenizerError: if they cannot be read.
     """
     try:
-        files = {path.stem: path for path in (folder / _MORE_TEMPLATES).glob("*.jinja")}
-        files |= {"default": folder / TEMPLATE_FILE} if (folder / TEMPLATE_FILE).exists() else {}
-        if files:
-            return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        paths = {path.stem: path for path in (folder / _MORE_TEMPLATES).glob("*.jinja")}
+        paths |= {"default": folder / TEMPLATE_FILE} if (folder / TEMPLATE_FILE).exists() else {}
+        if paths:
+            return {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
     except (OSError, ValueError) as error:
         raise TokenizerError(f"the chat template in {folder} cannot be read: {error}") from None
     templates = _read(folder / TOKENIZER_CONFIG).get("chat_template")
@@ -158,21 +158,15 @@ def added_tokens(published: PublishedSettings) -> dict[str, tuple[int, bool]]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file with an object.
+    """Read a JSON file with an object. NaN and Infinity become null, as they could not be saved again.
 
     Raises:
         TokenizerError: if it is missing or damaged.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if "\\u" in text:
-            json.dumps(content, ensure_ascii=False).encode("utf-8")  # raises if there is a lone surrogate
-    except (OSError, ValueError, RecursionError) as error:
+        return files.read_json_object(path, constant=lambda name: None)
+    except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} is damaged: it contains {type(content).__name__}, not an object")
-    return content
 
 
 def class_name(folder: Path) -> str:

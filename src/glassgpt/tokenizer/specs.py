@@ -182,9 +182,11 @@ def open_tokenizer(text: str, pattern: str | None = None, runs: Path = Path("run
     ``pattern`` names the split pattern of a ``.tiktoken`` file, and ``runs`` is the folder of runs.
 
     Raises:
-        TokenizerError: if it is not found, or must be trained first.
+        TokenizerError: if it is not found, or must be trained first; or if ``pattern`` is given for another file.
     """
     spec = parse(text)
+    if pattern and not text.endswith(".tiktoken"):
+        raise TokenizerError(f"a split pattern is for .tiktoken files; {text} has its own")
     if spec.kind == "file" and not _tokenizer_folder(spec.path) and (run := _tokenizer_folder(runs / text)):
         spec = Spec(str(run), "file")
     if text in assets.names("weights") and not spec.path.exists():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.errors import TokenizerError
+from glassgpt.files import read_json_object
 from glassgpt.tokenizer.base import END_OF_TEXT, json_file
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel, split_pattern
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
@@ -97,7 +98,7 @@ def _settings_beside(path: Path) -> Settings | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path)
         special, added = (dict(content.get(key) or {}) for key in ("special_tokens", "added_tokens"))
         roles, ids = (content.get("eos_token"), content.get("bos_token")), {**special, **added}
         if type(content["pat_str"]) is not str or any(type(i) is not int for i in ids.values()):

@@ -5,7 +5,6 @@ The `huggingface_hub` library does the work. It reads the environment: ``HF_ENDP
 safetensors; an older pytorch_model.bin only if there are no safetensors.
 """
 
-import json
 import os
 import re
 import sys
@@ -15,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from glassgpt.errors import CheckpointError, MissingExtraError
-from glassgpt.tokenizer.base import OLDER_FILES
-from glassgpt.weights.sources import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE, some, weight_files
+from glassgpt.tokenizer.base import FILES, OLDER_FILES
+from glassgpt.weights.sources import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE, read_json, some, weight_files
 
 #: The names without an organisation that are looked up on the hub; others could be mistyped names of runs.
 CLASSICS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
@@ -25,7 +24,6 @@ _SMALL = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "LICENSE"),
 )
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+|" + "|".join(CLASSICS) + r")(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -113,13 +111,14 @@ def _fetch(name: HubName, token: str | None) -> Path:
         listed = some(sorted(files), 6)
         raise CheckpointError(f"{name} has no {SINGLE} or {OLD_SINGLE}, nor shards of them; it has {listed}")
     small = [file for file in _SMALL if file in files]
-    small += [file for file in _TOKENIZERS if file in files][:1] or [file for file in OLDER_FILES if file in files]
+    small += [file for file in FILES if file in files][:1] or [file for file in OLDER_FILES if file in files]
     small += [file for file in files if file.startswith(("LICENSE.", "additional_chat_templates/"))]
     download = partial(snapshot_download, name.repo, revision=name.revision, token=token)
     folder = Path(download(allow_patterns=[*small, weights]))
     if weights in (INDEX, OLD_INDEX):
-        file_of = json.loads((folder / weights).read_text(encoding="utf-8")).get("weight_map", {})
-        download(allow_patterns=[*small, *sorted({str(file) for file in file_of.values()} & files)])
+        file_of = read_json(folder / weights).get("weight_map")
+        names = map(str, file_of.values()) if isinstance(file_of, dict) else ()  # opening the folder reports others
+        download(allow_patterns=[*small, *sorted(files.intersection(names))])
     return folder
 
 

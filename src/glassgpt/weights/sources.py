@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glassgpt import tokenizer as tokenizers
 from glassgpt.errors import CheckpointError, first_line
+from glassgpt.files import read_json_object
 from glassgpt.tokenizer.base import Tokenizer
 
 #: The files that hold weights, in the order in which they are looked for.
@@ -198,10 +199,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is missing or damaged.
     """
     with reading(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: an object was expected")
-    return content
+        return read_json_object(path)
 
 
 @contextlib.contextmanager
@@ -211,7 +209,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {path.parent} is not a complete model folder") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:  # RecursionError: JSON of deep lists
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:  # of deep JSON
         raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
 
 

@@ -9,22 +9,11 @@ from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.files import Progress, atomic_write
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.bpe.tokenizer import require_bpe
-from glassgpt.tokenizer.chat import template_in
 from glassgpt.tokenizer.tiktoken_file import tiktoken_files
 from glassgpt.weights.folder import dtype_name, require_not_current, save_model, write_folder
 from glassgpt.weights.gguf.export import write_gguf
-from glassgpt.weights.gguf.reading import GGUFSource
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import WeightSource
-
-
-def chat_template(source: WeightSource) -> str | None:
-    """Read a model's chat template; None if it has none.
-
-    Raises:
-        TokenizerError: if it cannot be read.
-    """
-    return source.chat_template() if isinstance(source, GGUFSource) else template_in(source.path)
 
 
 def stored_dtype(source: WeightSource) -> torch.dtype:

@@ -1,12 +1,12 @@
 """Read the metadata of a .gguf file as the config.json that Hugging Face would publish with the model."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from glassgpt.files import parse_json
 from glassgpt.gguf_header import Header
 from glassgpt.weights.gguf.tables import (
     ARCHITECTURES,
@@ -60,7 +60,7 @@ def _own_config(metadata: Mapping[str, Any], config: Mapping[str, Any], factors:
     """Read the config.json entries under glassgpt's own key, if there are any and they agree with the file."""
     if CONFIG_KEY not in metadata:
         return {}
-    entries = json.loads(metadata[CONFIG_KEY])
+    entries = parse_json(metadata[CONFIG_KEY])
     if not isinstance(entries, dict):
         raise ValueError(f"{CONFIG_KEY} is {entries!r}")
     rope = entries.get("rope_parameters")

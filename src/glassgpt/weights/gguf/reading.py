@@ -101,11 +101,6 @@ class GGUFSource:
         """Load the tokenizer in the file, as :func:`tokenizer_from_metadata`."""
         return tokenizer_from_metadata(self.path, self.header.metadata)
 
-    def chat_template(self) -> str | None:
-        """Give the chat template in the file; None if there is none."""
-        template = self.header.metadata.get("tokenizer.chat_template")
-        return template if isinstance(template, str) else None
-
     def _rope_factors(self) -> np.ndarray | None:
         """Read the divisors of the RoPE frequencies, ``[head_dim / 2]``; None if the file does not have them."""
         info = self.header.tensors.get(ROPE_FACTORS)
