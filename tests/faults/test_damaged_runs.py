@@ -23,8 +23,8 @@ def damages(cases: Cases, *folders: str) -> tuple[list[Damage], list[Damage]]:
     files = [name for name in sorted(cases.files) if name.startswith(tuple(f"runs/a/{folder}" for folder in folders))]
     whole = [damage for name in files for damage in whole_damages(name, cases.files[name])]
     fields = [damage for name in files for damage in field_damages(name, cases.files[name])]
-    # without data.source: its default takes a minute to make
-    return whole, [damage for damage in fields if "data.source" not in str(damage)]
+    # without data.source, whose default takes a minute to make, and compile, which starts a process per CPU and more
+    return whole, [d for d in fields if not any(name in str(d) for name in ("data.source", "runtime.compile"))]
 
 
 def readers(damage: Damage) -> list[str]:

@@ -252,7 +252,7 @@ def _load_stream(run: Run, config: RunConfig, check_text: bool = True) -> TokenS
         CheckpointError: if the text, its tokenizer or the prepared corpus is not what the run started with.
     """
     provenance = run.provenance()
-    expected, tokenizer = provenance.get("text_sha256", ""), provenance.get("tokenizer", "char")
+    expected, tokenizer = str(provenance.get("text_sha256", "")), str(provenance.get("tokenizer", "char"))
     cached = data.find_prepared(expected, tokenizer, config.data)
     if cached is not None and provenance.get("data_sha256", cached.info.data_sha256) != cached.info.data_sha256:
         cached = None

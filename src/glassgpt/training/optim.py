@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config import OptimConfig
-from glassgpt.errors import ConfigError
+from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import GPT
 from glassgpt.training.precision import MasterWeights, full_tensor
 from glassgpt.transforms.parallel import is_sharded
@@ -180,10 +180,16 @@ class Optimizers:
         }
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Restore the state that :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned.
+
+        Raises:
+            CheckpointError: if it is of another model.
+        """
         states: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, tensor in tensors.items():
             parameter, _, key = name.rpartition("/")
+            if parameter not in self.named:
+                raise CheckpointError(f"the optimiser's state has {name!r}, and the model has no such parameter")
             states[parameter][key] = tensor.to(self.named[parameter].device)
         for optimizer in self.optimizers:
             mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -226,7 +226,7 @@ def verify(folder: Path, names: list[str] | None = None, *, required: bool = Fal
     changed = [
         name
         for digest, name in lines
-        if (names is None or name in names) and (not (folder / name).exists() or sha256_of(folder / name) != digest)
+        if (names is None or name in names) and (not (folder / name).is_file() or sha256_of(folder / name) != digest)
     ]
     if changed:
         raise CheckpointError(
