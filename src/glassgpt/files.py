@@ -206,6 +206,8 @@ def why_not_writable(path: Path, *, parents: bool = False) -> str:
     """
     if path.name in ("", ".."):
         return "name a new file or folder"
+    if str(path) != str(path).encode("utf-8", "ignore").decode("utf-8"):
+        return "its name is not valid Unicode"
     try:
         folder, missing = path, list[str]()
         while not folder.exists():
