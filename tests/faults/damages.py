@@ -126,6 +126,8 @@ def _mutations(file: str, content: Any, encode: Any, where: str = "", longest: i
                 parent = parent[key]
             if value is REMOVED:
                 del parent[path[-1]]
+            elif repr(value) == repr(parent[path[-1]]):
+                continue  # no damage
             else:
                 parent[path[-1]] = value
             try:

@@ -100,7 +100,7 @@ class CorpusBuilder:
         try:
             return open_stream(folder)
         except DataError:
-            if blocked := [path for path in folder.glob("*.safetensors") if path.is_dir()]:
+            if blocked := [path for path in folder.glob("*.*") if path.is_dir()]:
                 raise DataError(f"{blocked[0]} is a folder, and a file must be written there; remove it") from None
             self._write_plan(folder)
             _reset(folder)
