@@ -165,14 +165,15 @@ def provenance(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def load_initial_weights(config: RunConfig, model: GPT) -> None:
-    """Fill a model with the initial weights; learned positions are cut to its context.
+def load_initial_weights(config: RunConfig, model: GPT) -> WeightSource:
+    """Fill a model with the initial weights; learned positions are cut to its context. Returns where they come from.
 
     Raises:
         CheckpointError: if they cannot be read any more.
     """
     source = find_initial_model(config.train.init_from).source
     load_into(model, _ShortenedSource(source, config.model.block_size))
+    return source
 
 
 class _ShortenedSource:

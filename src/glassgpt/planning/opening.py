@@ -14,7 +14,6 @@ from glassgpt.data import TokenStream
 from glassgpt.errors import CheckpointError, GlassError
 from glassgpt.model import GPT
 from glassgpt.planning import initial_model
-from glassgpt.planning.initial_model import find_initial_model
 from glassgpt.planning.run_plan import RunPlan, fill_derived_settings
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve, versions
@@ -204,12 +203,13 @@ def _trainer(
     if not folder and not config.train.init_from:
         model.init_weights(derive_seed(config.train.seed, "weights"))
     model = model.to(runtime.device)
+    own = None  # the tokenizer of these weights: a prepared corpus knows the tokens, but not how this model is used
     if folder:
         load_weights(folder, model)
+        own = load_tokenizer(folder)
     elif config.train.init_from:
-        initial_model.load_initial_weights(config, model)
-    if folder or config.train.init_from:  # the prepared corpus knows the tokens, but not how this model is used
-        own = load_tokenizer(folder) if folder else find_initial_model(config.train.init_from).source.tokenizer()
+        own = initial_model.load_initial_weights(config, model).tokenizer()
+    if own:
         attach(stream.tokenizer, own.published)
     optimizers = Optimizers(model, config.optim, MasterWeights(model, runtime.dtype))
     state = load_training_state(folder, optimizers) if folder else TrainState()
