@@ -193,8 +193,13 @@ def has_type(value: Any, kind: Any) -> bool:
     if kind is int:
         return type(value) is int and 0 <= value < 2**53
     if kind is str:
-        return isinstance(value, str) and value.encode("utf-8", "ignore").decode("utf-8") == value
+        return isinstance(value, str) and is_unicode(value)
     return kind is Any or type(value) is kind
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text is valid Unicode; lone surrogates are not, which stand for the bytes of odd file names."""
+    return text.encode("utf-8", "ignore").decode("utf-8") == text
 
 
 def why_not_writable(path: Path, *, parents: bool = False) -> str:
@@ -206,7 +211,7 @@ def why_not_writable(path: Path, *, parents: bool = False) -> str:
     """
     if path.name in ("", ".."):
         return "name a new file or folder"
-    if str(path) != str(path).encode("utf-8", "ignore").decode("utf-8"):
+    if not is_unicode(str(path)):
         return "its name is not valid Unicode"
     try:
         folder, missing = path, list[str]()

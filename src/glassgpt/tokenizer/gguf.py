@@ -87,7 +87,7 @@ def pre_tokenizer_name(tokenizer: BPETokenizer) -> str:
             return name
     raise TokenizerError(
         f"llama.cpp has no name for this tokenizer's split pattern {' then '.join(model.patterns)!r}, so it would "
-        "produce other tokens; it supports gpt2, o200k, llama3 and qwen2, and export --to hf supports any"
+        f"produce other tokens; it supports those of {', '.join(PATTERNS)}, and export --to hf supports any"
     )
 
 

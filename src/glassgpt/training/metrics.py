@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.files import write_text, writing
+from glassgpt.files import parse_json, write_text, writing
 from glassgpt.loss import Baselines, Evaluation
 from glassgpt.shapes import Shape
 
@@ -117,8 +117,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _read_row(line: str) -> dict[str, Any] | None:
     """The row in a line; None if it is none: an object with a step, whose measured values are numbers or null."""
     try:
-        row = json.loads(line, parse_constant=lambda name: None)  # NaN, which older versions could write
-    except (ValueError, RecursionError):
+        row = parse_json(line, constant=lambda name: None)  # NaN, which older versions could write
+    except ValueError:
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None

@@ -6,7 +6,6 @@ older ``pytorch_model.bin``, from which only tensors are read (``weights_only``)
 """
 
 import contextlib
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from glassgpt import tokenizer as tokenizers
 from glassgpt.errors import CheckpointError, first_line
-from glassgpt.files import read_json_object
+from glassgpt.files import parse_json, read_json_object
 from glassgpt.tokenizer.base import Tokenizer
 
 #: The files that hold weights, in the order in which they are looked for.
@@ -153,7 +152,7 @@ def _list_safetensors(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         with safe_open(path, "pt"):  # checks the header: offsets, sizes, and the length of the file
             pass
         with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+            header = parse_json(file.read(struct.unpack("<Q", file.read(8))[0]))
     return {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
 
 
@@ -209,7 +208,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {path.parent} is not a complete model folder") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:  # of deep JSON
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged and cannot be read: {error}") from None
 
 

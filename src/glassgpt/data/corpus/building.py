@@ -30,8 +30,11 @@ from glassgpt.errors import DataError
 from glassgpt.files import Progress, exclusive_lock, has_type, parse_json, sha256_of, write_text
 from glassgpt.tokenizer import Tokenizer, load, save, specs
 from glassgpt.tokenizer.base import FILES
+from glassgpt.tokenizer.published import TOKENIZER_CONFIG
 from glassgpt.workers import Message, run_tasks
 
+#: The files of a corpus's tokenizer, of which some exist.
+_TOKENIZER = (*FILES, TOKENIZER_CONFIG)
 #: While a process builds in a folder, it holds this lock file.
 LOCK = ".lock"
 #: A tokenizer is trained on at most this many bytes of text, taken evenly from the training split of a longer source.
@@ -114,8 +117,7 @@ class CorpusBuilder:
         """Write all files of the corpus; keep the finished tasks of a killed process."""
         tasks = list(encoding_tasks(self.source, self.survey, self.config))
         tokenizer = self._tokenizer(folder, tasks)
-        names = (*FILES, "tokenizer_config.json")
-        tokenizer_sha256 = {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
+        tokenizer_sha256 = {name: sha256_of(folder / name) for name in _TOKENIZER if (folder / name).exists()}
         setup = {
             "folder": str(folder.absolute()),
             "tokenizer": next(tokenizer_sha256[name] for name in FILES if name in tokenizer_sha256),
@@ -254,7 +256,7 @@ def _left_out(results: list[Message]) -> Counter[str]:
 
 def _reset(folder: Path) -> None:
     """Delete the manifest, the tokenizer and the results of tasks, so that all is made again."""
-    for name in (MANIFEST, *FILES, "tokenizer_config.json"):
+    for name in (MANIFEST, *_TOKENIZER):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "done", ignore_errors=True)
 
