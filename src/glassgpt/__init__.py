@@ -10,15 +10,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from glassgpt.api import generate, load, load_tokenizer, plan, save, train
     from glassgpt.config import presets
+    from glassgpt.glass import inside
 
-__all__ = ["__version__", "generate", "load", "load_tokenizer", "plan", "presets", "save", "train"]
+__all__ = ["__version__", "generate", "inside", "load", "load_tokenizer", "plan", "presets", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "presets":
-        return importlib.import_module("glassgpt.config.presets")
+    if name in (modules := {"presets": "glassgpt.config.presets", "inside": "glassgpt.glass.inside"}):
+        return importlib.import_module(modules[name])
     if name in __all__:
         return getattr(importlib.import_module("glassgpt.api"), name)
     raise AttributeError(f"module 'glassgpt' has no attribute {name!r}")

@@ -36,7 +36,7 @@ MISTAKES = {
         ["bench", "attention", "--plot", "nowhere/a.png"],
         "there is no folder nowhere",
     ),
-    "a plot of another type": (["bench", "attention", "--plot", "a.pdf"], "the file name should end in .png"),
+    "a plot of another type": (["bench", "attention", "--plot", "a.pdf"], "the file name should end in .png or .svg"),
     "a folder as plot": (["bench", "attention", "--plot", "folder.png"], "it is a folder"),
     "no such text": (["bench", "tokenizer", "nothing.txt"], "no file 'nothing.txt'"),
     "a folder as text": (["bench", "tokenizer", "folder.png"], "holds no file that can be read"),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from glassgpt.cli.sample import _explain, _print_step, _read_prompt
+from glassgpt.cli.prompt import read_prompt_text
+from glassgpt.cli.sample import _explain, _print_step
 from glassgpt.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
@@ -147,12 +148,12 @@ def test_the_same_bytes_are_the_same_prompt_in_a_file_and_a_pipe(
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
         if text.startswith("is not"):
             with pytest.raises(ConfigError, match=text):
-                _read_prompt(prompt, prompt_file)
+                read_prompt_text(prompt, prompt_file)
         else:
-            assert _read_prompt(prompt, prompt_file) == text
+            assert read_prompt_text(prompt, prompt_file) == text
     for argument in ("a\udcff", "a\ud800"):
         with pytest.raises(ConfigError, match=r"--prompt is not UTF-8: .* position 1"):
-            _read_prompt(argument, None)
+            read_prompt_text(argument, None)
 
 
 def test_explain_shows_ids_without_a_token_as_holes(capsys: pytest.CaptureFixture[str]) -> None:

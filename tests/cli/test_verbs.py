@@ -56,7 +56,7 @@ MISTAKES = {
     "an unknown option": (["train", "{text}", "--stesp", "3"], "No such option: --stesp"),
     "quickstart with a text": (["quickstart", "{text}"], "glassgpt train"),
     "quickstart with a wrong key": (["quickstart", "stepz=4"], "did you mean train.steps?"),
-    "sample nothing": (["sample"], "no run in runs/ to sample from"),
+    "sample nothing": (["sample"], "no run in runs/"),
     "sample a wrong run": (["sample", "nothing"], "no model 'nothing'"),
     "sample wrongly": (["sample", "x", "--temperature", "-1", "--top-p", "2", "--top-k", "-3"], "3 problems"),
     "sample no tokens": (["sample", "x", "--max-new-tokens", "0"], "'--max-new-tokens'"),

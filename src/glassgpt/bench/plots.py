@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.bench.attention import AttentionBench
-from glassgpt.errors import ConfigError
-from glassgpt.files import atomic_write
-from glassgpt.glass.curves import require_matplotlib
+from glassgpt.glass.pictures import new_figure, save_figure
 
 _NAMES = {"fused": "fused", "explicit": "explicit (scores written out)"}
 #: The label and the style of each measured time.
@@ -18,16 +16,13 @@ _PASSES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> None:
-    """Plot time and memory of attention against the context length to a PNG file, with logarithmic axes.
+    """Plot time and memory of attention against the context length to a PNG or SVG file, with logarithmic axes.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
-        ConfigError: if the file cannot be written.
+        CheckpointError: if the file cannot be written.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    figure = new_figure(12, 5.5)
     figure.suptitle(title, fontsize=11)
     times, memory = figure.subplots(1, 2)
     contexts = sorted({row.context for row in rows})
@@ -41,11 +36,7 @@ def draw_attention(rows: Sequence[AttentionBench], title: str, target: Path) -> 
         memory.plot(x, y, color=f"C{number}", marker="o", label=_NAMES[kind])
     _scale(times, contexts, "time of one layer's attention (ms)")
     _scale(memory, contexts, "memory of one layer's attention (MiB)")
-    try:
-        with atomic_write(target) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
-    except OSError as error:
-        raise ConfigError(f"--plot: {target} cannot be written: {error.strerror}") from None
+    save_figure(figure, target)
 
 
 def _scale(axes: Any, contexts: Sequence[int], label: str) -> None:

@@ -18,6 +18,8 @@ SOURCE_HELP = "A run, a model folder, a .gguf file, an asset by its name, or a m
 PATTERNS_HELP = "gpt2, llama3, qwen2, o200k or a regular expression"
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
 RUNS_OPTION = typer.Option(Path("runs"), "--runs-dir", help="Folder that holds the runs.")
+#: Endings of the pictures that can be written.
+PICTURES = (".png", ".svg")
 
 
 def verb_group(name: str, help: str) -> typer.Typer:
@@ -72,7 +74,9 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
     return preset, sources[0] if sources else None, overrides
 
 
-def check_out(out: Path | None, option: str = "--out", *, folder: bool = False, suffix: str = "") -> None:
+def check_out(
+    out: Path | None, option: str = "--out", *, folder: bool = False, suffix: str | tuple[str, ...] = ""
+) -> None:
     """Check, before anything takes long, that the file or folder that an option names can be written.
 
     The folder itself is made later; its parent, or that of a file, has to exist.
@@ -86,7 +90,8 @@ def check_out(out: Path | None, option: str = "--out", *, folder: bool = False, 
     if not problem and out.exists() and out.is_dir() != folder:
         problem = "it is a file; name a folder" if out.is_file() else "it is a folder; name a file"
     if not problem and not out.name.lower().endswith(suffix):
-        problem = f"the file name should end in {suffix}"
+        endings = (suffix,) if isinstance(suffix, str) else suffix
+        problem = f"the file name should end in {' or '.join(endings)}"
     if problem:
         raise ConfigError(f"{option} {shlex.quote(str(out))} cannot be written: {problem}")
 

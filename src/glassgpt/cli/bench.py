@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PATTERNS_HELP, check_out, split_arguments, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, PATTERNS_HELP, PICTURES, check_out, split_arguments, verb_group
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
@@ -69,7 +69,7 @@ def attention(
     head_dim: int = typer.Option(64, "--head-dim", min=1, max=2**16, help="Width of each head."),
     batch: int = typer.Option(1, "--batch", min=1, max=2**16, help="Batch size, in sequences."),
     contexts: str = typer.Option(CONTEXTS, "--contexts", metavar="T,T,...", help="Context lengths, in tokens."),
-    plot: Path = typer.Option(None, "--plot", metavar="FILE.png", help="Also plot the results, as PNG."),
+    plot: Path = typer.Option(None, "--plot", metavar="FILE.png", help="Also plot the results, as PNG or SVG."),
     json: bool = JSON_OPTION,
 ) -> None:
     """Measure time and memory of attention against the context length.
@@ -81,13 +81,13 @@ def attention(
     config = _attention_config(settings or [])
     from glassgpt.bench.attention import bench_attention
     from glassgpt.bench.plots import draw_attention
-    from glassgpt.glass.curves import require_matplotlib
+    from glassgpt.glass.pictures import require_matplotlib
     from glassgpt.planning.compute_dtype import measured_dtype
     from glassgpt.runtime import resolve
 
     if plot:
         require_matplotlib()
-        check_out(plot, "--plot", suffix=".png")
+        check_out(plot, "--plot", suffix=PICTURES)
     runtime = resolve(config.runtime)
     if config.runtime.dtype == "auto":
         runtime, _ = measured_dtype(config, runtime)

@@ -4,16 +4,45 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
+import typer.core
 
 from glassgpt import __version__
 from glassgpt.cli import bench, data, models, plan, runs, sample, tokenizer, train
 from glassgpt.cli.printing.output import discard_unread_output
 from glassgpt.errors import GlassError, TrainingStopped, is_out_of_memory
 
+#: The verbs under their headings, in the order of `glassgpt --help`.
+HEADINGS = {
+    "Begin": ["quickstart"],
+    "Data": ["data", "tokenizer"],
+    "Train": ["train", "plan", "presets", "runs", "plot"],
+    "See inside": [],
+    "Use": ["sample"],
+    "Share": ["pull", "export"],
+    "Measure": ["bench"],
+}
+
+
+class _GroupedVerbs(typer.core.TyperGroup):
+    """A group whose help lists the verbs under headings."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each heading with its verbs."""
+        width = max(map(len, self.commands))
+        limit = formatter.width - 6 - width
+        for heading, verbs in HEADINGS.items():
+            rows = [(f"{verb:<{width}}", self.commands[verb].get_short_help_str(limit)) for verb in verbs]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="glassgpt",
+    cls=_GroupedVerbs,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -22,16 +51,10 @@ app = typer.Typer(
 )
 app.command()(train.quickstart)
 app.command(epilog=train.OPTIONS_HELP)(train.train)
-app.command()(sample.sample)
-app.command()(models.pull)
-app.command()(models.export)
-app.command()(runs.plot)
-app.command()(runs.presets)
-app.command()(plan.plan)
-app.add_typer(runs.app)
-app.add_typer(data.app)
-app.add_typer(tokenizer.app)
-app.add_typer(bench.app)
+for verb in (sample.sample, models.pull, models.export, runs.plot, runs.presets, plan.plan):
+    app.command()(verb)
+for group in (runs.app, data.app, tokenizer.app, bench.app):
+    app.add_typer(group)
 
 
 def _print_version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out, verb_group
+from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out, verb_group
 from glassgpt.cli.printing.output import print_json, print_table, print_text, say
 from glassgpt.errors import GlassError
 
@@ -92,17 +92,17 @@ def compare(
 
 def plot(
     names: list[str] = typer.Argument(..., metavar="RUN", help="Runs to draw, on one figure."),
-    out: Path = typer.Option(None, "--out", "-o", help="PNG to write; by default curve.png in the first run."),
+    out: Path = typer.Option(None, "--out", "-o", help="PNG or SVG to write; by default curve.png in the first run."),
     folder: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Draw training and validation curves with the baselines, to a PNG."""
+    """Draw training and validation curves with the baselines, to a PNG or SVG file."""
     from glassgpt import api
     from glassgpt.glass.curves import draw_curves
 
     runs = [api.find_run(name, folder) for name in names]
     target = out or runs[0].path / "curve.png"
-    check_out(target, suffix=".png")
+    check_out(target, suffix=PICTURES)
     draw_curves(runs, target)
     if json:
         print_json({"path": str(target)})

@@ -1,15 +1,13 @@
 """``glassgpt sample``."""
 
-import os
-import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, stdin_is_piped
-from glassgpt.cli.printing.output import ProgressLine, print_json, say
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
+from glassgpt.cli.printing.output import print_json, say
+from glassgpt.cli.prompt import DEVICE_OPTION, RUN_ARGUMENT, load_model, open_run, read_prompt_text
 from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.tokens import quoted
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def sample(
-    run: str = typer.Argument("", metavar="RUN", help=f"{SOURCE_HELP} By default the newest run."),
+    run: str = RUN_ARGUMENT,
     prompt: str = typer.Option("", "--prompt", "-p", help="Text to continue; - reads standard input."),
     prompt_file: Path = typer.Option(None, "--prompt-file", help="File with the text to continue."),
     chat: bool = typer.Option(False, "--chat", help="The prompt is a user's message; apply the chat template."),
@@ -39,28 +37,19 @@ def sample(
     seed: int = typer.Option(0, "--seed", help="Seed of the random numbers."),
     explain: bool = typer.Option(False, "--explain", help="Show the candidates and the random number of every step."),
     candidates: int = typer.Option(6, "--candidates", min=1, help="Candidates shown by --explain."),
-    device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:N or mps."),
+    device: str = DEVICE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
     """Continue a text. The prompt is an option, a file, or piped in (without its last line end)."""
-    from glassgpt import api
     from glassgpt.sampling import SamplingConfig
 
-    text = _read_prompt(prompt, prompt_file)
+    text = read_prompt_text(prompt, prompt_file)
     sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     if explain and num_samples > 1:
         raise ConfigError("--explain shows one sample at a time; leave out --num-samples")
-    if not run:
-        all_runs = api.list_runs(runs)
-        if not all_runs:
-            raise ConfigError(f"there is no run in {runs}/ to sample from; `glassgpt quickstart` makes one")
-        run = str(all_runs[-1].path)
-    source = api.open_source(run, runs=runs)
-    for note in source.notes:
-        say(f"note: {note}")
-    with ProgressLine() as progress:
-        model, tokenizer = api.load_from_source(source, device=device, progress=progress)
+    source = open_run(run, runs)
+    model, tokenizer = load_model(source, device)
     from glassgpt.inference.decode import Request
     from glassgpt.inference.stream import encode_prompt
 
@@ -175,26 +164,3 @@ def _token_id(tokenizer: "Tokenizer", text: str) -> int:
             "--stop ends at any text"
         )
     return ids[0]
-
-
-def _read_prompt(prompt: str, prompt_file: Path | None) -> str:
-    """Return the prompt from --prompt, --prompt-file or standard input. The same bytes give the same text.
-
-    Of bytes, a byte-order mark and the last line end are left out, and other line ends are kept as they are.
-
-    Raises:
-        ConfigError: if the prompt cannot be read, or is not UTF-8.
-    """
-    if prompt and prompt_file:
-        raise ConfigError("give --prompt or --prompt-file, not both")
-    from_stdin = prompt == "-" or (not prompt and not prompt_file and stdin_is_piped())
-    where = f"--prompt-file {prompt_file}" if prompt_file else "standard input" if from_stdin else "--prompt"
-    try:
-        if not prompt_file and not from_stdin:
-            return os.fsencode(prompt).decode("utf-8")
-        content = prompt_file.read_bytes() if prompt_file else sys.stdin.buffer.read()
-        return re.sub(r"\r?\n\Z", "", content.decode("utf-8").removeprefix("\ufeff"))
-    except OSError as error:
-        raise ConfigError(f"{where} cannot be read: {error}") from None
-    except UnicodeError as error:
-        raise ConfigError(f"{where} is not UTF-8: {error}") from None

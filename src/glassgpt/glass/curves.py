@@ -4,33 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glassgpt.errors import CheckpointError, MissingExtraError
-from glassgpt.files import atomic_write
+from glassgpt.errors import CheckpointError
+from glassgpt.glass.pictures import new_figure, save_figure
 from glassgpt.training.checkpoint import Run
 
 #: Labels of the baseline losses in metrics.jsonl: ``baseline/uniform`` and so on, ``floor/uniform`` in old runs.
 BASELINE_LABELS = {"uniform": "uniform baseline (ln V)", "unigram": "unigram baseline", "bigram": "bigram baseline"}
 
 
-def require_matplotlib() -> None:
-    """Raise MissingExtraError, with the command that installs it, if matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot", "drawing") from None
-
-
 def draw_curves(runs: Sequence[Run], target: Path) -> None:
-    """Draw the curves of runs on one figure, with the baselines of the first run's text, and write it as PNG.
+    """Draw the curves of runs on one figure, with the baselines of the first run's text, and write it as PNG or SVG.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
         CheckpointError: if a run has no losses yet, or the file cannot be written.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = new_figure(9, 5.5)
     axes = figure.add_subplot()
     for number, run in enumerate(runs):
         _draw_run(axes, run, f"C{number}")
@@ -42,11 +31,7 @@ def draw_curves(runs: Sequence[Run], target: Path) -> None:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.2)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), fontsize=9)
-    try:
-        with atomic_write(target) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror}") from None
+    save_figure(figure, target)
 
 
 def _baselines(run: Run) -> dict[str, float]:

@@ -4,6 +4,7 @@ Both are modules: a hook on them sees q, k and v, and one can replace the other 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -41,17 +42,27 @@ class FusedAttention(nn.Module):
 
 
 class ExplicitAttention(nn.Module):
-    """Softmax attention written out; returns its weights."""
+    """Softmax attention written out; returns its weights.
+
+    Args:
+        see: called with the name and the value of every tensor on the way, in order.
+    """
+
+    def __init__(self, see: Callable[[str, Tensor], None] = lambda name, tensor: None):
+        super().__init__()
+        self.see = see
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """As :class:`FusedAttention`, but the second result is the weights ``[B, H, T, S]``; each row sums to 1."""
         _, H, T, D = q.shape
         KV, S = k.shape[1:3]
-        k = k.repeat_interleave(H // KV, dim=1)  # [B, H, S, D]
-        v = v.repeat_interleave(H // KV, dim=1)  # [B, H, S, D]
-        scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # [B, H, T, S]
+        if KV < H:
+            self.see("k per query head", k := k.repeat_interleave(H // KV, dim=1))  # [B, H, S, D]
+            self.see("v per query head", v := v.repeat_interleave(H // KV, dim=1))  # [B, H, S, D]
+        self.see("scores", scores := q @ k.transpose(-2, -1))  # [B, H, T, S]
+        self.see("scaled scores", scores := scores / math.sqrt(D))  # [B, H, T, S]
         if mask is None:
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)  # [T, S]
-        scores = scores.masked_fill(~mask, float("-inf"))
-        weights = scores.float().softmax(dim=-1).to(q.dtype)  # [B, H, T, S]
+        self.see("masked scores", scores := scores.masked_fill(~mask, float("-inf")))  # [B, H, T, S]
+        self.see("attention weights", weights := scores.float().softmax(dim=-1).to(q.dtype))  # [B, H, T, S]
         return weights @ v, weights  # [B, H, T, D]

@@ -1,0 +1,78 @@
+"""Open the model and the prompt that a verb is given; the options are the same for every verb that has them."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from glassgpt.cli.arguments import SOURCE_HELP, stdin_is_piped
+from glassgpt.cli.printing.output import ProgressLine, say
+from glassgpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from glassgpt.model import GPT
+    from glassgpt.tokenizer import Tokenizer
+    from glassgpt.weights.sources import WeightSource
+
+RUN_ARGUMENT = typer.Argument("", metavar="RUN", help=f"{SOURCE_HELP} By default the newest run.")
+PROMPT_OPTION = typer.Option("", "--prompt", "-p", help="The text that the model reads; - reads standard input.")
+PROMPT_FILE_OPTION = typer.Option(None, "--prompt-file", help="File with that text.")
+DEVICE_OPTION = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:N or mps.")
+PICTURE_OPTION = typer.Option(None, "--out", "-o", metavar="FILE", help="Also draw it, as FILE.png or FILE.svg.")
+
+
+def open_run(run: str, runs: Path) -> "WeightSource":
+    """Find the model of that name, or of the newest run, and print its notes; no weight is read.
+
+    Raises:
+        GlassError: if it is not found, or damaged.
+    """
+    from glassgpt import api
+
+    if not run:
+        all_runs = api.list_runs(runs)
+        if not all_runs:
+            raise ConfigError(f"there is no run in {runs}/; `glassgpt quickstart` makes one")
+        run = str(all_runs[-1].path)
+    source = api.open_source(run, runs=runs)
+    for note in source.notes:
+        say(f"note: {note}")
+    return source
+
+
+def load_model(source: "WeightSource", device: str) -> "tuple[GPT, Tokenizer]":
+    """Load what :func:`open_run` found, with a progress line.
+
+    Raises:
+        GlassError: if it cannot be loaded.
+    """
+    from glassgpt import api
+
+    with ProgressLine() as progress:
+        return api.load_from_source(source, device=device, progress=progress)
+
+
+def read_prompt_text(prompt: str, prompt_file: Path | None) -> str:
+    """Return the prompt from --prompt, --prompt-file or standard input. The same bytes give the same text.
+
+    Of bytes, a byte-order mark and the last line end are left out, and other line ends are kept as they are.
+
+    Raises:
+        ConfigError: if the prompt cannot be read, or is not UTF-8.
+    """
+    if prompt and prompt_file:
+        raise ConfigError("give --prompt or --prompt-file, not both")
+    from_stdin = prompt == "-" or (not prompt and not prompt_file and stdin_is_piped())
+    where = f"--prompt-file {prompt_file}" if prompt_file else "standard input" if from_stdin else "--prompt"
+    try:
+        if not prompt_file and not from_stdin:
+            return os.fsencode(prompt).decode("utf-8")
+        content = prompt_file.read_bytes() if prompt_file else sys.stdin.buffer.read()
+        return re.sub(r"\r?\n\Z", "", content.decode("utf-8").removeprefix("\ufeff"))
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read: {error}") from None
+    except UnicodeError as error:
+        raise ConfigError(f"{where} is not UTF-8: {error}") from None

@@ -1,0 +1,1 @@
+"""Look inside a model: every tensor of a forward pass, and what it tells. Functions return plain arrays."""

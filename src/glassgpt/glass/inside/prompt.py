@@ -1,0 +1,53 @@
+"""A prompt as the model reads it: token ids, and how each token is shown."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glassgpt.errors import ConfigError, GenerationError
+from glassgpt.glass.tokens import escaped
+from glassgpt.inference.stream import encode_prompt
+from glassgpt.model import GPT
+from glassgpt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids ``[T]``, at least one, and the tokens as printable text (a line end is ``\\n``)."""
+
+    ids: list[int]
+    tokens: list[str]
+
+    def idx(self, model: GPT) -> Tensor:
+        """Return the ids as one row ``[1, T]`` on the model's device."""
+        return torch.tensor([self.ids], device=model.device)
+
+
+def read_prompt(model: GPT, tokenizer: Tokenizer, text: str) -> Prompt:
+    """Encode a text as it is encoded for sampling; an empty text is the one token that a sample begins with.
+
+    Raises:
+        TokenizerError: if the text has characters that the tokenizer does not know.
+        ConfigError: if it does not fit the context.
+        GenerationError: if the model does not have one of its tokens.
+    """
+    ids = encode_prompt(tokenizer, text)
+    context, V = model.config.block_size, model.config.vocab_size
+    if len(ids) > context:
+        raise ConfigError(
+            f"the prompt has {len(ids):,} tokens; the model reads {context:,} at once. Give a shorter prompt"
+        )
+    if wrong := [i for i in ids if not 0 <= i < V]:
+        raise GenerationError(
+            f"the prompt has the token {wrong[0]}, but the model's tokens are 0 to {V - 1}; "
+            "the tokenizer belongs to another model"
+        )
+    return Prompt(ids, [token_text(tokenizer, i) for i in ids])
+
+
+def token_text(tokenizer: Tokenizer, i: int) -> str:
+    """Return a token as printable text; ``<id 7>`` where the vocabulary has no token of that id."""
+    if not 0 <= i < tokenizer.vocab_size or i in tokenizer.unused_ids():
+        return f"<id {i}>"
+    return escaped(tokenizer.token_bytes(i))
