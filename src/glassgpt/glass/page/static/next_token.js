@@ -1,3 +1,4 @@
+"use strict";
 // The panel "next token": from one row of logits to the choice of a token, with every setting under the reader's hand.
 //
 // mountNextToken(element, {logits, tokens, previousIds}) fills the element, and returns {show(row)}, which shows another
@@ -9,7 +10,7 @@ const mountNextToken = (() => {
   const SEGMENTS = 120; // tokens that the strip draws one by one, at most
   const ANNOUNCE_MS = 400; // a screen reader hears of a choice when the slider rests
 
-  // One control per stage of Sampling.STAGES. `set` says how a value is written, `off` what the neutral value means.
+  // One control per stage of Sampling.STAGES: its slider goes from `least` to `most`, its number from `min` to `max`.
   const CONTROLS = [
     { key: "repetitionPenalty", label: "Repetition penalty", least: 1, most: 2, step: 0.05, min: 0.01, max: 100 },
     { key: "temperature", label: "Temperature", least: 0, most: 2, step: 0.05, min: 0, max: 100 },
@@ -20,7 +21,7 @@ const mountNextToken = (() => {
 
   let panels = 0; // for ids that are unique in the page
 
-  function make(tag, { text, dataset, style, ...properties } = {}, ...children) {
+  function make(tag, { text, ...properties } = {}, ...children) {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(properties)) {
       if (name in element && !name.startsWith("aria")) element[name] = value;
