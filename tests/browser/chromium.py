@@ -41,7 +41,7 @@ def open_page(browser: Any) -> Iterator[Any]:
         context.set_default_timeout(10_000)
         page = context.new_page()
         page.on("request", lambda request: errors.append(f"request of {request.url[:100]}"))
-        page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("console", lambda message: errors.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.set_content(html)
         return page

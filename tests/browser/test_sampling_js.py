@@ -16,7 +16,7 @@ from glassgpt.sampling import SamplingConfig, probabilities, sample_inverse_cdf,
 JUST_BELOW_ONE = math.nextafter(1.0, 0.0)  # the largest random number there is
 SCRIPT = (resources.files("glassgpt.glass.page") / "static" / "sampling.js").read_text(encoding="utf-8")
 SIZES = (1, 2, 3, 7, 65, 1000, 5000)
-CASES = 900
+CASES = 1500
 
 # [{logits, settings, previous, uniforms}] -> [{kept: [5 x V], probability: [V], chosen}], arrays as base64.
 EVALUATE = """
@@ -28,7 +28,8 @@ EVALUATE = """
     const probability = Sampling.probabilities(numbers(logits), settings, previous);
     const cumulative = Sampling.cumulate(probability);
     const chosen = uniforms.map((u) => Sampling.choose(cumulative, u));
-    return { kept: stages.map((s) => text(Uint8Array.from(s, (x) => x > -Infinity))), probability: text(probability), chosen };
+    const kept = stages.map((stage) => text(Uint8Array.from(stage, (x) => x > -Infinity)));
+    return { kept, probability: text(probability), chosen };
   }));
 }
 """
@@ -56,7 +57,9 @@ def random_logits(generator: np.random.Generator, V: int) -> np.ndarray:
 
 def random_settings(generator: np.random.Generator, V: int) -> SamplingConfig:
     return SamplingConfig(
-        temperature=float(generator.choice([0.0, 1e-300, 1e-3, 0.3, 0.7, 1.0, 1.7, 5.0, generator.uniform(0, 2)])),
+        temperature=float(
+            generator.choice([0.0, 1e-300, 1e-3, 0.3, 0.7, 1.0, 1.0, 1.0, 1.7, 5.0, generator.uniform(0, 2)])
+        ),
         top_k=int(generator.choice([0, 0, 1, 2, (V + 1) // 2, V, V + 5])),
         top_p=float(generator.choice([1.0, 1.0, 0.95, 0.8, 0.5, 0.3, 1e-15, generator.uniform(1e-3, 1)])),
         min_p=float(generator.choice([0.0, 0.0, 0.02, 0.125, 0.25, 0.5, 1.0, generator.random()])),
