@@ -1,0 +1,314 @@
+// The panel "next token": from one row of logits to the choice of a token, with every setting under the reader's hand.
+//
+// mountNextToken(element, {logits, tokens, previousIds}) fills the element, and returns {show(row)}, which shows another
+// row of logits with the same settings. logits: Float32Array [V]; tokens: the printable text of every id, as an array
+// or a function; previousIds: the ids that the repetition penalty knows, by default none.
+
+const mountNextToken = (() => {
+  const ROWS = 16; // most likely tokens in the chart
+  const SEGMENTS = 120; // tokens that the strip draws one by one, at most
+  const ANNOUNCE_MS = 400; // a screen reader hears of a choice when the slider rests
+
+  // One control per stage of Sampling.STAGES. `set` says how a value is written, `off` what the neutral value means.
+  const CONTROLS = [
+    { key: "repetitionPenalty", label: "Repetition penalty", least: 1, most: 2, step: 0.05, min: 0.01, max: 100 },
+    { key: "temperature", label: "Temperature", least: 0, most: 2, step: 0.05, min: 0, max: 100 },
+    { key: "topK", label: "Top-k", min: 0, step: 1 }, // its slider walks over topKSteps
+    { key: "topP", label: "Top-p", least: 0.01, most: 1, step: 0.01, min: 0.001, max: 1 },
+    { key: "minP", label: "Min-p", least: 0, most: 1, step: 0.01, min: 0, max: 1 },
+  ];
+
+  let panels = 0; // for ids that are unique in the page
+
+  function make(tag, { text, dataset, style, ...properties } = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(properties)) {
+      if (name in element && !name.startsWith("aria")) element[name] = value;
+      else element.setAttribute(name, value);
+    }
+    if (text !== undefined) element.textContent = text;
+    element.append(...children);
+    return element;
+  }
+
+  const whole = (n) => n.toLocaleString("en-US");
+  const shown = (token) => token.replaceAll(" ", "␣") || "(empty)";
+
+  function percent(probability) {
+    const x = 100 * probability;
+    if (x === 0 || x >= 0.001) return `${x.toFixed(x >= 10 ? 1 : x >= 1 || x === 0 ? 2 : 3)}\u00a0%`;
+    return "<0.001\u00a0%";
+  }
+
+  function bits(probability) {
+    let sum = 0;
+    for (let i = 0; i < probability.length; i++) if (probability[i] > 0) sum -= probability[i] * Math.log2(probability[i]);
+    return Math.abs(sum);
+  }
+
+  // 1, 2, ... 20, then ever larger steps, and last 0: every token.
+  function topKSteps(V) {
+    const steps = [];
+    for (let k = 1; k < V; k = k < 20 ? k + 1 : Math.ceil(k * 1.15)) steps.push(k);
+    return [...steps, 0];
+  }
+
+  // Everything that is shown of one row of logits under some settings.
+  function compute(row, settings, u) {
+    const logits = Sampling.stages(row.logits, settings, row.previousIds, row.orderFor(settings.repetitionPenalty));
+    const probability = [row.probability, ...logits.map(Sampling.softmax)]; // before, and after each stage
+    const cuts = logits.map((after, stage) => {
+      const before = stage ? logits[stage - 1] : row.logits;
+      let [count, mass] = [0, 0];
+      for (let i = 0; i < after.length; i++) {
+        if (after[i] > -Infinity || before[i] === -Infinity) continue;
+        count += 1;
+        mass += probability[stage][i];
+      }
+      return { count, mass };
+    });
+    const cumulative = Sampling.cumulate(probability.at(-1));
+    const chosen = Sampling.choose(cumulative, u);
+    const total = cumulative.at(-1);
+    const span = (i) => [(i ? cumulative[i - 1] : 0) / total, cumulative[i] / total];
+    const cutBy = (i) => (row.logits[i] === -Infinity ? -1 : logits.findIndex((after) => after[i] === -Infinity));
+    return { logits, probability, cuts, chosen, span, cutBy };
+  }
+
+  // A row of logits, with what does not depend on most settings: its sorted ids are kept while the penalty stays.
+  function prepare({ logits, tokens, previousIds = [] }) {
+    let [penalty, order] = [NaN, null];
+    const orderFor = (value) => {
+      if (value !== penalty) order = Sampling.sortedIds(Sampling.penalizeRepetition(logits, previousIds, value));
+      penalty = value;
+      return order;
+    };
+    const text = typeof tokens === "function" ? tokens : (i) => tokens[i];
+    const finite = logits.some((x) => x > -Infinity) && logits.every((x) => x < Infinity);
+    return { logits, previousIds, text, orderFor, finite, V: logits.length, probability: Sampling.softmax(logits) };
+  }
+
+  function stageNote(stage, row, settings, result) {
+    const control = CONTROLS[stage];
+    const value = settings[control.key];
+    const { count, mass } = result.cuts[stage];
+    if (control.key === "repetitionPenalty") {
+      const previous = new Set(row.previousIds).size;
+      if (!previous) return "no previous tokens";
+      return value === 1 ? "off" : `lowers ${whole(previous)} earlier token${previous === 1 ? "" : "s"}`;
+    }
+    if (control.key === "temperature" && value > 0) {
+      const [before, after] = [1, 2].map((i) => bits(result.probability[i]).toFixed(2));
+      return value === 1 ? `unchanged, ${before} bits` : `${before} bits → ${after} bits`;
+    }
+    if (value === Sampling.NEUTRAL[control.key]) return "off";
+    if (!count) return "cuts no token";
+    const greedy = control.key === "temperature" ? "greedy: " : "";
+    return `${greedy}cuts ${whole(count)} token${count === 1 ? "" : "s"} with ${percent(mass)} of the probability`;
+  }
+
+  // One stage's control: a slider and a number that stay equal. Returns its element and a function that shows a value.
+  function makeControl(control, id, V, onChange) {
+    const steps = control.key === "topK" ? topKSteps(V) : null;
+    const toSlider = (value) => {
+      if (!steps) return value;
+      const at = steps.findIndex((k) => k === 0 || k >= value);
+      return value === 0 ? steps.length - 1 : at;
+    };
+    const [least, most, step] = steps ? [0, steps.length - 1, 1] : [control.least, control.most, control.step];
+    const slider = make("input", { type: "range", id, min: least, max: most, step });
+    const number = make("input", {
+      type: "number", min: control.min, max: control.max ?? V, step: steps ? 1 : "any", inputMode: "decimal",
+      "aria-label": `${control.label}, as a number`,
+    });
+    const note = make("p", { className: "nt-note", id: `${id}-note` });
+    slider.setAttribute("aria-describedby", note.id);
+    const show = (value) => {
+      slider.value = toSlider(value);
+      slider.setAttribute("aria-valuetext", steps ? (value === 0 ? "every token" : whole(value)) : `${value}`);
+      if (document.activeElement !== number) number.value = value;
+      number.removeAttribute("aria-invalid");
+    };
+    slider.addEventListener("input", () => onChange(steps ? steps[slider.valueAsNumber] : slider.valueAsNumber));
+    number.addEventListener("input", () => {
+      if (number.value !== "" && number.checkValidity()) onChange(number.valueAsNumber);
+      else number.setAttribute("aria-invalid", "true");
+    });
+    const label = make("label", { htmlFor: id, text: control.label });
+    const element = make("div", { className: "nt-control" }, label, number, slider, note);
+    return { element, show, note, number };
+  }
+
+  // A line of the chart: the token, and a bar in each column: before, and after each stage.
+  function makeLine() {
+    const token = make("bdi", { className: "nt-token" });
+    const cells = Array.from({ length: Sampling.STAGES.length + 1 }, () => {
+      const [ghost, bar] = ["nt-ghost", "nt-bar"].map((className) => make("span", { className }));
+      const value = make("span", { className: "nt-value" });
+      return { ghost, bar, value, element: make("div", { className: "nt-cell" }, bar, ghost, value) };
+    });
+    const element = make("div", { className: "nt-line" }, make("div", { className: "nt-name" }, token));
+    element.append(...cells.map((cell) => cell.element));
+    return { element, token, cells };
+  }
+
+  function fillLine(line, i, row, result, scale) {
+    line.token.textContent = shown(row.text(i));
+    line.element.title = `${row.text(i)} (id ${i})`;
+    line.element.classList.toggle("nt-chosen", i === result.chosen);
+    const cutBy = result.cutBy(i);
+    line.cells.forEach((cell, column) => {
+      const probability = result.probability[column][i];
+      const cut = cutBy >= 0 && column > cutBy;
+      cell.ghost.style.width = `${100 * Math.min(1, result.probability[0][i] / scale)}%`;
+      cell.bar.style.width = `${100 * Math.min(1, probability / scale)}%`;
+      cell.element.classList.toggle("nt-cut", cut);
+      const last = column === line.cells.length - 1;
+      if (!cut) cell.value.textContent = percent(probability);
+      else cell.value.textContent = last ? `cut by ${Sampling.STAGES[cutBy]}` : column === cutBy + 1 ? "cut" : "";
+    });
+  }
+
+  // What the tokens without a line of their own have together, as one line.
+  function fillOthers(line, ids, row, result) {
+    const shownIds = new Set(ids);
+    const others = row.V - shownIds.size;
+    line.element.hidden = !others;
+    line.token.textContent = `${whole(others)} other${others === 1 ? "" : "s"}`;
+    line.cells.forEach((cell, column) => {
+      let mass = 1;
+      for (const i of shownIds) mass -= result.probability[column][i];
+      cell.value.textContent = percent(Math.max(0, mass < 1e-12 ? 0 : mass));
+    });
+  }
+
+  function fillTable(table, ids, row, result) {
+    const header = ["Token", "Id", "Logit", "Model", ...Sampling.STAGES.map((name) => `After ${name}`)];
+    const head = make("thead", {}, make("tr", {}, ...header.map((text) => make("th", { scope: "col", text }))));
+    const lines = ids.map((i) => {
+      const name = make("th", { scope: "row" }, make("bdi", { text: shown(row.text(i)) }));
+      const cutBy = result.cutBy(i);
+      const texts = [whole(i), row.logits[i].toFixed(4)];
+      texts.push(...result.probability.map((p, column) => (cutBy >= 0 && column > cutBy ? "cut" : percent(p[i]))));
+      return make("tr", {}, name, ...texts.map((text) => make("td", { text })));
+    });
+    const caption = make("caption", { text: "Probabilities of the most likely tokens, before and after each setting" });
+    table.replaceChildren(caption, head, make("tbody", {}, ...lines));
+  }
+
+  // [0, 1) divided among the kept tokens in the order of their ids: the order in which sampling adds them up.
+  function fillStrip(strip, order, row, result, u) {
+    const final = result.probability.at(-1);
+    const ids = Array.from(order.subarray(0, SEGMENTS)).filter((i) => final[i] >= 0.002);
+    if (!ids.includes(result.chosen)) ids.push(result.chosen);
+    const segments = ids.map((i) => {
+      const [from, to] = result.span(i);
+      const text = to - from > 0.02 ? shown(row.text(i)) : "";
+      const segment = make("span", { className: "nt-segment" }, make("bdi", { text }));
+      segment.title = `${row.text(i)} (id ${i}): ${from.toFixed(5)} to ${to.toFixed(5)}`;
+      segment.classList.toggle("nt-chosen", i === result.chosen);
+      segment.style.left = `${100 * from}%`;
+      segment.style.width = `${100 * (to - from)}%`;
+      return segment;
+    });
+    const marker = make("span", { className: "nt-marker" });
+    marker.style.left = `${100 * u}%`;
+    strip.replaceChildren(...segments, marker);
+  }
+
+  function makeDraw(id, onChange) {
+    const strip = make("div", { className: "nt-strip", "aria-hidden": "true" });
+    const slider = make("input", { type: "range", id: `${id}-u`, min: 0, max: 0.999, step: 0.001 });
+    const number = make("input", {
+      type: "number", min: 0, max: 0.999999, step: "any", inputMode: "decimal", "aria-label": "Random number, as a number",
+    });
+    const button = make("button", { type: "button", className: "nt-button", text: "Draw" });
+    const label = make("label", { htmlFor: slider.id, text: "Random number u" });
+    const sentence = make("p", { className: "nt-sentence" });
+    slider.addEventListener("input", () => onChange(slider.valueAsNumber));
+    button.addEventListener("click", () => onChange(Math.floor(Math.random() * 1e6) / 1e6)); // shown with all its digits
+    number.addEventListener("input", () => {
+      if (number.value !== "" && number.checkValidity()) onChange(number.valueAsNumber);
+      else number.setAttribute("aria-invalid", "true");
+    });
+    const show = (u) => {
+      slider.value = u;
+      if (document.activeElement !== number) number.value = u;
+      number.removeAttribute("aria-invalid");
+    };
+    const head = make("div", { className: "nt-draw-head" }, label, number, button);
+    const element = make("div", { className: "nt-draw" }, head, strip, slider, sentence);
+    return { element, strip, sentence, show };
+  }
+
+  function fillSentence(sentence, row, result, u) {
+    const [from, to] = result.span(result.chosen).map((x) => x.toFixed(5));
+    const token = make("bdi", { className: "nt-pick", text: shown(row.text(result.chosen)) });
+    const rest = ` (id ${whole(result.chosen)}), which has [${from}, ${to}): ${percent(to - from)}.`;
+    sentence.replaceChildren(`u = ${u} falls on `, token, rest);
+  }
+
+  // The smallest round number that the longest bar does not exceed, so that bars seldom change their scale.
+  const roundScale = (most) => [0.01, 0.02, 0.05, 0.1, 0.2, 0.5].find((scale) => scale >= most) ?? 1;
+
+  return function mountNextToken(element, first) {
+    const id = `next-token-${++panels}`;
+    const settings = { ...Sampling.NEUTRAL };
+    let row = prepare(first);
+    let u = 0.5;
+    let [frame, timer] = [0, 0];
+    const later = () => (frame ||= requestAnimationFrame(() => ((frame = 0), render())));
+    const controls = CONTROLS.map((control, stage) =>
+      makeControl(control, `${id}-${stage}`, row.V, (value) => ((settings[control.key] = value), later())));
+    const modelNote = make("p", { className: "nt-note" });
+    const scaleNote = make("p", { className: "nt-note nt-scale" });
+    const model = make("div", { className: "nt-control nt-model" }, make("span", { className: "nt-label", text: "Model" }), modelNote);
+    const name = make("div", { className: "nt-name" }, make("span", { className: "nt-label", text: "Token" }));
+    const head = make("div", { className: "nt-line nt-head" }, name, model, ...controls.map((c) => c.element));
+    const lines = Array.from({ length: ROWS + 1 }, makeLine); // the last: the chosen token, if it is not among them
+    const others = makeLine();
+    others.element.classList.add("nt-others");
+    const chart = make("div", { className: "nt-chart", "aria-hidden": "true" }, scaleNote, ...lines.map((l) => l.element), others.element);
+    const draw = makeDraw(id, (value) => ((u = value), later()));
+    const table = make("table");
+    const details = make("details", { className: "nt-table" }, make("summary", { text: "These numbers as a table" }),
+      make("div", { className: "nt-scroll", tabIndex: 0, role: "region", "aria-label": "Table of probabilities" }, table));
+    const status = make("p", { className: "nt-status", role: "status" });
+    const reset = make("button", { type: "button", className: "nt-button", text: "Reset settings" });
+    reset.addEventListener("click", () => (Object.assign(settings, Sampling.NEUTRAL), later()));
+
+    function render() {
+      element.classList.toggle("nt-unusable", !row.finite);
+      if (!row.finite) return void (status.textContent = "The logits of this position are not finite: nothing can be sampled.");
+      const result = compute(row, settings, u);
+      const order = row.orderFor(settings.repetitionPenalty);
+      const ids = Array.from(order.subarray(0, ROWS));
+      if (!ids.includes(result.chosen)) ids.push(result.chosen);
+      const most = Math.max(...ids.flatMap((i) => result.probability.map((p) => p[i])));
+      const scale = roundScale(most);
+      lines.forEach((line, rank) => (line.element.hidden = rank >= ids.length));
+      ids.forEach((i, rank) => fillLine(lines[rank], i, row, result, scale));
+      fillOthers(others, ids, row, result);
+      modelNote.textContent = `${whole(row.V)} tokens, ${bits(row.probability).toFixed(2)} bits`;
+      scaleNote.textContent = `A full bar is ${100 * scale} %. Dashed: the model's probability, before any setting.`;
+      controls.forEach((control, stage) => {
+        const value = settings[CONTROLS[stage].key];
+        control.show(value);
+        control.note.textContent = stageNote(stage, row, settings, result);
+        control.element.classList.toggle("nt-off", value === Sampling.NEUTRAL[CONTROLS[stage].key]);
+      });
+      draw.show(u);
+      fillStrip(draw.strip, order, row, result, u);
+      fillSentence(draw.sentence, row, result, u);
+      if (details.open) fillTable(table, ids, row, result);
+      clearTimeout(timer);
+      timer = setTimeout(() => (status.textContent = `Chosen: ${draw.sentence.textContent}`), ANNOUNCE_MS);
+    }
+
+    details.addEventListener("toggle", later);
+    element.classList.add("next-token");
+    element.replaceChildren(head, chart, draw.element, make("div", { className: "nt-foot" }, reset, details), status);
+    render();
+    return { show: (next) => ((row = prepare({ ...first, ...next })), later()) };
+  };
+})();
