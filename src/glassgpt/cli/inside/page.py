@@ -1,0 +1,51 @@
+"""``glassgpt glass``: one HTML page that follows a prompt through a model."""
+
+import math
+from pathlib import Path
+
+import typer
+
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out
+from glassgpt.cli.printing.output import pluralize, print_json, say
+from glassgpt.cli.prompt import (
+    DEVICE_OPTION,
+    PROMPT_FILE_OPTION,
+    PROMPT_OPTION,
+    RUN_ARGUMENT,
+    load_model,
+    open_run,
+    read_prompt_text,
+)
+from glassgpt.errors import ConfigError
+from glassgpt.files import write_text
+
+
+def glass(
+    run: str = RUN_ARGUMENT,
+    prompt: str = PROMPT_OPTION,
+    prompt_file: Path = PROMPT_FILE_OPTION,
+    out: Path = typer.Option(Path("glass.html"), "--out", "-o", metavar="FILE", help="File to write."),
+    max_mb: float = typer.Option(0.0, "--max-mb", help="Size of the file, at most; 0: 3, or 15 for large models."),
+    device: str = DEVICE_OPTION,
+    runs: Path = RUNS_OPTION,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Write one HTML page that follows a prompt through the model: every number, from characters to the next token."""
+    if not (math.isfinite(max_mb) and max_mb >= 0):
+        raise ConfigError(f"--max-mb: {max_mb} is not a number >= 0")
+    check_out(out, "-o", suffix=(".html", ".htm"))
+    text = read_prompt_text(prompt, prompt_file)
+    source = open_run(run, runs)
+    model, tokenizer = load_model(source, device)
+    from glassgpt.glass.page.writing import glass_page
+
+    limit = round(max_mb * 1e6) if max_mb else None
+    page = glass_page(model, tokenizer, text, name=run or source.path.parent.name, limit=limit)
+    write_text(out, page.html)
+    size = out.stat().st_size
+    if json:
+        print_json({"path": str(out), "bytes": size, "not_kept": page.not_kept})
+        return
+    if page.not_kept:
+        say(f"note: {pluralize(len(page.not_kept), 'tensor')} did not fit (--json lists them); see --max-mb")
+    print(f"{out}  {size / 1e6:,.1f} MB; open it in a browser")

@@ -1,0 +1,172 @@
+"""Write the page: the recorded tensors, what describes them, and the page's HTML, CSS and JavaScript in one file."""
+
+import dataclasses
+import html
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+
+from glassgpt import recording
+from glassgpt.errors import ConfigError
+from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
+from glassgpt.glass.page.encoding import encode_bytes, encode_floats, encode_json
+from glassgpt.glass.page.progress import summarize
+from glassgpt.glass.page.tensors import as_float32, longest_prompt, page_tensors
+from glassgpt.model import GPT
+from glassgpt.tokenizer import Tokenizer
+
+#: Bytes of a page: of a model that someone trains on a laptop, and of one with more than this many parameters.
+SMALL_PAGE, LARGE_PAGE, LARGE_MODEL = 3_000_000, 15_000_000, 10_000_000
+#: Bytes that are left for the page itself and for what describes the tensors, beside the vocabulary.
+_PAGE_ITSELF = 200_000
+#: The files of the page, in order.
+STYLES = ("style.css",)
+SCRIPTS = (
+    "format.js",
+    "data.js",
+    "formulas.js",
+    "tensors.js",
+    "state.js",
+    "heatmap.js",
+    "views.js",
+    "inspector.js",
+    "attention.js",
+    "block.js",
+    "page.js",
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A finished page.
+
+    Attributes:
+        html: the whole file.
+        not_kept: the tensors that did not fit: ``up of block 3``. With several checkpoints, those of the last.
+    """
+
+    html: str
+    not_kept: list[str]
+
+
+def default_limit(model: GPT) -> int:
+    """Return the largest size of a page of this model, in bytes, if none is given."""
+    return LARGE_PAGE if model.num_parameters() > LARGE_MODEL else SMALL_PAGE
+
+
+def glass_page(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    name: str = "model",
+    limit: int | None = None,
+    checkpoints: Iterable[tuple[int, GPT]] = (),
+) -> Page:
+    """Follow a prompt through a model, in one HTML file that loads nothing from the network.
+
+    Args:
+        model: any model; the pass uses explicit attention.
+        tokenizer: the model's.
+        prompt: the text.
+        name: of the model, for the heading.
+        limit: bytes of the page, at most; by default :func:`default_limit`. What does not fit is left out, in the
+            order of :func:`page_tensors`.
+        checkpoints: (step, model) of earlier checkpoints of a run, to be shown with a slider, in place of ``model``.
+
+    Raises:
+        TokenizerError: if the text has characters that the tokenizer does not know.
+        ConfigError: if the prompt does not fit the context, or the page.
+        GenerationError: if the model does not have one of its tokens.
+    """
+    read = read_prompt(model, tokenizer, prompt)
+    limit = default_limit(model) if limit is None else limit
+    texts = [token_text(tokenizer, i) for i in range(model.config.vocab_size)]
+    vocabulary = encode_bytes(json.dumps(texts).encode())
+    steps = list(checkpoints)
+    frames: list[tuple[int | None, GPT]] = [*steps] if steps else [(None, model)]
+    room = (limit - _PAGE_ITSELF - len(vocabulary)) // len(frames)
+    fitting = longest_prompt(model.config, room)
+    if len(read.ids) > fitting:
+        raise ConfigError(_too_long(len(read.ids), fitting, limit, len(frames)))
+    blocks, described, not_kept = {"vocabulary": vocabulary}, [], list[str]()
+    for number, (step, checkpoint) in enumerate(frames):
+        recorded = recording.record(checkpoint, read.idx(checkpoint))
+        kept, not_kept = _keep(checkpoint, recorded, room, f"tensor-{number}-", blocks)
+        described.append({"step": step, "tensors": kept, "not_kept": not_kept} | summarize(checkpoint, recorded))
+    about = _describe(model, tokenizer, read, prompt, name) | {"frames": described, "limit": limit}
+    return Page(_assemble(f"{name}: {prompt[:60]}", about, blocks), not_kept)
+
+
+def _too_long(tokens: int, fitting: int, limit: int, checkpoints: int) -> str:
+    several = f" with {checkpoints} checkpoints" if checkpoints > 1 else ""
+    size = f"{limit / 1e6:g} MB"
+    if fitting == 0:
+        return f"not one token of this model fits a page of {size}{several}; give a larger --max-mb"
+    return (
+        f"the prompt has {tokens:,} tokens; a page of {size}{several} has room for {fitting:,} of this model. "
+        "Give a shorter prompt, or a larger --max-mb"
+    )
+
+
+def _keep(
+    model: GPT, recorded: recording.Recording, room: int, prefix: str, blocks: dict[str, str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Encode the tensors that fit, add them to ``blocks``; return where each is, and the names of those that do not."""
+    kept, not_kept, used = [], list[str](), 0
+    for tensor in page_tensors(model, recorded):
+        # Even compressed, random numbers take more than this; do not spend time on encoding what cannot fit.
+        least = 0 if tensor.required else tensor.values.numel() * 4
+        text = encode_floats(as_float32(tensor.values).numpy()) if used + least <= room else ""
+        if not text or (used + len(text) > room and not tensor.required):
+            not_kept.append(str(tensor))
+            continue
+        used += len(text)
+        where = f"{prefix}{len(kept)}"
+        blocks[where] = text
+        shape = list(tensor.values.shape)
+        kept.append({"name": tensor.name, "layer": tensor.layer, "shape": shape, "block": where})
+    return kept, not_kept
+
+
+def _describe(model: GPT, tokenizer: Tokenizer, prompt: Prompt, text: str, name: str) -> dict[str, Any]:
+    """Describe the model and the prompt as JSON values."""
+    config = model.config
+    return {
+        "name": name,
+        "text": text,
+        "ids": prompt.ids,
+        "tokens": prompt.tokens,
+        "token_bytes": [tokenizer.token_bytes(i).hex() if i < tokenizer.vocab_size else "" for i in prompt.ids],
+        "tokenizer": tokenizer.kind,
+        "config": dataclasses.asdict(config),
+        "windows": list(config.windows),
+        "parameters": model.num_parameters(),
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "axes": {key: [a for a in recording.axes_of(key, config) if a != "B"] for key in recording.AXES},
+    }
+
+
+def _assemble(title: str, about: Mapping[str, Any], blocks: Mapping[str, str]) -> str:
+    """Put everything into the page's HTML."""
+    static = resources.files("glassgpt.glass.page") / "static"
+
+    def read(file: str) -> str:
+        return (static / file).read_text(encoding="utf-8")
+
+    data = [f'<script type="application/json" id="about">{encode_json(about)}</script>']
+    data += [f'<script type="text/plain" id="{key}">{text}</script>' for key, text in blocks.items()]
+    parts = {
+        "title": html.escape(title),
+        "style": "".join(f"<style>\n{read(file)}</style>\n" for file in STYLES),
+        "data": "\n".join(data),
+        "scripts": "".join(f"<script>\n{read(file)}</script>\n" for file in SCRIPTS),
+    }
+    before, *rest = read("page.html").split("<!-- put ")
+    return before + "".join(parts[key] + text for key, _, text in (part.partition(" -->") for part in rest))
