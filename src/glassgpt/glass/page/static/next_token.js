@@ -2,7 +2,7 @@
 // The panel "next token": from one row of logits to the choice of a token, with every setting under the reader's hand.
 //
 // mountNextToken(element, {logits, tokens, previousIds}) fills the element, and returns {show(row)}, which shows another
-// row of logits with the same settings. logits: Float32Array [V]; tokens: the printable text of every id, as an array
+// row of logits with the same settings; so does mounting it again. logits: Float32Array [V]; tokens: the printable text of every id, as an array
 // or a function; previousIds: the ids that the repetition penalty knows, by default none.
 
 const mountNextToken = (() => {
@@ -19,7 +19,8 @@ const mountNextToken = (() => {
     { key: "minP", label: "Min-p", least: 0, most: 1, step: 0.01, min: 0, max: 1 },
   ];
 
-  let panels = 0; // for ids that are unique in the page
+  const panels = new WeakMap(); // by element
+  let mounted = 0; // for ids that are unique in the page
 
   function make(tag, { text, ...properties } = {}, ...children) {
     const element = document.createElement(tag);
@@ -253,7 +254,12 @@ const mountNextToken = (() => {
   const roundScale = (most) => [0.01, 0.02, 0.05, 0.1, 0.2, 0.5].find((scale) => scale >= most) ?? 1;
 
   return function mountNextToken(element, first) {
-    const id = `next-token-${++panels}`;
+    const there = panels.get(element);
+    if (there) {
+      there.show(first);
+      return there;
+    }
+    const id = `next-token-${++mounted}`;
     const settings = { ...Sampling.NEUTRAL };
     let row = prepare(first);
     let u = 0.5;
@@ -310,6 +316,8 @@ const mountNextToken = (() => {
     element.classList.add("next-token");
     element.replaceChildren(head, chart, draw.element, make("div", { className: "nt-foot" }, reset, details), status);
     render();
-    return { show: (next) => ((row = prepare({ ...first, ...next })), later()) };
+    const panel = { show: (next) => ((row = prepare({ tokens: first.tokens, ...next })), later()) };
+    panels.set(element, panel);
+    return panel;
   };
 })();
