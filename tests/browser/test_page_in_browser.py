@@ -1,0 +1,154 @@
+"""Whole pages in Chromium: every number that a page shows is the one that torch has."""
+
+import json
+import math
+import random
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from chromium import browser, open_page  # noqa: F401
+from models import CONFIGS, EMOJI, HOSTILE, RIGHT_TO_LEFT, TOKENIZER, make_model
+from oracles import Oracle, digits
+
+from glassgpt.glass.inside.prompt import read_prompt
+from glassgpt.glass.page.writing import glass_page
+from glassgpt.recording import record
+
+PROMPT = "To be, or not"
+everywhere = pytest.mark.parametrize("shown", CONFIGS, indirect=True)
+
+
+class Shown(NamedTuple):
+    html: str
+    oracle: Oracle
+
+
+@pytest.fixture(scope="module")
+def shown(request: pytest.FixtureRequest) -> Shown:
+    """The page of one of the four models, and its numbers in torch."""
+    model = make_model(request.param)
+    recording = record(model, read_prompt(model, TOKENIZER, PROMPT).idx(model))
+    return Shown(glass_page(model, TOKENIZER, PROMPT, name=request.param).html, Oracle(model, recording))
+
+
+@pytest.fixture
+def page(open_page: Any, shown: Shown) -> Any:  # noqa: F811
+    page = open_page(shown.html)
+    page.evaluate("glass.ready")
+    return page
+
+
+def tolerance(values: torch.Tensor) -> float:
+    """How far a number that the page computed may be off: float32 rounding of what it was added up from."""
+    finite = values[values.isfinite()]
+    return 5e-7 * max(1.0, float(finite.abs().max())) if len(finite) else 0.0
+
+
+@everywhere
+def test_every_tensor_of_the_page_is_that_of_the_pass(page: Any, shown: Shown) -> None:
+    names = shown.oracle.names()
+    answers = page.evaluate(
+        """(names) => Promise.all(names.map(async ([name, layer]) => {
+          const { shape, data, source } = await glass.tensor(name, layer);
+          return { shape, source, data: Array.from(data, String) };  // String keeps infinities, and every digit
+        }))""",
+        names,
+    )
+    for (name, layer), answer in zip(names, answers, strict=True):
+        expected = shown.oracle.tensor(name, layer)
+        actual = torch.tensor([float(x.replace("Infinity", "inf")) for x in answer["data"]]).double()
+        tolerated = 0.0 if answer["source"] == "recorded" else tolerance(expected)
+        assert answer["shape"] == list(expected.shape), name
+        torch.testing.assert_close(actual.view(expected.shape), expected, rtol=0, atol=tolerated, msg=f"{name} {layer}")
+
+
+def random_index(generator: random.Random, shape: torch.Size) -> list[int]:
+    return [generator.randrange(size) for size in shape]
+
+
+def check_terms(name: str, layer: int | None, index: list[int], terms: list[float], oracle: Oracle) -> None:
+    """The terms are torch's, and make the number that torch has."""
+    expected, value = oracle.terms(name, layer, index), float(oracle.tensor(name, layer)[tuple(index)])
+    assert terms == pytest.approx(expected, rel=1e-5, abs=1e-6), (name, layer, index)
+    if name == "attention weights":
+        score = oracle.terms(name, layer, index)[index[2]] if index[2] <= index[1] else 0.0
+        assert score / math.fsum(terms) == pytest.approx(value, abs=1e-6)
+    elif name in SUMS:
+        assert math.fsum(terms) == pytest.approx(value, abs=1e-5), (name, layer, index)
+
+
+SUMS = {"qkv", "q", "k", "v", "rotated q", "rotated k", "scores", "head outputs", "attention output", "gate", "up"}
+SUMS |= {"mlp output", "residual after attention", "residual after mlp", "logits"}
+
+
+@everywhere
+def test_explanations_have_the_terms_and_the_value_of_torch(page: Any, shown: Shown) -> None:
+    generator = random.Random(1)
+    cells = [
+        (name, layer, random_index(generator, shown.oracle.tensor(name, layer).shape))
+        for name, layer in shown.oracle.names()
+        for _ in range(8)
+    ]
+    answers = page.evaluate(
+        """(cells) => Promise.all(cells.map(async (cell) => {
+          const { value, recorded, terms, missing } = await glass.explain(...cell);
+          return { missing, value: String(value), recorded: String(recorded), terms: terms.map((term) => String(term.value)) };
+        }))""",
+        cells,
+    )
+    for (name, layer, index), answer in zip(cells, answers, strict=True):
+        values = shown.oracle.tensor(name, layer)
+        expected = float(values[tuple(index)])
+        assert answer["missing"] == "", name
+        assert number(answer["value"]) == pytest.approx(expected, abs=tolerance(values)), (name, layer, index)
+        assert answer["recorded"] == "undefined" or number(answer["recorded"]) == expected, (name, layer, index)
+        check_terms(name, layer, index, [number(term) for term in answer["terms"]], shown.oracle)
+
+
+def number(text: str) -> float:
+    """Read a number that JavaScript or the page wrote."""
+    return float(text.replace("Infinity", "inf").replace("∞", "inf"))
+
+
+# Open each tensor, read the table, click one cell, and read how it is explained.
+INSPECT = """
+(tensors) => tensors.reduce(async (before, [name, layer, index, chosen]) => {
+  const answers = await before;
+  await glass.open(name, layer, index);
+  const cells = Array.from(document.querySelectorAll("#inspector-table td[data-row]"));
+  const numbers = cells.map((cell) => [Number(cell.dataset.row), Number(cell.dataset.column), cell.textContent]);
+  const clicked = Math.floor(chosen * cells.length);
+  cells[clicked].click();
+  await new Promise((resolve) => setTimeout(resolve));
+  const { source } = await glass.tensor(name, layer);
+  const title = document.querySelector("#inspector-explanation h3").textContent;
+  const terms = Array.from(document.querySelectorAll("#inspector-more .terms td:last-child"), (cell) => cell.textContent);
+  return [...answers, { numbers, clicked, source, title, terms }];
+}, Promise.resolve([]))
+"""
+
+
+@everywhere
+def test_the_inspector_shows_the_numbers_and_explains_the_clicked_one(page: Any, shown: Shown) -> None:
+    generator = random.Random(2)
+    names = shown.oracle.names()
+    indexes = [random_index(generator, shown.oracle.tensor(*name).shape) for name in names]
+    answers = page.evaluate(INSPECT, [[*name, index, generator.random()] for name, index in zip(names, indexes, strict=True)])
+    for (name, layer), index, answer in zip(names, indexes, answers, strict=True):
+        values = shown.oracle.tensor(name, layer)
+        tolerated = 0.0 if answer["source"] == "recorded" else tolerance(values)
+        matrix = values[index[0]] if values.dim() == 3 else values.view(values.size(0), -1)
+        for row, column, text in answer["numbers"]:
+            assert shows(text, float(matrix[row, column]), tolerated), (name, layer, row, column)
+        row, column, text = answer["numbers"][answer["clicked"]]
+        index = [*index[: values.dim() - 2], row, column][: values.dim()]
+        assert answer["title"] == f"{name}[{', '.join(map(str, index))}] = {text}"
+        if len(terms := shown.oracle.terms(name, layer, index)) > 1:
+            for term, shown_term in zip(terms, answer["terms"], strict=True):
+                assert shows(shown_term, term, tolerance(values)), (name, layer, index)
+
+
+def shows(text: str, x: float, tolerated: float) -> bool:
+    """Whether a text is that number, to its four digits."""
+    return text == digits(x) or abs(number(text) - x) <= tolerated + (5.1e-4 * abs(x) if tolerated else 0.0)
