@@ -1,6 +1,6 @@
 """Whole pages in Chromium: every number that a page shows is the one that torch has."""
 
-import json
+import dataclasses
 import math
 import random
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from oracles import Oracle, digits
 from glassgpt.glass.inside.prompt import read_prompt
 from glassgpt.glass.page.writing import glass_page
 from glassgpt.recording import record
+from glassgpt.sampling import SamplingConfig, next_token, stages
 
 PROMPT = "To be, or not"
 everywhere = pytest.mark.parametrize("shown", CONFIGS, indirect=True)
@@ -152,3 +153,48 @@ def test_the_inspector_shows_the_numbers_and_explains_the_clicked_one(page: Any,
 def shows(text: str, x: float, tolerated: float) -> bool:
     """Whether a text is that number, to its four digits."""
     return text == digits(x) or abs(number(text) - x) <= tolerated + (5.1e-4 * abs(x) if tolerated else 0.0)
+
+
+def percent(probability: float) -> str:
+    """Write a probability as the next-token panel does."""
+    x = 100 * probability
+    if 0 < x < 0.001:
+        return "<0.001\u00a0%"
+    return f"{x:.{1 if x >= 10 else 2 if x >= 1 or x == 0 else 3}f}\u00a0%"
+
+
+SETTINGS = {
+    "Repetition penalty": ("repetition_penalty", 1.3),
+    "Temperature": ("temperature", 0.7),
+    "Top-k": ("top_k", 40),
+    "Top-p": ("top_p", 0.9),
+    "Min-p": ("min_p", 0.05),
+}
+
+
+@everywhere
+def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, shown: Shown) -> None:
+    ids = read_prompt(shown.oracle.model, TOKENIZER, PROMPT).ids
+    page.get_by_text("These numbers as a table").click()
+    sampling = SamplingConfig()
+    for position, (label, (field, value)) in [(12, item) for item in SETTINGS.items()] + [(4, ("Temperature", ("temperature", 0)))]:
+        page.evaluate("(position) => glass.select(position)", position)
+        page.get_by_label(f"{label}, as a number").fill(str(value))
+        sampling = dataclasses.replace(sampling, **{field: value})
+        uniform = 0.37 if value else 0.83
+        page.get_by_label("Random number u, as a number").fill(str(uniform))
+        rows = page.evaluate(
+            """() => new Promise(requestAnimationFrame).then(() => Array.from(document.querySelectorAll(".nt-table tbody tr"),
+                 (row) => Array.from(row.cells, (cell) => cell.textContent)))"""
+        )
+        logits = shown.oracle.recording.logits[0, position]
+        after = stages(logits, sampling, ids[: position + 1])
+        columns = [logits.double().softmax(dim=-1), *(stage.softmax(dim=-1) for stage in after)]
+        for cells in rows:
+            token = int(cells[1])
+            assert float(cells[2]) == pytest.approx(float(logits[token]), abs=5.1e-5)
+            cut = [False, *(bool(stage[token] == -math.inf) for stage in after)]
+            assert cells[3:] == ["cut" if cut[i] else percent(float(columns[i][token])) for i in range(6)], (label, token)
+        chosen = int(next_token(logits, sampling, torch.tensor(uniform, dtype=torch.float64), ids[: position + 1]))
+        assert f"(id {chosen})" in page.locator(".nt-sentence").text_content()
+    assert page.get_by_label("Temperature", exact=True).input_value() == "0"
