@@ -12,10 +12,11 @@ import torch
 
 from glassgpt import recording
 from glassgpt.errors import ConfigError
-from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
+from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.glass.page.encoding import encode_bytes, encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
 from glassgpt.glass.page.tensors import as_float32, longest_prompt, page_tensors
+from glassgpt.glass.tokens import escaped
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 
@@ -24,7 +25,7 @@ SMALL_PAGE, LARGE_PAGE, LARGE_MODEL = 3_000_000, 15_000_000, 10_000_000
 #: Bytes that are left for the page itself and for what describes the tensors, beside the vocabulary.
 _PAGE_ITSELF = 200_000
 #: The files of the page, in order.
-STYLES = ("style.css",)
+STYLES = ("style.css", "next_token.css")
 SCRIPTS = (
     "format.js",
     "data.js",
@@ -36,6 +37,8 @@ SCRIPTS = (
     "inspector.js",
     "attention.js",
     "block.js",
+    "sampling.js",
+    "next_token.js",
     "page.js",
 )
 
@@ -85,8 +88,7 @@ def glass_page(
     """
     read = read_prompt(model, tokenizer, prompt)
     limit = default_limit(model) if limit is None else limit
-    texts = [token_text(tokenizer, i) for i in range(model.config.vocab_size)]
-    vocabulary = encode_bytes(json.dumps(texts).encode())
+    vocabulary = encode_bytes(json.dumps(_vocabulary(tokenizer, model.config.vocab_size)).encode())
     steps = list(checkpoints)
     frames: list[tuple[int | None, GPT]] = [*steps] if steps else [(None, model)]
     room = (limit - _PAGE_ITSELF - len(vocabulary)) // len(frames)
@@ -100,6 +102,12 @@ def glass_page(
         described.append({"step": step, "tensors": kept, "not_kept": not_kept} | summarize(checkpoint, recorded))
     about = _describe(model, tokenizer, read, prompt, name) | {"frames": described, "limit": limit}
     return Page(_assemble(f"{name}: {prompt[:60]}", about, blocks), not_kept)
+
+
+def _vocabulary(tokenizer: Tokenizer, size: int) -> list[str]:
+    """Return the text of every id, as :func:`token_text` writes it."""
+    unused = {*tokenizer.unused_ids(), *range(tokenizer.vocab_size, size)}
+    return [f"<id {i}>" if i in unused else escaped(tokenizer.token_bytes(i)) for i in range(size)]
 
 
 def _too_long(tokens: int, fitting: int, limit: int, checkpoints: int) -> str:
