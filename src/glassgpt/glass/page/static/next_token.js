@@ -1,15 +1,16 @@
+"use strict";
 // The panel "next token": from one row of logits to the choice of a token, with every setting under the reader's hand.
 //
-// mountNextToken(element, {logits, tokens, previousIds}) fills the element, and returns {show(row)}, which shows another
-// row of logits with the same settings. logits: Float32Array [V]; tokens: the printable text of every id, as an array
-// or a function; previousIds: the ids that the repetition penalty knows, by default none.
+// mountNextToken(element, {logits, tokens, previousIds}) fills the element, and returns {show(row)}, which shows other
+// logits with the same settings; so does mounting again. logits: Float32Array [V]; tokens: the printable text of every
+// id, as an array or a function; previousIds: the ids that the repetition penalty knows, by default none.
 
 const mountNextToken = (() => {
   const ROWS = 16; // most likely tokens in the chart
   const SEGMENTS = 120; // tokens that the strip draws one by one, at most
   const ANNOUNCE_MS = 400; // a screen reader hears of a choice when the slider rests
 
-  // One control per stage of Sampling.STAGES. `set` says how a value is written, `off` what the neutral value means.
+  // One control per stage of Sampling.STAGES: its slider goes from `least` to `most`, its number from `min` to `max`.
   const CONTROLS = [
     { key: "repetitionPenalty", label: "Repetition penalty", least: 1, most: 2, step: 0.05, min: 0.01, max: 100 },
     { key: "temperature", label: "Temperature", least: 0, most: 2, step: 0.05, min: 0, max: 100 },
@@ -18,9 +19,10 @@ const mountNextToken = (() => {
     { key: "minP", label: "Min-p", least: 0, most: 1, step: 0.01, min: 0, max: 1 },
   ];
 
-  let panels = 0; // for ids that are unique in the page
+  const panels = new WeakMap(); // by element
+  let mounted = 0; // for ids that are unique in the page
 
-  function make(tag, { text, dataset, style, ...properties } = {}, ...children) {
+  function make(tag, { text, ...properties } = {}, ...children) {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(properties)) {
       if (name in element && !name.startsWith("aria")) element[name] = value;
@@ -42,7 +44,7 @@ const mountNextToken = (() => {
 
   function bits(probability) {
     let sum = 0;
-    for (let i = 0; i < probability.length; i++) if (probability[i] > 0) sum -= probability[i] * Math.log2(probability[i]);
+    for (const p of probability) if (p > 0) sum -= p * Math.log2(p);
     return Math.abs(sum);
   }
 
@@ -220,13 +222,14 @@ const mountNextToken = (() => {
     const strip = make("div", { className: "nt-strip", "aria-hidden": "true" });
     const slider = make("input", { type: "range", id: `${id}-u`, min: 0, max: 0.999, step: 0.001 });
     const number = make("input", {
-      type: "number", min: 0, max: 0.999999, step: "any", inputMode: "decimal", "aria-label": "Random number, as a number",
+      type: "number", min: 0, max: 0.999999, step: "any", inputMode: "decimal",
+      "aria-label": "Random number u, as a number",
     });
     const button = make("button", { type: "button", className: "nt-button", text: "Draw" });
     const label = make("label", { htmlFor: slider.id, text: "Random number u" });
     const sentence = make("p", { className: "nt-sentence" });
     slider.addEventListener("input", () => onChange(slider.valueAsNumber));
-    button.addEventListener("click", () => onChange(Math.floor(Math.random() * 1e6) / 1e6)); // shown with all its digits
+    button.addEventListener("click", () => onChange(Math.floor(Math.random() * 1e6) / 1e6)); // all digits are shown
     number.addEventListener("input", () => {
       if (number.value !== "" && number.checkValidity()) onChange(number.valueAsNumber);
       else number.setAttribute("aria-invalid", "true");
@@ -251,64 +254,89 @@ const mountNextToken = (() => {
   // The smallest round number that the longest bar does not exceed, so that bars seldom change their scale.
   const roundScale = (most) => [0.01, 0.02, 0.05, 0.1, 0.2, 0.5].find((scale) => scale >= most) ?? 1;
 
-  return function mountNextToken(element, first) {
-    const id = `next-token-${++panels}`;
-    const settings = { ...Sampling.NEUTRAL };
-    let row = prepare(first);
-    let u = 0.5;
-    let [frame, timer] = [0, 0];
-    const later = () => (frame ||= requestAnimationFrame(() => ((frame = 0), render())));
+  // Every element of the panel; `onSetting(key, value)` and `onDraw(u)` are called when the reader changes something.
+  function buildPanel(id, V, onSetting, onDraw) {
     const controls = CONTROLS.map((control, stage) =>
-      makeControl(control, `${id}-${stage}`, row.V, (value) => ((settings[control.key] = value), later())));
-    const modelNote = make("p", { className: "nt-note" });
-    const scaleNote = make("p", { className: "nt-note nt-scale" });
-    const model = make("div", { className: "nt-control nt-model" }, make("span", { className: "nt-label", text: "Model" }), modelNote);
-    const name = make("div", { className: "nt-name" }, make("span", { className: "nt-label", text: "Token" }));
+      makeControl(control, `${id}-${stage}`, V, (value) => onSetting(control.key, value)));
+    const [modelNote, scaleNote] = ["nt-note", "nt-note nt-scale"].map((className) => make("p", { className }));
+    const [tokenLabel, modelLabel] = ["Token", "Model"].map((text) => make("span", { className: "nt-label", text }));
+    const name = make("div", { className: "nt-name" }, tokenLabel);
+    const model = make("div", { className: "nt-control nt-model" }, modelLabel, modelNote);
     const head = make("div", { className: "nt-line nt-head" }, name, model, ...controls.map((c) => c.element));
     const lines = Array.from({ length: ROWS + 1 }, makeLine); // the last: the chosen token, if it is not among them
     const others = makeLine();
     others.element.classList.add("nt-others");
-    const chart = make("div", { className: "nt-chart", "aria-hidden": "true" }, scaleNote, ...lines.map((l) => l.element), others.element);
-    const draw = makeDraw(id, (value) => ((u = value), later()));
-    const table = make("table");
-    const details = make("details", { className: "nt-table" }, make("summary", { text: "These numbers as a table" }),
-      make("div", { className: "nt-scroll", tabIndex: 0, role: "region", "aria-label": "Table of probabilities" }, table));
-    const status = make("p", { className: "nt-status", role: "status" });
+    const rows = [...lines, others].map((line) => line.element);
+    const chart = make("div", { className: "nt-chart", "aria-hidden": "true" }, scaleNote, ...rows);
+    const draw = makeDraw(id, onDraw);
     const reset = make("button", { type: "button", className: "nt-button", text: "Reset settings" });
-    reset.addEventListener("click", () => (Object.assign(settings, Sampling.NEUTRAL), later()));
+    reset.addEventListener("click", () => CONTROLS.forEach(({ key }) => onSetting(key, Sampling.NEUTRAL[key])));
+    const table = make("table");
+    const region = { className: "nt-scroll", tabIndex: 0, role: "region", "aria-label": "Table of probabilities" };
+    const summary = make("summary", { text: "These numbers as a table" });
+    const details = make("details", { className: "nt-table" }, summary, make("div", region, table));
+    const foot = make("div", { className: "nt-foot" }, reset, details);
+    const status = make("p", { className: "nt-status", role: "status" });
+    const elements = [head, chart, draw.element, foot, status];
+    return { elements, controls, modelNote, scaleNote, lines, others, draw, details, table, status };
+  }
 
-    function render() {
-      element.classList.toggle("nt-unusable", !row.finite);
-      if (!row.finite) return void (status.textContent = "The logits of this position are not finite: nothing can be sampled.");
-      const result = compute(row, settings, u);
-      const order = row.orderFor(settings.repetitionPenalty);
-      const ids = Array.from(order.subarray(0, ROWS));
-      if (!ids.includes(result.chosen)) ids.push(result.chosen);
-      const most = Math.max(...ids.flatMap((i) => result.probability.map((p) => p[i])));
-      const scale = roundScale(most);
-      lines.forEach((line, rank) => (line.element.hidden = rank >= ids.length));
-      ids.forEach((i, rank) => fillLine(lines[rank], i, row, result, scale));
-      fillOthers(others, ids, row, result);
-      modelNote.textContent = `${whole(row.V)} tokens, ${bits(row.probability).toFixed(2)} bits`;
-      scaleNote.textContent = `A full bar is ${100 * scale} %. Dashed: the model's probability, before any setting.`;
-      controls.forEach((control, stage) => {
-        const value = settings[CONTROLS[stage].key];
-        control.show(value);
-        control.note.textContent = stageNote(stage, row, settings, result);
-        control.element.classList.toggle("nt-off", value === Sampling.NEUTRAL[CONTROLS[stage].key]);
-      });
-      draw.show(u);
-      fillStrip(draw.strip, order, row, result, u);
-      fillSentence(draw.sentence, row, result, u);
-      if (details.open) fillTable(table, ids, row, result);
-      clearTimeout(timer);
-      timer = setTimeout(() => (status.textContent = `Chosen: ${draw.sentence.textContent}`), ANNOUNCE_MS);
+  function render(panel, row, settings, u) {
+    const result = compute(row, settings, u);
+    const order = row.orderFor(settings.repetitionPenalty);
+    const ids = Array.from(order.subarray(0, ROWS));
+    if (!ids.includes(result.chosen)) ids.push(result.chosen);
+    const scale = roundScale(Math.max(...ids.flatMap((i) => result.probability.map((p) => p[i]))));
+    panel.lines.forEach((line, rank) => (line.element.hidden = rank >= ids.length));
+    ids.forEach((i, rank) => fillLine(panel.lines[rank], i, row, result, scale));
+    fillOthers(panel.others, ids, row, result);
+    panel.modelNote.textContent = `${whole(row.V)} tokens, ${bits(row.probability).toFixed(2)} bits`;
+    panel.scaleNote.textContent = `A full bar is ${100 * scale} %. Dashed: before any setting.`;
+    panel.controls.forEach((control, stage) => {
+      const { key } = CONTROLS[stage];
+      control.show(settings[key]);
+      control.note.textContent = stageNote(stage, row, settings, result);
+      control.element.classList.toggle("nt-off", settings[key] === Sampling.NEUTRAL[key]);
+    });
+    panel.draw.show(u);
+    fillStrip(panel.draw.strip, order, row, result, u);
+    fillSentence(panel.draw.sentence, row, result, u);
+    if (panel.details.open) fillTable(panel.table, ids, row, result);
+  }
+
+  return function mountNextToken(element, first) {
+    const there = panels.get(element);
+    if (there) {
+      there.show(first);
+      return there;
     }
-
-    details.addEventListener("toggle", later);
+    const settings = { ...Sampling.NEUTRAL };
+    let row = prepare(first);
+    let u = 0.5;
+    let [frame, timer] = [0, 0];
+    const update = () => {
+      frame = 0;
+      element.classList.toggle("nt-unusable", !row.finite);
+      if (row.finite) render(panel, row, settings, u);
+      else panel.status.textContent = "The logits of this position are not finite: nothing can be sampled.";
+    };
+    const later = () => (frame ||= requestAnimationFrame(update)); // once per frame, however often a slider moves
+    const changed = () => {
+      later();
+      clearTimeout(timer);
+      timer = setTimeout(() => (panel.status.textContent = `Chosen: ${panel.draw.sentence.textContent}`), ANNOUNCE_MS);
+    };
+    const panel = buildPanel(
+      `next-token-${++mounted}`,
+      row.V,
+      (key, value) => ((settings[key] = value), changed()),
+      (value) => ((u = value), changed()),
+    );
+    panel.details.addEventListener("toggle", later);
     element.classList.add("next-token");
-    element.replaceChildren(head, chart, draw.element, make("div", { className: "nt-foot" }, reset, details), status);
-    render();
-    return { show: (next) => ((row = prepare({ ...first, ...next })), later()) };
+    element.replaceChildren(...panel.elements);
+    update();
+    panels.set(element, { show: (next) => ((row = prepare({ tokens: first.tokens, ...next })), later()) });
+    return panels.get(element);
   };
 })();

@@ -1,3 +1,4 @@
+"use strict";
 // From logits to the next token: what glassgpt/sampling.py computes, in the same order and in float64.
 // Pure functions of arrays of numbers [V]; a token that was cut has the logit -Infinity.
 
@@ -46,7 +47,7 @@ const Sampling = (() => {
   function penalizeRepetition(logits, previousIds, penalty) {
     const penalized = new Float64Array(logits);
     if (penalty === 1) return penalized;
-    for (const i of new Set(previousIds)) penalized[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
+    for (const i of previousIds) penalized[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
     return penalized;
   }
 
