@@ -13,10 +13,11 @@ from glassgpt.cli.prompt import (
     PROMPT_OPTION,
     RUN_ARGUMENT,
     load_model,
+    newest_run,
     open_run,
     read_prompt_text,
 )
-from glassgpt.errors import ConfigError
+from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import write_text
 
 
@@ -26,6 +27,7 @@ def glass(
     prompt_file: Path = PROMPT_FILE_OPTION,
     out: Path = typer.Option(Path("glass.html"), "--out", "-o", metavar="FILE", help="File to write."),
     max_mb: float = typer.Option(0.0, "--max-mb", help="Size of the file, at most; 0: 3, or 15 for large models."),
+    film: bool = typer.Option(False, "--film", help="A slider over the kept checkpoints (train keep_every=N)."),
     device: str = DEVICE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
@@ -35,12 +37,14 @@ def glass(
         raise ConfigError(f"--max-mb: {max_mb} is not a number >= 0")
     check_out(out, "-o", suffix=(".html", ".htm"))
     text = read_prompt_text(prompt, prompt_file)
-    source = open_run(run, runs)
+    checkpoints = _checkpoints(run, runs) if film else {}
+    source = open_run(str(checkpoints[max(checkpoints)]) if film else run, runs)
     model, tokenizer = load_model(source, device)
-    from glassgpt.glass.page.writing import glass_page
+    from glassgpt.glass.page.writing import LARGE_PAGE, glass_page
 
-    limit = round(max_mb * 1e6) if max_mb else None
-    page = glass_page(model, tokenizer, text, name=run or source.path.parent.name, limit=limit)
+    limit = round(max_mb * 1e6) if max_mb else LARGE_PAGE if film else None
+    name = _name(run, source.path)
+    page = glass_page(model, tokenizer, text, name=name, limit=limit, checkpoints=checkpoints)
     write_text(out, page.html)
     size = out.stat().st_size
     if json:
@@ -49,3 +53,26 @@ def glass(
     if page.not_kept:
         say(f"note: {pluralize(len(page.not_kept), 'tensor')} did not fit (--json lists them); see --max-mb")
     print(f"{out}  {size / 1e6:,.1f} MB; open it in a browser")
+
+
+def _checkpoints(run: str, runs: Path) -> dict[int, Path]:
+    """Return the model folders of the run by step, at least two.
+
+    Raises:
+        GlassError: if it is not a run, or has fewer.
+    """
+    from glassgpt import api
+
+    found = api.find_run(run, runs) if run else newest_run(runs)
+    folders = found.models_by_step()
+    if len(folders) < 2:
+        raise CheckpointError(
+            f"{found.path} has {pluralize(len(folders), 'checkpoint')}; --film needs two. Train with keep_every=N"
+        )
+    return folders
+
+
+def _name(run: str, folder: Path) -> str:
+    """Return the name of a model, for the heading: that of the run, without folders."""
+    parts = [part for part in Path(run or folder).parts if part not in ("best", "last")]
+    return parts[-1] if parts else str(folder)

@@ -3,28 +3,32 @@
 import dataclasses
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from glassgpt import recording
 from glassgpt.errors import ConfigError
-from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
+from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.glass.page.encoding import encode_bytes, encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
 from glassgpt.glass.page.tensors import as_float32, longest_prompt, page_tensors
+from glassgpt.glass.tokens import escaped
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.weights.folder import open_folder
+from glassgpt.weights.loading import load_source
 
 #: Bytes of a page: of a model that someone trains on a laptop, and of one with more than this many parameters.
 SMALL_PAGE, LARGE_PAGE, LARGE_MODEL = 3_000_000, 15_000_000, 10_000_000
 #: Bytes that are left for the page itself and for what describes the tensors, beside the vocabulary.
 _PAGE_ITSELF = 200_000
 #: The files of the page, in order.
-STYLES = ("style.css",)
+STYLES = ("style.css", "next_token.css")
 SCRIPTS = (
     "format.js",
     "data.js",
@@ -36,6 +40,8 @@ SCRIPTS = (
     "inspector.js",
     "attention.js",
     "block.js",
+    "sampling.js",
+    "next_token.js",
     "page.js",
 )
 
@@ -65,7 +71,7 @@ def glass_page(
     *,
     name: str = "model",
     limit: int | None = None,
-    checkpoints: Iterable[tuple[int, GPT]] = (),
+    checkpoints: Mapping[int, Path] | None = None,
 ) -> Page:
     """Follow a prompt through a model, in one HTML file that loads nothing from the network.
 
@@ -76,30 +82,37 @@ def glass_page(
         name: of the model, for the heading.
         limit: bytes of the page, at most; by default :func:`default_limit`. What does not fit is left out, in the
             order of :func:`page_tensors`.
-        checkpoints: (step, model) of earlier checkpoints of a run, to be shown with a slider, in place of ``model``.
+        checkpoints: model folders of a run by their step; a slider shows them in place of ``model``.
 
     Raises:
         TokenizerError: if the text has characters that the tokenizer does not know.
         ConfigError: if the prompt does not fit the context, or the page.
         GenerationError: if the model does not have one of its tokens.
+        CheckpointError: if a checkpoint is damaged.
     """
     read = read_prompt(model, tokenizer, prompt)
     limit = default_limit(model) if limit is None else limit
-    texts = [token_text(tokenizer, i) for i in range(model.config.vocab_size)]
-    vocabulary = encode_bytes(json.dumps(texts).encode())
-    steps = list(checkpoints)
-    frames: list[tuple[int | None, GPT]] = [*steps] if steps else [(None, model)]
-    room = (limit - _PAGE_ITSELF - len(vocabulary)) // len(frames)
+    vocabulary = encode_bytes(json.dumps(_vocabulary(tokenizer, model.config.vocab_size)).encode())
+    steps: list[int | None] = [*(checkpoints or {None: None})]
+    room = (limit - _PAGE_ITSELF - len(vocabulary)) // len(steps)
     fitting = longest_prompt(model.config, room)
     if len(read.ids) > fitting:
-        raise ConfigError(_too_long(len(read.ids), fitting, limit, len(frames)))
+        raise ConfigError(_too_long(len(read.ids), fitting, limit, len(steps)))
     blocks, described, not_kept = {"vocabulary": vocabulary}, [], list[str]()
-    for number, (step, checkpoint) in enumerate(frames):
-        recorded = recording.record(checkpoint, read.idx(checkpoint))
-        kept, not_kept = _keep(checkpoint, recorded, room, f"tensor-{number}-", blocks)
-        described.append({"step": step, "tensors": kept, "not_kept": not_kept} | summarize(checkpoint, recorded))
+    for number, step in enumerate(steps):
+        if checkpoints and step is not None:
+            model, _ = load_source(open_folder(checkpoints[step]), device=model.device)
+        recorded = recording.record(model, read.idx(model))
+        kept, not_kept = _keep(model, recorded, room, f"tensor-{number}-", blocks)
+        described.append({"step": step, "tensors": kept, "not_kept": not_kept} | summarize(model, recorded))
     about = _describe(model, tokenizer, read, prompt, name) | {"frames": described, "limit": limit}
     return Page(_assemble(f"{name}: {prompt[:60]}", about, blocks), not_kept)
+
+
+def _vocabulary(tokenizer: Tokenizer, size: int) -> list[str]:
+    """Return the text of every id, as :func:`token_text` writes it."""
+    unused = {*tokenizer.unused_ids(), *range(tokenizer.vocab_size, size)}
+    return [f"<id {i}>" if i in unused else escaped(tokenizer.token_bytes(i)) for i in range(size)]
 
 
 def _too_long(tokens: int, fitting: int, limit: int, checkpoints: int) -> str:

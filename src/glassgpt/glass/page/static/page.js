@@ -130,13 +130,17 @@ async function openLogits() {
 /** The last panel: from the logits to the next token. */
 async function buildNextToken() {
   const logits = await getTensor("logits");
-  const holder = document.getElementById("next-token");
-  if (typeof mountNextToken !== "function") return;
-  follow(holder, ["position"], () => {
-    const row = state.position - firstPosition(logits);
-    fill("next-token-position", row < 0 ? `Only the logits of the last token are in this page; these follow ${tokenLabel(T - 1)}.` : `These follow ${tokenLabel(state.position)}.`);
-    const from = Math.max(row, 0) * sizes.V;
-    mountNextToken(holder, { logits: logits.data.slice(from, from + sizes.V), tokens: vocabulary, position: state.position });
+  const row = () => {
+    const kept = Math.max(state.position - firstPosition(logits), 0);
+    const position = kept + firstPosition(logits);
+    return { logits: logits.data.slice(kept * sizes.V, (kept + 1) * sizes.V), previousIds: about.ids.slice(0, position + 1), position };
+  };
+  const panel = mountNextToken(document.getElementById("next-token"), { ...row(), tokens: vocabulary });
+  follow(document.getElementById("sampling"), ["position"], () => {
+    const shown = row();
+    panel.show(shown);
+    const only = shown.position === state.position ? "" : "Only the logits of the last token are in this page. ";
+    fill("next-token-position", `${only}These follow ${tokenLabel(shown.position)}.`);
   });
 }
 

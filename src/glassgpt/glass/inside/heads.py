@@ -1,0 +1,100 @@
+"""The attention weights of every head on a prompt, and numbers by which heads of known kinds are found.
+
+Layers and heads count from 0, and a head is written as its layer and number: ``5.3``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glassgpt.errors import GenerationError
+from glassgpt.glass.inside.prompt import Prompt, read_prompt
+from glassgpt.model import GPT
+from glassgpt.recording import evaluation_mode, watch
+from glassgpt.tokenizer import Tokenizer
+
+#: The numbers of a head, in the order of tables; :func:`head_statistics` defines them.
+STATISTICS = ("entropy", "first", "previous", "duplicate", "induction")
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention of every head on a prompt.
+
+    Attributes:
+        prompt: the tokens, T of them.
+        weights: ``[L, H, T, T]``, float32: layer, head, query, key. Each row sums to 1.
+        statistics: as :func:`head_statistics`, ``[L, H]`` each.
+    """
+
+    prompt: Prompt
+    weights: np.ndarray
+    statistics: dict[str, np.ndarray]
+
+
+def attention(model: GPT, tokenizer: Tokenizer, prompt: str) -> AttentionMaps:
+    """Compute the attention weights of every head on a text.
+
+    Raises:
+        GlassError: as :func:`read_prompt`.
+    """
+    return attention_maps(model, read_prompt(model, tokenizer, prompt))
+
+
+@torch.no_grad()
+def attention_maps(model: GPT, prompt: Prompt) -> AttentionMaps:
+    """Compute the attention weights of every head on a prompt; the logits are not computed.
+
+    Raises:
+        GenerationError: if weights are not numbers.
+    """
+    T = len(prompt.ids)
+    weights = torch.empty(model.config.n_layer, model.config.n_head, T, T)
+
+    def see(name: str, layer: int | None, tensor: Tensor) -> None:
+        if name == "attention weights" and layer is not None:
+            weights[layer] = tensor[0]
+
+    with evaluation_mode(model), watch(model, see, "explicit"):
+        model(prompt.idx(model), apply_head=False)
+    for layer, values in enumerate(weights):
+        if not values.isfinite().all():
+            raise GenerationError(
+                f"the attention weights of layer {layer} are not numbers; `glassgpt trace` shows where that begins"
+            )
+    return AttentionMaps(prompt, weights.numpy(), head_statistics(weights, prompt.ids))
+
+
+def head_statistics(weights: Tensor, ids: Sequence[int]) -> dict[str, np.ndarray]:
+    """Compute five numbers of each head from its attention weights ``[..., T, T]`` on these tokens; ``[...]`` each.
+
+    A position has an attention weight for each key: itself and all positions before it.
+
+    - ``entropy``: of these weights, in nats; the mean over all positions. 0: each attends to one key alone.
+    - ``first``: the weight on position 0; the mean over the positions from 1.
+    - ``previous``: the weight on the position before; the mean over the positions from 1.
+    - ``duplicate``: the summed weight on earlier positions with the same token; the mean over the positions that
+      have one (duplicate-token heads: Wang et al., 2022, arXiv:2211.00593).
+    - ``induction``: the summed weight on the earlier positions that come right after an earlier position with the
+      same token; the mean over the positions that have one (the prefix-matching score of induction heads:
+      Olsson et al., 2022, arXiv:2209.11895). A position itself does not count: in "a a", the second "a" has none.
+
+    A number without any position is NaN. In a sliding window, positions before the window have the weight 0.
+    """
+    T = len(ids)
+    tokens = torch.tensor(ids)
+    duplicate = (tokens[:, None] == tokens).tril(-1)  # [T, T]: query, key
+    induction = torch.zeros_like(duplicate)
+    induction[:, 1:] = duplicate[:, :-1]
+    before = torch.ones(T, T, dtype=torch.bool).tril(-1)  # [T, T]
+    masks = {"first": before & (torch.arange(T) == 0), "previous": before.triu(-1)}
+    masks |= {"duplicate": duplicate, "induction": induction.tril(-1)}
+    heads = weights.reshape(-1, T, T).float()
+    result = {"entropy": torch.stack([torch.special.entr(head).sum(-1).mean() for head in heads])}
+    for name, mask in masks.items():
+        positions = mask.any(dim=1).sum().to(heads)  # the mean of no position is 0 / 0, NaN
+        result[name] = heads.flatten(1) @ mask.flatten().to(heads) / positions
+    return {name: values.reshape(weights.shape[:-2]).double().cpu().numpy() for name, values in result.items()}
