@@ -11,7 +11,13 @@ from glassgpt.model import GPT
 from glassgpt.recording import Recording
 
 #: Tensors whose cells the page explains, inside blocks and outside.
-LINEAR = {"qkv": "norm 1", "attention output": "concatenated heads", "gate": "norm 2", "up": "norm 2", "mlp output": "hidden"}
+LINEAR = {
+    "qkv": "norm 1",
+    "attention output": "concatenated heads",
+    "gate": "norm 2",
+    "up": "norm 2",
+    "mlp output": "hidden",
+}
 
 
 def digits(x: float) -> str:

@@ -15,6 +15,7 @@ from glassgpt.glass.inside.prompt import read_prompt
 from glassgpt.glass.page.writing import glass_page
 from glassgpt.recording import record
 from glassgpt.sampling import SamplingConfig, next_token, stages
+from glassgpt.tokenizer import BPETokenizer
 
 PROMPT = "To be, or not"
 everywhere = pytest.mark.parametrize("shown", CONFIGS, indirect=True)
@@ -135,7 +136,9 @@ def test_the_inspector_shows_the_numbers_and_explains_the_clicked_one(page: Any,
     generator = random.Random(2)
     names = shown.oracle.names()
     indexes = [random_index(generator, shown.oracle.tensor(*name).shape) for name in names]
-    answers = page.evaluate(INSPECT, [[*name, index, generator.random()] for name, index in zip(names, indexes, strict=True)])
+    answers = page.evaluate(
+        INSPECT, [[*name, index, generator.random()] for name, index in zip(names, indexes, strict=True)]
+    )
     for (name, layer), index, answer in zip(names, indexes, answers, strict=True):
         values = shown.oracle.tensor(name, layer)
         tolerated = 0.0 if answer["source"] == "recorded" else tolerance(values)
@@ -177,7 +180,9 @@ def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, sh
     ids = read_prompt(shown.oracle.model, TOKENIZER, PROMPT).ids
     page.get_by_text("These numbers as a table").click()
     sampling = SamplingConfig()
-    for position, (label, (field, value)) in [(12, item) for item in SETTINGS.items()] + [(4, ("Temperature", ("temperature", 0)))]:
+    for position, (label, (field, value)) in [(12, item) for item in SETTINGS.items()] + [
+        (4, ("Temperature", ("temperature", 0)))
+    ]:
         page.evaluate("(position) => glass.select(position)", position)
         page.get_by_label(f"{label}, as a number").fill(str(value))
         sampling = dataclasses.replace(sampling, **{field: value})
@@ -194,7 +199,66 @@ def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, sh
             token = int(cells[1])
             assert float(cells[2]) == pytest.approx(float(logits[token]), abs=5.1e-5)
             cut = [False, *(bool(stage[token] == -math.inf) for stage in after)]
-            assert cells[3:] == ["cut" if cut[i] else percent(float(columns[i][token])) for i in range(6)], (label, token)
+            assert cells[3:] == ["cut" if cut[i] else percent(float(columns[i][token])) for i in range(6)], (
+                label,
+                token,
+            )
         chosen = int(next_token(logits, sampling, torch.tensor(uniform, dtype=torch.float64), ids[: position + 1]))
         assert f"(id {chosen})" in page.locator(".nt-sentence").text_content()
     assert page.get_by_label("Temperature", exact=True).input_value() == "0"
+
+
+def check_layout(page: Any, width: int) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("prompt", [HOSTILE, EMOJI, RIGHT_TO_LEFT, "a", "", "one\ntwo"])
+def test_any_text_is_shown_as_text_on_a_narrow_screen(open_page: Any, prompt: str) -> None:  # noqa: F811
+    model = make_model("QK-norm")
+    page = open_page(glass_page(model, TOKENIZER, prompt, name=HOSTILE).html, width=390)
+    page.evaluate("glass.ready")
+    check_layout(page, 390)
+    assert page.locator("img").count() == 0
+    assert page.title() == f"{HOSTILE}: {prompt}".replace("\n", " ").rstrip()
+    assert page.locator("#model-name").text_content() == HOSTILE
+    shown_prompt = page.locator("#prompt-text").text_content()
+    assert shown_prompt == (prompt or "(empty)")
+    T = max(len(prompt), 1)
+    assert page.locator("#token-bar [role=radio]").count() == T
+    page.evaluate("(cell) => glass.open(...cell)", ["attention weights", 1, [0, T - 1, 0]])
+    assert page.locator("#inspector-table tbody tr").count() == T
+    check_layout(page, 390)
+
+
+def test_bytes_of_a_character_that_is_split_are_shown_in_hexadecimal(open_page: Any) -> None:  # noqa: F811
+    tokenizer = BPETokenizer.train("ab ab", 258, special=("<|endoftext|>",), processes=1)
+    model = make_model("learned positions", vocab_size=tokenizer.vocab_size)
+    page = open_page(glass_page(model, tokenizer, "é🙂").html, width=390)
+    page.evaluate("glass.ready")
+    assert page.locator("#token-bar [role=radio]").all_text_contents() == [f"<{b:02X}>" for b in "é🙂".encode()]
+
+
+def test_a_page_without_room_for_everything_says_what_is_missing(open_page: Any) -> None:  # noqa: F811
+    model = make_model("grouped queries", n_embd=32, intermediate_size=2048, vocab_size=5000)
+    made = glass_page(model, TOKENIZER, PROMPT, limit=600_000)
+    assert len(made.html) <= 600_000
+    assert {"gate of block 1", "up of block 1", "logits", "head weight"} < set(made.not_kept)
+    page = open_page(made.html)
+    page.evaluate("glass.ready")
+    page.locator("#block-1 summary").first.click()
+    page.locator("#block-1 .missing").first.wait_for()
+    missing = " ".join(page.locator("#block-1 .missing").all_text_contents())
+    assert "gate of block 1 is not in this page" in missing and "hidden of block 1 is not in this page" in missing
+    recording = record(model, read_prompt(model, TOKENIZER, PROMPT).idx(model))
+    for cell, index, absent in [(["logits", None, [0, 5]], [0, 12, 5], "head weight, 5,000 × 32,"),
+                                (["mlp output", 1, [3, 2]], [0, 3, 2], "hidden of block 1")]:  # fmt: skip
+        page.evaluate("(cell) => glass.open(...cell)", cell)
+        value = float(recording.get(*cell[:2])[tuple(index)])
+        assert page.locator("#inspector-explanation h3").text_content().endswith(f"] = {digits(value)}")
+        assert f"{absent} is not in this page" in page.locator("#inspector-explanation .missing").text_content()
+    page.evaluate("glass.select(3)")
+    page.get_by_text("Only the logits of the last token are in this page. These follow token 12").wait_for(
+        state="attached"
+    )
+    chosen = next_token(recording.logits[0, -1], SamplingConfig(), torch.tensor(0.5, dtype=torch.float64))
+    assert f"(id {int(chosen):,})" in page.locator(".nt-sentence").text_content()
