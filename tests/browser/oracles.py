@@ -60,8 +60,8 @@ class Oracle:
     def terms(self, name: str, layer: int | None, index: list[int]) -> list[float]:
         """Return the terms that the page lists for one number; none where nothing is added up."""
         parts = {
-            "scores": self._scores, "scaled scores": self._copy_of("scores"), "masked scores": self._copy_of("scaled scores"),
-            "attention weights": self._weights, "head outputs": self._mixed, "concatenated heads": self._concatenated,
+            "scores": self._scores, "scaled scores": self._copy_of("scores"),
+            "masked scores": self._copy_of("scaled scores"), "attention weights": self._weights, "head outputs": self._mixed, "concatenated heads": self._concatenated,
             "hidden": self._hidden, "logits": self._logits, "embeddings": self._embeddings,
             "k per query head": self._repeated(self._key_name()), "v per query head": self._repeated("v"),
         }  # fmt: skip
@@ -112,7 +112,8 @@ class Oracle:
 
     def _norm(self, name: str, layer: int | None, index: list[int]) -> Tensor:
         inputs = {
-            "norm 1": lambda: self._residual_before(layer), "norm 2": lambda: self.tensor("residual after attention", layer),
+            "norm 1": lambda: self._residual_before(layer),
+            "norm 2": lambda: self.tensor("residual after attention", layer),
             "normed q": lambda: self.tensor("q", layer), "normed k": lambda: self.tensor("k", layer),
             "final norm": lambda: self._residual_before(self.config.n_layer),
         }  # fmt: skip

@@ -95,7 +95,8 @@ def test_explanations_have_the_terms_and_the_value_of_torch(page: Any, shown: Sh
     answers = page.evaluate(
         """(cells) => Promise.all(cells.map(async (cell) => {
           const { value, recorded, terms, missing } = await glass.explain(...cell);
-          return { missing, value: String(value), recorded: String(recorded), terms: terms.map((term) => String(term.value)) };
+          const numbers = terms.map((term) => String(term.value));
+          return { missing, value: String(value), recorded: String(recorded), terms: numbers };
         }))""",
         cells,
     )
@@ -125,8 +126,8 @@ INSPECT = """
   await new Promise((resolve) => setTimeout(resolve));
   const { source } = await glass.tensor(name, layer);
   const title = document.querySelector("#inspector-explanation h3").textContent;
-  const terms = Array.from(document.querySelectorAll("#inspector-more .terms td:last-child"), (cell) => cell.textContent);
-  return [...answers, { numbers, clicked, source, title, terms }];
+  const terms = document.querySelectorAll("#inspector-more .terms td:last-child");
+  return [...answers, { numbers, clicked, source, title, terms: Array.from(terms, (cell) => cell.textContent) }];
 }, Promise.resolve([]))
 """
 
@@ -189,8 +190,11 @@ def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, sh
         uniform = 0.37 if value else 0.83
         page.get_by_label("Random number u, as a number").fill(str(uniform))
         rows = page.evaluate(
-            """() => new Promise(requestAnimationFrame).then(() => Array.from(document.querySelectorAll(".nt-table tbody tr"),
-                 (row) => Array.from(row.cells, (cell) => cell.textContent)))"""
+            """async () => {
+              await new Promise(requestAnimationFrame);
+              const rows = document.querySelectorAll(".nt-table tbody tr");
+              return Array.from(rows, (row) => Array.from(row.cells, (cell) => cell.textContent));
+            }"""
         )
         logits = shown.oracle.recording.logits[0, position]
         after = stages(logits, sampling, ids[: position + 1])
