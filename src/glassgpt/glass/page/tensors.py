@@ -98,10 +98,10 @@ def required_bytes(config: ModelConfig, T: int) -> int:
 
 def longest_prompt(config: ModelConfig, limit: int) -> int:
     """Return how many tokens fit a page of ``limit`` bytes; 0 if none do."""
-    T = 0
-    while T < config.block_size and required_bytes(config, T + 1) <= limit:
-        T += 1
-    return T
+    for T in range(config.block_size):
+        if required_bytes(config, T + 1) > limit:
+            return T
+    return config.block_size
 
 
 def as_float32(values: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def glass_page(
     read = read_prompt(model, tokenizer, prompt)
     limit = default_limit(model) if limit is None else limit
     vocabulary = encode_bytes(json.dumps(_vocabulary(tokenizer, model.config.vocab_size)).encode())
-    steps: list[int | None] = [*(checkpoints or {None: None})]
+    steps: list[int | None] = [*checkpoints] if checkpoints else [None]
     room = (limit - _PAGE_ITSELF - len(vocabulary)) // len(steps)
     fitting = longest_prompt(model.config, room)
     if len(read.ids) > fitting:
@@ -130,7 +130,7 @@ def _keep(
     model: GPT, recorded: recording.Recording, room: int, prefix: str, blocks: dict[str, str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Encode the tensors that fit, add them to ``blocks``; return where each is, and the names of those that do not."""
-    kept, not_kept, used = [], list[str](), 0
+    kept, not_kept, used = list[dict[str, Any]](), list[str](), 0
     for tensor in page_tensors(model, recorded):
         # Even compressed, random numbers take more than this; do not spend time on encoding what cannot fit.
         least = 0 if tensor.required else tensor.values.numel() * 4

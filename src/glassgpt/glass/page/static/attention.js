@@ -105,7 +105,7 @@ function mixing(layer) {
     const rest = all.slice(MIXED).reduce((sum, s) => sum + weights.data[from + s], 0);
     if (all.length > MIXED) rows.push(el("tr", {}, el("th", { scope: "row" }, `${plural(all.length - MIXED, "other token")}`), el("td", {}, digits(rest)), el("td", {}), el("td", {})));
     const sum = strip(outputs.data, (head * T + state.position) * D, limit, 1);
-    rows.push(el("tr", { class: "sum" }, el("th", { scope: "row" }, "sum: the head’s output"), el("td", {}, "1"), el("td", { colSpan: 2 }, sum)));
+    rows.push(el("tr", { class: "sum" }, el("th", { scope: "row" }, "sum"), el("td", {}, "1"), el("td", { class: "sum-name" }, "the head’s output ="), el("td", {}, sum)));
     const titles = ["token", "weight", "its value vector v", "weight · v"];
     const header = el("tr", {}, titles.map((title) => el("th", { scope: "col" }, title)));
     holder.replaceChildren(el("table", { class: "mixing" }, el("thead", {}, header), el("tbody", {}, rows)));

@@ -56,7 +56,7 @@ function attentionSteps(layer) {
       formula(rules["norm 1"].formula),
       figures(matrixFigure(before, beforeLayer, { caption: layer === 0 ? "embeddings" : "residual stream" }), matrixFigure("norm 1", layer))),
     step("Query, key, value", `Three learned projections of every token, for each of the ${plural(H, "head")}: the query says what a token looks for, the key what it offers, the value what it hands over.${shares}`,
-      formula("q = norm 1 · W_q    k = norm 1 · W_k    v = norm 1 · W_v", `[T ${T}, C ${C}] · [C ${C}, ${H}·${D}]`),
+      formula("q = norm 1 · W_q   k = norm 1 · W_k   v = norm 1 · W_v", `[T ${T}, C ${C}] · [C ${C}, ${H}·${D}] → [T ${T}, ${H}·${D}]`),
       el("p", { class: "label" }, "Choose a head: each picture shows who looks at whom"), headWall(layer),
       figures(of("q"), of("k"), of("v"))),
   ];

@@ -159,6 +159,7 @@ function buildOverview() {
   });
   const last = [["forming", "The prediction forms"], ["output", "Logits"], ["sampling", "Next token"]].map(([id, name]) => el("li", {}, el("a", { href: `#${id}` }, name)));
   fill("overview-list", ...links, ...blocks, ...last);
+  bindOverview();
 }
 
 /** A slider over checkpoints, if there are several. */
@@ -177,6 +178,26 @@ function buildCheckpoints() {
     changed("theme");
   });
   show();
+}
+
+/** Mark the part of the page that is read in the overview. */
+function bindOverview() {
+  const links = [...document.querySelectorAll(".overview a")];
+  const targets = links.map((link) => document.getElementById(link.hash.slice(1)));
+  const mark = () => {
+    const middle = innerHeight / 3;
+    let current = 0;
+    targets.forEach((target, i) => {
+      if (target.getBoundingClientRect().top < middle) current = i;
+    });
+    links.forEach((link, i) => (i === current ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+  };
+  let waiting = false;
+  document.onscroll = () => {
+    if (!waiting) requestAnimationFrame(() => ((waiting = false), mark()));
+    waiting = true;
+  };
+  mark();
 }
 
 function bindTheme() {

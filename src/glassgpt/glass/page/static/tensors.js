@@ -304,14 +304,14 @@ function repeated(name, input) {
 const kvHead = (h) => Math.floor(h / (H / KV));
 
 const scores = {
-  formula: "scores[h, t, s] = Σ_d q[h, t, d] · k[h, s, d]",
+  formula: `scores[h, t, s] = Σ_d ${queryName}[h, t, d] · ${keyName}[${KV < H ? `h // ${H / KV}` : "h"}, s, d]`,
   inputs: (layer) => ({ q: [queryName, layer], k: [keyName, layer] }),
   value: ({ q, k }, [h, t, s]) => Math.fround(dot(q.data, (h * T + t) * D, k.data, (kvHead(h) * T + s) * D, D)),
   explain({ q, k }, [h, t, s], symbol) {
     const [a, b] = [(h * T + t) * D, (kvHead(h) * T + s) * D];
     const terms = Array.from({ length: D }, (_, d) => product(`d ${d}`, q.data[a + d], k.data[b + d]));
     const value = this.value({ q, k }, [h, t, s]);
-    return { terms, value, lines: [`${symbol} = q[${t}] · k[${s}] = ${sumText(terms)} = ${digits(value)}`] };
+    return { terms, value, lines: [`${symbol} = ${queryName}[${h}, ${t}] · ${keyName}[${kvHead(h)}, ${s}] = ${sumText(terms)} = ${digits(value)}`] };
   },
 };
 
@@ -365,7 +365,7 @@ const attentionWeights = {
 };
 
 const headOutputs = {
-  formula: "head outputs[h, t, d] = Σ_s weight[h, t, s] · v[h, s, d]",
+  formula: `head outputs[h, t, d] = Σ_s weights[h, t, s] · v[${KV < H ? `h // ${H / KV}` : "h"}, s, d]`,
   inputs: (layer) => ({ w: ["attention weights", layer], v: ["v", layer] }),
   value({ w, v }, [h, t, d]) {
     let sum = 0;

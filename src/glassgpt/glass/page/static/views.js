@@ -47,34 +47,42 @@ function matrixFigure(name, layer, { head = null, kinds = [], caption = name, sh
   const axes = matrixAxes(name);
   const dimensions = axes.map((axis) => sizes[axis]);
   const [rows, columns] = dimensions.slice(-2);
+  const ofHead = () => (head ? [mapHead(axes[0], head())] : []);
   const canvas = el("canvas", { width: 1, height: 1, "aria-hidden": "true" });
-  const button = el(
-    "button",
-    { type: "button", class: `matrix ${shape}`, "--rows": rows, "--columns": columns, onclick: () => openInspector(name, layer, head ? [mapHead(axes[0], head()), state.position] : [state.position]) },
-    canvas,
-    axes.at(-2) === "T" || axes.at(-2) === "S" ? el("span", { class: "row-mark" }) : null,
-  );
+  const button = el("button", { type: "button", class: `matrix ${shape}`, "--rows": rows }, canvas, el("span", { class: "row-mark" }));
+  const title = el("b", {}, caption);
   const note = el("span", { class: "range" }, " ");
-  const figure = el(
-    "figure",
-    { class: `figure ${shape}` },
-    el("figcaption", {}, el("b", {}, caption), " ", el("span", { class: "shapes" }, sizesText(axes, dimensions))),
-    button,
-    note,
-  );
+  const figure = el("figure", { class: `figure ${shape}` },
+    el("figcaption", {}, title, el("span", { class: "shapes" }, sizesText(axes, dimensions))), button, note);
+  let range = " ";
+  button.addEventListener("click", (event) => openInspector(name, layer, [...ofHead(), ...cellUnder(event, canvas, rows, columns)]));
+  button.addEventListener("pointermove", async (event) => {
+    const index = [...ofHead(), ...cellUnder(event, canvas, rows, columns)];
+    const tensor = await getTensor(name, layer);
+    note.textContent = `[${index.join(", ")}] = ${digits(at(tensor, index))}`;
+  });
+  button.addEventListener("pointerleave", () => (note.textContent = range));
   follow(figure, ["theme", ...kinds], async () => {
     const tensor = await getTensor(name, layer);
     if (!tensor) return showMissing(figure, name, layer);
-    const from = head ? mapHead(axes[0], head()) * rows * columns : 0;
+    const from = offset(dimensions, [...ofHead(), 0, 0]);
     const part = tensor.data.subarray(from, from + rows * columns);
-    const limit = colourLimit(part);
-    drawMatrix(canvas, tensor.data, from, tensor.shape.at(-2), columns, limit, kindOf(name));
+    drawMatrix(canvas, tensor.data, from, rows, columns, colourLimit(part), kindOf(name));
     const { lowest, highest } = statistics(part);
-    const of = head ? `, ${axes[0] === "KV" ? "key/value head" : "head"} ${mapHead(axes[0], head())}` : "";
-    note.textContent = `${digits(lowest)} to ${digits(highest)}`;
+    const of = head ? `, ${axes[0] === "KV" ? "key/value head" : "head"} ${ofHead()[0]}` : "";
+    title.textContent = caption + of.replace("key/value", "kv");
+    note.textContent = range = `${digits(lowest)} to ${digits(highest)}`;
     button.setAttribute("aria-label", `Open ${name}${of}: ${rows} rows by ${columns} columns, from ${digits(lowest)} to ${digits(highest)}`);
   });
   return figure;
+}
+
+/** The row and column under the pointer; from the keyboard, the selected token's row. */
+function cellUnder(event, canvas, rows, columns) {
+  if (event.type === "click" && event.detail === 0) return [state.position, 0];
+  const box = canvas.getBoundingClientRect();
+  const cell = (at, size, n) => Math.min(Math.max(Math.floor((at / size) * n), 0), n - 1);
+  return [cell(event.clientY - box.top, box.height, rows), cell(event.clientX - box.left, box.width, columns)];
 }
 
 /** The head of a key/value tensor that a query head uses. */
@@ -102,23 +110,20 @@ function statistics(data) {
 // ---- vectors ----
 
 /** The selected token's row of a tensor as a strip, with its first numbers and its length. */
-function vectorRow(name, layer, { label = name, sign = "", head = null, kinds = [], limitOf = null } = {}) {
+function vectorRow(name, layer, { label = name, sign = "", limitOf = null } = {}) {
   const canvas = el("canvas", { width: 1, height: 1, "aria-hidden": "true" });
   const numbers = el("span", { class: "numbers" }, " ");
-  const button = el("button", { type: "button", class: "strip", onclick: () => openInspector(name, layer, head ? [mapHead(matrixAxes(name)[0], head()), state.position] : [state.position]) }, canvas);
-  const row = el("div", { class: "vector" }, el("span", { class: "sign" }, sign), el("span", { class: "name" }, label), button, numbers);
-  follow(row, ["theme", "position", ...kinds], async () => {
-    const tensor = await getTensor(name, layer);
-    if (!tensor) return void (numbers.textContent = whyNotKept(name, layer));
+  const length = el("span", { class: "length" }, " ");
+  const button = el("button", { type: "button", class: "strip", onclick: (event) => openInspector(name, layer, [state.position, cellUnder(event, canvas, 1, sizes.C)[1]]) }, canvas);
+  const row = el("div", { class: "vector" }, el("span", { class: "sign" }, sign), el("span", { class: "name" }, label), button, numbers, length);
+  follow(row, ["theme", "position"], async () => {
+    const [tensor, reference] = await Promise.all([getTensor(name, layer), getTensor(...(limitOf ?? [name, layer]))]);
     const n = tensor.shape.at(-1);
-    const index = head ? [mapHead(tensor.axes[0], head()), state.position, 0] : [state.position, 0];
-    const from = offset(tensor.shape, index);
-    const reference = limitOf ? await getTensor(...limitOf) : tensor;
+    const from = state.position * n;
     drawMatrix(canvas, tensor.data, from, 1, n, colourLimit(reference.data), "value");
-    const first = Array.from(tensor.data.subarray(from, from + 3), digits).join(", ");
-    const length = Math.sqrt(dot(tensor.data, from, tensor.data, from, n));
-    numbers.textContent = `[${first}, … ${n}]  length ${digits(length)}`;
-    button.setAttribute("aria-label", `Open ${name} of ${tokenLabel(state.position)}: ${n} numbers, length ${digits(length)}`);
+    numbers.textContent = `${Array.from(tensor.data.subarray(from, from + 3), digits).join(", ")}, …`;
+    length.textContent = `‖x‖ = ${digits(Math.sqrt(dot(tensor.data, from, tensor.data, from, n)))}`;
+    button.setAttribute("aria-label", `Open ${name} of ${tokenLabel(state.position)}: ${n} numbers, ${length.textContent}`);
   });
   return row;
 }
