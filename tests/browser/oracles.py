@@ -61,7 +61,8 @@ class Oracle:
         """Return the terms that the page lists for one number; none where nothing is added up."""
         parts = {
             "scores": self._scores, "scaled scores": self._copy_of("scores"),
-            "masked scores": self._copy_of("scaled scores"), "attention weights": self._weights, "head outputs": self._mixed, "concatenated heads": self._concatenated,
+            "masked scores": self._copy_of("scaled scores"), "attention weights": self._weights,
+            "head outputs": self._mixed, "concatenated heads": self._concatenated,
             "hidden": self._hidden, "logits": self._logits, "embeddings": self._embeddings,
             "k per query head": self._repeated(self._key_name()), "v per query head": self._repeated("v"),
         }  # fmt: skip
@@ -75,7 +76,8 @@ class Oracle:
             return []
         return terms.double().flatten().tolist()
 
-    def _residual_before(self, layer: int) -> Tensor:
+    def residual_before(self, layer: int) -> Tensor:
+        """Return the residual stream at the beginning of a block."""
         return self.tensor("embeddings", None) if layer == 0 else self.tensor("residual after mlp", layer - 1)
 
     def _linear(self, name: str, layer: int, index: list[int]) -> Tensor:
@@ -105,17 +107,17 @@ class Oracle:
 
     def _residual(self, name: str, layer: int, index: list[int]) -> Tensor:
         t, c = index
-        before, added = self._residual_before(layer), "attention output"
+        before, added = self.residual_before(layer), "attention output"
         if name == "residual after mlp":
             before, added = self.tensor("residual after attention", layer), "mlp output"
         return torch.stack([before[t, c], self.tensor(added, layer)[t, c]])
 
     def _norm(self, name: str, layer: int | None, index: list[int]) -> Tensor:
         inputs = {
-            "norm 1": lambda: self._residual_before(layer),
+            "norm 1": lambda: self.residual_before(layer),
             "norm 2": lambda: self.tensor("residual after attention", layer),
             "normed q": lambda: self.tensor("q", layer), "normed k": lambda: self.tensor("k", layer),
-            "final norm": lambda: self._residual_before(self.config.n_layer),
+            "final norm": lambda: self.residual_before(self.config.n_layer),
         }  # fmt: skip
         x = inputs[name]()[tuple(index[:-1])]
         return x if self.config.norm == "layernorm" else x * x

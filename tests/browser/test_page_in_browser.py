@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import random
+import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +13,7 @@ from chromium import browser, open_page  # noqa: F401
 from models import CONFIGS, EMOJI, HOSTILE, RIGHT_TO_LEFT, TOKENIZER, make_model
 from oracles import Oracle, digits
 
-from glassgpt.glass.inside.prompt import read_prompt
+from glassgpt.glass.inside.prompt import read_prompt, token_text
 from glassgpt.glass.page.writing import glass_page
 from glassgpt.recording import record
 from glassgpt.sampling import SamplingConfig, next_token, stages
@@ -157,6 +159,89 @@ def test_the_inspector_shows_the_numbers_and_explains_the_clicked_one(page: Any,
 def shows(text: str, x: float, tolerated: float) -> bool:
     """Whether a text is that number, to its four digits."""
     return text == digits(x) or abs(number(text) - x) <= tolerated + (5.1e-4 * abs(x) if tolerated else 0.0)
+
+
+# All that the page shows outside the inspector, with the block (-1: none) in which it is.
+READ = """
+async ([position, heads]) => {
+  for (const block of document.querySelectorAll("details.block")) block.open = true;
+  glass.select(position);
+  heads.forEach((head, layer) => glass.head(layer, head));
+  const unlabelled = () => document.querySelector(".matrix:not([aria-label]), .strip:not([aria-label])");
+  do await new Promise((resolve) => setTimeout(resolve, 50));
+  while (unlabelled());
+  const blockOf = (element) => Number(element.closest("details.block")?.id.slice("block-".length) ?? -1);
+  const text = (element, part) => element.querySelector(part).textContent;
+  const read = (selector, ...parts) => Array.from(document.querySelectorAll(selector), (element) =>
+    [blockOf(element), ...parts.map((part) => (typeof part === "string" ? text(element, part) : part(element)))]);
+  const label = (element) => (element.querySelector(".strip") ?? element).getAttribute("aria-label");
+  return {
+    matrices: read(".matrix", label), vectors: read(".vector", label, ".numbers", ".length"),
+    mixed: read(".mixing tbody tr:not(.sum)", "th", "td"), predictions: read(".bars li", ".token", ".share"),
+    changes: read(".meter", ".meter-name", ".meter-value"), units: read(".units .link", (link) => link.textContent),
+  };
+}
+"""
+
+
+@everywhere
+def test_pictures_and_lists_show_the_numbers_of_the_pass(page: Any, shown: Shown) -> None:
+    position, heads, oracle = 7, [1, 3], shown.oracle
+    answer = page.evaluate(READ, [position, heads])
+    checked = Counter()
+    for block, label in answer["matrices"]:
+        name, head, low, high = re.fullmatch(r"Open ([\w ]+?)(?:,.* (\d+))?: .* from (.*) to (.*)", label).groups()
+        values = oracle.tensor(name, *layer_of(name, block, checked["matrix", name, block], oracle))
+        checked["matrix", name, block] += 1
+        values = values if head is None else values[int(head)]
+        finite = values[values.isfinite()]
+        assert shows(low, float(finite.min()), tolerance(values)) and shows(
+            high, float(finite.max()), tolerance(values)
+        )
+        assert head is None or int(head) in (
+            heads[block],
+            heads[block] * oracle.config.n_kv_head // oracle.config.n_head,
+        )
+    for block, label, first, length in answer["vectors"]:
+        name = label.removeprefix("Open ").partition(" of token")[0]
+        row = oracle.tensor(name, *layer_of(name, block, checked["vector", name, block], oracle))[position]
+        checked["vector", name, block] += 1
+        for text, x in zip(first.removesuffix(", …").split(", "), row.tolist()[:3], strict=True):
+            assert shows(text, x, tolerance(row)), label
+        assert shows(length.removeprefix("‖x‖ = "), float(row.norm()), tolerance(row)), label
+    for block, token, weight in answer["mixed"]:
+        row = oracle.tensor("attention weights", block)[heads[block], position]
+        assert weight == digits(float(row[int(token.split()[0])]))
+    for block in (0, 1, -1):
+        x = oracle.tensor("residual after mlp", block % 2)[position].float()
+        top = oracle.model.head(oracle.model.final_norm(x)).softmax(dim=-1).sort(descending=True, stable=True)
+        texts = [[token, share] for at, token, share in answer["predictions"] if at == block]
+        tokens = [token_text(TOKENIZER, int(i)).replace(" ", "␣") for i in top.indices[: len(texts)]]
+        assert [token for token, _ in texts] == tokens and len(texts) == 5
+        assert all(share in shares(p) for (_, share), p in zip(texts, top.values.tolist(), strict=False))
+    for block, name, change in answer["changes"]:
+        before = oracle.tensor("residual after attention", block) if name == "MLP" else oracle.residual_before(block)
+        added = oracle.tensor("mlp output" if name == "MLP" else "attention output", block)
+        assert change.removeprefix("+") in shares(float(added[position].norm() / before[position].norm()))
+    for block, unit in answer["units"]:
+        i, _, x = unit.partition(": ")
+        values = oracle.tensor("hidden", block)[position]
+        assert shows(x, float(values[int(i)]), tolerance(values))
+    assert len(answer["matrices"]) > 30 and len(answer["vectors"]) > 12 and len(answer["units"]) == 12
+
+
+def layer_of(name: str, block: int, earlier: int, oracle: Oracle) -> list[int | None]:
+    """The layer of a tensor that is shown in a block; a block begins with the residual stream of the one before."""
+    if name.endswith("embedding") or name in ("embeddings", "final norm"):
+        return [None]
+    last = oracle.config.n_layer - 1
+    return [last if block < 0 else block - 1 if name == "residual after mlp" and not earlier and block else block]
+
+
+def shares(share: float) -> set[str]:
+    """How the page may write a share, which it knows to some six digits."""
+    near = [100 * share * (1 + change) for change in (-1e-5, 0, 1e-5)]
+    return {"< 0.01 %" if x < 0.01 else f"{x:.0f} %" if x >= 10 else f"{x:#.2g} %" for x in near}
 
 
 def percent(probability: float) -> str:
