@@ -24,7 +24,7 @@ def summarize(model: GPT, recording: Recording) -> dict[str, Any]:
         ``attention_change`` and ``mlp_change`` ``[L][T]``: the norm of what is added, over that of what it is added to;
         ``top`` and ``top_probability`` ``[L + 1][T][5]``: the likeliest tokens at each depth, the likeliest first;
         ``final_probability`` and ``final_rank`` ``[L + 1][T]``: of the token that is likeliest in the end; rank 1 is
-        the likeliest.
+        the likeliest; ``next_probability`` and ``next_rank`` ``[T - 1]``: of the token that follows in the prompt.
     """
     before = [recording.get("embeddings")[0], *(x[0] for x in recording.layers("residual after mlp")[:-1])]
     middle = [x[0] for x in recording.layers("residual after attention")]
@@ -32,7 +32,11 @@ def summarize(model: GPT, recording: Recording) -> dict[str, Any]:
     final = recording.logits[0].argmax(dim=-1, keepdim=True)  # [T, 1]
     depths = [*before, recording.layers("residual after mlp")[-1][0]]
     lens = [_predict(model, x, final) for x in depths]
+    probability = recording.logits[0, :-1].float().softmax(dim=-1)  # [T - 1, V]
+    of_next = probability.gather(-1, recording.get("idx")[0, 1:, None])  # [T - 1, 1]
     return {
+        "next_probability": _rounded(of_next[:, 0]),
+        "next_rank": _rank(probability, of_next),
         "attention_change": [_change(added[0], x) for added, x in zip(attention, before, strict=True)],
         "mlp_change": [_change(added[0], x) for added, x in zip(mlp, middle, strict=True)],
     } | {key: [depth[key] for depth in lens] for key in lens[0]}
@@ -52,8 +56,14 @@ def _predict(model: GPT, x: Tensor, final: Tensor) -> dict[str, Any]:
         "top": ids[:, :LISTED].tolist(),
         "top_probability": _rounded(values[:, :LISTED]),
         "final_probability": _rounded(of_final[:, 0]),
-        "final_rank": ((probability > of_final).sum(dim=-1) + 1).tolist(),
+        "final_rank": _rank(probability, of_final),
     }
+
+
+def _rank(probability: Tensor, of_one: Tensor) -> list[int]:
+    """Return the rank of a token with probability ``of_one [T, 1]`` in each row of ``probability [T, V]``."""
+    ranks: list[int] = ((probability > of_one).sum(dim=-1) + 1).tolist()
+    return ranks
 
 
 def _rounded(values: Tensor) -> Any:

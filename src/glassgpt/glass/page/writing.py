@@ -16,7 +16,7 @@ from glassgpt.errors import ConfigError
 from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.glass.page.encoding import encode_bytes, encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
-from glassgpt.glass.page.tensors import as_float32, longest_prompt, page_tensors
+from glassgpt.glass.page.tensors import PER_TENSOR, as_float32, longest_prompt, page_tensors
 from glassgpt.glass.tokens import escaped
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
@@ -25,8 +25,6 @@ from glassgpt.weights.loading import load_source
 
 #: Bytes of a page: of a model that someone trains on a laptop, and of one with more than this many parameters.
 SMALL_PAGE, LARGE_PAGE, LARGE_MODEL = 3_000_000, 15_000_000, 10_000_000
-#: Bytes that are left for the page itself and for what describes the tensors, beside the vocabulary.
-_PAGE_ITSELF = 200_000
 #: The files of the page, in order.
 STYLES = ("style.css", "next_token.css")
 SCRIPTS = (
@@ -92,21 +90,23 @@ def glass_page(
     """
     read = read_prompt(model, tokenizer, prompt)
     limit = default_limit(model) if limit is None else limit
-    vocabulary = encode_bytes(json.dumps(_vocabulary(tokenizer, model.config.vocab_size)).encode())
+    blocks = {"vocabulary": encode_bytes(json.dumps(_vocabulary(tokenizer, model.config.vocab_size)).encode())}
     steps: list[int | None] = [*checkpoints] if checkpoints else [None]
-    room = (limit - _PAGE_ITSELF - len(vocabulary)) // len(steps)
+    title, about = f"{name}: {prompt[:60]}", _describe(model, tokenizer, read, prompt, name) | {"limit": limit}
+    around = len(_assemble(title, about, blocks).encode())
+    room = (limit - around) // len(steps)
     fitting = longest_prompt(model.config, room)
     if len(read.ids) > fitting:
         raise ConfigError(_too_long(len(read.ids), fitting, limit, len(steps)))
-    blocks, described, not_kept = {"vocabulary": vocabulary}, [], list[str]()
+    frames, not_kept = list[dict[str, Any]](), list[str]()
     for number, step in enumerate(steps):
         if checkpoints and step is not None:
             model, _ = load_source(open_folder(checkpoints[step]), device=model.device)
         recorded = recording.record(model, read.idx(model))
-        kept, not_kept = _keep(model, recorded, room, f"tensor-{number}-", blocks)
-        described.append({"step": step, "tensors": kept, "not_kept": not_kept} | summarize(model, recorded))
-    about = _describe(model, tokenizer, read, prompt, name) | {"frames": described, "limit": limit}
-    return Page(_assemble(f"{name}: {prompt[:60]}", about, blocks), not_kept)
+        frame = {"step": step} | summarize(model, recorded)
+        kept, not_kept = _keep(model, recorded, room - len(encode_json(frame)), f"tensor-{number}-", blocks)
+        frames.append(frame | {"tensors": kept})
+    return Page(_assemble(title, about | {"frames": frames}, blocks), not_kept)
 
 
 def _vocabulary(tokenizer: Tokenizer, size: int) -> list[str]:
@@ -133,12 +133,13 @@ def _keep(
     kept, not_kept, used = list[dict[str, Any]](), list[str](), 0
     for tensor in page_tensors(model, recorded):
         # Even compressed, random numbers take more than this; do not spend time on encoding what cannot fit.
-        least = 0 if tensor.required else tensor.values.numel() * 4
-        text = encode_floats(as_float32(tensor.values).numpy()) if used + least <= room else ""
-        if not text or (used + len(text) > room and not tensor.required):
+        fits = tensor.required or used + 4 * tensor.values.numel() <= room
+        text = encode_floats(as_float32(tensor.values).numpy()) if fits else ""
+        size = len(text) + PER_TENSOR
+        if not fits or (used + size > room and not tensor.required):
             not_kept.append(str(tensor))
             continue
-        used += len(text)
+        used += size
         where = f"{prefix}{len(kept)}"
         blocks[where] = text
         shape = list(tensor.values.shape)

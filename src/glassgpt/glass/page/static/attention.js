@@ -91,35 +91,43 @@ function keepInView(box, x) {
 /** Rows of the mixing table, at most: the tokens with the largest weights. */
 const MIXED = 12;
 
-/** The sum that attention is: weight times value vector of every token, and the head's output below. */
+/** From scores to weights to the sum of weighted value vectors, for the selected token; below, the head's output. */
 function mixing(layer) {
   const holder = el("div", { class: "scroll" });
+  const names = ["scores", "scaled scores", "attention weights", "v", "head outputs"];
+  const titles = ["token s", "score q · k", `/ √${D}`, "weight", "value v[s]", "weight · v[s]"];
   follow(holder, ["position", "theme", `head ${layer}`], async () => {
     const head = headOf(layer);
-    const [weights, values, outputs] = await Promise.all(["attention weights", "v", "head outputs"].map((name) => getTensor(name, layer)));
+    const [scores, scaled, weights, values, outputs] = await Promise.all(names.map((name) => getTensor(name, layer)));
     const from = (head * T + state.position) * T;
-    const all = range(0, state.position + 1).sort((a, b) => weights.data[from + b] - weights.data[from + a]);
-    const shown = all.slice(0, MIXED).sort((a, b) => a - b);
     const limit = colourLimit(values.data);
-    const rows = shown.map((s) => mixedRow(s, weights.data[from + s], values.data, (kvHead(head) * T + s) * D, limit));
-    const rest = all.slice(MIXED).reduce((sum, s) => sum + weights.data[from + s], 0);
-    if (all.length > MIXED) rows.push(el("tr", {}, el("th", { scope: "row" }, `${plural(all.length - MIXED, "other token")}`), el("td", {}, digits(rest)), el("td", {}), el("td", {})));
+    const all = range(0, state.position + 1).sort((a, b) => weights.data[from + b] - weights.data[from + a]);
+    const rows = all.slice(0, MIXED).sort((a, b) => a - b).map((s) => {
+      const number = (tensor) => cellButton(tensor, [head, state.position, s]);
+      const value = (kvHead(head) * T + s) * D;
+      const weight = weights.data[from + s];
+      return el("tr", {},
+        el("th", { scope: "row" }, el("span", { class: "number" }, String(s)), " ", tokenText(tokenAt(s))),
+        el("td", {}, number(scores)), el("td", {}, number(scaled)),
+        el("td", {}, el("span", { class: "bar", "--share": weight, "aria-hidden": "true" }), number(weights)),
+        el("td", { class: "strip-cell" }, strip(values.data, value, limit, 1)), el("td", { class: "strip-cell" }, strip(values.data, value, limit, weight)));
+    });
+    if (all.length > MIXED) {
+      const rest = all.slice(MIXED).reduce((sum, s) => sum + weights.data[from + s], 0);
+      rows.push(el("tr", {}, el("th", { scope: "row", colSpan: 3 }, plural(all.length - MIXED, "other token")), el("td", {}, el("span", { class: "bar", "--share": rest }), digits(rest))));
+    }
     const sum = strip(outputs.data, (head * T + state.position) * D, limit, 1);
-    rows.push(el("tr", { class: "sum" }, el("th", { scope: "row" }, "sum"), el("td", {}, "1"), el("td", { class: "sum-name" }, "the head’s output ="), el("td", {}, sum)));
-    const titles = ["token", "weight", "its value vector v", "weight · v"];
+    rows.push(el("tr", { class: "sum" }, el("th", { scope: "row", colSpan: 3 }, "sum"), el("td", {}, el("span", { class: "bar", "--share": 1, "aria-hidden": "true" }), "1"),
+      el("td", { class: "sum-name" }, "the head’s output ="), el("td", {}, sum)));
     const header = el("tr", {}, titles.map((title) => el("th", { scope: "col" }, title)));
     holder.replaceChildren(el("table", { class: "mixing" }, el("thead", {}, header), el("tbody", {}, rows)));
   });
   return holder;
 }
 
-function mixedRow(s, weight, values, from, limit) {
-  const bar = el("span", { class: "bar", "--share": weight, "aria-hidden": "true" });
-  return el("tr", {},
-    el("th", { scope: "row" }, el("span", { class: "number" }, String(s)), " ", tokenText(tokenAt(s))),
-    el("td", {}, bar, digits(weight)),
-    el("td", {}, strip(values, from, limit, 1)),
-    el("td", {}, strip(values, from, limit, weight)));
+/** A number that opens its cell in the inspector. */
+function cellButton(tensor, index) {
+  return el("button", { type: "button", class: "cell", onclick: () => openInspector(tensor.name, tensor.layer, index) }, digits(at(tensor, index)));
 }
 
 /** D numbers as a strip, each multiplied by the weight. */

@@ -59,7 +59,7 @@ function showTensor() {
   const axes = tensor.axes.length ? tensor.axes : tensor.shape.map((_, i) => (i ? "in" : "out"));
   part("title").textContent = `${tensor.name}${where}`;
   part("sizes").textContent = sizesText(axes, tensor.shape);
-  part("axes").textContent = tensor.axes.map((axis) => `${axis}: ${axisNames[axis]}`).join(" · ");
+  part("axes").textContent = axesText(tensor);
   part("source").textContent = sourceText(tensor);
   const size = rows * columns;
   const data = tensor.shape.length === 3 ? tensor.data.subarray(head * size, (head + 1) * size) : tensor.data;
@@ -70,6 +70,15 @@ function showTensor() {
   showPager();
   showTable();
   part("back").hidden = inspector.trail.length === 0;
+}
+
+/** What rows and columns are. */
+function axesText(tensor) {
+  const axes = tensor.axes;
+  if (axes.length === 0) return "";
+  if (axes.length === 1) return `rows: ${axisNames[axes[0]]}`;
+  if (axes.at(-2) === axes.at(-1)) return "rows: the token t that looks · columns: the token s that it looks at";
+  return `rows: ${axisNames[axes.at(-2)]} (${axes.at(-2)}) · columns: ${axisNames[axes.at(-1)]} (${axes.at(-1)})`;
 }
 
 function sourceText(tensor) {

@@ -117,9 +117,17 @@ function buildLens() {
 function buildOutput() {
   fill("final-norm", formula(rules["final norm"].formula), figures(matrixFigure("residual after mlp", L - 1, { caption: "residual stream" }), matrixFigure("final norm", null)));
   const holder = el("div", {});
-  follow(holder, ["position"], () => holder.replaceChildren(el("p", { class: "label" }, `After ${tokenLabel(state.position)}`), lensList(L)));
+  follow(holder, ["position"], () => holder.replaceChildren(el("p", { class: "label" }, `After ${tokenLabel(state.position)}`), lensList(L), whatCameNext()));
   fill("logits", formula("logits = final norm · W_headᵀ", `[T ${T}, C ${C}] · [C ${C}, V ${count(sizes.V)}] → [T ${T}, V ${count(sizes.V)}]`),
     el("p", {}, el("button", { type: "button", class: "link", onclick: openLogits }, "Open all logits")), holder);
+}
+
+/** How likely the model found the token that follows in the prompt. */
+function whatCameNext() {
+  const next = state.position + 1;
+  if (next === T) return el("p", { class: "label" }, "Here the prompt ends: the next token is not known.");
+  const [probability, rank] = [frame.next_probability[state.position], frame.next_rank[state.position]];
+  return el("p", { class: "label" }, "In the prompt, ", tokenText(tokenAt(next)), ` comes next: ${percent(probability)}, rank ${count(rank)}; loss -ln p = ${digits(-Math.log(probability))}.`);
 }
 
 async function openLogits() {

@@ -50,10 +50,10 @@ function matrixFigure(name, layer, { head = null, kinds = [], caption = name, sh
   const ofHead = () => (head ? [mapHead(axes[0], head())] : []);
   const canvas = el("canvas", { width: 1, height: 1, "aria-hidden": "true" });
   const button = el("button", { type: "button", class: `matrix ${shape}`, "--rows": rows }, canvas, el("span", { class: "row-mark" }));
-  const title = el("b", {}, caption);
+  const shapes = el("span", { class: "shapes" }, sizesText(axes, dimensions));
   const note = el("span", { class: "range" }, " ");
   const figure = el("figure", { class: `figure ${shape}` },
-    el("figcaption", {}, title, el("span", { class: "shapes" }, sizesText(axes, dimensions))), button, note);
+    el("figcaption", {}, el("b", {}, caption), shapes), button, note);
   let range = " ";
   button.addEventListener("click", (event) => openInspector(name, layer, [...ofHead(), ...cellUnder(event, canvas, rows, columns)]));
   button.addEventListener("pointermove", async (event) => {
@@ -70,7 +70,7 @@ function matrixFigure(name, layer, { head = null, kinds = [], caption = name, sh
     drawMatrix(canvas, tensor.data, from, rows, columns, colourLimit(part), kindOf(name));
     const { lowest, highest } = statistics(part);
     const of = head ? `, ${axes[0] === "KV" ? "key/value head" : "head"} ${ofHead()[0]}` : "";
-    title.textContent = caption + of.replace("key/value", "kv");
+    if (head) shapes.textContent = `${axes[0] === "KV" ? "kv head" : "head"} ${ofHead()[0]} ${sizesText(axes, dimensions)}`;
     note.textContent = range = `${digits(lowest)} to ${digits(highest)}`;
     button.setAttribute("aria-label", `Open ${name}${of}: ${rows} rows by ${columns} columns, from ${digits(lowest)} to ${digits(highest)}`);
   });
