@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from chromium import browser, open_page  # noqa: F401
+from chromium import browser, open_glass, open_page  # noqa: F401
 from models import CONFIGS, EMOJI, HOSTILE, RIGHT_TO_LEFT, TOKENIZER, make_model
 from oracles import Oracle, digits
 
@@ -37,9 +37,8 @@ def shown(request: pytest.FixtureRequest) -> Shown:
 
 
 @pytest.fixture
-def page(open_page: Any, shown: Shown) -> Any:  # noqa: F811
-    page = open_page(shown.html)
-    page.evaluate("glass.ready")
+def page(open_glass: Any, shown: Shown) -> Any:  # noqa: F811
+    page = open_glass(shown.html)
     return page
 
 
@@ -177,7 +176,8 @@ async ([position, heads]) => {
   const label = (element) => (element.querySelector(".strip") ?? element).getAttribute("aria-label");
   return {
     matrices: read(".matrix", label), vectors: read(".vector", label, ".numbers", ".length"),
-    mixed: read(".mixing tbody tr:not(.sum)", "th", "td"), predictions: read(".bars li", ".token", ".share"),
+    mixed: read(".mixing tbody tr:not(.sum)", "th", ...[1, 2, 3].map((i) => `td:nth-of-type(${i})`)),
+    predictions: read(".bars li", ".token", ".share"),
     changes: read(".meter", ".meter-name", ".meter-value"), units: read(".units .link", (link) => link.textContent),
   };
 }
@@ -209,9 +209,11 @@ def test_pictures_and_lists_show_the_numbers_of_the_pass(page: Any, shown: Shown
         for text, x in zip(first.removesuffix(", …").split(", "), row.tolist()[:3], strict=True):
             assert shows(text, x, tolerance(row)), label
         assert shows(length.removeprefix("‖x‖ = "), float(row.norm()), tolerance(row)), label
-    for block, token, weight in answer["mixed"]:
-        row = oracle.tensor("attention weights", block)[heads[block], position]
-        assert weight == digits(float(row[int(token.split()[0])]))
+    for block, token, *texts in answer["mixed"]:
+        for name, text in zip(("scores", "scaled scores", "attention weights"), texts, strict=True):
+            row = oracle.tensor(name, block)[heads[block], position]
+            tolerated = 0.0 if name == "attention weights" else tolerance(row)
+            assert shows(text, float(row[int(token.split()[0])]), tolerated), (name, token)
     for block in (0, 1, -1):
         x = oracle.tensor("residual after mlp", block % 2)[position].float()
         top = oracle.model.head(oracle.model.final_norm(x)).softmax(dim=-1).sort(descending=True, stable=True)
@@ -302,10 +304,9 @@ def check_layout(page: Any, width: int) -> None:
 
 
 @pytest.mark.parametrize("prompt", [HOSTILE, EMOJI, RIGHT_TO_LEFT, "a", "", "one\ntwo"])
-def test_any_text_is_shown_as_text_on_a_narrow_screen(open_page: Any, prompt: str) -> None:  # noqa: F811
+def test_any_text_is_shown_as_text_on_a_narrow_screen(open_glass: Any, prompt: str) -> None:  # noqa: F811
     model = make_model("QK-norm")
-    page = open_page(glass_page(model, TOKENIZER, prompt, name=HOSTILE).html, width=390)
-    page.evaluate("glass.ready")
+    page = open_glass(glass_page(model, TOKENIZER, prompt, name=HOSTILE).html, width=390)
     check_layout(page, 390)
     assert page.locator("img").count() == 0
     assert page.title() == f"{HOSTILE}: {prompt}".replace("\n", " ").rstrip()
@@ -319,27 +320,25 @@ def test_any_text_is_shown_as_text_on_a_narrow_screen(open_page: Any, prompt: st
     check_layout(page, 390)
 
 
-def test_bytes_of_a_character_that_is_split_are_shown_in_hexadecimal(open_page: Any) -> None:  # noqa: F811
+def test_bytes_of_a_character_that_is_split_are_shown_in_hexadecimal(open_glass: Any) -> None:  # noqa: F811
     tokenizer = BPETokenizer.train("ab ab", 258, special=("<|endoftext|>",), processes=1)
     model = make_model("learned positions", vocab_size=tokenizer.vocab_size)
-    page = open_page(glass_page(model, tokenizer, "é🙂").html, width=390)
-    page.evaluate("glass.ready")
+    page = open_glass(glass_page(model, tokenizer, "é🙂").html, width=390)
     assert page.locator("#token-bar [role=radio]").all_text_contents() == [f"<{b:02X}>" for b in "é🙂".encode()]
 
 
-def test_a_page_without_room_for_everything_says_what_is_missing(open_page: Any) -> None:  # noqa: F811
-    model = make_model("grouped queries", n_embd=32, intermediate_size=2048, vocab_size=5000)
+def test_a_page_without_room_for_everything_says_what_is_missing(open_glass: Any) -> None:  # noqa: F811
+    model = make_model("grouped queries", n_embd=32, intermediate_size=8192, vocab_size=12_000)
     made = glass_page(model, TOKENIZER, PROMPT, limit=600_000)
     assert len(made.html) <= 600_000
-    assert {"gate of block 1", "up of block 1", "logits", "head weight"} < set(made.not_kept)
-    page = open_page(made.html)
-    page.evaluate("glass.ready")
+    assert {"gate of block 1", "up of block 1", "logits", "head weight"} <= set(made.not_kept)
+    page = open_glass(made.html)
     page.locator("#block-1 summary").first.click()
     page.locator("#block-1 .missing").first.wait_for()
     missing = " ".join(page.locator("#block-1 .missing").all_text_contents())
     assert "gate of block 1 is not in this page" in missing and "hidden of block 1 is not in this page" in missing
     recording = record(model, read_prompt(model, TOKENIZER, PROMPT).idx(model))
-    for cell, index, absent in [(["logits", None, [0, 5]], [0, 12, 5], "head weight, 5,000 × 32,"),
+    for cell, index, absent in [(["logits", None, [0, 5]], [0, 12, 5], "head weight, 12,000 × 32,"),
                                 (["mlp output", 1, [3, 2]], [0, 3, 2], "hidden of block 1")]:  # fmt: skip
         page.evaluate("(cell) => glass.open(...cell)", cell)
         value = float(recording.get(*cell[:2])[tuple(index)])
