@@ -106,12 +106,12 @@ function buildLens() {
     })));
   const table = el("table", { class: "lens-grid" }, el("thead", {}, head), el("tbody", {}, rows));
   const box = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Predictions by depth and position" }, table);
+  fill("lens", box);
   follow(table, ["position"], () => {
     for (const row of table.rows) [...row.cells].forEach((cell, i) => cell.classList.toggle("selected", i === state.position + 1));
     const cell = table.rows[0].cells[state.position + 1];
     keepInView(box, cell.offsetLeft + cell.offsetWidth / 2);
   });
-  fill("lens", box);
 }
 
 function buildOutput() {
@@ -199,6 +199,12 @@ function bindOverview() {
       if (target.getBoundingClientRect().top < middle) current = i;
     });
     links.forEach((link, i) => (i === current ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+    const nav = document.querySelector(".overview");
+    const y = links[current].offsetTop;
+    if (y < nav.scrollTop + 20 || y > nav.scrollTop + nav.clientHeight - 40) nav.scrollTop = y - nav.clientHeight / 2;
+    const strip = document.getElementById("overview-list");
+    const x = links[current].offsetLeft;
+    if (x < strip.scrollLeft || x > strip.scrollLeft + strip.clientWidth - 80) strip.scrollLeft = x - 40;
   };
   let waiting = false;
   document.onscroll = () => {
