@@ -16,7 +16,7 @@ from glassgpt.sampling import SamplingConfig, probabilities, sample_inverse_cdf,
 JUST_BELOW_ONE = math.nextafter(1.0, 0.0)  # the largest random number there is
 SCRIPT = (resources.files("glassgpt.glass.page") / "static" / "sampling.js").read_text(encoding="utf-8")
 SIZES = (1, 2, 3, 7, 65, 1000, 5000)
-CASES = 1500
+CASES = 900
 
 # [{logits, settings, previous, uniforms}] -> [{kept: [5 x V], probability: [V], chosen}], arrays as base64.
 EVALUATE = """
