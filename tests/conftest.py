@@ -28,7 +28,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the cases that the fuzz tests ran (each records its own as the property "cases"), and how to get Chromium."""
+    """Print how many cases the fuzz tests ran (each records its own as "cases"), and how to get a missing Chromium."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
     counts = [value for report in reports for name, value in report.user_properties if name == "cases"]
     if counts:
