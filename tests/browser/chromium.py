@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Any]:
-    """Return ``open(html, width=1440, dark=False, motion=True)``, which shows a page whose every request fails."""
+    """Return ``open(html, width=1440, dark=False)``, which shows a page; any request of it is an error."""
     contexts, errors = [], []
 
     def open_(html: str, width: int = 1440, dark: bool = False) -> Any:
@@ -50,3 +50,16 @@ def open_page(browser: Any) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert errors == []
+
+
+@pytest.fixture
+def open_glass(open_page: Any) -> Any:
+    """Return the same for the page of a model, which is ready then."""
+
+    def open_(html: str, **how: Any) -> Any:
+        page = open_page(html, **how)
+        page.evaluate("glass.ready")
+        page.locator(".nt-strip").wait_for(state="attached")  # the last part of the page
+        return page
+
+    return open_

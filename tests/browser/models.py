@@ -4,7 +4,7 @@ import torch
 
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT
-from glassgpt.tokenizer import CharTokenizer, Tokenizer
+from glassgpt.tokenizer import CharTokenizer
 
 HOSTILE = '</script><img src=x onerror="alert(1)">'
 EMOJI, RIGHT_TO_LEFT = "a 😀‍🙂 b", "שלום, مرحبا"
@@ -22,8 +22,8 @@ CONFIGS = {
 
 def make_model(kind: str, seed: int = 0, **changes: object) -> GPT:
     """Build a model whose weights are large enough that heads look at something and the mask matters."""
-    values = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 64} | CONFIGS[kind] | changes
-    model = GPT(ModelConfig(vocab_size=TOKENIZER.vocab_size, **values))
+    values = {"vocab_size": TOKENIZER.vocab_size, "n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 64}
+    model = GPT(ModelConfig(**values | CONFIGS[kind] | changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -32,8 +32,3 @@ def make_model(kind: str, seed: int = 0, **changes: object) -> GPT:
             spread = 1.3 / parameter.size(1) ** 0.5 if parameter.dim() == 2 and "embedding" not in name else 0.4
             parameter.copy_(one_if_norm + spread * noise)
     return model.eval()
-
-
-def tokenizer() -> Tokenizer:
-    """Return a tokenizer that knows ASCII and the characters of the prompts above."""
-    return TOKENIZER

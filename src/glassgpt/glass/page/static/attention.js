@@ -129,7 +129,7 @@ function mixing(layer) {
     rows.push(el("tr", { class: "sum" }, el("th", { scope: "row", colSpan: 3 }, "sum"), el("td", {}, el("span", { class: "bar", "--share": 1, "aria-hidden": "true" }), "1"),
       el("td", { class: "sum-name" }, "the head’s output ="), el("td", {}, sum)));
     const header = el("tr", {}, titles.map((title) => el("th", { scope: "col" }, title)));
-    holder.replaceChildren(el("table", { class: "mixing" }, el("thead", {}, header), el("tbody", {}, rows)));
+    holder.replaceChildren(el("table", { class: "mixing", "aria-label": `What ${tokenLabel(state.position)} takes from each token, head ${headOf(layer)}` }, el("thead", {}, header), el("tbody", {}, rows)));
   });
   return holder;
 }

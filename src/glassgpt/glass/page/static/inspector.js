@@ -134,8 +134,8 @@ function showTable() {
     el("tr", {}, header(rowAxis, row, "row"), columnIndexes.map((column) => {
       const x = at(tensor, indexOf(row, column));
       const [r, g, b] = colour(x, inspector.limit, kind);
-      const light = 0.3 * r + 0.59 * g + 0.11 * b > 140;
-      return el("td", { tabindex: -1, "data-row": row, "data-column": column, "--cell": `rgb(${r} ${g} ${b})`, "--ink": light ? "#111" : "#fff" }, digits(x));
+      const luminance = 0.2126 * (r / 255) ** 2.2 + 0.7152 * (g / 255) ** 2.2 + 0.0722 * (b / 255) ** 2.2;
+      return el("td", { tabindex: -1, "data-row": row, "data-column": column, "--cell": `rgb(${r} ${g} ${b})`, "--ink": luminance > 0.18 ? "#000" : "#fff" }, digits(x));
     })),
   );
   part("table").replaceChildren(el("thead", {}, head), el("tbody", {}, body));
@@ -182,7 +182,7 @@ function termTable(terms) {
   if (terms.length <= 1) return null;
   const rows = terms.map((term) => el("tr", {}, el("th", { scope: "row" }, term.label), el("td", {}, term.text), el("td", {}, digits(term.value))));
   const head = el("tr", {}, ["term", "numbers", "value"].map((text) => el("th", { scope: "col" }, text)));
-  const table = el("table", { class: "terms" }, el("thead", {}, head), el("tbody", {}, rows));
+  const table = el("table", { class: "terms", "aria-label": "Terms" }, el("thead", {}, head), el("tbody", {}, rows));
   return el("details", {}, el("summary", {}, `All ${plural(terms.length, "term")}`), el("div", { class: "scroll" }, table));
 }
 
