@@ -16,14 +16,14 @@ from glassgpt.errors import ConfigError
 from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.glass.page.encoding import encode_bytes, encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
-from glassgpt.glass.page.tensors import PER_TENSOR, as_float32, longest_prompt, page_tensors
+from glassgpt.glass.page.tensors import PER_TENSOR, as_float32, longest_prompt, page_tensors, required_bytes
 from glassgpt.glass.tokens import escaped
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.folder import open_folder
 from glassgpt.weights.loading import load_source
 
-#: Bytes of a page: of a model that someone trains on a laptop, and of one with more than this many parameters.
+#: Bytes of a page, at most: of a model with fewer parameters than this and a short prompt, and of others.
 SMALL_PAGE, LARGE_PAGE, LARGE_MODEL = 3_000_000, 15_000_000, 10_000_000
 #: The files of the page, in order.
 STYLES = ("style.css", "next_token.css")
@@ -57,9 +57,10 @@ class Page:
     not_kept: list[str]
 
 
-def default_limit(model: GPT) -> int:
-    """Return the largest size of a page of this model, in bytes, if none is given."""
-    return LARGE_PAGE if model.num_parameters() > LARGE_MODEL else SMALL_PAGE
+def default_limit(model: GPT, T: int) -> int:
+    """Return the size of a page in bytes, at most, if none is given: the small one if T tokens fill at most half."""
+    small = model.num_parameters() < LARGE_MODEL and required_bytes(model.config, T) <= SMALL_PAGE // 2
+    return SMALL_PAGE if small else LARGE_PAGE
 
 
 def glass_page(
@@ -89,7 +90,7 @@ def glass_page(
         CheckpointError: if a checkpoint is damaged.
     """
     read = read_prompt(model, tokenizer, prompt)
-    limit = default_limit(model) if limit is None else limit
+    limit = default_limit(model, len(read.ids)) if limit is None else limit
     blocks = {"vocabulary": encode_bytes(json.dumps(_vocabulary(tokenizer, model.config.vocab_size)).encode())}
     steps: list[int | None] = [*checkpoints] if checkpoints else [None]
     title, about = f"{name}: {prompt[:60]}", _describe(model, tokenizer, read, prompt, name) | {"limit": limit}

@@ -42,7 +42,17 @@ function strongest(weights, head) {
   return { position, weight: row[position] };
 }
 
-/** The tokens in a line, with an arc from the selected one to each that it attends to; thicker is more. */
+/** Tokens with the largest weights that are drawn as arcs and listed, at most. */
+const MIXED = 12;
+
+/** The positions that the selected token attends to most in a head, in the order of the text. */
+function mostAttended(weights, head) {
+  const from = (head * T + state.position) * T;
+  const all = range(0, state.position + 1).sort((a, b) => weights.data[from + b] - weights.data[from + a]);
+  return all.slice(0, MIXED).sort((a, b) => a - b);
+}
+
+/** The tokens in a line, with an arc from the selected one to those that it attends to most; thicker is more. */
 function attentionArcs(layer) {
   const chips = range(0, T).map((position) =>
     el("button", { type: "button", class: "chip", tabindex: -1, onclick: () => selectPosition(position) }, tokenText(tokenAt(position))));
@@ -60,11 +70,12 @@ function attentionArcs(layer) {
     svg.setAttribute("width", width);
     svg.setAttribute("height", height);
     svg.replaceChildren();
+    const drawn = new Set(mostAttended(weights, headOf(layer)));
     chips.forEach((chip, s) => {
       const weight = weights.data[from + s];
       chip.style.setProperty("--weight", Math.sqrt(weight));
       chip.classList.toggle("selected", s === state.position);
-      if (weight < 0.005 || s > state.position) return;
+      if (!drawn.has(s) || weight < 0.002) return;
       const arc = path.cloneNode(false);
       arc.setAttribute("d", arcPath(centres[s], centres[state.position], height));
       arc.setAttribute("stroke-width", 1 + 9 * weight);
@@ -88,9 +99,6 @@ function keepInView(box, x) {
   if (x < box.scrollLeft + 30 || x > box.scrollLeft + box.clientWidth - 30) box.scrollLeft = x - box.clientWidth / 2;
 }
 
-/** Rows of the mixing table, at most: the tokens with the largest weights. */
-const MIXED = 12;
-
 /** From scores to weights to the sum of weighted value vectors, for the selected token; below, the head's output. */
 function mixing(layer) {
   const holder = el("div", { class: "scroll" });
@@ -101,8 +109,8 @@ function mixing(layer) {
     const [scores, scaled, weights, values, outputs] = await Promise.all(names.map((name) => getTensor(name, layer)));
     const from = (head * T + state.position) * T;
     const limit = colourLimit(values.data);
-    const all = range(0, state.position + 1).sort((a, b) => weights.data[from + b] - weights.data[from + a]);
-    const rows = all.slice(0, MIXED).sort((a, b) => a - b).map((s) => {
+    const shown = mostAttended(weights, head);
+    const rows = shown.map((s) => {
       const number = (tensor) => cellButton(tensor, [head, state.position, s]);
       const value = (kvHead(head) * T + s) * D;
       const weight = weights.data[from + s];
@@ -112,9 +120,10 @@ function mixing(layer) {
         el("td", {}, el("span", { class: "bar", "--share": weight, "aria-hidden": "true" }), number(weights)),
         el("td", { class: "strip-cell" }, strip(values.data, value, limit, 1)), el("td", { class: "strip-cell" }, strip(values.data, value, limit, weight)));
     });
-    if (all.length > MIXED) {
-      const rest = all.slice(MIXED).reduce((sum, s) => sum + weights.data[from + s], 0);
-      rows.push(el("tr", {}, el("th", { scope: "row", colSpan: 3 }, plural(all.length - MIXED, "other token")), el("td", {}, el("span", { class: "bar", "--share": rest }), digits(rest))));
+    const others = state.position + 1 - shown.length;
+    if (others > 0) {
+      const rest = 1 - shown.reduce((sum, s) => sum + weights.data[from + s], 0);
+      rows.push(el("tr", {}, el("th", { scope: "row", colSpan: 3 }, plural(others, "other token")), el("td", {}, el("span", { class: "bar", "--share": rest }), digits(rest))));
     }
     const sum = strip(outputs.data, (head * T + state.position) * D, limit, 1);
     rows.push(el("tr", { class: "sum" }, el("th", { scope: "row", colSpan: 3 }, "sum"), el("td", {}, el("span", { class: "bar", "--share": 1, "aria-hidden": "true" }), "1"),

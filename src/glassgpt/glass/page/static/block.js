@@ -70,7 +70,7 @@ function attentionSteps(layer) {
     step("Scores, mask, softmax", `The score of a pair is the dot product of query and key, divided by √${D} so that it does not grow with the width. A token must not see what comes after it${window ? `, nor more than ${window} tokens back` : ""}: those scores become -∞. The softmax turns each row into weights that sum to 1.`,
       formula(`weights = softmax(mask(q · kᵀ / √${D}))`, `[T ${T}, D ${D}] · [D ${D}, T ${T}] → [T ${T}, T ${T}]`),
       figures(...["scores", "scaled scores", "masked scores", "attention weights"].map((name) => of(name, { shape: "square" })))),
-    step("Who the selected token looks at", "Each arc ends at a token that is attended to; a thicker arc is a larger weight.", attentionArcs(layer)),
+    step("Who the selected token looks at", `Each arc ends at a token that is attended to; a thicker arc is a larger weight.${T > MIXED ? ` The ${MIXED} largest weights are drawn.` : ""}`, attentionArcs(layer)),
     step("Mix the values", "Follow the selected token from left to right: score, scaled score, weight; then the sum of all value vectors, each multiplied by its weight.", formula(rules["head outputs"].formula, `[T ${T}, T ${T}] · [T ${T}, D ${D}] → [T ${T}, D ${D}]`), mixing(layer)),
     step("Output projection", `The outputs of all ${plural(H, "head")} are put side by side, and a learned matrix mixes them.`,
       formula(`attention output = heads · W_o${config.attention_out_bias ? " + b_o" : ""}`, `[T ${T}, ${H}·${D}] · [${H}·${D}, C ${C}] → [T ${T}, C ${C}]`),

@@ -22,7 +22,7 @@ function mix(a, b, share) {
 /** The colour [r, g, b] of a value; `limit` is the value of full colour. */
 function colour(x, limit, kind, colours = palette()) {
   if (!Number.isFinite(x)) return colours.none;
-  if (kind === "weight") return mix(colours.zero, colours.weight, Math.sqrt(Math.min(Math.max(x, 0), 1)));
+  if (kind === "weight") return mix(colours.zero, colours.weight, Math.min(Math.max(x, 0), 1) ** 0.4);
   const share = Math.min(Math.abs(x) / limit, 1) ** 0.75;
   return mix(colours.zero, x < 0 ? colours.low : colours.high, share);
 }

@@ -56,9 +56,8 @@ function showTensor() {
   const { tensor, head } = inspector;
   const [rows, columns] = tableShape();
   const where = tensor.layer === null ? "" : ` of block ${tensor.layer}`;
-  const axes = tensor.axes.length ? tensor.axes : tensor.shape.map((_, i) => (i ? "in" : "out"));
-  part("title").textContent = `${tensor.name}${where}`;
-  part("sizes").textContent = sizesText(axes, tensor.shape);
+    part("title").textContent = `${tensor.name}${where}`;
+  part("sizes").textContent = sizesText(tensor.axes, tensor.shape);
   part("axes").textContent = axesText(tensor);
   part("source").textContent = sourceText(tensor);
   const size = rows * columns;
@@ -84,8 +83,8 @@ function axesText(tensor) {
 function sourceText(tensor) {
   if (!rules[tensor.name]) return "A weight of the model, exact.";
   if (tensor.source === "recorded") return "Recorded in the forward pass, exact.";
-  const from = Object.values(rules[tensor.name].inputs(tensor.layer)).filter(([name]) => exists(name) || !about.axes[name]);
-  const names = from.map(([name]) => name).filter((name) => !name.endsWith(" bias") || hasBias([name]));
+  const from = Object.values(rules[tensor.name].inputs(tensor.layer)).map(([name]) => name);
+  const names = from.filter((name) => !name.endsWith(" bias") || hasBias([name]));
   return names.length ? `Computed in this page from ${names.join(" and ")}.` : "Known from the prompt.";
 }
 
@@ -189,10 +188,10 @@ function termTable(terms) {
 
 /** Buttons that open the tensors from which this one was made. */
 function inputLinks(inputs, index) {
-  const links = inputs.map(({ name, layer }) => {
+  const links = inputs.map(({ name, layer, index: known }) => {
     const open = () => {
       inspector.trail.push([inspector.tensor.name, inspector.tensor.layer, indexOf(inspector.row, inspector.column)]);
-      openInspector(name, layer, indexFor(name, index), { keepTrail: true });
+      openInspector(name, layer, known ?? indexFor(name, index), { keepTrail: true });
     };
     return el("button", { type: "button", class: "link", onclick: open }, name);
   });

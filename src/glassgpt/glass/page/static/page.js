@@ -9,6 +9,7 @@ function fill(id, ...children) {
 function buildHeader() {
   fill("model-name", about.name);
   fill("prompt-text", el("bdi", {}, about.text || "(empty)"));
+  document.getElementById("prompt-text").classList.toggle("long", about.text.length > 160);
   const facts = [
     [count(about.parameters), "parameters"], [count(L), L === 1 ? "block" : "blocks"], [count(H), H === 1 ? "head" : "heads"],
     [count(C), "channels"], [count(sizes.V), "tokens in the vocabulary"], [count(config.block_size), "tokens of context"],
@@ -143,8 +144,9 @@ async function buildNextToken() {
     const position = kept + firstPosition(logits);
     return { logits: logits.data.slice(kept * sizes.V, (kept + 1) * sizes.V), previousIds: about.ids.slice(0, position + 1), position };
   };
-  const panel = mountNextToken(document.getElementById("next-token"), { ...row(), tokens: vocabulary });
-  follow(document.getElementById("sampling"), ["position"], () => {
+  const holder = document.getElementById("next-token");
+  const panel = mountNextToken(holder, { ...row(), tokens: vocabulary });
+  follow(holder.firstElementChild, ["position"], () => {
     const shown = row();
     panel.show(shown);
     const only = shown.position === state.position ? "" : "Only the logits of the last token are in this page. ";
@@ -183,7 +185,6 @@ function buildCheckpoints() {
     frame = about.frames[Number(slider.value)];
     show();
     buildAll();
-    changed("theme");
   });
   show();
 }
@@ -273,6 +274,8 @@ glass.ready = (async () => {
   buildCheckpoints();
   buildAll();
   bindInspector();
+  const bar = document.querySelector(".follow");
+  new ResizeObserver(() => document.documentElement.style.setProperty("--bar-height", `${bar.offsetHeight}px`)).observe(bar);
   let resizing = 0;
   addEventListener("resize", () => {
     cancelAnimationFrame(resizing);

@@ -10,6 +10,17 @@ const queryName = rope ? "rotated q" : config.qk_norm ? "normed q" : "q";
 const keyName = rope ? "rotated k" : config.qk_norm ? "normed k" : "k";
 const outsideBlocks = new Set(["idx", "token embedding", "position embedding", "embeddings", "final norm", "logits"]);
 
+/** The axes of the weights; those of the tensors come with the page. A weight has a row per output and a column per input. */
+Object.assign(about.axes, {
+  "qkv weight": ["P", "C"], "qkv bias": ["P"],
+  "attention output weight": ["C", "A"], "attention output bias": ["C"],
+  "gate weight": ["I", "C"], "gate bias": ["I"], "up weight": ["I", "C"], "up bias": ["I"],
+  "mlp output weight": ["C", "I"], "mlp output bias": ["C"], "head weight": ["V", "C"],
+  "norm 1 weight": ["C"], "norm 1 bias": ["C"], "norm 2 weight": ["C"], "norm 2 bias": ["C"],
+  "final norm weight": ["C"], "final norm bias": ["C"], "normed q weight": ["D"], "normed k weight": ["D"],
+  "rotary cosines": ["T", "D"], "rotary sines": ["T", "D"],
+});
+
 /** The checkpoint that is shown: all tensors are those of this frame. */
 let frame = about.frames.at(-1);
 
@@ -100,14 +111,8 @@ function whyNotKept(name, layer) {
 }
 
 function weightShape(name) {
-  return {
-    "qkv weight": [P, C],
-    "attention output weight": [C, sizes.A],
-    "gate weight": [sizes.I, C],
-    "up weight": [sizes.I, C],
-    "mlp output weight": [C, sizes.I],
-    "head weight": [sizes.V, C],
-  }[name];
+  const axes = name.endsWith(" weight") ? about.axes[name] : null;
+  return axes?.length === 2 ? axes.map((axis) => sizes[axis]) : null;
 }
 
 // ---- explaining cells ----
@@ -117,7 +122,8 @@ function weightShape(name) {
  *
  * `formula` is the rule in symbols, `lines` are the same with this cell's numbers, `terms` every summand as {label, text,
  * value}, `value` what the page computes from them (null if a part is not in the page, which `missing` names), and
- * `recorded` the number of the pass if that was recorded. `inputs` are links to the tensors: {name, layer, index}.
+ * `recorded` the number of the pass if that was recorded. `inputs` are links to the tensors: {name, layer, index}, with the
+ * index where it does not follow from the names of the axes.
  */
 async function explainCell(name, layer, index) {
   const tensor = await getTensor(name, layer);
@@ -128,7 +134,8 @@ async function explainCell(name, layer, index) {
   const inputs = await gather(rule, layer);
   const parts = rule.inputs(layer);
   const missing = Object.keys(parts).filter((part) => inputs[part] === null && !(part === "bias" && !hasBias(parts[part])));
-  const links = Object.entries(parts).filter(([part]) => inputs[part] !== null).map(([, [from, at]]) => ({ name: from, layer: at }));
+  const rows = rule.rows?.(index, tensor) ?? {};
+  const links = Object.entries(parts).filter(([part]) => inputs[part] !== null).map(([part, [from, of]]) => ({ name: from, layer: of, index: rows[part] }));
   const result = {
     symbol,
     formula: rule.formula,
@@ -177,6 +184,10 @@ function linear(from, weight, place, extra = {}) {
       weight: [`${weight} weight`, extra.global ? null : layer],
       bias: [`${weight} bias`, extra.global ? null : layer],
     }),
+    rows(index, tensor) {
+      const [t, row] = place(index, tensor);
+      return { x: [t, 0], weight: [row, 0], bias: [row] };
+    },
     explain({ x, weight: W, bias }, index, symbol, tensor) {
       const [t, row] = place(index, tensor);
       const n = W.shape[1];
