@@ -1,6 +1,5 @@
 """``glassgpt glass``: one HTML page that follows a prompt through a model."""
 
-import math
 from pathlib import Path
 
 import typer
@@ -20,6 +19,9 @@ from glassgpt.cli.prompt import (
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import write_text
 
+#: A page that no browser opens any more.
+_MOST_MB = 2000
+
 
 def glass(
     run: str = RUN_ARGUMENT,
@@ -33,8 +35,8 @@ def glass(
     json: bool = JSON_OPTION,
 ) -> None:
     """Write one HTML page that follows a prompt through the model: every number, from characters to the next token."""
-    if not (math.isfinite(max_mb) and max_mb >= 0):
-        raise ConfigError(f"--max-mb: {max_mb} is not a number >= 0")
+    if not 0 <= max_mb <= _MOST_MB:
+        raise ConfigError(f"--max-mb: {max_mb:g} is not a number from 0 to {_MOST_MB:,}")
     check_out(out, "-o", suffix=(".html", ".htm"))
     text = read_prompt_text(prompt, prompt_file)
     checkpoints = _checkpoints(run, runs) if film else {}
