@@ -185,7 +185,7 @@ def test_the_verb_writes_the_page_and_says_what_is_wrong(cli: Any, tmp_path: Pat
     assert result == {"path": "glass.html", "bytes": (tmp_path / "glass.html").stat().st_size, "not_kept": []}
     for arguments, message in [
         (["-o", "page.pdf"], "should end in .html or .htm"),
-        (["--max-mb", "nan"], "--max-mb: nan is not a number >= 0"),
+        (["--max-mb", "nan"], "--max-mb: nan is not a number from 0 to 2,000"),
         (["--film"], "there is no run 'model'"),
         (["--max-mb", "0.01"], "not one token of this model fits a page of 0.01 MB"),
     ]:

@@ -1,6 +1,5 @@
 """``glassgpt glass``: one HTML page that follows a prompt through a model."""
 
-import math
 from pathlib import Path
 
 import typer
@@ -20,31 +19,36 @@ from glassgpt.cli.prompt import (
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import write_text
 
+#: A page that no browser opens any more.
+_MOST_MB = 2000
+
 
 def glass(
     run: str = RUN_ARGUMENT,
     prompt: str = PROMPT_OPTION,
     prompt_file: Path = PROMPT_FILE_OPTION,
     out: Path = typer.Option(Path("glass.html"), "--out", "-o", metavar="FILE", help="File to write."),
-    max_mb: float = typer.Option(0.0, "--max-mb", help="Size of the file, at most; 0: 3, or 15 for a large model or long prompt."),
+    max_mb: float = typer.Option(
+        0.0, "--max-mb", help="Size of the file, at most; 0: 3, or 15 for a large model or long prompt."
+    ),
     film: bool = typer.Option(False, "--film", help="A slider over the kept checkpoints (train keep_every=N)."),
     device: str = DEVICE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
     """Write one HTML page that follows a prompt through the model: every number, from characters to the next token."""
-    if not (math.isfinite(max_mb) and max_mb >= 0):
-        raise ConfigError(f"--max-mb: {max_mb} is not a number >= 0")
+    if not 0 <= max_mb <= _MOST_MB:
+        raise ConfigError(f"--max-mb: {max_mb:g} is not a number from 0 to {_MOST_MB:,}")
     check_out(out, "-o", suffix=(".html", ".htm"))
     text = read_prompt_text(prompt, prompt_file)
+    run = run or str(newest_run(runs).path)
     checkpoints = _checkpoints(run, runs) if film else {}
     source = open_run(str(checkpoints[max(checkpoints)]) if film else run, runs)
     model, tokenizer = load_model(source, device)
     from glassgpt.glass.page.writing import LARGE_PAGE, glass_page
 
     limit = round(max_mb * 1e6) if max_mb else LARGE_PAGE if film else None
-    name = _name(run, source.path)
-    page = glass_page(model, tokenizer, text, name=name, limit=limit, checkpoints=checkpoints)
+    page = glass_page(model, tokenizer, text, name=_name(run), limit=limit, checkpoints=checkpoints)
     write_text(out, page.html)
     size = out.stat().st_size
     if json:
@@ -63,7 +67,7 @@ def _checkpoints(run: str, runs: Path) -> dict[int, Path]:
     """
     from glassgpt import api
 
-    found = api.find_run(run, runs) if run else newest_run(runs)
+    found = api.find_run(run, runs)
     folders = found.models_by_step()
     if len(folders) < 2:
         raise CheckpointError(
@@ -72,7 +76,7 @@ def _checkpoints(run: str, runs: Path) -> dict[int, Path]:
     return folders
 
 
-def _name(run: str, folder: Path) -> str:
-    """Return the name of a model, for the heading: that of the run, without folders."""
-    parts = [part for part in Path(run or folder).parts if part not in ("best", "last")]
-    return parts[-1] if parts else str(folder)
+def _name(run: str) -> str:
+    """Return the name of a model, for the heading: that of the run or file, without folders."""
+    parts = [part for part in Path(run).parts if part not in ("best", "last")]
+    return parts[-1] if parts else run

@@ -23,7 +23,8 @@ from glassgpt.training.checkpoint import Run
 from glassgpt.weights.folder import open_folder
 from glassgpt.weights.loading import load_source
 
-#: A head is an induction head if its score is more than this share of the way from chance to 1.
+#: A head is an induction head if its score is more than this share of the way from chance to 1. That is more than a
+#: head that looks back by a fixed distance can have.
 INDUCTION_SHARE = 0.25
 
 

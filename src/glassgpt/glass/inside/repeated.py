@@ -19,7 +19,7 @@ from glassgpt.tokenizer import Tokenizer
 
 #: Tokens of the longest sequence that is repeated.
 _LONGEST = 64
-#: Their lengths differ, so that a head that looks back by a fixed distance scores low.
+#: Their lengths differ: a head that looks back by a fixed distance finds the right token in one of them at most.
 _SEQUENCES = 4
 
 
@@ -75,5 +75,5 @@ def repeated_sequences(model: GPT, tokenizer: Tokenizer, seed: int) -> list[list
             f"{model.config.block_size} and {len(ids)} tokens that are not special; use a larger model"
         )
     draw = random.Random(derive_seed(seed, "repeated tokens"))
-    lengths = [max(2, longest - longest * i // (2 * _SEQUENCES)) for i in range(_SEQUENCES)]
+    lengths = [max(2, longest - i * max(1, longest // 8)) for i in range(_SEQUENCES)]
     return [2 * draw.sample(ids, length) for length in lengths]

@@ -198,13 +198,10 @@ function inputLinks(inputs, index) {
   return links.length ? el("p", { class: "made-from" }, "Made from ", ...links) : null;
 }
 
-/** The row of an input that belongs to a cell: the same head and token where it has them. */
+/** The cell of an input that belongs to a cell: the same head, token and channel where it has them. */
 function indexFor(name, index) {
-  const axes = about.axes[name] ?? [];
   const own = inspector.tensor.axes;
-  const find = (axis) => index[own.indexOf(axis)] ?? 0;
-  const query = own[0] === "H" ? index[0] : 0;
-  return axes.map((axis) => (axis === "H" ? query : axis === "KV" ? (own[0] === "KV" ? index[0] : kvHead(query)) : axis === "T" ? find("T") : 0));
+  return (about.axes[name] ?? []).map((axis) => (axis === "KV" && own[0] === "H" ? kvHead(index[0]) : (index[own.indexOf(axis)] ?? 0)));
 }
 
 /** Move the selection; at the border of the page, the next page comes. */

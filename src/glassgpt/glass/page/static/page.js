@@ -172,6 +172,12 @@ function buildOverview() {
   bindOverview();
 }
 
+/** The first answer: what the model expects after the prompt. */
+function buildExpectation() {
+  const [id, probability] = [frame.top[L][T - 1][0], frame.top_probability[L][T - 1][0]];
+  fill("expects", "It expects ", tokenText(vocabulary[id]), ` next, with a probability of ${percent(probability)}. `, "This page shows how it gets there.");
+}
+
 /** A slider over checkpoints, if there are several. */
 function buildCheckpoints() {
   const holder = document.getElementById("checkpoints");
@@ -232,6 +238,7 @@ function bindTheme() {
 
 /** Everything that depends on the checkpoint. */
 function buildAll() {
+  buildExpectation();
   buildEmbedding();
   buildBlocks();
   buildLens();

@@ -317,6 +317,7 @@ const kvHead = (h) => Math.floor(h / (H / KV));
 const scores = {
   formula: `scores[h, t, s] = Σ_d ${queryName}[h, t, d] · ${keyName}[${KV < H ? `h // ${H / KV}` : "h"}, s, d]`,
   inputs: (layer) => ({ q: [queryName, layer], k: [keyName, layer] }),
+  rows: ([h, t, s]) => ({ q: [h, t, 0], k: [kvHead(h), s, 0] }),
   value: ({ q, k }, [h, t, s]) => Math.fround(dot(q.data, (h * T + t) * D, k.data, (kvHead(h) * T + s) * D, D)),
   explain({ q, k }, [h, t, s], symbol) {
     const [a, b] = [(h * T + t) * D, (kvHead(h) * T + s) * D];
@@ -329,6 +330,7 @@ const scores = {
 const scaledScores = {
   formula: `scores[h, t, s] / √${D}`,
   inputs: (layer) => ({ x: ["scores", layer] }),
+  rows: (index) => ({ x: index }),
   value: ({ x }, index) => Math.fround(at(x, index) / Math.sqrt(D)),
   explain({ x }, index, symbol) {
     const value = this.value({ x }, index);
@@ -341,6 +343,7 @@ const scaledScores = {
 const maskedScores = {
   formula: "the scaled score, or -∞ where t may not attend to s",
   inputs: (layer) => ({ x: ["scaled scores", layer] }),
+  rows: (index) => ({ x: index }),
   value({ x }, index) {
     return attends(index[1], index[2], about.windows[x.layer]) ? at(x, index) : -Infinity;
   },
@@ -358,6 +361,7 @@ const attentionWeights = {
   formula: "exp(score[t, s] - largest) / Σ_s exp(score[t, s] - largest)",
   recordedOnly: true,
   inputs: (layer) => ({ x: ["masked scores", layer] }),
+  rows: (index) => ({ x: index }),
   explain({ x }, [h, t, s], symbol) {
     const from = (h * T + t) * T;
     const { largest, sum } = softmaxParts(x.data, from, T);
@@ -378,6 +382,7 @@ const attentionWeights = {
 const headOutputs = {
   formula: `head outputs[h, t, d] = Σ_s weights[h, t, s] · v[${KV < H ? `h // ${H / KV}` : "h"}, s, d]`,
   inputs: (layer) => ({ w: ["attention weights", layer], v: ["v", layer] }),
+  rows: ([h, t, d]) => ({ w: [h, t, t], v: [kvHead(h), t, d] }),
   value({ w, v }, [h, t, d]) {
     let sum = 0;
     for (let s = 0; s <= t; s++) sum += w.data[(h * T + t) * T + s] * v.data[(kvHead(h) * T + s) * D + d];
@@ -394,6 +399,7 @@ const headOutputs = {
 const concatenatedHeads = {
   formula: `head outputs[a // ${D}, t, a % ${D}]`,
   inputs: (layer) => ({ x: ["head outputs", layer] }),
+  rows: ([t, a]) => ({ x: [Math.floor(a / D), t, a % D] }),
   value: ({ x }, [t, a]) => at(x, [Math.floor(a / D), t, a % D]),
   explain({ x }, [t, a], symbol) {
     const value = this.value({ x }, [t, a]);

@@ -72,7 +72,7 @@ function matrixFigure(name, layer, { head = null, kinds = [], caption = name, sh
     const of = head ? `, ${axes[0] === "KV" ? "key/value head" : "head"} ${ofHead()[0]}` : "";
     if (head) shapes.textContent = `${axes[0] === "KV" ? "kv head" : "head"} ${ofHead()[0]} ${sizesText(axes, dimensions)}`;
     note.textContent = range = `${digits(lowest)} to ${digits(highest)}`;
-    button.setAttribute("aria-label", `Open ${name}${layer === null ? "" : ` of block ${layer}`}${of}: ${rows} rows by ${columns} columns, from ${digits(lowest)} to ${digits(highest)}`);
+    button.setAttribute("aria-label", `Open ${name}${of}: ${rows} rows by ${columns} columns, from ${digits(lowest)} to ${digits(highest)}`);
   });
   return figure;
 }
