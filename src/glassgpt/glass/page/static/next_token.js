@@ -2,8 +2,8 @@
 // The panel "next token": from one row of logits to the choice of a token, with every setting under the reader's hand.
 //
 // mountNextToken(element, {logits, tokens, previousIds}) fills the element, and returns {show(row)}, which shows other
-// logits with the same settings; so does mounting again. logits: Float32Array [V]; tokens: the printable text of every
-// id, as an array or a function; previousIds: the ids that the repetition penalty knows, by default none.
+// logits with the same settings; mounted again in the same element, it begins with them. logits: Float32Array [V];
+// tokens: the printable text of every id, as an array or a function; previousIds: those that the penalty knows.
 
 const mountNextToken = (() => {
   const ROWS = 16; // most likely tokens in the chart
@@ -19,7 +19,7 @@ const mountNextToken = (() => {
     { key: "minP", label: "Min-p", least: 0, most: 1, step: 0.01, min: 0, max: 1 },
   ];
 
-  const panels = new WeakMap(); // by element
+  const choices = new WeakMap(); // what the reader has chosen, {settings, u}, by element
   let mounted = 0; // for ids that are unique in the page
 
   function make(tag, { text, ...properties } = {}, ...children) {
@@ -305,19 +305,14 @@ const mountNextToken = (() => {
   }
 
   return function mountNextToken(element, first) {
-    const there = panels.get(element);
-    if (there) {
-      there.show(first);
-      return there;
-    }
-    const settings = { ...Sampling.NEUTRAL };
+    const chosen = choices.get(element) ?? { settings: { ...Sampling.NEUTRAL }, u: 0.5 };
+    choices.set(element, chosen);
     let row = prepare(first);
-    let u = 0.5;
     let [frame, timer] = [0, 0];
     const update = () => {
       frame = 0;
       element.classList.toggle("nt-unusable", !row.finite);
-      if (row.finite) render(panel, row, settings, u);
+      if (row.finite) render(panel, row, chosen.settings, chosen.u);
       else panel.status.textContent = "The logits of this position are not finite: nothing can be sampled.";
     };
     const later = () => (frame ||= requestAnimationFrame(update)); // once per frame, however often a slider moves
@@ -329,14 +324,13 @@ const mountNextToken = (() => {
     const panel = buildPanel(
       `next-token-${++mounted}`,
       row.V,
-      (key, value) => ((settings[key] = value), changed()),
-      (value) => ((u = value), changed()),
+      (key, value) => ((chosen.settings[key] = value), changed()),
+      (value) => ((chosen.u = value), changed()),
     );
     panel.details.addEventListener("toggle", later);
     element.classList.add("next-token");
     element.replaceChildren(...panel.elements);
     update();
-    panels.set(element, { show: (next) => ((row = prepare({ tokens: first.tokens, ...next })), later()) });
-    return panels.get(element);
+    return { show: (next) => ((row = prepare({ tokens: first.tokens, ...next })), later()) };
   };
 })();
