@@ -106,6 +106,7 @@ function showPager() {
   part("rows").hidden = rows <= PAGE_ROWS;
   part("columns-shown").textContent = `columns ${count(firstColumn)}–${count(lastColumn)} of ${count(columns)}`;
   part("rows-shown").textContent = `rows ${count(firstRow)}–${count(lastRow)} of ${count(rows)}`;
+  part("column").max = columns - 1;
   part("columns-back").disabled = firstColumn === 0;
   part("columns-on").disabled = lastColumn === columns - 1;
   part("rows-back").disabled = firstRow === 0;
@@ -115,7 +116,7 @@ function showPager() {
 /** What stands at the beginning of a row or column: a token where the axis is tokens. */
 function header(axis, i, scope) {
   const position = i + (axis === "T" ? firstPosition(inspector.tensor) : 0);
-  const cell = el("th", { scope });
+  const cell = el("th", { scope, class: axis === "T" && position === state.position ? "selected-token" : "" });
   if (axis === "T" || axis === "S") cell.append(el("span", { class: "number" }, String(position)), " ", tokenText(tokenAt(position)));
   else if (axis === "V") cell.append(el("span", { class: "number" }, count(i)), " ", tokenText(vocabulary[i] ?? ""));
   else cell.append(String(i));
@@ -219,13 +220,12 @@ function moveCell(rows, columns) {
 }
 
 function bindInspector() {
-  const [, width] = [0, () => tableShape()[1]];
   const moves = {
     ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0],
     PageUp: [-PAGE_ROWS, 0], PageDown: [PAGE_ROWS, 0],
   };
   part("table").addEventListener("keydown", (event) => {
-    const move = event.key === "Home" ? [0, -inspector.column] : event.key === "End" ? [0, width()] : moves[event.key];
+    const move = event.key === "Home" ? [0, -inspector.column] : event.key === "End" ? [0, tableShape()[1]] : moves[event.key];
     if (!move) return;
     event.preventDefault();
     moveCell(...move);
@@ -252,6 +252,13 @@ function bindInspector() {
   part("head").addEventListener("change", (event) => {
     inspector.head = Number(event.target.value);
     showTensor();
+    showCell();
+  });
+  part("column").addEventListener("change", (event) => {
+    inspector.column = Math.min(Math.max(Math.trunc(Number(event.target.value)) || 0, 0), tableShape()[1] - 1);
+    turnToCell();
+    showPager();
+    showTable();
     showCell();
   });
   part("close").addEventListener("click", () => inspector.dialog.close());

@@ -90,9 +90,10 @@ function buildEmbedding() {
 }
 
 function buildBlocks() {
-  const open = new Set([...document.querySelectorAll("details.block[open]")].map((block) => block.id));
   fill("blocks", ...range(0, L).map(blockElement));
-  for (const id of open.size ? open : ["block-0"]) document.getElementById(id).open = true;
+  const all = (open) => () => document.querySelectorAll("details.block").forEach((block) => (block.open = open));
+  fill("block-tools", el("button", { type: "button", class: "link", onclick: all(true) }, "Open all"), " ", el("button", { type: "button", class: "link", onclick: all(false) }, "Close all"));
+  document.getElementById("block-0").open = true;
 }
 
 /** Layers by positions: the token that each depth would predict. */
@@ -118,9 +119,15 @@ function buildLens() {
 function buildOutput() {
   fill("final-norm", formula(rules["final norm"].formula), figures(matrixFigure("residual after mlp", L - 1, { caption: "residual stream" }), matrixFigure("final norm", null)));
   const holder = el("div", {});
-  follow(holder, ["position"], () => holder.replaceChildren(el("p", { class: "label" }, `After ${tokenLabel(state.position)}`), lensList(L), whatCameNext()));
+  follow(holder, ["position"], () => holder.replaceChildren(el("p", { class: "label" }, `After ${tokenLabel(state.position)}`), finalList(), whatCameNext()));
   fill("logits", formula("logits = final norm · W_headᵀ", `[T ${T}, C ${C}] · [C ${C}, V ${count(sizes.V)}] → [T ${T}, V ${count(sizes.V)}]`),
     el("p", {}, el("button", { type: "button", class: "link", onclick: openLogits }, "Open all logits")), holder);
+}
+
+/** The likeliest next tokens; each opens its logit. */
+function finalList() {
+  const [ids, probabilities] = [frame.top[L][state.position], frame.top_probability[L][state.position]];
+  return barList(ids.map((id, i) => ({ text: vocabulary[id], share: probabilities[i] })), "Likeliest next tokens");
 }
 
 /** How likely the model found the token that follows in the prompt. */
@@ -136,18 +143,17 @@ async function openLogits() {
   openInspector("logits", null, [Math.max(state.position - firstPosition(logits), 0), frame.top[L][state.position][0]]);
 }
 
-/** The last panel: from the logits to the next token. */
+/** The last panel: from the logits to the next token, after the selected position if its logits are in the page. */
 async function buildNextToken() {
-  const logits = await getTensor("logits");
-  const row = () => {
+  const row = async () => {
+    const logits = await getTensor("logits");
     const kept = Math.max(state.position - firstPosition(logits), 0);
     const position = kept + firstPosition(logits);
     return { logits: logits.data.slice(kept * sizes.V, (kept + 1) * sizes.V), previousIds: about.ids.slice(0, position + 1), position };
   };
-  const holder = document.getElementById("next-token");
-  const panel = mountNextToken(holder, { ...row(), tokens: vocabulary });
-  follow(holder.firstElementChild, ["position"], () => {
-    const shown = row();
+  const panel = mountNextToken(document.getElementById("next-token"), { ...(await row()), tokens: vocabulary });
+  follow(document.getElementById("sampling"), ["position"], async () => {
+    const shown = await row();
     panel.show(shown);
     const only = shown.position === state.position ? "" : "Only the logits of the last token are in this page. ";
     fill("next-token-position", `${only}These follow ${tokenLabel(shown.position)}.`);
@@ -173,7 +179,7 @@ function buildOverview() {
 }
 
 /** The first answer: what the model expects after the prompt. */
-function buildExpectation() {
+function showExpectation() {
   const [id, probability] = [frame.top[L][T - 1][0], frame.top_probability[L][T - 1][0]];
   fill("expects", "It expects ", tokenText(vocabulary[id]), ` next, with a probability of ${percent(probability)}. `, "This page shows how it gets there.");
 }
@@ -184,15 +190,14 @@ function buildCheckpoints() {
   holder.hidden = about.frames.length < 2;
   if (holder.hidden) return;
   const slider = document.getElementById("checkpoint");
-  slider.max = about.frames.length - 1;
-  slider.value = about.frames.length - 1;
-  const show = () => fill("checkpoint-step", `step ${count(frame.step)}`);
-  slider.addEventListener("input", () => {
-    frame = about.frames[Number(slider.value)];
-    show();
-    buildAll();
+  slider.max = slider.value = about.frames.length - 1;
+  slider.addEventListener("input", () => showFrame(Number(slider.value)));
+  follow(holder, [], () => {
+    const step = `step ${count(frame.step)}`;
+    fill("checkpoint-step", step);
+    slider.value = about.frames.indexOf(frame);
+    slider.setAttribute("aria-valuetext", step);
   });
-  show();
 }
 
 /** Mark the part of the page that is read in the overview. */
@@ -236,17 +241,6 @@ function bindTheme() {
   show();
 }
 
-/** Everything that depends on the checkpoint. */
-function buildAll() {
-  buildExpectation();
-  buildEmbedding();
-  buildBlocks();
-  buildLens();
-  buildOutput();
-  buildNextToken();
-  buildOverview();
-}
-
 /**
  * The handle for tests and for the browser's console. Both functions return a promise.
  *
@@ -267,20 +261,32 @@ const glass = {
   explain: explainCell,
   select: selectPosition,
   head: selectHead,
+  checkpoint: showFrame,
   open: openInspector,
 };
 window.glass = glass;
 
-glass.ready = (async () => {
+glass.ready = build().catch((error) => {
+  fill("expects", `This page could not be built: ${error.message}. It needs a browser of 2024 or later.`);
+  throw error;
+});
+
+async function build() {
   document.documentElement.style.setProperty("--position", state.position);
   bindTheme();
   buildHeader();
   await decodeVocabulary();
+  buildCheckpoints();
+  follow(document.getElementById("expects"), [], showExpectation);
   buildTokenBar();
   buildTokens();
-  buildCheckpoints();
-  buildAll();
+  buildEmbedding();
+  buildBlocks();
+  follow(document.getElementById("lens"), [], buildLens);
+  buildOutput();
+  buildOverview();
   bindInspector();
+  await buildNextToken();
   const bar = document.querySelector(".follow");
   new ResizeObserver(() => document.documentElement.style.setProperty("--bar-height", `${bar.offsetHeight}px`)).observe(bar);
   let resizing = 0;
@@ -288,4 +294,4 @@ glass.ready = (async () => {
     cancelAnimationFrame(resizing);
     resizing = requestAnimationFrame(() => changed("size"));
   });
-})();
+}
