@@ -5,6 +5,7 @@ import math
 import random
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from glassgpt.glass.page.writing import glass_page
 from glassgpt.recording import record
 from glassgpt.sampling import SamplingConfig, next_token, stages
 from glassgpt.tokenizer import BPETokenizer
+from glassgpt.weights.folder import save_model
 
 PROMPT = "To be, or not"
 everywhere = pytest.mark.parametrize("shown", CONFIGS, indirect=True)
@@ -350,3 +352,29 @@ def test_a_page_without_room_for_everything_says_what_is_missing(open_glass: Any
     )
     chosen = next_token(recording.logits[0, -1], SamplingConfig(), torch.tensor(0.5, dtype=torch.float64))
     assert f"(id {int(chosen):,})" in page.locator(".nt-sentence").text_content()
+
+
+def test_the_slider_over_checkpoints_shows_the_numbers_of_each(open_glass: Any, tmp_path: Path) -> None:  # noqa: F811
+    models = [make_model("learned positions", seed) for seed in (0, 1)]
+    for step, model in enumerate(models):
+        (tmp_path / str(step)).mkdir()
+        save_model(tmp_path / str(step), model, TOKENIZER)
+    checkpoints = {100 * step: tmp_path / str(step) for step in (0, 1)}
+    page = open_glass(glass_page(models[1], TOKENIZER, PROMPT, checkpoints=checkpoints).html)
+    page.get_by_label("Temperature, as a number").fill("0.5")
+    page.get_by_label("Checkpoint").focus()
+    for step, key in [(1, "End"), (0, "Home"), (1, "ArrowRight")]:
+        page.keyboard.press(key)
+        page.get_by_text(f"step {100 * step}", exact=True).wait_for()
+        page.locator(".nt-strip").wait_for(state="attached")
+        logits = record(models[step], read_prompt(models[step], TOKENIZER, PROMPT).idx(models[step])).logits[0]
+        for position in (12, 5):
+            chosen = next_token(logits[position], SamplingConfig(temperature=0.5), torch.tensor(0.5).double())
+            page.evaluate("glass.select", position)
+            page.evaluate("glass.open('logits', null, [3, 7])")
+            title = f"logits[3, 7] = {digits(float(logits[3, 7]))}"
+            page.locator("#inspector-explanation h3").get_by_text(title, exact=True).wait_for()
+            page.keyboard.press("Escape")
+            page.get_by_text(re.compile(rf"^u = 0.5 falls on .* \(id {int(chosen)}\)")).first.wait_for(state="attached")
+        page.get_by_label("Checkpoint").focus()
+    assert page.get_by_label("Temperature, as a number").input_value() == "0.5"
