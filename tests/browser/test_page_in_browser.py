@@ -301,6 +301,29 @@ def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, sh
     assert page.get_by_label("Temperature", exact=True).input_value() == "0"
 
 
+@pytest.mark.parametrize("shown", ["grouped queries"], indirect=True)
+def test_the_pointer_shows_the_cell_under_it_and_a_click_opens_it(page: Any, shown: Shown) -> None:
+    page.evaluate("glass.head(0, 3)")  # of query heads; its key/value head is 1
+    generator = random.Random(3)
+    for name, head in [("embeddings", []), ("k", [1]), ("rotated q", [3]), ("attention weights", [3]), ("hidden", [])]:
+        values = shown.oracle.tensor(name, None if name == "embeddings" else 0)
+        index = head + [generator.randrange(size) for size in values.shape[-2:]]
+        button = page.locator("#block-0").get_by_role("button", name=re.compile(rf"^Open {name}[:,]"))
+        button.scroll_into_view_if_needed()
+        box = button.locator("canvas").bounding_box()
+        y, x = ((i + 0.5) / size for i, size in zip(index[-2:], values.shape[-2:], strict=True))
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        number_shown = button.locator("xpath=..").get_by_text(f"[{', '.join(map(str, index))}] = ")
+        value = float(values[tuple(index)])
+        assert shows(number_shown.text_content().split(" = ")[1], value, tolerance(values)), (name, index)
+        page.mouse.down()
+        page.mouse.up()
+        title = page.locator("#inspector-explanation h3")
+        title.get_by_text(f"{name}[{', '.join(map(str, index))}] = ").wait_for()
+        assert shows(title.text_content().split(" = ")[1], value, tolerance(values)), (name, index)
+        page.get_by_role("button", name="Close").click()
+
+
 def check_layout(page: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
