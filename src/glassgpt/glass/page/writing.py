@@ -32,6 +32,8 @@ SCRIPTS = (
     "data.js",
     "formulas.js",
     "tensors.js",
+    "explaining.js",
+    "rules.js",
     "state.js",
     "heatmap.js",
     "views.js",
@@ -40,6 +42,8 @@ SCRIPTS = (
     "block.js",
     "sampling.js",
     "next_token.js",
+    "sections.js",
+    "overview.js",
     "page.js",
 )
 

@@ -5,11 +5,19 @@
 function headWall(layer) {
   const heads = range(0, H).map((head) => {
     const canvas = el("canvas", { width: 1, height: 1, "aria-hidden": "true" });
-    const button = el("button", { type: "button", class: "head", role: "radio", "--rows": sizes.T, onclick: () => selectHead(layer, head) },
-      el("span", { class: "thumb" }, canvas, el("span", { class: "row-mark" })), el("span", { class: "number" }, String(head)));
+    const button = el(
+      "button",
+      { type: "button", class: "head", role: "radio", "--rows": sizes.T, onclick: () => selectHead(layer, head) },
+      el("span", { class: "thumb" }, canvas, el("span", { class: "row-mark" })),
+      el("span", { class: "number" }, String(head)),
+    );
     return { head, canvas, button };
   });
-  const wall = el("div", { class: "heads", role: "radiogroup", "aria-label": `Heads of block ${layer}` }, heads.map(({ button }) => button));
+  const wall = el(
+    "div",
+    { class: "heads", role: "radiogroup", "aria-label": `Heads of block ${layer}` },
+    heads.map(({ button }) => button),
+  );
   wall.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
     if (!by) return;
@@ -29,7 +37,10 @@ function headWall(layer) {
       button.setAttribute("aria-checked", chosen);
       button.tabIndex = chosen ? 0 : -1;
       const { position, weight } = strongest(weights, head);
-      button.setAttribute("aria-label", `Head ${head}: ${tokenLabel(state.position)} looks most at ${tokenLabel(position)}, weight ${digits(weight)}`);
+      button.setAttribute(
+        "aria-label",
+        `Head ${head}: ${tokenLabel(state.position)} looks most at ${tokenLabel(position)}, weight ${digits(weight)}`,
+      );
     }
   });
   return wall;
@@ -55,7 +66,12 @@ function mostAttended(weights, head) {
 /** The tokens in a line, with an arc from the selected one to those that it attends to most; thicker is more. */
 function attentionArcs(layer) {
   const chips = range(0, T).map((position) =>
-    el("button", { type: "button", class: "chip", tabindex: -1, onclick: () => selectPosition(position) }, tokenText(tokenAt(position))));
+    el(
+      "button",
+      { type: "button", class: "chip", tabindex: -1, onclick: () => selectPosition(position) },
+      tokenText(tokenAt(position)),
+    ),
+  );
   const svg = document.getElementById("svg-template").content.firstElementChild.cloneNode(false);
   const line = el("div", { class: "arc-line" }, svg, el("div", { class: "arc-chips" }, chips));
   const box = el("div", { class: "scroll arcs", "aria-hidden": "true" }, line);
@@ -89,7 +105,8 @@ function attentionArcs(layer) {
 
 /** Half an ellipse above the tokens; a loop for a token that attends to itself. */
 function arcPath(from, to, height) {
-  if (from === to) return `M ${from - 5} ${height} C ${from - 22} ${height - 34}, ${from + 22} ${height - 34}, ${from + 5} ${height}`;
+  if (from === to)
+    return `M ${from - 5} ${height} C ${from - 22} ${height - 34}, ${from + 22} ${height - 34}, ${from + 5} ${height}`;
   const top = height - Math.min(height - 6, 18 + Math.abs(to - from) / 3);
   return `M ${from} ${height} C ${from} ${top}, ${to} ${top}, ${to} ${height}`;
 }
@@ -114,34 +131,80 @@ function mixing(layer) {
       const number = (tensor) => cellButton(tensor, [head, state.position, s]);
       const value = (kvHead(head) * T + s) * D;
       const weight = weights.data[from + s];
-      return el("tr", {},
+      return el(
+        "tr",
+        {},
         el("th", { scope: "row" }, el("span", { class: "number" }, String(s)), " ", tokenText(tokenAt(s))),
-        el("td", {}, number(scores)), el("td", {}, number(scaled)),
+        el("td", {}, number(scores)),
+        el("td", {}, number(scaled)),
         el("td", {}, el("span", { class: "bar", "--share": weight, "aria-hidden": "true" }), number(weights)),
-        el("td", { class: "strip-cell" }, strip(values.data, value, limit, 1)), el("td", { class: "strip-cell" }, strip(values.data, value, limit, weight)));
+        el("td", { class: "strip-cell" }, strip(values.data, value, limit, 1)),
+        el("td", { class: "strip-cell" }, strip(values.data, value, limit, weight)),
+      );
     });
     const others = state.position + 1 - shown.length;
     if (others > 0) {
       const rest = 1 - shown.reduce((sum, s) => sum + weights.data[from + s], 0);
-      rows.push(el("tr", {}, el("th", { scope: "row", colSpan: 3 }, plural(others, "other token")), el("td", {}, el("span", { class: "bar", "--share": rest }), digits(rest))));
+      rows.push(
+        el(
+          "tr",
+          {},
+          el("th", { scope: "row", colSpan: 3 }, plural(others, "other token")),
+          el("td", {}, el("span", { class: "bar", "--share": rest }), digits(rest)),
+        ),
+      );
     }
     const sum = strip(outputs.data, (head * T + state.position) * D, limit, 1);
-    rows.push(el("tr", { class: "sum" }, el("th", { scope: "row", colSpan: 3 }, "sum"), el("td", {}, el("span", { class: "bar", "--share": 1, "aria-hidden": "true" }), "1"),
-      el("td", { class: "sum-name" }, "the head’s output ="), el("td", {}, sum)));
-    const header = el("tr", {}, titles.map((title) => el("th", { scope: "col" }, title)));
-    holder.replaceChildren(el("table", { class: "mixing", "aria-label": `What ${tokenLabel(state.position)} takes from each token, head ${headOf(layer)}` }, el("thead", {}, header), el("tbody", {}, rows)));
+    rows.push(
+      el(
+        "tr",
+        { class: "sum" },
+        el("th", { scope: "row", colSpan: 3 }, "sum"),
+        el("td", {}, el("span", { class: "bar", "--share": 1, "aria-hidden": "true" }), "1"),
+        el("td", { class: "sum-name" }, "the head’s output ="),
+        el("td", {}, sum),
+      ),
+    );
+    const header = el(
+      "tr",
+      {},
+      titles.map((title) => el("th", { scope: "col" }, title)),
+    );
+    holder.replaceChildren(
+      el(
+        "table",
+        {
+          class: "mixing",
+          "aria-label": `What ${tokenLabel(state.position)} takes from each token, head ${headOf(layer)}`,
+        },
+        el("thead", {}, header),
+        el("tbody", {}, rows),
+      ),
+    );
   });
   return holder;
 }
 
 /** A number that opens its cell in the inspector. */
 function cellButton(tensor, index) {
-  return el("button", { type: "button", class: "cell", onclick: () => openInspector(tensor.name, tensor.layer, index) }, digits(at(tensor, index)));
+  return el(
+    "button",
+    { type: "button", class: "cell", onclick: () => openInspector(tensor.name, tensor.layer, index) },
+    digits(at(tensor, index)),
+  );
 }
 
 /** D numbers as a strip, each multiplied by the weight. */
 function strip(data, from, limit, weight) {
   const canvas = el("canvas", { class: "strip-canvas", "aria-hidden": "true" });
-  drawMatrix(canvas, data.subarray(from, from + D).map((x) => x * weight), 0, 1, D, limit, "value");
+  drawMatrix(
+    canvas,
+    data.subarray(from, from + D).map((x) => x * weight),
+    0,
+    1,
+    D,
+    limit,
+    "value",
+  );
   return canvas;
 }

@@ -56,7 +56,7 @@ function showTensor() {
   const { tensor, head } = inspector;
   const [rows, columns] = tableShape();
   const where = tensor.layer === null ? "" : ` of block ${tensor.layer}`;
-    part("title").textContent = `${tensor.name}${where}`;
+  part("title").textContent = `${tensor.name}${where}`;
   part("sizes").textContent = sizesText(tensor.axes, tensor.shape);
   part("axes").textContent = axesText(tensor);
   part("source").textContent = sourceText(tensor);
@@ -93,7 +93,11 @@ function showHeads() {
   const holder = part("heads");
   holder.hidden = tensor.shape.length !== 3;
   if (holder.hidden) return;
-  part("head").replaceChildren(...Array.from({ length: tensor.shape[0] }, (_, i) => el("option", { value: String(i), selected: i === head }, String(i))));
+  part("head").replaceChildren(
+    ...Array.from({ length: tensor.shape[0] }, (_, i) =>
+      el("option", { value: String(i), selected: i === head }, String(i)),
+    ),
+  );
 }
 
 /** Buttons for the other columns and rows. */
@@ -106,6 +110,7 @@ function showPager() {
   part("rows").hidden = rows <= PAGE_ROWS;
   part("columns-shown").textContent = `columns ${count(firstColumn)}–${count(lastColumn)} of ${count(columns)}`;
   part("rows-shown").textContent = `rows ${count(firstRow)}–${count(lastRow)} of ${count(rows)}`;
+  part("column").max = columns - 1;
   part("columns-back").disabled = firstColumn === 0;
   part("columns-on").disabled = lastColumn === columns - 1;
   part("rows-back").disabled = firstRow === 0;
@@ -115,8 +120,9 @@ function showPager() {
 /** What stands at the beginning of a row or column: a token where the axis is tokens. */
 function header(axis, i, scope) {
   const position = i + (axis === "T" ? firstPosition(inspector.tensor) : 0);
-  const cell = el("th", { scope });
-  if (axis === "T" || axis === "S") cell.append(el("span", { class: "number" }, String(position)), " ", tokenText(tokenAt(position)));
+  const cell = el("th", { scope, class: axis === "T" && position === state.position ? "selected-token" : "" });
+  if (axis === "T" || axis === "S")
+    cell.append(el("span", { class: "number" }, String(position)), " ", tokenText(tokenAt(position)));
   else if (axis === "V") cell.append(el("span", { class: "number" }, count(i)), " ", tokenText(vocabulary[i] ?? ""));
   else cell.append(String(i));
   return cell;
@@ -129,14 +135,34 @@ function showTable() {
   const columnIndexes = range(firstColumn, Math.min(firstColumn + PAGE_COLUMNS, columns));
   const rowIndexes = range(firstRow, Math.min(firstRow + PAGE_ROWS, rows));
   const kind = kindOf(tensor.name);
-  const head = el("tr", {}, el("td", {}), columnIndexes.map((i) => header(columnAxis, i, "col")));
+  const head = el(
+    "tr",
+    {},
+    el("td", {}),
+    columnIndexes.map((i) => header(columnAxis, i, "col")),
+  );
   const body = rowIndexes.map((row) =>
-    el("tr", {}, header(rowAxis, row, "row"), columnIndexes.map((column) => {
-      const x = at(tensor, indexOf(row, column));
-      const [r, g, b] = colour(x, inspector.limit, kind);
-      const luminance = 0.2126 * (r / 255) ** 2.2 + 0.7152 * (g / 255) ** 2.2 + 0.0722 * (b / 255) ** 2.2;
-      return el("td", { tabindex: -1, "data-row": row, "data-column": column, "--cell": `rgb(${r} ${g} ${b})`, "--ink": luminance > 0.18 ? "#000" : "#fff" }, digits(x));
-    })),
+    el(
+      "tr",
+      {},
+      header(rowAxis, row, "row"),
+      columnIndexes.map((column) => {
+        const x = at(tensor, indexOf(row, column));
+        const [r, g, b] = colour(x, inspector.limit, kind);
+        const luminance = 0.2126 * (r / 255) ** 2.2 + 0.7152 * (g / 255) ** 2.2 + 0.0722 * (b / 255) ** 2.2;
+        return el(
+          "td",
+          {
+            tabindex: -1,
+            "data-row": row,
+            "data-column": column,
+            "--cell": `rgb(${r} ${g} ${b})`,
+            "--ink": luminance > 0.18 ? "#000" : "#fff",
+          },
+          digits(x),
+        );
+      }),
+    ),
   );
   part("table").replaceChildren(el("thead", {}, head), el("tbody", {}, body));
 }
@@ -156,34 +182,62 @@ async function showCell({ focus = false } = {}) {
   }
   const index = indexOf(row, column);
   const explanation = await explainCell(tensor.name, tensor.layer, index);
-  if (inspector.tensor === tensor && inspector.row === row && inspector.column === column) showExplanation(explanation, index);
+  if (inspector.tensor === tensor && inspector.row === row && inspector.column === column)
+    showExplanation(explanation, index);
 }
 
 function showExplanation(explanation, index) {
   const { tensor } = inspector;
-  const positions = tensor.axes.flatMap((axis, i) => (axis === "T" || axis === "S" ? [tokenLabel(index[i] + firstPosition(tensor))] : []));
+  const positions = tensor.axes.flatMap((axis, i) =>
+    axis === "T" || axis === "S" ? [tokenLabel(index[i] + firstPosition(tensor))] : [],
+  );
   const lines = explanation.lines.map((line) => el("code", { class: "line" }, line));
   const parts = [
     el("h3", {}, explanation.symbol, " = ", digits(explanation.recorded ?? explanation.value)),
-    positions.length ? el("p", { class: "positions" }, positions.join(tensor.axes.filter((axis) => axis === "T").length > 1 ? " looks at " : ", ")) : null,
+    positions.length
+      ? el(
+          "p",
+          { class: "positions" },
+          positions.join(tensor.axes.filter((axis) => axis === "T").length > 1 ? " looks at " : ", "),
+        )
+      : null,
     explanation.formula ? el("p", {}, el("code", { class: "rule" }, explanation.formula)) : null,
     ...lines,
   ];
   if (explanation.value !== null && explanation.recorded !== undefined && explanation.inputs.length) {
-    parts.push(el("p", { class: "check" }, `Computed here: ${digits(explanation.value)}. Recorded in the pass: ${digits(explanation.recorded)}.`));
+    parts.push(
+      el(
+        "p",
+        { class: "check" },
+        `Computed here: ${digits(explanation.value)}. Recorded in the pass: ${digits(explanation.recorded)}.`,
+      ),
+    );
   }
   if (explanation.missing) parts.push(el("p", { class: "missing" }, explanation.missing));
   part("explanation").replaceChildren(...parts.filter(Boolean));
-  part("more").replaceChildren(...[termTable(explanation.terms), inputLinks(explanation.inputs, index)].filter(Boolean));
+  part("more").replaceChildren(
+    ...[termTable(explanation.terms), inputLinks(explanation.inputs, index)].filter(Boolean),
+  );
 }
 
 /** Every summand, closed at first. */
 function termTable(terms) {
   if (terms.length <= 1) return null;
-  const rows = terms.map((term) => el("tr", {}, el("th", { scope: "row" }, term.label), el("td", {}, term.text), el("td", {}, digits(term.value))));
-  const head = el("tr", {}, ["term", "numbers", "value"].map((text) => el("th", { scope: "col" }, text)));
+  const rows = terms.map((term) =>
+    el("tr", {}, el("th", { scope: "row" }, term.label), el("td", {}, term.text), el("td", {}, digits(term.value))),
+  );
+  const head = el(
+    "tr",
+    {},
+    ["term", "numbers", "value"].map((text) => el("th", { scope: "col" }, text)),
+  );
   const table = el("table", { class: "terms", "aria-label": "Terms" }, el("thead", {}, head), el("tbody", {}, rows));
-  return el("details", {}, el("summary", {}, `All ${plural(terms.length, "term")}`), el("div", { class: "scroll" }, table));
+  return el(
+    "details",
+    {},
+    el("summary", {}, `All ${plural(terms.length, "term")}`),
+    el("div", { class: "scroll" }, table),
+  );
 }
 
 /** Buttons that open the tensors from which this one was made. */
@@ -201,7 +255,9 @@ function inputLinks(inputs, index) {
 /** The cell of an input that belongs to a cell: the same head, token and channel where it has them. */
 function indexFor(name, index) {
   const own = inspector.tensor.axes;
-  return (about.axes[name] ?? []).map((axis) => (axis === "KV" && own[0] === "H" ? kvHead(index[0]) : (index[own.indexOf(axis)] ?? 0)));
+  return (about.axes[name] ?? []).map((axis) =>
+    axis === "KV" && own[0] === "H" ? kvHead(index[0]) : (index[own.indexOf(axis)] ?? 0),
+  );
 }
 
 /** Move the selection; at the border of the page, the next page comes. */
@@ -219,13 +275,17 @@ function moveCell(rows, columns) {
 }
 
 function bindInspector() {
-  const [, width] = [0, () => tableShape()[1]];
   const moves = {
-    ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0],
-    PageUp: [-PAGE_ROWS, 0], PageDown: [PAGE_ROWS, 0],
+    ArrowLeft: [0, -1],
+    ArrowRight: [0, 1],
+    ArrowUp: [-1, 0],
+    ArrowDown: [1, 0],
+    PageUp: [-PAGE_ROWS, 0],
+    PageDown: [PAGE_ROWS, 0],
   };
   part("table").addEventListener("keydown", (event) => {
-    const move = event.key === "Home" ? [0, -inspector.column] : event.key === "End" ? [0, width()] : moves[event.key];
+    const move =
+      event.key === "Home" ? [0, -inspector.column] : event.key === "End" ? [0, tableShape()[1]] : moves[event.key];
     if (!move) return;
     event.preventDefault();
     moveCell(...move);
@@ -252,6 +312,13 @@ function bindInspector() {
   part("head").addEventListener("change", (event) => {
     inspector.head = Number(event.target.value);
     showTensor();
+    showCell();
+  });
+  part("column").addEventListener("change", (event) => {
+    inspector.column = Math.min(Math.max(Math.trunc(Number(event.target.value)) || 0, 0), tableShape()[1] - 1);
+    turnToCell();
+    showPager();
+    showTable();
     showCell();
   });
   part("close").addEventListener("click", () => inspector.dialog.close());

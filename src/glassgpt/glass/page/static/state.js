@@ -4,19 +4,21 @@
 const state = { position: about.ids.length - 1, heads: new Map() };
 const listeners = [];
 
-/** Call `update` now, and again after a change of these kinds; later if it is inside a block that is closed. */
+/**
+ * Call `update` now, and again after a change of these kinds or of the checkpoint; later if it is inside a block that is
+ * closed.
+ */
 function follow(element, kinds, update) {
   listeners.push({ element, kinds, update, late: false });
   update();
 }
 
-/** Tell everyone who follows this kind. Parts that have left the page are forgotten. */
+/** Tell everyone who follows this kind, and return when all is shown. Parts that have left the page are forgotten. */
 function changed(kind) {
   for (let i = listeners.length - 1; i >= 0; i--) if (!listeners[i].element.isConnected) listeners.splice(i, 1);
-  for (const listener of listeners.filter((one) => one.kinds.includes(kind))) {
-    if (isClosed(listener.element)) listener.late = true;
-    else listener.update();
-  }
+  const told = listeners.filter((one) => kind === "checkpoint" || one.kinds.includes(kind));
+  for (const listener of told) listener.late = isClosed(listener.element);
+  return Promise.all(told.filter((listener) => !listener.late).map((listener) => listener.update()));
 }
 
 function isClosed(element) {
@@ -54,4 +56,19 @@ function headOf(layer) {
 function selectHead(layer, head) {
   state.heads.set(layer, head);
   changed(`head ${layer}`);
+}
+
+let wantedFrame = frame;
+let changingFrame = false;
+
+/** Show another checkpoint. While one is being drawn, only the newest wish is kept. */
+async function showFrame(index) {
+  wantedFrame = about.frames[index];
+  if (changingFrame) return;
+  changingFrame = true;
+  while (frame !== wantedFrame) {
+    frame = wantedFrame;
+    await changed("checkpoint");
+  }
+  changingFrame = false;
 }

@@ -49,13 +49,25 @@ function matrixFigure(name, layer, { head = null, kinds = [], caption = name, sh
   const [rows, columns] = dimensions.slice(-2);
   const ofHead = () => (head ? [mapHead(axes[0], head())] : []);
   const canvas = el("canvas", { width: 1, height: 1, "aria-hidden": "true" });
-  const button = el("button", { type: "button", class: `matrix ${shape}`, "--rows": rows }, canvas, el("span", { class: "row-mark" }));
+  const button = el(
+    "button",
+    { type: "button", class: `matrix ${shape}`, "--rows": rows },
+    canvas,
+    el("span", { class: "row-mark" }),
+  );
   const shapes = el("span", { class: "shapes" }, sizesText(axes, dimensions));
   const note = el("span", { class: "range" }, " ");
-  const figure = el("figure", { class: `figure ${shape}` },
-    el("figcaption", {}, el("b", {}, caption), shapes), button, note);
+  const figure = el(
+    "figure",
+    { class: `figure ${shape}` },
+    el("figcaption", {}, el("b", {}, caption), shapes),
+    button,
+    note,
+  );
   let range = " ";
-  button.addEventListener("click", (event) => openInspector(name, layer, [...ofHead(), ...cellUnder(event, canvas, rows, columns)]));
+  button.addEventListener("click", (event) =>
+    openInspector(name, layer, [...ofHead(), ...cellUnder(event, canvas, rows, columns)]),
+  );
   button.addEventListener("pointermove", async (event) => {
     const index = [...ofHead(), ...cellUnder(event, canvas, rows, columns)];
     const tensor = await getTensor(name, layer);
@@ -70,9 +82,13 @@ function matrixFigure(name, layer, { head = null, kinds = [], caption = name, sh
     drawMatrix(canvas, tensor.data, from, rows, columns, colourLimit(part), kindOf(name));
     const { lowest, highest } = statistics(part);
     const of = head ? `, ${axes[0] === "KV" ? "key/value head" : "head"} ${ofHead()[0]}` : "";
-    if (head) shapes.textContent = `${axes[0] === "KV" ? "kv head" : "head"} ${ofHead()[0]} ${sizesText(axes, dimensions)}`;
+    if (head)
+      shapes.textContent = `${axes[0] === "KV" ? "kv head" : "head"} ${ofHead()[0]} ${sizesText(axes, dimensions)}`;
     note.textContent = range = `${digits(lowest)} to ${digits(highest)}`;
-    button.setAttribute("aria-label", `Open ${name}${of}: ${rows} rows by ${columns} columns, from ${digits(lowest)} to ${digits(highest)}`);
+    button.setAttribute(
+      "aria-label",
+      `Open ${name}${of}: ${rows} rows by ${columns} columns, from ${digits(lowest)} to ${digits(highest)}`,
+    );
   });
   return figure;
 }
@@ -114,8 +130,24 @@ function vectorRow(name, layer, { label = name, sign = "", limitOf = null } = {}
   const canvas = el("canvas", { width: 1, height: 1, "aria-hidden": "true" });
   const numbers = el("span", { class: "numbers" }, " ");
   const length = el("span", { class: "length" }, " ");
-  const button = el("button", { type: "button", class: "strip", onclick: (event) => openInspector(name, layer, [state.position, cellUnder(event, canvas, 1, sizes.C)[1]]) }, canvas);
-  const row = el("div", { class: "vector" }, el("span", { class: "sign" }, sign), el("span", { class: "name" }, label), button, numbers, length);
+  const button = el(
+    "button",
+    {
+      type: "button",
+      class: "strip",
+      onclick: (event) => openInspector(name, layer, [state.position, cellUnder(event, canvas, 1, sizes.C)[1]]),
+    },
+    canvas,
+  );
+  const row = el(
+    "div",
+    { class: "vector" },
+    el("span", { class: "sign" }, sign),
+    el("span", { class: "name" }, label),
+    button,
+    numbers,
+    length,
+  );
   follow(row, ["theme", "position"], async () => {
     const [tensor, reference] = await Promise.all([getTensor(name, layer), getTensor(...(limitOf ?? [name, layer]))]);
     const n = tensor.shape.at(-1);
@@ -123,7 +155,10 @@ function vectorRow(name, layer, { label = name, sign = "", limitOf = null } = {}
     drawMatrix(canvas, tensor.data, from, 1, n, colourLimit(reference.data), "value");
     numbers.textContent = `${Array.from(tensor.data.subarray(from, from + 3), digits).join(", ")}, …`;
     length.textContent = `‖x‖ = ${digits(Math.sqrt(dot(tensor.data, from, tensor.data, from, n)))}`;
-    button.setAttribute("aria-label", `Open ${name} of ${tokenLabel(state.position)}: ${n} numbers, ${length.textContent}`);
+    button.setAttribute(
+      "aria-label",
+      `Open ${name} of ${tokenLabel(state.position)}: ${n} numbers, ${length.textContent}`,
+    );
   });
   return row;
 }
@@ -151,7 +186,10 @@ function lensList(depth) {
   const holder = el("div", {});
   follow(holder, ["position"], () => {
     const ids = frame.top[depth][state.position];
-    const items = ids.map((id, i) => ({ text: vocabulary[id], share: frame.top_probability[depth][state.position][i] }));
+    const items = ids.map((id, i) => ({
+      text: vocabulary[id],
+      share: frame.top_probability[depth][state.position][i],
+    }));
     holder.replaceChildren(barList(items, "Likeliest next tokens at this depth"));
   });
   return holder;
