@@ -38,7 +38,7 @@ def open_page(browser: Any) -> Iterator[Any]:
             viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce", offline=True
         )
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)  # CPUs may be busy
         page = context.new_page()
         page.on("request", lambda request: errors.append(f"request of {request.url[:100]}"))
         page.on("console", lambda message: errors.append(message.text) if message.type != "log" else None)

@@ -5,6 +5,7 @@ import math
 import random
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from glassgpt.glass.page.writing import glass_page
 from glassgpt.recording import record
 from glassgpt.sampling import SamplingConfig, next_token, stages
 from glassgpt.tokenizer import BPETokenizer
+from glassgpt.weights.folder import save_model
 
 PROMPT = "To be, or not"
 everywhere = pytest.mark.parametrize("shown", CONFIGS, indirect=True)
@@ -299,6 +301,29 @@ def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, sh
     assert page.get_by_label("Temperature", exact=True).input_value() == "0"
 
 
+@pytest.mark.parametrize("shown", ["grouped queries"], indirect=True)
+def test_the_pointer_shows_the_cell_under_it_and_a_click_opens_it(page: Any, shown: Shown) -> None:
+    page.evaluate("glass.head(0, 3)")  # of query heads; its key/value head is 1
+    generator = random.Random(3)
+    for name, head in [("embeddings", []), ("k", [1]), ("rotated q", [3]), ("attention weights", [3]), ("hidden", [])]:
+        values = shown.oracle.tensor(name, None if name == "embeddings" else 0)
+        index = head + [generator.randrange(size) for size in values.shape[-2:]]
+        button = page.locator("#block-0").get_by_role("button", name=re.compile(rf"^Open {name}[:,]"))
+        button.scroll_into_view_if_needed()
+        box = button.locator("canvas").bounding_box()
+        y, x = ((i + 0.5) / size for i, size in zip(index[-2:], values.shape[-2:], strict=True))
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        number_shown = button.locator("xpath=..").get_by_text(f"[{', '.join(map(str, index))}] = ")
+        value = float(values[tuple(index)])
+        assert shows(number_shown.text_content().split(" = ")[1], value, tolerance(values)), (name, index)
+        page.mouse.down()
+        page.mouse.up()
+        title = page.locator("#inspector-explanation h3")
+        title.get_by_text(f"{name}[{', '.join(map(str, index))}] = ").wait_for()
+        assert shows(title.text_content().split(" = ")[1], value, tolerance(values)), (name, index)
+        page.get_by_role("button", name="Close").click()
+
+
 def check_layout(page: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -350,3 +375,29 @@ def test_a_page_without_room_for_everything_says_what_is_missing(open_glass: Any
     )
     chosen = next_token(recording.logits[0, -1], SamplingConfig(), torch.tensor(0.5, dtype=torch.float64))
     assert f"(id {int(chosen):,})" in page.locator(".nt-sentence").text_content()
+
+
+def test_the_slider_over_checkpoints_shows_the_numbers_of_each(open_glass: Any, tmp_path: Path) -> None:  # noqa: F811
+    models = [make_model("learned positions", seed) for seed in (0, 1)]
+    for step, model in enumerate(models):
+        (tmp_path / str(step)).mkdir()
+        save_model(tmp_path / str(step), model, TOKENIZER)
+    checkpoints = {100 * step: tmp_path / str(step) for step in (0, 1)}
+    page = open_glass(glass_page(models[1], TOKENIZER, PROMPT, checkpoints=checkpoints).html)
+    page.get_by_label("Temperature, as a number").fill("0.5")
+    page.get_by_label("Checkpoint").focus()
+    for step, key in [(1, "End"), (0, "Home"), (1, "ArrowRight")]:
+        page.keyboard.press(key)
+        page.get_by_text(f"step {100 * step}", exact=True).wait_for()
+        page.locator(".nt-strip").wait_for(state="attached")
+        logits = record(models[step], read_prompt(models[step], TOKENIZER, PROMPT).idx(models[step])).logits[0]
+        for position in (12, 5):
+            chosen = next_token(logits[position], SamplingConfig(temperature=0.5), torch.tensor(0.5).double())
+            page.evaluate("glass.select", position)
+            page.evaluate("glass.open('logits', null, [3, 7])")
+            title = f"logits[3, 7] = {digits(float(logits[3, 7]))}"
+            page.locator("#inspector-explanation h3").get_by_text(title, exact=True).wait_for()
+            page.keyboard.press("Escape")
+            page.get_by_text(re.compile(rf"^u = 0.5 falls on .* \(id {int(chosen)}\)")).first.wait_for(state="attached")
+        page.get_by_label("Checkpoint").focus()
+    assert page.get_by_label("Temperature, as a number").input_value() == "0.5"
