@@ -151,9 +151,9 @@ function buildBlocks() {
   const all = (open) => () => document.querySelectorAll("details.block").forEach((block) => (block.open = open));
   fill(
     "block-tools",
-    el("button", { type: "button", class: "link", onclick: all(true) }, "Open all"),
+    el("button", { type: "button", class: "link", onclick: all(true) }, "Expand all"),
     " ",
-    el("button", { type: "button", class: "link", onclick: all(false) }, "Close all"),
+    el("button", { type: "button", class: "link", onclick: all(false) }, "Collapse all"),
   );
   document.getElementById("block-0").open = true;
 }
