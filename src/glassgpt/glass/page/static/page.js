@@ -74,6 +74,7 @@ async function build() {
   buildEmbedding();
   buildBlocks();
   follow(document.getElementById("lens"), [], buildLens);
+  follow(document.getElementById("rise"), ["position"], showRise);
   buildOutput();
   buildOverview();
   bindInspector();
