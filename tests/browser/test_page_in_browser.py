@@ -52,7 +52,11 @@ def tolerance(values: torch.Tensor) -> float:
 
 @everywhere
 def test_every_tensor_of_the_page_is_that_of_the_pass(page: Any, shown: Shown) -> None:
-    names = shown.oracle.names()
+    check_tensors(page, shown.oracle)
+
+
+def check_tensors(page: Any, oracle: Oracle) -> None:
+    names = oracle.names()
     answers = page.evaluate(
         """(names) => Promise.all(names.map(async ([name, layer]) => {
           const { shape, data, source } = await glass.tensor(name, layer);
@@ -61,7 +65,7 @@ def test_every_tensor_of_the_page_is_that_of_the_pass(page: Any, shown: Shown) -
         names,
     )
     for (name, layer), answer in zip(names, answers, strict=True):
-        expected = shown.oracle.tensor(name, layer)
+        expected = oracle.tensor(name, layer)
         actual = torch.tensor([float(x.replace("Infinity", "inf")) for x in answer["data"]]).double()
         tolerated = 0.0 if answer["source"] == "recorded" else tolerance(expected)
         assert answer["shape"] == list(expected.shape), name
@@ -89,10 +93,14 @@ SUMS |= {"mlp output", "residual after attention", "residual after mlp", "logits
 
 @everywhere
 def test_explanations_have_the_terms_and_the_value_of_torch(page: Any, shown: Shown) -> None:
+    check_explanations(page, shown.oracle)
+
+
+def check_explanations(page: Any, oracle: Oracle) -> None:
     generator = random.Random(1)
     cells = [
-        (name, layer, random_index(generator, shown.oracle.tensor(name, layer).shape))
-        for name, layer in shown.oracle.names()
+        (name, layer, random_index(generator, oracle.tensor(name, layer).shape))
+        for name, layer in oracle.names()
         for _ in range(8)
     ]
     answers = page.evaluate(
@@ -104,12 +112,12 @@ def test_explanations_have_the_terms_and_the_value_of_torch(page: Any, shown: Sh
         cells,
     )
     for (name, layer, index), answer in zip(cells, answers, strict=True):
-        values = shown.oracle.tensor(name, layer)
+        values = oracle.tensor(name, layer)
         expected = float(values[tuple(index)])
         assert answer["missing"] == "", name
         assert number(answer["value"]) == pytest.approx(expected, abs=tolerance(values)), (name, layer, index)
         assert answer["recorded"] == "undefined" or number(answer["recorded"]) == expected, (name, layer, index)
-        check_terms(name, layer, index, [number(term) for term in answer["terms"]], shown.oracle)
+        check_terms(name, layer, index, [number(term) for term in answer["terms"]], oracle)
 
 
 def number(text: str) -> float:
@@ -321,7 +329,7 @@ def test_the_pointer_shows_the_cell_under_it_and_a_click_opens_it(page: Any, sho
         title = page.locator("#inspector-explanation h3")
         title.get_by_text(f"{name}[{', '.join(map(str, index))}] = ").wait_for()
         assert shows(title.text_content().split(" = ")[1], value, tolerance(values)), (name, index)
-        page.get_by_role("button", name="Close").click()
+        page.get_by_role("button", name="Close", exact=True).click()
 
 
 def check_layout(page: Any, width: int) -> None:
@@ -401,3 +409,34 @@ def test_the_slider_over_checkpoints_shows_the_numbers_of_each(open_glass: Any, 
             page.get_by_text(re.compile(rf"^u = 0.5 falls on .* \(id {int(chosen)}\)")).first.wait_for(state="attached")
         page.get_by_label("Checkpoint").focus()
     assert page.get_by_label("Temperature, as a number").input_value() == "0.5"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_models_of_any_shape_are_shown_and_explained(open_glass: Any, seed: int) -> None:  # noqa: F811
+    generator = random.Random(seed)
+    choose = generator.choice
+    model = make_model(choose([*CONFIGS]), seed, **random_shape(choose))
+    prompt = "".join(generator.choices("To be, or not?", k=choose([1, 2, 5, 20])))
+    recording = record(model, read_prompt(model, TOKENIZER, prompt).idx(model))
+    page = open_glass(glass_page(model, TOKENIZER, prompt).html, width=choose([390, 1024]))
+    check_tensors(page, Oracle(model, recording))
+    check_explanations(page, Oracle(model, recording))
+
+
+def random_shape(choose: Any) -> dict[str, Any]:
+    """Changes of a configuration: sizes, biases, windows, activations, tied weights."""
+    heads, rotary, window = choose([1, 2, 6]), choose([True, False]), choose([0, 1, 4])
+    linear = {"rope_scaling": "linear", "rope_factor": 2.0}
+    scaling = choose([{}, linear, {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_context": 8}])
+    norm = choose(["layernorm", "rmsnorm"])
+    biases = {f"{name}_bias": choose([True, False]) for name in ("qkv", "attention_out", "mlp")}
+    return biases | {
+        "n_layer": choose([1, 3]), "n_head": heads, "n_kv_head": choose([1, heads]), "n_embd": choose([4, 12, 18]),
+        "head_dim": choose([2, 8]), "intermediate_size": choose([1, 7, 40]),
+        "mlp": choose(["gelu", "gelu_tanh", "swiglu"]), "qk_norm": choose([True, False]),
+        "norm": norm, "norm_bias": norm == "layernorm" and choose([True, False]),
+        "position": "rope" if rotary else "learned", "sliding_window": window,
+        "first_window_layer": choose([0, 1]) if window else 0,
+        "tie_embeddings": choose([True, False]), **(scaling if rotary else {}),
+    }  # fmt: skip
