@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.page.encoding import decode_floats, encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
 from glassgpt.glass.page.tensors import RECORDED, longest_prompt, page_tensors, required_bytes
-from glassgpt.glass.page.writing import glass_page
+from glassgpt.glass.page.writing import SCRIPTS, STYLES, glass_page
 from glassgpt.model import GPT
 from glassgpt.recording import record
 from glassgpt.tokenizer import CharTokenizer
@@ -102,6 +103,11 @@ def test_the_page_holds_every_recorded_tensor_exactly(name: str) -> None:
     in_page -= sum(int(np.prod(entry["shape"])) for key, entry in kept.items() if key[0] == "attention weights")
     table = 0 if model.position_embedding is None else model.position_embedding.weight.numel()
     assert in_page == sum(stored) - (table if model.config.tie_embeddings else 0), "every weight, or its rows in use"
+
+
+def test_every_file_of_the_page_is_put_into_it() -> None:
+    names = {entry.name for entry in (resources.files("glassgpt.glass.page") / "static").iterdir()}
+    assert names == {"page.html", *STYLES, *SCRIPTS}
 
 
 def test_encoded_numbers_come_back_bit_for_bit() -> None:
