@@ -1,6 +1,5 @@
 """Whole pages in Chromium: every number that a page shows is the one that torch has."""
 
-import dataclasses
 import math
 import random
 import re
@@ -17,7 +16,7 @@ from oracles import Oracle, digits
 from glassgpt.glass.inside.prompt import read_prompt, token_text
 from glassgpt.glass.page.writing import glass_page
 from glassgpt.recording import record
-from glassgpt.sampling import SamplingConfig, next_token, stages
+from glassgpt.sampling import SamplingConfig, next_token
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.weights.folder import save_model
 
@@ -254,59 +253,6 @@ def shares(share: float) -> set[str]:
     """How the page may write a share, which it knows to some six digits."""
     near = [100 * share * (1 + change) for change in (-1e-5, 0, 1e-5)]
     return {"< 0.01 %" if x < 0.01 else f"{x:.0f} %" if x >= 10 else f"{x:#.2g} %" for x in near}
-
-
-def percent(probability: float) -> str:
-    """Write a probability as the next-token panel does."""
-    x = 100 * probability
-    if 0 < x < 0.001:
-        return "<0.001\u00a0%"
-    return f"{x:.{1 if x >= 10 else 2 if x >= 1 or x == 0 else 3}f}\u00a0%"
-
-
-SETTINGS = {
-    "Repetition penalty": ("repetition_penalty", 1.3),
-    "Temperature": ("temperature", 0.7),
-    "Top-k": ("top_k", 40),
-    "Top-p": ("top_p", 0.9),
-    "Min-p": ("min_p", 0.05),
-}
-
-
-@everywhere
-def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, shown: Shown) -> None:
-    ids = read_prompt(shown.oracle.model, TOKENIZER, PROMPT).ids
-    page.get_by_text("These numbers as a table").click()
-    sampling = SamplingConfig()
-    for position, (label, (field, value)) in [(12, item) for item in SETTINGS.items()] + [
-        (4, ("Temperature", ("temperature", 0)))
-    ]:
-        page.evaluate("(position) => glass.select(position)", position)
-        page.get_by_label(f"{label}, as a number").fill(str(value))
-        sampling = dataclasses.replace(sampling, **{field: value})
-        uniform = 0.37 if value else 0.83
-        page.get_by_label("Random number u, as a number").fill(str(uniform))
-        rows = page.evaluate(
-            """async () => {
-              await new Promise(requestAnimationFrame);
-              const rows = document.querySelectorAll(".nt-table tbody tr");
-              return Array.from(rows, (row) => Array.from(row.cells, (cell) => cell.textContent));
-            }"""
-        )
-        logits = shown.oracle.recording.logits[0, position]
-        after = stages(logits, sampling, ids[: position + 1])
-        columns = [logits.double().softmax(dim=-1), *(stage.softmax(dim=-1) for stage in after)]
-        for cells in rows:
-            token = int(cells[1])
-            assert float(cells[2]) == pytest.approx(float(logits[token]), abs=5.1e-5)
-            cut = [False, *(bool(stage[token] == -math.inf) for stage in after)]
-            assert cells[3:] == ["cut" if cut[i] else percent(float(columns[i][token])) for i in range(6)], (
-                label,
-                token,
-            )
-        chosen = int(next_token(logits, sampling, torch.tensor(uniform, dtype=torch.float64), ids[: position + 1]))
-        assert f"(id {chosen})" in page.locator(".nt-sentence").text_content()
-    assert page.get_by_label("Temperature", exact=True).input_value() == "0"
 
 
 @pytest.mark.parametrize("shown", ["grouped queries"], indirect=True)
