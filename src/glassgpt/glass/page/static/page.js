@@ -69,6 +69,7 @@ async function build() {
   await decodeVocabulary();
   buildCheckpoints();
   follow(document.getElementById("expects"), [], showExpectation);
+  buildMap();
   buildTokenBar();
   buildTokens();
   buildEmbedding();

@@ -17,6 +17,24 @@ function showExpectation() {
   );
 }
 
+/** The way through the model in one line: a link to each part, with the size of what it makes. */
+function buildMap() {
+  const next = el("span", {});
+  const stations = [
+    ["text", "Text", plural([...about.text].length, "character")],
+    ["text", "Tokens", plural(T, "id")],
+    ["vectors", "Vectors", `${count(T)} × ${count(C)}`],
+    ["layers", plural(L, "block"), "attention + MLP"],
+    ["output", "Logits", `${count(T)} × ${count(sizes.V)}`],
+    ["sampling", "Next token", next],
+  ];
+  const links = stations.map(([id, name, size]) =>
+    el("li", {}, el("a", { href: `#${id}` }, el("b", {}, name), el("span", { class: "shapes" }, size))),
+  );
+  fill("map", ...links);
+  follow(next, [], () => next.replaceChildren(tokenText(vocabulary[frame.top[L][T - 1][0]])));
+}
+
 /** Name and numbers of the model. */
 function buildHeader() {
   fill("model-name", about.name);
@@ -68,7 +86,7 @@ function buildTokenBar() {
     });
     const chip = chips[state.position];
     keepInView(bar, chip.offsetLeft + chip.offsetWidth / 2);
-    fill("following", `token ${state.position} of ${T}`);
+    fill("following", `token ${state.position} (of 0–${T - 1})`);
   });
 }
 
