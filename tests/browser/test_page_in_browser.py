@@ -241,6 +241,38 @@ def test_pictures_and_lists_show_the_numbers_of_the_pass(page: Any, shown: Shown
     assert len(answer["matrices"]) > 30 and len(answer["vectors"]) > 12 and len(answer["units"]) == 12
 
 
+READ_PREDICTIONS = """
+async (position) => {
+  glass.select(position);
+  await new Promise(requestAnimationFrame);
+  const rows = Array.from(document.querySelectorAll(".lens-grid tbody tr"));
+  const grid = rows.map((row) => Array.from(row.querySelectorAll("td"), (cell) => [cell.textContent, cell.title]));
+  return { grid, rise: Array.from(document.querySelectorAll("#rise li"), (item) => item.title) };
+}
+"""
+
+
+@everywhere
+def test_the_predictions_at_every_depth_are_those_of_the_final_norm_and_the_head(page: Any, shown: Shown) -> None:
+    oracle, position = shown.oracle, 5
+    answer = page.evaluate(READ_PREDICTIONS, position)
+    depths = torch.stack([oracle.residual_before(depth) for depth in range(oracle.config.n_layer + 1)]).float()
+    probability = oracle.model.head(oracle.model.final_norm(depths)).softmax(dim=-1).detach()  # [L + 1, T, V]
+    final = probability[-1].argmax(dim=-1)  # [T]
+    of_final = probability.gather(-1, final.expand(len(depths), -1)[..., None])
+    rank = (probability > of_final).sum(dim=-1) + 1  # [L + 1, T]
+    for depth, cells in enumerate(answer["grid"]):
+        for t, (token, title) in enumerate(cells):
+            most, i = probability[depth, t].max(dim=-1)
+            assert token == token_text(TOKENIZER, int(i)).replace(" ", "␣")
+            assert title in {f"{p}; the final token has rank {rank[depth, t]} here" for p in shares(float(most))}
+    for depth, text in enumerate(answer["rise"]):
+        place = f"block {depth - 1}" if depth else "embeddings"
+        near = shares(float(of_final[depth, position]))
+        assert text in {f"after {place}: {p}, rank {rank[depth, position]}" for p in near}
+    assert len(answer["rise"]) == len(answer["grid"]) == 3 and len(answer["grid"][0]) == 13
+
+
 def layer_of(name: str, block: int, earlier: int, oracle: Oracle) -> list[int | None]:
     """The layer of a tensor that is shown in a block; a block begins with the residual stream of the one before."""
     if name.endswith("embedding") or name in ("embeddings", "final norm"):
@@ -252,7 +284,7 @@ def layer_of(name: str, block: int, earlier: int, oracle: Oracle) -> list[int | 
 def shares(share: float) -> set[str]:
     """How the page may write a share, which it knows to some six digits."""
     near = [100 * share * (1 + change) for change in (-1e-5, 0, 1e-5)]
-    return {"< 0.01 %" if x < 0.01 else f"{x:.0f} %" if x >= 10 else f"{x:#.2g} %" for x in near}
+    return {"< 0.01 %" if x < 0.01 else f"{x:.0f} %" if x >= 10 else f"{x:#.2g}".rstrip(".") + " %" for x in near}
 
 
 @pytest.mark.parametrize("shown", ["grouped queries"], indirect=True)
