@@ -1,6 +1,5 @@
 """Whole pages in Chromium: every number that a page shows is the one that torch has."""
 
-import dataclasses
 import math
 import random
 import re
@@ -17,7 +16,7 @@ from oracles import Oracle, digits
 from glassgpt.glass.inside.prompt import read_prompt, token_text
 from glassgpt.glass.page.writing import glass_page
 from glassgpt.recording import record
-from glassgpt.sampling import SamplingConfig, next_token, stages
+from glassgpt.sampling import SamplingConfig, next_token
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.weights.folder import save_model
 
@@ -242,6 +241,38 @@ def test_pictures_and_lists_show_the_numbers_of_the_pass(page: Any, shown: Shown
     assert len(answer["matrices"]) > 30 and len(answer["vectors"]) > 12 and len(answer["units"]) == 12
 
 
+READ_PREDICTIONS = """
+async (position) => {
+  glass.select(position);
+  await new Promise(requestAnimationFrame);
+  const rows = Array.from(document.querySelectorAll(".lens-grid tbody tr"));
+  const grid = rows.map((row) => Array.from(row.querySelectorAll("td"), (cell) => [cell.textContent, cell.title]));
+  return { grid, rise: Array.from(document.querySelectorAll("#rise li"), (item) => item.title) };
+}
+"""
+
+
+@everywhere
+def test_the_predictions_at_every_depth_are_those_of_the_final_norm_and_the_head(page: Any, shown: Shown) -> None:
+    oracle, position = shown.oracle, 5
+    answer = page.evaluate(READ_PREDICTIONS, position)
+    depths = torch.stack([oracle.residual_before(depth) for depth in range(oracle.config.n_layer + 1)]).float()
+    probability = oracle.model.head(oracle.model.final_norm(depths)).softmax(dim=-1).detach()  # [L + 1, T, V]
+    final = probability[-1].argmax(dim=-1)  # [T]
+    of_final = probability.gather(-1, final.expand(len(depths), -1)[..., None])
+    rank = (probability > of_final).sum(dim=-1) + 1  # [L + 1, T]
+    for depth, cells in enumerate(answer["grid"]):
+        for t, (token, title) in enumerate(cells):
+            most, i = probability[depth, t].max(dim=-1)
+            assert token == token_text(TOKENIZER, int(i)).replace(" ", "␣")
+            assert title in {f"{p}; the final token has rank {rank[depth, t]} here" for p in shares(float(most))}
+    for depth, text in enumerate(answer["rise"]):
+        place = f"block {depth - 1}" if depth else "embeddings"
+        near = shares(float(of_final[depth, position]))
+        assert text in {f"after {place}: {p}, rank {rank[depth, position]}" for p in near}
+    assert len(answer["rise"]) == len(answer["grid"]) == 3 and len(answer["grid"][0]) == 13
+
+
 def layer_of(name: str, block: int, earlier: int, oracle: Oracle) -> list[int | None]:
     """The layer of a tensor that is shown in a block; a block begins with the residual stream of the one before."""
     if name.endswith("embedding") or name in ("embeddings", "final norm"):
@@ -253,60 +284,7 @@ def layer_of(name: str, block: int, earlier: int, oracle: Oracle) -> list[int | 
 def shares(share: float) -> set[str]:
     """How the page may write a share, which it knows to some six digits."""
     near = [100 * share * (1 + change) for change in (-1e-5, 0, 1e-5)]
-    return {"< 0.01 %" if x < 0.01 else f"{x:.0f} %" if x >= 10 else f"{x:#.2g} %" for x in near}
-
-
-def percent(probability: float) -> str:
-    """Write a probability as the next-token panel does."""
-    x = 100 * probability
-    if 0 < x < 0.001:
-        return "<0.001\u00a0%"
-    return f"{x:.{1 if x >= 10 else 2 if x >= 1 or x == 0 else 3}f}\u00a0%"
-
-
-SETTINGS = {
-    "Repetition penalty": ("repetition_penalty", 1.3),
-    "Temperature": ("temperature", 0.7),
-    "Top-k": ("top_k", 40),
-    "Top-p": ("top_p", 0.9),
-    "Min-p": ("min_p", 0.05),
-}
-
-
-@everywhere
-def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, shown: Shown) -> None:
-    ids = read_prompt(shown.oracle.model, TOKENIZER, PROMPT).ids
-    page.get_by_text("These numbers as a table").click()
-    sampling = SamplingConfig()
-    for position, (label, (field, value)) in [(12, item) for item in SETTINGS.items()] + [
-        (4, ("Temperature", ("temperature", 0)))
-    ]:
-        page.evaluate("(position) => glass.select(position)", position)
-        page.get_by_label(f"{label}, as a number").fill(str(value))
-        sampling = dataclasses.replace(sampling, **{field: value})
-        uniform = 0.37 if value else 0.83
-        page.get_by_label("Random number u, as a number").fill(str(uniform))
-        rows = page.evaluate(
-            """async () => {
-              await new Promise(requestAnimationFrame);
-              const rows = document.querySelectorAll(".nt-table tbody tr");
-              return Array.from(rows, (row) => Array.from(row.cells, (cell) => cell.textContent));
-            }"""
-        )
-        logits = shown.oracle.recording.logits[0, position]
-        after = stages(logits, sampling, ids[: position + 1])
-        columns = [logits.double().softmax(dim=-1), *(stage.softmax(dim=-1) for stage in after)]
-        for cells in rows:
-            token = int(cells[1])
-            assert float(cells[2]) == pytest.approx(float(logits[token]), abs=5.1e-5)
-            cut = [False, *(bool(stage[token] == -math.inf) for stage in after)]
-            assert cells[3:] == ["cut" if cut[i] else percent(float(columns[i][token])) for i in range(6)], (
-                label,
-                token,
-            )
-        chosen = int(next_token(logits, sampling, torch.tensor(uniform, dtype=torch.float64), ids[: position + 1]))
-        assert f"(id {chosen})" in page.locator(".nt-sentence").text_content()
-    assert page.get_by_label("Temperature", exact=True).input_value() == "0"
+    return {"< 0.01 %" if x < 0.01 else f"{x:.0f} %" if x >= 10 else f"{x:#.2g}".rstrip(".") + " %" for x in near}
 
 
 @pytest.mark.parametrize("shown", ["grouped queries"], indirect=True)
