@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glassgpt.errors import GenerationError
+from glassgpt.config import ModelConfig
+from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.model import GPT
 from glassgpt.recording import evaluation_mode, watch
@@ -98,3 +99,15 @@ def head_statistics(weights: Tensor, ids: Sequence[int]) -> dict[str, np.ndarray
         positions = mask.any(dim=1).sum().to(heads)  # the mean of no position is 0 / 0, NaN
         result[name] = heads.flatten(1) @ mask.flatten().to(heads) / positions
     return {name: values.reshape(weights.shape[:-2]).double().cpu().numpy() for name, values in result.items()}
+
+
+def require_head(config: ModelConfig, layer: int | None, head: int | None = None) -> None:
+    """Check that a layer, and a head, exist.
+
+    Raises:
+        ConfigError: if not; the message names those that do.
+    """
+    for name, number, count in (("layer", layer, config.n_layer), ("head", head, config.n_head)):
+        if number is not None and not 0 <= number < count:
+            existing = f"only {name} 0" if count == 1 else f"the {name}s 0 to {count - 1}"
+            raise ConfigError(f"--{name} {number}: the model has {existing}")

@@ -1,0 +1,5 @@
+"""``glassgpt attention``."""
+
+
+def attention() -> None:
+    """Show attention."""

@@ -1,0 +1,95 @@
+"""``glassgpt trace``."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.printing.output import pluralize, print_json, print_table, print_text
+from glassgpt.cli.prompt import (
+    DEVICE_OPTION,
+    PICTURE_OPTION,
+    PROMPT_FILE_OPTION,
+    PROMPT_OPTION,
+    RUN_ARGUMENT,
+    load_model,
+    open_run,
+    read_prompt_text,
+)
+
+if TYPE_CHECKING:
+    from glassgpt.glass.inside.trace import TensorFacts, Trace
+
+_HEADER = ["layer", "tensor", "type", "storage", "mean", "std", "smallest", "largest", "formula"]
+
+
+def trace(
+    run: str = RUN_ARGUMENT,
+    prompt: str = PROMPT_OPTION,
+    prompt_file: Path = PROMPT_FILE_OPTION,
+    layer: int = typer.Option(0, "--layer", help="The layer whose tensors are shown; layers count from 0."),
+    out: Path = PICTURE_OPTION,
+    device: str = DEVICE_OPTION,
+    runs: Path = RUNS_OPTION,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Show every tensor of a forward pass: sizes, storage, numbers, formula; the exit code is 1 if some are not finite.
+
+    Of all layers but one, which have the same sizes, only the output is shown; --json has every tensor.
+    """
+    check_out(out, "-o", suffix=PICTURES)
+    text = read_prompt_text(prompt, prompt_file)
+    model, tokenizer = load_model(open_run(run, runs), device)
+    from glassgpt.glass.inside.heads import require_head
+    from glassgpt.glass.inside.trace import trace
+
+    require_head(model.config, layer)
+    found = trace(model, tokenizer, text)
+    if json:
+        print_json(asdict(found))
+    else:
+        _print(found, layer)
+    if out is not None:
+        from glassgpt.glass.inside.pictures.trace import draw_trace
+
+        draw_trace(found, out)
+    if found.first_not_finite is not None:
+        raise typer.Exit(1)
+
+
+def _print(trace: "Trace", opened: int) -> None:
+    """Print the tensors outside the blocks and of one layer, and the outputs of the others."""
+    print_text(f"{pluralize(len(trace.prompt.ids), 'token')}: {' '.join(trace.prompt.tokens[:40])}")
+    layers = 1 + max(facts.layer for facts in trace.tensors if facts.layer is not None)
+    others = "; the other layers have the same sizes, and only their output is shown (--layer N opens one)"
+    print_text(f"{pluralize(layers, 'layer')}{others if layers > 1 else ''}; on {trace.tensors[0].device}\n")
+    shown = [facts for facts in trace.tensors if facts.layer in (None, opened) or facts.name == "residual after mlp"]
+    print_table(_HEADER, [_row(facts) for facts in shown], right=(0, 4, 5, 6, 7))
+    if found := trace.first_not_finite:
+        count = f"{found.not_finite:,} of its {math.prod(found.sizes):,} numbers"
+        print_text(
+            f"\nNot finite: first in {_place(found)}: {count} are NaN or infinite ({found.name} = {found.formula})"
+        )
+    else:
+        print_text("\nEvery number is finite, except the masked scores.")
+
+
+def _row(facts: "TensorFacts") -> Sequence[str]:
+    axes = ", ".join(f"{axis} {size}" for axis, size in zip(facts.axes, facts.sizes, strict=True))
+    numbers = [_number(number) for number in (facts.mean, facts.std, facts.smallest, facts.largest)]
+    formula = facts.formula + (f"; {facts.masked:,} are -inf" if facts.masked else "")
+    formula += f"; {facts.not_finite:,} NOT FINITE" if facts.not_finite else ""
+    layer = "" if facts.layer is None else str(facts.layer)
+    return [layer, f"{facts.name} [{axes}]", facts.dtype, facts.storage, *numbers, formula]
+
+
+def _place(facts: "TensorFacts") -> str:
+    return facts.name if facts.layer is None else f"{facts.name} of layer {facts.layer}"
+
+
+def _number(number: float) -> str:
+    return "-" if math.isnan(number) else f"{number:.4g}"
