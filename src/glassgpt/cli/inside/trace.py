@@ -10,6 +10,7 @@ import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
 from glassgpt.cli.printing.output import pluralize, print_json, print_table, print_text
+from glassgpt.cli.printing.token_tables import separator
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     PICTURE_OPTION,
@@ -24,6 +25,8 @@ from glassgpt.cli.prompt import (
 if TYPE_CHECKING:
     from glassgpt.glass.inside.trace import TensorFacts, Trace
 
+#: Tokens of a prompt that are shown, at most.
+_SHOWN_TOKENS = 40
 _HEADER = ["layer", "tensor", "type", "storage", "mean", "std", "smallest", "largest", "formula"]
 
 
@@ -49,21 +52,28 @@ def trace(
 
     require_head(model.config, layer)
     found = trace(model, tokenizer, text)
-    if json:
-        print_json(asdict(found))
-    else:
-        _print(found, layer)
     if out is not None:
         from glassgpt.glass.inside.pictures.trace import draw_trace
 
         draw_trace(found, out)
+    if json:
+        print_json(asdict(found))
+    else:
+        _print(found, layer)
     if found.first_not_finite is not None:
         raise typer.Exit(1)
 
 
+def describe_tokens(tokens: Sequence[str]) -> str:
+    """Return the number of tokens, and the first ones with a mark between them."""
+    mark = separator()
+    shown = mark.join(tokens[:_SHOWN_TOKENS]) + (" ..." if len(tokens) > _SHOWN_TOKENS else "")
+    return f"{pluralize(len(tokens), 'token')}: {mark}{shown}{mark}"
+
+
 def _print(trace: "Trace", opened: int) -> None:
     """Print the tensors outside the blocks and of one layer, and the outputs of the others."""
-    print_text(f"{pluralize(len(trace.prompt.ids), 'token')}: {' '.join(trace.prompt.tokens[:40])}")
+    print_text(describe_tokens(trace.prompt.tokens))
     layers = 1 + max(facts.layer for facts in trace.tensors if facts.layer is not None)
     others = "; the other layers have the same sizes, and only their output is shown (--layer N opens one)"
     print_text(f"{pluralize(layers, 'layer')}{others if layers > 1 else ''}; on {trace.tensors[0].device}\n")
