@@ -9,7 +9,7 @@ import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
 from glassgpt.cli.inside.trace import describe_tokens
-from glassgpt.cli.printing.output import print_json, print_table, print_text
+from glassgpt.cli.printing.output import pluralize, print_json, print_table, print_text
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     PICTURE_OPTION,
@@ -116,13 +116,13 @@ def _other(run: str, against: str, step: int | None, runs: Path) -> tuple[str, s
 
 def _undefined(maps: "AttentionMaps", names: Sequence[str]) -> str:
     """Say why some of these numbers are not defined on the prompt; empty if all are."""
-    missing = [name for name in names if math.isnan(maps.statistics[name].flat[0])]
-    if not missing:
+    if not any(math.isnan(maps.statistics[name].flat[0]) for name in names):
         return ""
     if len(maps.prompt.ids) == 1:
         return "the prompt is one token, which can only attend to itself; give a longer one"
-    again = "occurs twice" if "duplicate" in missing else "occurs again after another one"
-    return f"no token of the prompt {again}; repeat a part of it, or use --repeat {_REPEATED} in place of a prompt"
+    again = "twice" if math.isnan(maps.statistics["duplicate"].flat[0]) else "again after another one"
+    todo = f"repeat a part of it, or use --repeat {_REPEATED} in place of a prompt"
+    return f"no token of the prompt occurs {again}; {todo}"
 
 
 def _choose(maps: "AttentionMaps", layer: int | None, head: int | None, find: str) -> list[tuple[int, int]]:
@@ -155,7 +155,8 @@ def _print(maps: "_Maps", chosen: Sequence[tuple[int, int]], find: str, rows: in
     tokens, (L, H) = first.prompt.tokens, first.weights.shape[:2]
     print_text(describe_tokens(tokens))
     uniform = sum(math.log(t + 1) for t in range(len(tokens))) / len(tokens)
-    print_text(f"{L} x {H} heads; attention spread evenly has an entropy of {uniform:.2f} nats")
+    heads = f"{pluralize(L * H, 'head')} in {pluralize(L, 'layer')}"
+    print_text(f"{heads}; attention spread evenly has an entropy of {uniform:.2f} nats")
     if len(maps) > 1:
         print_text(f"each number in {' -> '.join(name for name, _ in maps)}, and the difference")
     if problem := _undefined(first, list(first.statistics)):

@@ -81,9 +81,7 @@ def _print(trace: "Trace", opened: int) -> None:
     print_table(_HEADER, [_row(facts) for facts in shown], right=(0, 4, 5, 6, 7))
     if found := trace.first_not_finite:
         count = f"{found.not_finite:,} of its {math.prod(found.sizes):,} numbers"
-        print_text(
-            f"\nNot finite: first in {_place(found)}: {count} are NaN or infinite ({found.name} = {found.formula})"
-        )
+        print_text(f"\nNot finite, first in {_place(found)}: {count} are NaN or infinite. It is {found.formula}.")
     else:
         print_text("\nEvery number is finite, except the masked scores.")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Beyond so many tokens, axes show positions in place of tokens.
-_MAX_LABELLED = 250
+_MAX_LABELLED = 300
 #: Pixels of a head in a wall, along one side, at most.
 _TILE = 96
 
@@ -26,7 +26,7 @@ def draw_head(weights: Sequence[tuple[str, np.ndarray]], tokens: Sequence[str], 
         CheckpointError: if the file cannot be written.
     """
     T = len(tokens)
-    side = min(max(0.16 * T, 3.5), 26)
+    side = min(max(0.16 * T, 3.5), 26) if T <= _MAX_LABELLED else 12
     figure = new_figure(len(weights) * (side + 1.2) + 0.8, side + 1.3)
     all_axes = figure.subplots(1, len(weights), squeeze=False)[0]
     hidden = np.triu(np.ones((T, T), dtype=bool), 1)

@@ -37,8 +37,9 @@ def draw_trace(trace: Trace, target: Path) -> None:
             axes.set_xticks(range(len(tensors)), names, rotation=90, fontsize=7)
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)
-    grid[0, 0].set_yscale("log")  # of all: they share it
-    grid[0, 0].margins(y=0.08)
+        axes.set_yscale("log")
+        axes.minorticks_off()  # they take most of the time
+    grid[0, 0].margins(y=0.08)  # of all: they share the scale
     count = len(trace.prompt.ids)
     figure.suptitle(f"Sizes of the numbers in every tensor, by layer; {count} token{'s' * (count > 1)}", fontsize=11)
     figure.legend(handles=lines, loc="outside lower center", ncols=4, fontsize=8)
