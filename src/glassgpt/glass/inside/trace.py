@@ -117,17 +117,25 @@ def _storage(tensor: Tensor) -> int:
 def _facts(
     name: str, layer: int | None, axes: tuple[str, ...], tensor: Tensor, storage: str, formula: str
 ) -> TensorFacts:
-    finite = tensor.isfinite()
-    others = finite.numel() - int(finite.sum())
-    masked = int(tensor.isneginf().sum()) if name == "masked scores" else 0
-    values = (tensor[finite] if others else tensor).float()
-    mean = std = smallest = largest = math.nan
-    if values.numel():
-        std, mean = (float(value) for value in torch.std_mean(values, correction=0))
-        smallest, largest = float(values.min()), float(values.max())
-        if not math.isfinite(std):  # squares beyond float32
-            std, mean = (float(value) for value in torch.std_mean(values.cpu().double(), correction=0))
+    values, others, masked = tensor.float(), 0, 0
+    if not math.isfinite(float(values.max() - values.min())):  # much quicker than isfinite of all
+        values = values[values.isfinite()]
+        others = tensor.numel() - values.numel()
+        masked = int(tensor.isneginf().sum()) if name == "masked scores" else 0
+    mean, std, smallest, largest = _numbers(values)
     return TensorFacts(
         name, layer, list(axes), list(tensor.shape), str(tensor.dtype).removeprefix("torch."), str(tensor.device),
         storage, mean, std, smallest, largest, masked, others - masked, formula,
     )  # fmt: skip
+
+
+def _numbers(values: Tensor) -> tuple[float, float, float, float]:
+    """Return the mean, the standard deviation, the smallest and the largest value; NaN of no values."""
+    if not values.numel():
+        return (math.nan,) * 4
+    smallest, largest = values.aminmax()
+    std = values.std(correction=0)
+    if not std.isfinite():  # squares beyond float32
+        values = values.cpu().double()
+        std = values.std(correction=0)
+    return float(values.mean()), float(std), float(smallest), float(largest)
