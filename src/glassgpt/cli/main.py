@@ -11,7 +11,7 @@ import typer.core
 
 from glassgpt import __version__
 from glassgpt.cli import bench, data, models, plan, runs, sample, tokenizer, train
-from glassgpt.cli.inside import attention, trace
+from glassgpt.cli.inside import attention, film, trace
 from glassgpt.cli.printing.output import discard_unread_output
 from glassgpt.errors import GlassError, TrainingStopped, is_out_of_memory
 
@@ -20,7 +20,7 @@ HEADINGS = {
     "Begin": ["quickstart"],
     "Data": ["data", "tokenizer"],
     "Train": ["train", "plan", "presets", "runs", "plot"],
-    "See inside": ["trace", "attention"],
+    "See inside": ["trace", "attention", "film"],
     "Use": ["sample"],
     "Share": ["pull", "export"],
     "Measure": ["bench"],
@@ -52,16 +52,9 @@ app = typer.Typer(
 )
 app.command()(train.quickstart)
 app.command(epilog=train.OPTIONS_HELP)(train.train)
-for verb in (
-    sample.sample,
-    models.pull,
-    models.export,
-    runs.plot,
-    runs.presets,
-    plan.plan,
-    trace.trace,
-    attention.attention,
-):
+for verb in (sample.sample, models.pull, models.export, runs.plot, runs.presets, plan.plan):
+    app.command()(verb)
+for verb in (trace.trace, attention.attention, film.film):
     app.command()(verb)
 for group in (runs.app, data.app, tokenizer.app, bench.app):
     app.add_typer(group)
