@@ -83,7 +83,7 @@ def test_attention_tables_and_json_have_the_same_numbers(cli: Cli, folder: Path)
         ["--prompt", "a"],
         ["--prompt", ""],
         ["--find", "induction"],
-        ["--repeat", "5", "--seed", "3", "--layer", "0", "--head", "1"],
+        ["--repeat", "--seed", "3", "--layer", "0", "--head", "1"],
     ],
     ids=" ".join,
 )
@@ -106,7 +106,7 @@ def test_attention_draws_what_it_shows(cli: Cli, folder: Path, arguments: list[s
         ("attention m --prompt abc --find induction", "no token of the prompt occurs twice"),
         ("attention m --prompt aa --find induction", "no token of the prompt occurs again after another one"),
         ("attention m --prompt a --find first", "the prompt is one token"),
-        ("attention m --prompt a --repeat 5", "a prompt or --repeat, not both"),
+        ("attention m --prompt a --repeat", "a prompt or --repeat, not both"),
         ("attention m --prompt a --step 5", "there is no run 'm'"),
         ("attention m --prompt aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "has 44 tokens; the model reads 40"),
     ],

@@ -52,9 +52,10 @@ app = typer.Typer(
 )
 app.command()(train.quickstart)
 app.command(epilog=train.OPTIONS_HELP)(train.train)
-for verb in (sample.sample, models.pull, models.export, runs.plot, runs.presets, plan.plan):
-    app.command()(verb)
-for verb in (trace.trace, attention.attention, film.film):
+for verb in (
+    trace.trace, attention.attention, film.film,
+    sample.sample, models.pull, models.export, runs.plot, runs.presets, plan.plan,
+):  # fmt: skip
     app.command()(verb)
 for group in (runs.app, data.app, tokenizer.app, bench.app):
     app.add_typer(group)

@@ -11,7 +11,7 @@ from published_models import FAMILIES, TOKENIZER, make
 from glassgpt import inside
 from glassgpt.config import ModelConfig
 from glassgpt.errors import ConfigError, GenerationError
-from glassgpt.glass.inside.heads import attention_maps, head_statistics, repeated_prompt, require_comparable
+from glassgpt.glass.inside.heads import head_statistics, require_comparable
 from glassgpt.model import GPT, FusedAttention
 from glassgpt.tokenizer import CharTokenizer
 
@@ -47,17 +47,6 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.training and all(isinstance(block.attention.attend, FusedAttention) for block in model.blocks)
 
 
-def test_a_repeated_prompt_is_random_tokens_twice() -> None:
-    model = build(block_size=101)
-    prompt = repeated_prompt(model, TOKENIZER, 40)
-    start, first, second = prompt.ids[0], prompt.ids[1:41], prompt.ids[41:]
-    assert first == second and len({start, *first}) == 41
-    assert prompt == repeated_prompt(model, TOKENIZER, 40) != repeated_prompt(model, TOKENIZER, 40, seed=1)
-    assert len(repeated_prompt(model, TOKENIZER, 10**9).ids) == 101  # as many as fit the context
-    with pytest.raises(ConfigError, match="do not fit"):
-        repeated_prompt(build(block_size=4), TOKENIZER, 40)
-
-
 def test_models_that_cannot_be_compared_are_refused() -> None:
     maps = inside.attention(build(), TOKENIZER, TEXT)
     other = CharTokenizer.train("xyz" + "".join(dict.fromkeys(TEXT)))
@@ -72,4 +61,3 @@ def test_weights_that_are_not_numbers_are_said() -> None:
     model.get_parameter("blocks.1.norm_1.weight").data[0] = float("nan")
     with pytest.raises(GenerationError, match="layer 1 are not numbers"):
         inside.attention(model, TOKENIZER, TEXT)
-    assert np.isfinite(attention_maps(build(), repeated_prompt(build(), TOKENIZER, 8)).weights).all()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     _Maps = Sequence[tuple[str, AttentionMaps]]  # with the name of the model: one, or two to compare
 
-#: Random tokens, before they are repeated, where --find needs a repetition and there is no prompt.
-_REPEATED = 50
 #: Heads in the table, and positions in that of a head, at most.
 _ROWS, _POSITIONS = 10, 40
 #: Heads named for each number, and keys for each position.
@@ -45,7 +44,7 @@ def attention(
     head: int = typer.Option(None, "--head", help="Only this head of --layer."),
     find: str = typer.Option("", "--find", help="Sort by entropy, first, previous, duplicate or induction."),
     rows: int = typer.Option(None, "--rows", min=0, help="Rows of a table at most; 0: all."),
-    repeat: int = typer.Option(0, "--repeat", min=0, help="In place of a prompt: as many random tokens, twice."),
+    repeat: bool = typer.Option(False, "--repeat", help="In place of a prompt: up to 64 random tokens, twice."),
     seed: int = typer.Option(0, "--seed", help="Seed of these random tokens."),
     against: str = typer.Option("", "--against", metavar="RUN2", help="Compare with this model on the same prompt."),
     step: int = typer.Option(None, "--step", help="Compare with the checkpoint of this step, of the run or of RUN2."),
@@ -59,33 +58,25 @@ def attention(
     A head is named by layer and number, 5.3. entropy (in nats; --find shows the lowest first): how spread its attention
     is. first, previous: the attention on the first token, and on the one before. duplicate: on earlier tokens equal to
     the current one. induction: on the tokens that followed those. With --find induction or duplicate and without a
-    prompt, the model reads 50 random tokens, twice.
+    prompt, as with --repeat, the model reads random tokens, twice; numbers are means over four such sequences.
     """
     check_out(out, "-o", suffix=PICTURES)
     text = read_prompt_text(prompt, prompt_file)
-    from glassgpt.glass.inside.heads import (
-        STATISTICS,
-        attention_maps,
-        repeated_prompt,
-        require_comparable,
-        require_head,
-    )
-    from glassgpt.glass.inside.prompt import read_prompt
+    from glassgpt.glass.inside.heads import attention, attention_maps, require_comparable, require_head
+    from glassgpt.glass.inside.prompt import Prompt, token_text
+    from glassgpt.glass.inside.repeated import measure_repeated, repeated_sequences
 
-    if find and find not in STATISTICS:
-        raise ConfigError(f"--find {find!r} is not one of {', '.join(STATISTICS)}")
-    if head is not None and layer is None:
-        raise ConfigError("--head is the number of a head in a layer; give --layer too")
-    if text and repeat:
-        raise ConfigError("give a prompt or --repeat, not both")
-    if not text and find in ("duplicate", "induction"):
-        repeat = repeat or _REPEATED
+    _check(text, layer, head, find, repeat)
+    repeat = repeat or (not text and find in ("duplicate", "induction"))
 
     def read(source: str) -> "AttentionMaps":
         model, tokenizer = load_model(open_run(source, runs), device)
         require_head(model.config, layer, head)
-        tokens = repeated_prompt(model, tokenizer, repeat, seed) if repeat else read_prompt(model, tokenizer, text)
-        return attention_maps(model, tokens)
+        if not repeat:
+            return attention(model, tokenizer, text)
+        ids = repeated_sequences(model, tokenizer, seed)[0]
+        maps = attention_maps(model, Prompt(ids, [token_text(tokenizer, i) for i in ids]))
+        return replace(maps, statistics=measure_repeated(model, tokenizer, seed).statistics)
 
     maps = [(run or "the newest run", read(run))]
     if against or step is not None:
@@ -101,7 +92,25 @@ def attention(
     if json:
         print_json(_to_json(maps, chosen))
     else:
+        if repeat:
+            print_text("random tokens, then the same again; each number is the mean over four such sequences")
         _print(maps, chosen, find, rows)
+
+
+def _check(text: str, layer: int | None, head: int | None, find: str, repeat: bool) -> None:
+    """Check options that depend on each other.
+
+    Raises:
+        ConfigError: if they do not fit together.
+    """
+    from glassgpt.glass.inside.heads import STATISTICS
+
+    if find and find not in STATISTICS:
+        raise ConfigError(f"--find {find!r} is not one of {', '.join(STATISTICS)}")
+    if head is not None and layer is None:
+        raise ConfigError("--head is the number of a head in a layer; give --layer too")
+    if text and repeat:
+        raise ConfigError("give a prompt or --repeat, not both")
 
 
 def _other(run: str, against: str, step: int | None, runs: Path) -> tuple[str, str]:
@@ -121,8 +130,7 @@ def _undefined(maps: "AttentionMaps", names: Sequence[str]) -> str:
     if len(maps.prompt.ids) == 1:
         return "the prompt is one token, which can only attend to itself; give a longer one"
     again = "twice" if math.isnan(maps.statistics["duplicate"].flat[0]) else "again after another one"
-    todo = f"repeat a part of it, or use --repeat {_REPEATED} in place of a prompt"
-    return f"no token of the prompt occurs {again}; {todo}"
+    return f"no token of the prompt occurs {again}; repeat a part of it, or give --repeat in place of a prompt"
 
 
 def _choose(maps: "AttentionMaps", layer: int | None, head: int | None, find: str) -> list[tuple[int, int]]:
@@ -154,9 +162,9 @@ def _print(maps: "_Maps", chosen: Sequence[tuple[int, int]], find: str, rows: in
     first = maps[0][1]
     tokens, (L, H) = first.prompt.tokens, first.weights.shape[:2]
     print_text(describe_tokens(tokens))
-    uniform = sum(math.log(t + 1) for t in range(len(tokens))) / len(tokens)
+    even = sum(math.log(t + 1) for t in range(len(tokens))) / len(tokens)
     heads = f"{pluralize(L * H, 'head')} in {pluralize(L, 'layer')}"
-    print_text(f"{heads}; attention spread evenly has an entropy of {uniform:.2f} nats")
+    print_text(f"{heads}; on these tokens, attention spread evenly has an entropy of {even:.2f} nats")
     if len(maps) > 1:
         print_text(f"each number in {' -> '.join(name for name, _ in maps)}, and the difference")
     if problem := _undefined(first, list(first.statistics)):

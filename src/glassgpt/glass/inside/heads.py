@@ -3,7 +3,6 @@
 Layers and heads count from 0, and a head is written as its layer and number: ``5.3``.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +12,9 @@ from torch import Tensor
 
 from glassgpt.config import ModelConfig
 from glassgpt.errors import ConfigError, GenerationError
-from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
-from glassgpt.inference.stream import encode_prompt
+from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.model import GPT
 from glassgpt.recording import evaluation_mode, watch
-from glassgpt.seeds import derive_seed
 from glassgpt.tokenizer import Tokenizer
 
 #: The numbers of a head, in the order of tables; :func:`head_statistics` defines them.
@@ -114,27 +111,6 @@ def require_head(config: ModelConfig, layer: int | None, head: int | None = None
         if number is not None and not 0 <= number < count:
             existing = f"only {name} 0" if count == 1 else f"the {name}s 0 to {count - 1}"
             raise ConfigError(f"--{name} {number}: the model has {existing}")
-
-
-def repeated_prompt(model: GPT, tokenizer: Tokenizer, count: int, seed: int = 0) -> Prompt:
-    """Return a prompt of random tokens, twice in a row: ``[start, a, b, c, ..., a, b, c, ...]``.
-
-    It is the usual test for induction heads: in the second half, only the first one tells what comes next. No token
-    occurs twice within a half. The start is the token that a sample begins with; fewer tokens are taken if the context
-    or the vocabulary has no room for them.
-
-    Raises:
-        ConfigError: if not even two tokens fit.
-    """
-    start = encode_prompt(tokenizer, "")[0]
-    excluded = {start, *tokenizer.unused_ids(), *tokenizer.special_ids().values()}
-    known = [i for i in range(min(tokenizer.vocab_size, model.config.vocab_size)) if i not in excluded]
-    count = min(count, len(known), (model.config.block_size - 1) // 2)
-    if count < 2:
-        raise ConfigError("a repeated prompt needs two tokens, twice, and a start; they do not fit this model")
-    half = random.Random(derive_seed("repeated prompt", seed)).sample(known, count)
-    ids = [start, *half, *half]
-    return Prompt(ids, [token_text(tokenizer, i) for i in ids])
 
 
 def require_comparable(maps: AttentionMaps, other: AttentionMaps) -> None:
