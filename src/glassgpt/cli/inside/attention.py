@@ -62,20 +62,22 @@ def attention(
     """
     check_out(out, "-o", suffix=PICTURES)
     text = read_prompt_text(prompt, prompt_file)
-    from glassgpt.glass.inside.heads import attention, attention_maps, require_comparable, require_head
-    from glassgpt.glass.inside.prompt import Prompt, token_text
+    from glassgpt.glass.inside.heads import attention_maps, require_comparable, require_head
+    from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
     from glassgpt.glass.inside.repeated import measure_repeated, repeated_sequences
 
     _check(text, layer, head, find, repeat)
     repeat = repeat or (not text and find in ("duplicate", "induction"))
 
+    layers = [layer] if layer is not None else None if out is not None else []  # whose weights are shown
+
     def read(source: str) -> "AttentionMaps":
         model, tokenizer = load_model(open_run(source, runs), device)
         require_head(model.config, layer, head)
         if not repeat:
-            return attention(model, tokenizer, text)
+            return attention_maps(model, read_prompt(model, tokenizer, text), layers)
         ids = repeated_sequences(model, tokenizer, seed)[0]
-        maps = attention_maps(model, Prompt(ids, [token_text(tokenizer, i) for i in ids]))
+        maps = attention_maps(model, Prompt(ids, [token_text(tokenizer, i) for i in ids]), layers)
         return replace(maps, statistics=measure_repeated(model, tokenizer, seed).statistics)
 
     maps = [(run or "the newest run", read(run))]
@@ -90,11 +92,11 @@ def attention(
     if out is not None:
         _draw(maps, layer, head, out)
     if json:
-        print_json(_to_json(maps, chosen))
+        print_json(_to_json(maps, chosen, head))
     else:
         if repeat:
             print_text("random tokens, then the same again; each number is the mean over four such sequences")
-        _print(maps, chosen, find, rows)
+        _print(maps, chosen, head, find, rows)
 
 
 def _check(text: str, layer: int | None, head: int | None, find: str, repeat: bool) -> None:
@@ -135,7 +137,7 @@ def _undefined(maps: "AttentionMaps", names: Sequence[str]) -> str:
 
 def _choose(maps: "AttentionMaps", layer: int | None, head: int | None, find: str) -> list[tuple[int, int]]:
     """Return the heads to show, as (layer, head): in the order of the model, or of a number."""
-    L, H = maps.weights.shape[:2]
+    L, H = maps.statistics["entropy"].shape
     chosen = [(i, j) for i in range(L) for j in range(H) if layer in (None, i) and head in (None, j)]
     if find:
         sign = 1 if find == "entropy" else -1
@@ -143,7 +145,7 @@ def _choose(maps: "AttentionMaps", layer: int | None, head: int | None, find: st
     return chosen
 
 
-def _to_json(maps: "_Maps", chosen: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _to_json(maps: "_Maps", chosen: Sequence[tuple[int, int]], head: int | None) -> dict[str, Any]:
     """Return the heads with their numbers in each model; of a single head, its weights, too."""
     models = []
     for name, one in maps:
@@ -151,16 +153,16 @@ def _to_json(maps: "_Maps", chosen: Sequence[tuple[int, int]]) -> dict[str, Any]
             {"head": f"{i}.{j}", "layer": i, "number": j} | {k: float(v[i, j]) for k, v in one.statistics.items()}
             for i, j in chosen
         ]
-        weights = {"weights": one.weights[chosen[0]].tolist()} if len(chosen) == 1 else {}
+        weights = {"weights": one.weights[0, head].tolist()} if head is not None else {}
         models.append({"name": name, "heads": heads} | weights)
     prompt = maps[0][1].prompt
     return {"prompt": {"ids": prompt.ids, "tokens": prompt.tokens}, "models": models}
 
 
-def _print(maps: "_Maps", chosen: Sequence[tuple[int, int]], find: str, rows: int | None) -> None:
+def _print(maps: "_Maps", chosen: Sequence[tuple[int, int]], head: int | None, find: str, rows: int | None) -> None:
     """Print the numbers of the heads; of many and without --find, the best of each kind; of one, what it attends to."""
     first = maps[0][1]
-    tokens, (L, H) = first.prompt.tokens, first.weights.shape[:2]
+    tokens, (L, H) = first.prompt.tokens, first.statistics["entropy"].shape
     print_text(describe_tokens(tokens))
     even = sum(math.log(t + 1) for t in range(len(tokens))) / len(tokens)
     heads = f"{pluralize(L * H, 'head')} in {pluralize(L, 'layer')}"
@@ -179,9 +181,9 @@ def _print(maps: "_Maps", chosen: Sequence[tuple[int, int]], find: str, rows: in
     print_table(header, [_row(maps, place) for place in chosen[:limit]], right=range(len(header)))
     if len(chosen) > limit:
         print_text(f"... and {len(chosen) - limit:,} more (--rows 0 shows all)")
-    for name, one in maps if len(chosen) == 1 else ():
+    for name, one in maps if head is not None else ():
         print_text(f"\nThe most attention of each token in {name}:\n")
-        _print_keys(one.weights[chosen[0]], tokens, rows)
+        _print_keys(one.weights[0, head], tokens, rows)
 
 
 def _print_best(maps: "AttentionMaps", chosen: Sequence[tuple[int, int]]) -> None:
@@ -227,7 +229,6 @@ def _draw(maps: "_Maps", layer: int | None, head: int | None, out: Path) -> None
     named = [(name.rsplit("/", 1)[-1], one) for name, one in maps]
     if layer is not None and head is not None:
         tokens = maps[0][1].prompt.tokens
-        draw_head([(f"head {layer}.{head} of {name}", one.weights[layer, head]) for name, one in named], tokens, out)
+        draw_head([(f"head {layer}.{head} of {name}", one.weights[0, head]) for name, one in named], tokens, out)
     else:
-        part = slice(None) if layer is None else slice(layer, layer + 1)
-        draw_wall([(f"heads of {name}", one.weights[part]) for name, one in named], layer or 0, out)
+        draw_wall([(f"heads of {name}", one.weights) for name, one in named], layer or 0, out)

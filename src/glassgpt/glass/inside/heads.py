@@ -27,7 +27,7 @@ class AttentionMaps:
 
     Attributes:
         prompt: the tokens, T of them.
-        weights: ``[L, H, T, T]``, float32: layer, head, query, key. Each row sums to 1.
+        weights: ``[L, H, T, T]``, float32: layer, head, query, key, of all layers or chosen ones. Each row sums to 1.
         statistics: as :func:`head_statistics`, ``[L, H]`` each.
     """
 
@@ -46,27 +46,35 @@ def attention(model: GPT, tokenizer: Tokenizer, prompt: str) -> AttentionMaps:
 
 
 @torch.no_grad()
-def attention_maps(model: GPT, prompt: Prompt) -> AttentionMaps:
+def attention_maps(model: GPT, prompt: Prompt, layers: Sequence[int] | None = None) -> AttentionMaps:
     """Compute the attention weights of every head on a prompt; the logits are not computed.
+
+    The weights of all heads take much memory for a long prompt. With ``layers``, only those of these layers are in the
+    result, in this order; the statistics are of all.
 
     Raises:
         GenerationError: if weights are not numbers.
     """
-    T = len(prompt.ids)
-    weights = torch.empty(model.config.n_layer, model.config.n_head, T, T)
+    L, H, T = model.config.n_layer, model.config.n_head, len(prompt.ids)
+    kept = list(range(L)) if layers is None else list(layers)
+    weights = torch.empty(len(kept), H, T, T)
+    statistics: list[dict[str, np.ndarray]] = []
 
     def see(name: str, layer: int | None, tensor: Tensor) -> None:
-        if name == "attention weights" and layer is not None:
-            weights[layer] = tensor[0]
-
-    with evaluation_mode(model), watch(model, see, "explicit"):
-        model(prompt.idx(model), apply_head=False)
-    for layer, values in enumerate(weights):
-        if not values.isfinite().all():
+        if name != "attention weights":
+            return
+        if not tensor.isfinite().all():
             raise GenerationError(
                 f"the attention weights of layer {layer} are not numbers; `glassgpt trace` shows where that begins"
             )
-    return AttentionMaps(prompt, weights.numpy(), head_statistics(weights, prompt.ids))
+        statistics.append(head_statistics(tensor[0], prompt.ids))
+        if layer in kept:
+            weights[kept.index(layer)] = tensor[0]
+
+    with evaluation_mode(model), watch(model, see, "explicit"):
+        model(prompt.idx(model), apply_head=False)
+    columns = {name: np.stack([values[name] for values in statistics]) for name in STATISTICS}
+    return AttentionMaps(prompt, weights.numpy(), columns)
 
 
 def head_statistics(weights: Tensor, ids: Sequence[int]) -> dict[str, np.ndarray]:
@@ -119,7 +127,7 @@ def require_comparable(maps: AttentionMaps, other: AttentionMaps) -> None:
     Raises:
         ConfigError: if not.
     """
-    shapes = ["{} layers of {} heads".format(*one.weights.shape) for one in (maps, other)]
+    shapes = ["{} layers of {} heads".format(*one.statistics["entropy"].shape) for one in (maps, other)]
     if maps.prompt != other.prompt:
         counts = [len(one.prompt.ids) for one in (maps, other)]
         raise ConfigError(
