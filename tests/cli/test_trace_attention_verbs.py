@@ -32,10 +32,10 @@ def folder(tmp_path: Path) -> Path:
 def test_trace_shows_one_layer_in_full_and_json_all(cli: Cli, folder: Path) -> None:
     code, out, _ = cli("trace", "m", "--prompt", TEXT, "--layer", 1, "-o", "t.png")
     assert code == 0 and (folder / "t.png").read_bytes()[:4] == b"\x89PNG"
-    layers = [line.split()[0] for line in out.splitlines() if "residual after mlp [" in line]
-    assert layers == ["0", "1", "2"]
-    assert [line.split()[0] for line in out.splitlines() if " qkv [" in line] == ["1"]
-    assert "q [B 1, H 4, T 19, D 8]" in out and "view of qkv" in out and "Every number is finite" in out
+    layers = re.findall(r"^(?:layer \d: )?residual after mlp \[B 1, T 19, C 32\]", out, re.M)
+    assert [name[:8] for name in layers] == ["layer 0:", "residual", "layer 2:"]
+    assert out.count("\nqkv [") == 1 and "\nlayer 1\nnorm 1 [" in out and "Every number is finite" in out
+    assert re.search(r"^q \[B 1, H 4, T 19, D 8\]( +-?\d\S*){4}\n    = qkv.*\(float32, view of qkv\)$", out, re.M)
     code, out, _ = cli("trace", "m", "--prompt", TEXT, "--json")
     tensors = json.loads(out)["tensors"]
     assert [row["layer"] for row in tensors if row["name"] == "qkv"] == [0, 1, 2]

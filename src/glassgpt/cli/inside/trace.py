@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
-from glassgpt.cli.printing.output import pluralize, print_json, print_table, print_text
+from glassgpt.cli.printing.output import pluralize, print_json, print_text
 from glassgpt.cli.printing.token_tables import separator
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 #: Tokens of a prompt that are shown, at most.
 _SHOWN_TOKENS = 40
-_HEADER = ["layer", "tensor", "type", "storage", "mean", "std", "smallest", "largest", "formula"]
 
 
 def trace(
@@ -72,32 +71,43 @@ def describe_tokens(tokens: Sequence[str]) -> str:
 
 
 def _print(trace: "Trace", opened: int) -> None:
-    """Print the tensors outside the blocks and of one layer, and the outputs of the others."""
+    """Print the tensors outside the blocks and of one layer, each with its formula, and the outputs of the others."""
     print_text(describe_tokens(trace.prompt.tokens))
     layers = 1 + max(facts.layer for facts in trace.tensors if facts.layer is not None)
-    others = "; the other layers have the same sizes, and only their output is shown (--layer N opens one)"
+    others = "; the others have the same sizes, and only their output is shown (--layer N opens one)"
     print_text(f"{pluralize(layers, 'layer')}{others if layers > 1 else ''}; on {trace.tensors[0].device}\n")
     shown = [facts for facts in trace.tensors if facts.layer in (None, opened) or facts.name == "residual after mlp"]
-    print_table(_HEADER, [_row(facts) for facts in shown], right=(0, 4, 5, 6, 7))
+    names = [_name(facts, opened) for facts in shown]
+    width = max(map(len, names))
+    print_text(" " * width + "".join(f"{heading:>10}" for heading in ("mean", "std", "smallest", "largest")))
+    for name, facts in zip(names, shown, strict=True):
+        if facts.layer == opened and facts.name == "norm 1":
+            print_text(f"layer {opened}")
+        numbers = [_number(number) for number in (facts.mean, facts.std, facts.smallest, facts.largest)]
+        print_text(f"{name:<{width}}" + "".join(f"{number:>10}" for number in numbers))
+        if facts.layer in (None, opened):
+            print_text(f"    = {facts.formula}  ({_notes(facts)})")
     if found := trace.first_not_finite:
         count = f"{found.not_finite:,} of its {math.prod(found.sizes):,} numbers"
-        print_text(f"\nNot finite, first in {_place(found)}: {count} are NaN or infinite. It is {found.formula}.")
+        place = found.name if found.layer is None else f"{found.name} of layer {found.layer}"
+        print_text(f"\nNot finite, first in {place}: {count} are NaN or infinite. It is {found.formula}.")
     else:
         print_text("\nEvery number is finite, except the masked scores.")
 
 
-def _row(facts: "TensorFacts") -> Sequence[str]:
+def _name(facts: "TensorFacts", opened: int) -> str:
+    """Return the name with axes and sizes, ``q [B 1, H 9, T 14, D 64]``; and the layer, if it is not the open one."""
     axes = ", ".join(f"{axis} {size}" for axis, size in zip(facts.axes, facts.sizes, strict=True))
-    numbers = [_number(number) for number in (facts.mean, facts.std, facts.smallest, facts.largest)]
-    formula = facts.formula + (f"; {facts.masked:,} are -inf" if facts.masked else "")
-    formula += f"; {facts.not_finite:,} NOT FINITE" if facts.not_finite else ""
-    layer = "" if facts.layer is None else str(facts.layer)
-    return [layer, f"{facts.name} [{axes}]", facts.dtype, facts.storage, *numbers, formula]
+    layer = "" if facts.layer in (None, opened) else f"layer {facts.layer}: "
+    return f"{layer}{facts.name} [{axes}]"
 
 
-def _place(facts: "TensorFacts") -> str:
-    return facts.name if facts.layer is None else f"{facts.name} of layer {facts.layer}"
+def _notes(facts: "TensorFacts") -> str:
+    """Return the type and the storage, and how many numbers are not finite."""
+    masked = [f"{facts.masked:,} are -inf"] if facts.masked else []
+    not_finite = [f"{facts.not_finite:,} NOT FINITE"] if facts.not_finite else []
+    return ", ".join([facts.dtype, facts.storage, *masked, *not_finite])
 
 
 def _number(number: float) -> str:
-    return "-" if math.isnan(number) else f"{number:.4g}"
+    return "-" if math.isnan(number) else f"{number:.3g}"
