@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 #: Tokens of a prompt that are shown, at most.
 _SHOWN_TOKENS = 40
+_AXES = (
+    "B batch, T tokens, C n_embd, H heads, KV key/value heads, D head_dim, I intermediate_size, V vocab_size, "
+    "P = (H + 2 KV) D, A = H D"
+)
 
 
 def trace(
@@ -75,7 +79,8 @@ def _print(trace: "Trace", opened: int) -> None:
     print_text(describe_tokens(trace.prompt.tokens))
     layers = 1 + max(facts.layer for facts in trace.tensors if facts.layer is not None)
     others = "; the others have the same sizes, and only their output is shown (--layer N opens one)"
-    print_text(f"{pluralize(layers, 'layer')}{others if layers > 1 else ''}; on {trace.tensors[0].device}\n")
+    print_text(f"{pluralize(layers, 'layer')}{others if layers > 1 else ''}; on {trace.tensors[0].device}")
+    print_text(_AXES + "\n")
     shown = [facts for facts in trace.tensors if facts.layer in (None, opened) or facts.name == "residual after mlp"]
     names = [_name(facts, opened) for facts in shown]
     width = max(map(len, names))
