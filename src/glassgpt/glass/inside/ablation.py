@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from glassgpt.errors import ConfigError, DataError, GenerationError
 from glassgpt.files import Progress
 from glassgpt.loss import Evaluation, evaluate, subset
-from glassgpt.model import GPT
+from glassgpt.model import GPT, Block
 from glassgpt.recording import evaluation_mode
 from glassgpt.tokenizer import Tokenizer
 
@@ -188,6 +188,7 @@ def _ablate_layers(
 
     for row, layer in enumerate(layers):
         block = run.model.blocks[layer]
+        assert isinstance(block, Block)
         with ExitStack() as hooks:
             if layer:
                 hooks.enter_context(run.keeping_output_of(layer - 1))

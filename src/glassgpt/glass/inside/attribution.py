@@ -19,7 +19,7 @@ from torch import Tensor
 from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.files import is_unicode
 from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
-from glassgpt.model import GPT
+from glassgpt.model import GPT, Block
 from glassgpt.model.gpt import Norm
 from glassgpt.recording import Recording, record
 from glassgpt.tokenizer import Tokenizer
@@ -179,6 +179,7 @@ def _split(model: GPT, recording: Recording, place: int, row: Tensor) -> dict[st
     direction = linear_direction(norm, stream, row)  # [C]
     heads, mlps, attention_biases, mlp_biases = [], [], [], []
     for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         out, down = block.attention.out, block.mlp.down
         mixed = recording.get("concatenated heads", layer)[0, place].double()  # [H D]
         heads.append((mixed * (direction @ out.weight.double())).view(H, D).sum(dim=-1))

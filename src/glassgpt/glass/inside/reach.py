@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
-from glassgpt.model import GPT
+from glassgpt.model import GPT, Block
 from glassgpt.model.attention import causal_mask
 from glassgpt.tokenizer import Tokenizer
 
@@ -98,17 +98,20 @@ def reach(model: GPT, tokenizer: Tokenizer, prompt: str = "", length: int = 0) -
 
     twin.token_embedding.register_forward_hook(detach)
     for block in twin.blocks:
+        assert isinstance(block, Block)
         block.attention.attend.register_forward_pre_hook(_scale_queries)
     with torch.enable_grad():
         hidden = twin(torch.tensor([read.ids]), apply_head=False)[0]  # [T, C]
         if not hidden.isfinite().all():
             raise GenerationError("the hidden states are not all finite numbers; the model's weights are damaged")
         direction = torch.randn(hidden.size(1), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        rows = [torch.autograd.grad(output, embeddings[0], retain_graph=True)[0] for output in hidden @ direction]
-    depends = (torch.cat(rows) != 0).any(dim=-1)  # [T, T]
+        depends = [
+            (torch.autograd.grad(output, embeddings[0], retain_graph=True)[0][0] != 0).any(dim=-1)  # [T]
+            for output in hidden @ direction
+        ]
     windows = model.config.windows
     band = 0 if 0 in windows else sum(window - 1 for window in windows) + 1
-    return Reach(read, depends.numpy(), expected_reach(windows, len(read.ids)), band)
+    return Reach(read, torch.stack(depends).numpy(), expected_reach(windows, len(read.ids)), band)
 
 
 def _scale_queries(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
