@@ -43,7 +43,7 @@ def ablate(
     with ProgressLine() as progress:
         found = measure(model, tokenizer, text, by, tokens, layer, progress)  # type: ignore[arg-type]
     if out:
-        from glassgpt.glass.inside.layer_pictures import draw_ablation
+        from glassgpt.glass.inside.pictures.layers import draw_ablation
 
         draw_ablation(found, out)
     if json:

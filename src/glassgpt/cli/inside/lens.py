@@ -51,7 +51,7 @@ def lens(
     found = look(model, tokenizer, text)
     place = None if position is None else find_position(len(found.prompt.ids), position)
     if out:
-        from glassgpt.glass.inside.layer_pictures import draw_lens
+        from glassgpt.glass.inside.pictures.layers import draw_lens
 
         draw_lens(found, out)
     if json:

@@ -47,7 +47,7 @@ def reach(
 
     found = find(model, tokenizer, text, length)
     if out:
-        from glassgpt.glass.inside.layer_pictures import draw_reach
+        from glassgpt.glass.inside.pictures.layers import draw_reach
 
         draw_reach(found, out)
     if json:

@@ -55,7 +55,7 @@ def why(
 
     found = attribute(model, tokenizer, text, token, instead, position)
     if out:
-        from glassgpt.glass.inside.layer_pictures import draw_attribution
+        from glassgpt.glass.inside.pictures.layers import draw_attribution
 
         draw_attribution(found, out)
     if json:

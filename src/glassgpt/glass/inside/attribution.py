@@ -250,6 +250,7 @@ def find_token(tokenizer: Tokenizer, vocab_size: int, text: str, option: str) ->
     listed = ", ".join(f"'{token_text(tokenizer, i)}' id:{i}" for i in ids[:_LISTED])
     more = f" and {len(ids) - _LISTED:,} more" if len(ids) > _LISTED else ""
     what = f"is {len(ids):,} tokens ({listed}{more})" if ids else "has no token"
+    what = f"is not one of the model's tokens ({listed})" if len(ids) == 1 else what
     message = f"{option} {shown!r} {what}; give a text that is one token, or its id as id:7"
     if len(ids) > 1 and not text.startswith(" ") and len(tokenizer.encode(f" {text}", allow_special=True)) == 1:
         message += f". With a space before it, it is one token: {f' {text}'!r}"
