@@ -1,4 +1,4 @@
-"""Ablation equals the loss of a model whose weights were edited by hand; blocks that are not run again change nothing."""
+"""Ablation equals the loss of a model whose weights were edited by hand, whichever blocks are run again."""
 
 import copy
 from pathlib import Path
@@ -16,7 +16,7 @@ from glassgpt.glass.inside.ablation import _Pass
 from glassgpt.loss import evaluate, subset
 from glassgpt.model import GPT, Block
 
-TEXT = "A text of some length, whose loss is measured without each of the parts. " * 3
+TEXT = "A text of some length, whose loss is measured without each of the parts. " * 2
 
 
 class Constant(nn.Module):
@@ -50,8 +50,9 @@ def means(model: GPT, tokens: int) -> list[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("by", ["zero", "mean"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "by"), [*((family, "mean") for family in FAMILIES), ("GPT2", "zero"), ("Qwen3", "zero")]
+)
 def test_each_loss_is_that_of_a_model_edited_by_hand(family: str, by: Any, tmp_path: Path) -> None:
     model = make(family, tmp_path)[1]
     found = ablate(model, TOKENIZER, TEXT, by, tokens=1000)

@@ -46,7 +46,8 @@ def test_every_family_reaches_what_swapped_tokens_change(family: str, tmp_path: 
 
 def model_with(n_layer: int, attend: Callable[[], nn.Module] | None = None, **settings: int) -> GPT:
     config = ModelConfig(
-        vocab_size=TOKENIZER.vocab_size, block_size=64, n_layer=n_layer, n_head=2, n_embd=16, position="rope", **settings
+        vocab_size=TOKENIZER.vocab_size, block_size=64, n_layer=n_layer, n_head=2, n_embd=16, position="rope",
+        **settings,
     )  # fmt: skip
     model = GPT(config)
     model.init_weights(0)
