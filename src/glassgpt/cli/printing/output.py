@@ -19,6 +19,7 @@ UNITS = {
     "writing": "tensors",
     "timing": "steps",
     "filming": "checkpoints",
+    "ablating": "passes",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
