@@ -11,6 +11,7 @@ import typer.core
 
 from glassgpt import __version__
 from glassgpt.cli import bench, data, models, plan, runs, sample, tokenizer, train
+from glassgpt.cli.inside.score import score
 from glassgpt.cli.printing.output import discard_unread_output
 from glassgpt.errors import GlassError, TrainingStopped, is_out_of_memory
 
@@ -19,7 +20,7 @@ HEADINGS = {
     "Begin": ["quickstart"],
     "Data": ["data", "tokenizer"],
     "Train": ["train", "plan", "presets", "runs", "plot"],
-    "See inside": [],
+    "See inside": ["score"],
     "Use": ["sample"],
     "Share": ["pull", "export"],
     "Measure": ["bench"],
@@ -51,7 +52,7 @@ app = typer.Typer(
 )
 app.command()(train.quickstart)
 app.command(epilog=train.OPTIONS_HELP)(train.train)
-for verb in (sample.sample, models.pull, models.export, runs.plot, runs.presets, plan.plan):
+for verb in (sample.sample, models.pull, models.export, runs.plot, runs.presets, plan.plan, score):
     app.command()(verb)
 for group in (runs.app, data.app, tokenizer.app, bench.app):
     app.add_typer(group)

@@ -18,6 +18,7 @@ UNITS = {
     "loading": "parameters",
     "writing": "tensors",
     "timing": "steps",
+    "scoring": "tokens",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
