@@ -35,7 +35,8 @@ def draw_score(score: Score, target: Path, title: str = "") -> None:
     _draw_curve(curve, score)
     bits = "" if score.bits_per_byte is None else f", {score.bits_per_byte:.3f} bits per byte"
     loss = f"loss {score.loss:.3f} nats per token, perplexity {score.perplexity:,.1f}{bits}"
-    curve.set_title("   ".join(filter(None, [title, loss])), fontsize=10, loc="left")
+    heading = drawable("   ".join(filter(None, [title, loss])))
+    curve.set_title(heading, fontsize=10, loc="left", parse_math=False)
     part = "the text" if shown == len(score.ids) else f"the first {shown:,} of {len(score.ids):,} tokens"
     text = figure.add_axes((left, 0.15 / height, width, len(lines) * _LINE_HEIGHT / height))
     _draw_text(text, lines, size=(width * _WIDTH / _COLUMNS) * 72 / _CHARACTER)
@@ -98,13 +99,14 @@ def _draw_curve(axes: Any, score: Score) -> None:
     if len(bits) <= _BARS:
         axes.bar(positions, bits, width=1, color=colours, edgecolor="white", linewidth=0.3)
     else:
-        axes.scatter(positions, bits, s=3, color=colours, rasterized=True)
+        axes.scatter(positions, bits, s=3, alpha=min(1, 5000 / len(bits)), color=colours, rasterized=True)
         span = max(20, len(bits) // 100)
         mean = np.convolve(bits, np.full(span, 1 / span), mode="valid")
         axes.plot(positions[span - 1 :] - (span - 1) / 2, mean, color="0.15", linewidth=1.2, label=f"mean of {span:,}")
         axes.legend(fontsize=8, loc="upper right")
     axes.axhline(bits.mean(), color="0.3", linewidth=0.8, linestyle="--")
-    axes.set(xlim=(0, len(bits) + 1), ylim=(0, None))
+    axes.set(xlim=(0, max(20, len(bits) + 1)), ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("position in tokens; dashed: the mean", fontsize=8)
     axes.set_ylabel("surprise (bits)", fontsize=8)
     axes.tick_params(labelsize=8)
