@@ -17,6 +17,7 @@ TEXTS = ["", "\0", "x" * 5000, "nan", "-1", "true", "1,,2", ".", "docs", "text.t
 #: A command line of each verb that succeeds and is quick; an option is added to it.
 VERBS = {
     "sample": "a -n 3",
+    "score": "a text.txt --tokens 5",
     "pull": "a -o out",
     "export": "a --to hf -o out",
     "plot": "a",

@@ -180,10 +180,10 @@ def load(path: Path) -> Ledger:
         content = read_json_object(path)
         if content.get("format") != FORMAT:
             raise DataError(f"{path} is not a ledger; `glassgpt sample --ledger FILE.json` writes one")
-        if content.get("version") != VERSION:
-            raise DataError(f"{path} is a ledger of version {content.get('version')!r}; this one reads {VERSION}")
+        if not has_type(version := content.get("version"), int) or version != VERSION:
+            raise DataError(f"{path} is a ledger of version {version!r}; this program reads {VERSION}")
         for name, kind in _FIELDS.items():
-            if not has_type(content.get(name), kind):
+            if name not in content or not has_type(content[name], kind):
                 raise ValueError(f"its {name!r} is missing or of a wrong type")
         steps = [_check_step(number, step) for number, step in enumerate(content["steps"], start=1)]
         return Ledger(
@@ -193,7 +193,7 @@ def load(path: Path) -> Ledger:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, ConfigError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
+        raise DataError(f"{path} is not a ledger, or is damaged: {error}") from None
 
 
 def _request(content: dict[str, Any]) -> Request:

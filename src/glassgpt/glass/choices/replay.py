@@ -1,5 +1,6 @@
 """Run a model again as a ledger says, and compare every step with it."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +82,13 @@ def _compare(ledger: Ledger, number: int, step: DecodeStep, tokenizer: Tokenizer
         reasons.append(f"the chosen token is {theirs} in the ledger, {_named(tokenizer, chosen)} here")
     if not reasons and torch.equal(logits, ours):
         expected: dict[str, Any] = describe(step, ledger.request.sampling, ledger.previous_ids(number), tokenizer)
-        wrong = [name for name, value in expected.items() if recorded[name] != value]
-        reasons += [f"the {name} in the ledger does not follow from its logits" for name in wrong]
+        wrong = [name for name, value in expected.items() if _json(recorded[name]) != _json(value)]
+        reasons += [f"in the ledger, {name} is not what follows from the logits" for name in wrong]
     return reasons, apart, token
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)  # in Python, True equals 1
 
 
 def _compare_logits(theirs: Tensor, ours: Tensor, tokenizer: Tokenizer) -> tuple[list[str], float, int]:
