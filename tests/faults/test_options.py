@@ -23,6 +23,7 @@ VERBS = {
     "sample": "a -n 3",
     "trace": "a",
     "attention": "a",
+    "score": "a text.txt --tokens 5",
     "pull": "a -o out",
     "export": "a --to hf -o out",
     "plot": "a",

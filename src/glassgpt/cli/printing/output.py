@@ -20,6 +20,7 @@ UNITS = {
     "timing": "steps",
     "filming": "checkpoints",
     "ablating": "passes",
+    "scoring": "tokens",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

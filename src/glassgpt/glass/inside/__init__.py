@@ -6,6 +6,7 @@ from glassgpt.glass.inside.film import film
 from glassgpt.glass.inside.heads import attention
 from glassgpt.glass.inside.lens import lens
 from glassgpt.glass.inside.reach import reach
+from glassgpt.glass.inside.score import score
 from glassgpt.glass.inside.trace import trace
 
-__all__ = ["ablate", "attention", "film", "lens", "reach", "trace", "why"]
+__all__ = ["ablate", "attention", "film", "lens", "reach", "score", "trace", "why"]
