@@ -11,7 +11,7 @@ from published_models import FAMILIES, TOKENIZER, make
 from glassgpt import inside
 from glassgpt.config import ModelConfig
 from glassgpt.errors import ConfigError, GenerationError
-from glassgpt.glass.inside.heads import head_statistics, require_comparable
+from glassgpt.glass.inside.heads import attention_maps, head_statistics, require_comparable
 from glassgpt.model import GPT, FusedAttention
 from glassgpt.tokenizer import CharTokenizer
 
@@ -54,6 +54,14 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
         require_comparable(maps, inside.attention(build(), other, TEXT))
     with pytest.raises(ConfigError, match="2 layers of 4 heads and 2 layers of 2 heads"):
         require_comparable(maps, inside.attention(build(n_head=2, n_kv_head=2, head_dim=6), TOKENIZER, TEXT))
+
+
+def test_the_weights_of_chosen_layers_are_those_of_all() -> None:
+    model = build(n_layer=3)
+    every = inside.attention(model, TOKENIZER, TEXT)
+    some = attention_maps(model, every.prompt, [2, 0])
+    assert np.array_equal(some.weights, every.weights[[2, 0]])
+    assert all(np.array_equal(some.statistics[name], values) for name, values in every.statistics.items())
 
 
 def test_weights_that_are_not_numbers_are_said() -> None:

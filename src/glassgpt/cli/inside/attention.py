@@ -18,6 +18,7 @@ from glassgpt.cli.prompt import (
     PROMPT_OPTION,
     RUN_ARGUMENT,
     load_model,
+    newest_run,
     open_run,
     read_prompt_text,
 )
@@ -80,10 +81,9 @@ def attention(
         maps = attention_maps(model, Prompt(ids, [token_text(tokenizer, i) for i in ids]), layers)
         return replace(maps, statistics=measure_repeated(model, tokenizer, seed).statistics)
 
-    maps = [(run or "the newest run", read(run))]
-    if against or step is not None:
-        name, source = _other(run, against, step, runs)
-        maps.append((name, read(source)))
+    sources = [(run or "the newest run", run), *_other(run, against, step, runs)]
+    maps = [(name, read(source)) for name, source in sources]
+    if len(maps) > 1:
         require_comparable(maps[0][1], maps[1][1])
     first = maps[0][1]
     if find and (problem := _undefined(first, [find])):
@@ -115,14 +115,15 @@ def _check(text: str, layer: int | None, head: int | None, find: str, repeat: bo
         raise ConfigError("give a prompt or --repeat, not both")
 
 
-def _other(run: str, against: str, step: int | None, runs: Path) -> tuple[str, str]:
-    """Return the name of the model to compare with, and where it is."""
+def _other(run: str, against: str, step: int | None, runs: Path) -> list[tuple[str, str]]:
+    """Return the name of the model to compare with, if there is one, and where it is."""
     from glassgpt import api
 
     if step is None:
-        return against, against
-    name = against or run or str(api.list_runs(runs)[-1].path)
-    return f"{name} at step {step}", str(api.find_run(name, runs).at_step(step))
+        return [(against, against)] if against else []
+    name = against or run
+    found = api.find_run(name, runs) if name else newest_run(runs)
+    return [(f"{found.name} at step {step}", str(found.at_step(step)))]
 
 
 def _undefined(maps: "AttentionMaps", names: Sequence[str]) -> str:
