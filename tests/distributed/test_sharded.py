@@ -17,7 +17,7 @@ from glassgpt.weights.folder import read_tensors
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 SETTINGS = "n_layer=2 n_head=2 n_embd=32 block_size=16 batch_size=8 micro_batch_size=2 steps=4 eval_interval=2"
 SETTINGS += " save_interval=2 log_interval=1 sample_tokens=5 sample_interval=2 optimizer=adamw dtype=float32"
-SETTINGS += " compile=false eval_tokens=1000"
+SETTINGS += " compile=false eval_tokens=1000 keep_every=3"
 
 
 def test_sharded_weights_train_validate_sample_and_save_as_one_process(tmp_path: Path, text_file: Path) -> None:
@@ -37,7 +37,7 @@ def test_sharded_weights_train_validate_sample_and_save_as_one_process(tmp_path:
     one, two = (losses(run) for run in runs)
     assert len(one) == 8
     assert two == pytest.approx(one, rel=1e-5)
-    for name in ("best", "last", "step-000002"):
+    for name in ("best", "last", "step-000002", "kept/step-000000", "kept/step-000003", "kept/step-000004"):
         mine, theirs = (read_tensors(run.path / name / "model.safetensors") for run in runs)
         for key, tensor in mine.items():
             torch.testing.assert_close(theirs[key], tensor, rtol=1e-4, atol=1e-5)

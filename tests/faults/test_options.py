@@ -21,9 +21,13 @@ VERBS = {
     "ablate": "a text.txt --tokens 8",
     "reach": "a --length 3",
     "sample": "a -n 3",
+    "trace": "a",
+    "attention": "a",
+    "score": "a text.txt --tokens 5",
     "pull": "a -o out",
     "export": "a --to hf -o out",
     "plot": "a",
+    "film": "a -p e -n 2 --steps 4",
     "train": "text.txt --dry-run steps=1 model.dropout=2",  # measuring takes a second: it ends at the first problem
     "quickstart": "dropout=2",
     "plan": "text.txt --no-measure n_layer=1 n_head=1 n_embd=8",

@@ -1,22 +1,28 @@
 """Checkpoints survive a death at any moment, and carry the same names however a run was trained."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from glassgpt import api
 from glassgpt.config import ModelConfig, OptimConfig, TrainConfig, parse_overrides
+from glassgpt.errors import CheckpointError
 from glassgpt.model import GPT
 from glassgpt.planning import opening, run_plan
 from glassgpt.tokenizer import CharTokenizer
 from glassgpt.training.checkpoint import CheckpointWriter, Run, TrainState, create_run, load_training_state
 from glassgpt.training.metrics import Reporter
 from glassgpt.training.optim import Optimizers
+from glassgpt.weights.folder import read_tensors
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -56,6 +62,7 @@ for kill in range(kills):
             step += 1
             with torch.no_grad():
                 model.final_norm.bias.fill_(step)
+            writer_of(model, optimizers).save_kept(TrainState(step=step % 3))  # often the same folder
             writer_of(model, optimizers).save_last(TrainState(step=step))
             os.write(writer, step.to_bytes(4, "little"))
     if kill == 0:
@@ -75,7 +82,9 @@ for kill in range(kills):
     state = load_training_state(newest, optimizers)
     assert state.step >= acknowledged, f"step {state.step} loaded, {acknowledged} had been saved"
     assert model.final_norm.bias[0] == state.step, "weights and state are of one step"
-    assert not list(run.path.glob(".*")), "leftovers are cleaned up"
+    assert not list(run.path.rglob(".*")), "leftovers are cleaned up"
+    for kept in run.kept().values():
+        load_weights(kept, GPT(model.config))
     step = state.step
 print("kills", kills, "steps", step)
 """
@@ -107,6 +116,52 @@ def names_in(run: Run) -> dict[str, dict[str, tuple[str, list[int]]]]:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
             found[name] = {key: (slice.get_dtype(), slice.get_shape()) for key, slice in slices.items()}
     return found
+
+
+def trained(folder: Path, text: Path, *settings: str) -> Run:
+    """A finished run of six steps."""
+    given = [*TINY.split(), f"source={text}", "steps=6", "eval_interval=2", *settings]
+    return opening.start_run(run_plan.plan_run("tiny", [parse_overrides(given)]), "run", folder).train().run
+
+
+def test_models_by_step_names_each_complete_folder_once(tmp_path: Path, text_file: Path) -> None:
+    run = trained(tmp_path, text_file, "save_interval=2", "keep_every=3")
+    assert [path.relative_to(run.path).as_posix() for path in run.models_by_step().values()] == [
+        "kept/step-000000", "kept/step-000003", "step-000004", "kept/step-000006",
+    ]  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 5; those there are: 0, 3, 4, 6\. keep_every=N"):
+        run.at_step(5)
+    kept, last = (read_tensors(path / "model.safetensors") for path in (run.at_step(6), run.last))
+    assert all(torch.equal(kept[name], last[name]) for name in last)
+    (run.at_step(6) / "SHA256SUMS").unlink()
+    assert run.at_step(6) == run.path / "step-000006"
+
+
+def test_nothing_is_kept_unless_asked(tmp_path: Path, text_file: Path) -> None:
+    run = trained(tmp_path, text_file, "save_interval=4")
+    assert not (run.path / "kept").exists()
+    best = json.loads((run.best / "validation.json").read_text(encoding="utf-8"))["step"]
+    assert {path.name for path in run.models_by_step().values()} == {"step-000004", "step-000006"} | (
+        {"best"} if best < 4 else set()
+    )
+
+
+def test_kept_weights_open_in_transformers_with_equal_logits(tmp_path: Path, text_file: Path) -> None:
+    run = trained(tmp_path, text_file, "keep_every=3")
+    for folder in run.kept().values():
+        model, tokenizer = api.load(folder, device="cpu")
+        idx = torch.arange(16)[None] % tokenizer.vocab_size
+        with torch.no_grad():
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)(idx).logits
+            torch.testing.assert_close(model(idx), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_resume_forgets_what_was_kept_after_the_step_that_it_begins_at(tmp_path: Path, text_file: Path) -> None:
+    run = trained(tmp_path, text_file, "save_interval=4", "keep_every=2")
+    shutil.rmtree(run.last)
+    shutil.rmtree(run.path / "step-000006")
+    result = opening.resume_run(run.path, parse_overrides(["steps=9", "keep_every=7"])).train()
+    assert (result.step, list(run.kept())) == (9, [0, 2, 4, 7, 9])
 
 
 class Warned(Reporter):

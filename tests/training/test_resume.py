@@ -74,7 +74,7 @@ def written(run: Run) -> dict[str, Any]:
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, prose: str, optimizer: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text(prose[:1889], encoding="utf-8")
-    settings = [*SETTINGS.split(), f"source={text}", f"optimizer={optimizer}"]
+    settings = [*SETTINGS.split(), f"source={text}", f"optimizer={optimizer}", "keep_every=25"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(whole, "start", -1, *settings) == 0
     # Before the first checkpoint, in the middle, at an epoch's edge, and right after a save.
@@ -89,6 +89,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, prose: str, opt
     assert [name for name in expected["files"] if found["files"][name] != expected["files"][name]] == []
     steps = [row["step"] for row in expected["metrics"] if "train/loss" in row]
     assert steps == list(range(1, 61))
+    assert list(Run(broken / "run").kept()) == [0, 25, 50, 60]
 
 
 def start(folder: Path, text: Path, *extra: str) -> Run:

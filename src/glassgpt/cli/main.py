@@ -11,7 +11,7 @@ import typer.core
 
 from glassgpt import __version__
 from glassgpt.cli import bench, data, models, plan, runs, sample, tokenizer, train
-from glassgpt.cli.inside import ablate, lens, reach, why
+from glassgpt.cli.inside import ablate, attention, film, lens, reach, score, trace, why
 from glassgpt.cli.printing.output import discard_unread_output
 from glassgpt.errors import GlassError, TrainingStopped, is_out_of_memory
 
@@ -20,7 +20,7 @@ HEADINGS = {
     "Begin": ["quickstart"],
     "Data": ["data", "tokenizer"],
     "Train": ["train", "plan", "presets", "runs", "plot"],
-    "See inside": ["lens", "why", "ablate", "reach"],
+    "See inside": ["trace", "attention", "lens", "why", "ablate", "reach", "score", "film"],
     "Use": ["sample"],
     "Share": ["pull", "export"],
     "Measure": ["bench"],
@@ -53,7 +53,8 @@ app = typer.Typer(
 app.command()(train.quickstart)
 app.command(epilog=train.OPTIONS_HELP)(train.train)
 for verb in (
-    lens.lens, why.why, ablate.ablate, reach.reach,
+    trace.trace, attention.attention, film.film,
+    lens.lens, why.why, ablate.ablate, reach.reach, score.score,
     sample.sample, models.pull, models.export, runs.plot, runs.presets, plan.plan,
 ):  # fmt: skip
     app.command()(verb)

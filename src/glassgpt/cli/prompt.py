@@ -15,6 +15,7 @@ from glassgpt.errors import ConfigError
 if TYPE_CHECKING:
     from glassgpt.model import GPT
     from glassgpt.tokenizer import Tokenizer
+    from glassgpt.training.checkpoint import Run
     from glassgpt.weights.sources import WeightSource
 
 RUN_ARGUMENT = typer.Argument("", metavar="RUN", help=f"{SOURCE_HELP} By default the newest run.")
@@ -32,15 +33,23 @@ def open_run(run: str, runs: Path) -> "WeightSource":
     """
     from glassgpt import api
 
-    if not run:
-        all_runs = api.list_runs(runs)
-        if not all_runs:
-            raise ConfigError(f"there is no run in {runs}/; `glassgpt quickstart` makes one")
-        run = str(all_runs[-1].path)
-    source = api.open_source(run, runs=runs)
+    source = api.open_source(run or newest_run(runs).path, runs=runs)
     for note in source.notes:
         say(f"note: {note}")
     return source
+
+
+def newest_run(runs: Path) -> "Run":
+    """Return the newest run.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    from glassgpt import api
+
+    if not (found := api.list_runs(runs)):
+        raise ConfigError(f"there is no run in {runs}/; `glassgpt quickstart` makes one")
+    return found[-1]
 
 
 def load_model(source: "WeightSource", device: str) -> "tuple[GPT, Tokenizer]":

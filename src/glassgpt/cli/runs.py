@@ -63,10 +63,11 @@ def show(name: str = typer.Argument(..., metavar="RUN"), folder: Path = RUNS_OPT
     run = api.find_run(name, folder)
     summary = summarize_run(run)
     checkpoints = [path.name for path in (run.best, run.last, *run.numbered()) if path.exists()]
+    kept = list(run.kept())
     if json:
-        print_json(summary | {"checkpoints": checkpoints, "config": run.config().to_dict()})
+        print_json(summary | {"checkpoints": checkpoints, "kept": kept, "config": run.config().to_dict()})
         return
-    values = summary | {"checkpoints": ", ".join(checkpoints)}
+    values = summary | {"checkpoints": ", ".join(checkpoints), "kept": _shortened(kept)}
     print_table([], [[key, _cell(value)] for key, value in values.items()])
     print_text("\n" + (run.path / "run.toml").read_text(encoding="utf-8").rstrip("\n"))
 
@@ -108,6 +109,14 @@ def plot(
         print_json({"path": str(target)})
     else:
         print(target)
+
+
+def _shortened(steps: list[int]) -> str:
+    """Name the steps of kept checkpoints; of many, the first three and the last."""
+    if not steps:
+        return "-"
+    shown = steps if len(steps) <= 5 else [*steps[:3], "...", steps[-1]]
+    return f"{len(steps)} in kept/: steps {', '.join(map(str, shown))}"
 
 
 def _cell(value: Any) -> str:

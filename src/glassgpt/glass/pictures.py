@@ -50,9 +50,14 @@ def save_figure(figure: "Figure", target: Path) -> None:
 
 def label(token: str) -> str:
     """Return a token as an axis shows it: shortened, spaces visible, and ``U+1F600`` for what the font lacks."""
-    drawn = "".join(c if ord(c) in _drawable() else f"U+{ord(c):X}" for c in token.replace(" ", "\u2423"))
+    drawn = drawable(token.replace(" ", "\u2423"))
     drawn = drawn if len(drawn) <= _MAX_LABEL else drawn[: _MAX_LABEL - 1] + "…"
     return drawn.replace("$", r"\$")  # not a formula
+
+
+def drawable(text: str) -> str:
+    """Write ``U+1F600`` for what the font lacks."""
+    return "".join(c if ord(c) in _drawable() else f"U+{ord(c):X}" for c in text)
 
 
 @functools.cache

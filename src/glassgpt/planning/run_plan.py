@@ -17,6 +17,7 @@ from glassgpt.config.run import MAX_VAL_FRACTION
 from glassgpt.data import TextSource, TokenStream
 from glassgpt.data.sources.documents import listed_counts
 from glassgpt.errors import ConfigError, DataError, is_out_of_memory
+from glassgpt.estimate import count_parameters, format_bytes
 from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
@@ -363,8 +364,18 @@ def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes:
         plan, runtime=measured.runtime, timing=measured.timing, derived=frozenset(derived), final_seconds=final_seconds
     )
     draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s")
+    draft.note(_cost_of_kept(config))
     config = fill_derived_settings(config).replace("runtime", **measured.runtime.resolved())
     return replace(plan, config=config, notes=draft.notes)
+
+
+def _cost_of_kept(config: RunConfig) -> str:
+    """Say how many checkpoints ``keep_every`` keeps, and their size on disk; empty if it keeps none."""
+    if not (every := config.train.keep_every):
+        return ""
+    count = len({*range(0, config.train.steps, every), config.train.steps})
+    size = count * 4 * sum(count_parameters(config.model).values())
+    return f"keep_every={every} keeps {count:,} checkpoints: {format_bytes(size)} on disk"
 
 
 def fill_derived_settings(config: RunConfig) -> RunConfig:

@@ -1,16 +1,17 @@
 """A run on disk: ``run.toml``, ``metrics.jsonl``, and checkpoints that open in `transformers`.
 
-``last/`` and the numbered ``step-000500/`` have a ``trainer/`` folder to resume from; ``best/`` has only the model.
+``last/`` and the numbered ``step-000500/`` have a ``trainer/`` folder to resume from; ``best/`` has only the model, as
+have those that ``keep_every`` keeps for good: ``kept/step-000500/``.
 There is no random state to save: data, initial weights and dropout are pure functions of (seed, step).
 """
 
+import contextlib
 import itertools
 import math
 import os
 import re
 import shutil
 import tomllib
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from glassgpt.weights.folder import (
 from glassgpt.weights.sources import read_json
 
 SCHEMA_VERSION = 1
+_STEP = re.compile(r"step-\d+")
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Run:
         except ConfigError as error:
             raise CheckpointError(f"{self.path} is not a run that can be read: {error}") from None
 
-    def lock(self) -> AbstractContextManager[bool]:
+    def lock(self) -> contextlib.AbstractContextManager[bool]:
         """Let no other process train this run while the context lasts. Readers need no lock.
 
         Raises:
@@ -109,8 +111,38 @@ class Run:
 
     def numbered(self) -> list[Path]:
         """The numbered checkpoints, oldest first."""
-        found = [path for path in self.path.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return list(_folders_by_step(self.path).values())
+
+    def kept(self) -> dict[int, Path]:
+        """The model folders that ``keep_every`` has kept, by step, ascending."""
+        return _folders_by_step(self.path / "kept")
+
+    def models_by_step(self) -> dict[int, Path]:
+        """Every complete model folder of the run by its step, ascending. Weights are checked when they are loaded.
+
+        Where several are of the same step, that is the kept one, else the numbered, ``last/``, ``best/``.
+        """
+        found: list[tuple[int, Path]] = []
+        for target, file in ((self.best, "validation.json"), (self.last, "trainer/state.json")):
+            with contextlib.suppress(CheckpointError):
+                folder = find_complete(target) or target
+                step = read_json(folder / file).get("step")
+                found += [(step, folder)] if isinstance(step, int) else []
+        found += [*_folders_by_step(self.path).items(), *self.kept().items()]
+        return dict(sorted({step: folder for step, folder in found if _is_complete(folder)}.items()))
+
+    def at_step(self, step: int) -> Path:
+        """The model folder of that training step.
+
+        Raises:
+            CheckpointError: if there is none; the message names the steps there are.
+        """
+        if (folder := (found := self.models_by_step()).get(step)) is not None:
+            return folder
+        there = f"those there are: {', '.join(map(str, found))}" if found else "there is none of any step"
+        raise CheckpointError(
+            f"{self.path} has no checkpoint of step {step}; {there}. keep_every=N keeps one of every N steps of a run"
+        )
 
     def provenance(self) -> dict[str, Any]:
         """The table ``[provenance]`` of run.toml; empty if it cannot be read."""
@@ -157,6 +189,8 @@ class Run:
         recover(self.best)
         for leftover in self.path.glob(".step-*.glassgpt-new"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (self.path / "kept").glob(".step-*.glassgpt-*"):
+            recover(leftover.with_name(leftover.stem.removeprefix(".")))
         return self.latest_valid()
 
     def latest_valid(self) -> Path | None:
@@ -177,6 +211,19 @@ class Run:
         if damaged:
             raise CheckpointError(f"no checkpoint of {self.path} is valid: {'; '.join(damaged)}")
         return None
+
+
+def _folders_by_step(parent: Path) -> dict[int, Path]:
+    """The folders ``step-000500`` in a folder, by step, ascending."""
+    found = {int(path.name.removeprefix("step-")): path for path in parent.glob("step-*") if _STEP.fullmatch(path.name)}
+    return dict(sorted(found.items()))
+
+
+def _is_complete(folder: Path) -> bool:
+    with contextlib.suppress(CheckpointError):
+        verify(folder, [], required=True)
+        return True
+    return False
 
 
 def require_name(name: str) -> None:
@@ -263,6 +310,20 @@ class CheckpointWriter:
                 self._save_model(temporary, weights)
                 write_json(temporary / "validation.json", {"step": state.best_step, "loss": state.best_loss})
         self.processes.wait_for_all()
+
+    def save_kept(self, state: TrainState) -> None:
+        """Write the model to ``kept/``."""
+        weights = self.optimizers.weights.state_dict()
+        if self.processes.is_main:
+            with write_folder(self.run.path / "kept" / f"step-{state.step:06d}") as temporary:
+                self._save_model(temporary, weights)
+        self.processes.wait_for_all()
+
+    def forget_kept_after(self, step: int) -> None:
+        """Delete what a killed process kept after the step to resume from: those steps are trained again."""
+        if self.processes.is_main:
+            for folder in (path for kept, path in self.run.kept().items() if kept > step):
+                shutil.rmtree(folder)
 
     def save_last(self, state: TrainState) -> None:
         """Write ``last/``: all that resuming needs, with float32 weights; and its numbered copy if one is due."""

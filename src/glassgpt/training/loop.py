@@ -155,12 +155,16 @@ class Trainer:
                 done = state.step == train.steps
                 if done or state.step % train.eval_interval == 0:
                     self._validate()
+                if train.keep_every and (done or state.step % train.keep_every == 0):
+                    self._save_kept()  # before last/, or else a run killed between the two would lack it
                 if done or state.step % train.save_interval == 0:
                     self._save_last()
                 if train.sample_tokens and state.step % train.sample_interval == 0:
                     self._sample()
             if reason == "time" and state.step % self.config.train.eval_interval:
                 self._validate()
+            if reason in ("time", "patience") and self.config.train.keep_every:
+                self._save_kept()
             if reason != "finished":
                 self._save_last()
             result = Result(self.run, reason, state.step, is_main_process=self.processes.is_main)
@@ -193,12 +197,15 @@ class Trainer:
             header["processes"] = str(self.processes.world_size)
         baselines = self.task.baselines()
         self.reporter.on_start(header, shapes, baselines, self.config.train.steps, self.state.step)
+        self.checkpoints.forget_kept_after(self.state.step)
         if best_is_lost:
             self.reporter.warn(f"{self.run.best} is missing or damaged: the best weights from here on are kept")
             self.state.best_loss, self.state.evaluations_since_best = None, 0
             self._validate()
         if self.state.step > 0:
             return
+        if self.config.train.keep_every:
+            self._save_kept()
         if baselines is not None:
             values = dataclasses.asdict(baselines)
             self.metrics.append(0, {f"baseline/{name}": value for name, value in values.items()})
@@ -303,6 +310,10 @@ class Trainer:
     def _save_last(self) -> None:
         self.recovery.require_finite(self.run.last)
         self.checkpoints.save_last(self.state)
+
+    def _save_kept(self) -> None:
+        self.recovery.require_finite(self.run.last)
+        self.checkpoints.save_kept(self.state)
 
     def _validate(self) -> float:
         """Evaluate on the validation subset; save the weights as ``best/`` if the loss is the lowest so far."""

@@ -18,7 +18,9 @@ UNITS = {
     "loading": "parameters",
     "writing": "tensors",
     "timing": "steps",
+    "filming": "checkpoints",
     "ablating": "passes",
+    "scoring": "tokens",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
