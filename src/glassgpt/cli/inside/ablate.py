@@ -1,15 +1,16 @@
 """``glassgpt ablate``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, SOURCE_HELP, check_out
 from glassgpt.cli.printing.bars import two_sided_bar
 from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text
 from glassgpt.cli.prompt import DEVICE_OPTION, PICTURE_OPTION, load_model, open_run
 from glassgpt.errors import DataError
+from glassgpt.glass.pictures import require_matplotlib
 
 if TYPE_CHECKING:
     from glassgpt.glass.inside.ablation import Ablation
@@ -19,9 +20,11 @@ _ROWS = 20
 
 
 def ablate(
-    run: str = typer.Argument(..., metavar="RUN", help="As for lens."),
+    run: str = typer.Argument(..., metavar="RUN", help=SOURCE_HELP),
     file: str = typer.Argument(..., metavar="TEXTFILE", help="A text to measure the loss on."),
-    by: str = typer.Option("zero", "--by", help="Put zero or the mean in place of what the component adds."),
+    by: Literal["zero", "mean"] = typer.Option(
+        "zero", "--by", help="Put zero or the mean in place of what the component adds."
+    ),
     tokens: int = typer.Option(2048, "--tokens", min=1, help="Tokens to predict, at most."),
     layer: int | None = typer.Option(None, "--layer", help="Only this layer, from 0."),
     show_all: bool = typer.Option(False, "--all", help="Show every component, not only the first."),
@@ -36,12 +39,14 @@ def ablate(
     model; SmolLM2 has 300 components, and takes a few minutes for 256 tokens.
     """
     check_out(out, "-o", suffix=PICTURES)
+    if out:
+        require_matplotlib()  # now, and not after minutes
     text = _read(file)
     model, tokenizer = load_model(open_run(run, runs), device)
     from glassgpt.glass.inside.ablation import ablate as measure
 
     with ProgressLine() as progress:
-        found = measure(model, tokenizer, text, by, tokens, layer, progress)  # type: ignore[arg-type]
+        found = measure(model, tokenizer, text, by, tokens, layer, progress)
     if out:
         from glassgpt.glass.inside.pictures.layers import draw_ablation
 

@@ -54,6 +54,11 @@ def why(
     from glassgpt.glass.inside.attribution import why as attribute
 
     found = attribute(model, tokenizer, text, token, instead, position)
+    for given in (token or "", instead or ""):
+        if given[:1].isalnum() and not given.startswith("id:"):
+            spaced = tokenizer.encode(f" {given}")
+            if len(spaced) == 1 and spaced != tokenizer.encode(given):
+                say(f"note: with a space before it, it would be another token: {f' {given}'!r}")
     if out:
         from glassgpt.glass.inside.pictures.layers import draw_attribution
 

@@ -123,6 +123,7 @@ def _draw_components(
     bar = figure.colorbar(image, ax=axes, location="bottom", pad=0.02, aspect=30, fraction=0.3 / map_height)
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=8)
+    bar.ax.locator_params(nbins=5)
     _draw_bars(bars, mlps)
     bars.set_ylim(N - 0.5, -0.5)
     bars.set_yticks(range(0, N, step), names, fontsize=8)
@@ -144,6 +145,7 @@ def _draw_bars(axes: Any, values: np.ndarray) -> Any:
     """Draw horizontal bars, red above zero and blue below, as the map's colours."""
     bars = axes.barh(range(len(values)), values, color=["#b2182b" if value > 0 else "#2166ac" for value in values])
     axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.locator_params(axis="x", nbins=5)
     axes.tick_params(labelsize=8)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
