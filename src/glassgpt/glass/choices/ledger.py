@@ -144,8 +144,10 @@ def begin(
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     shown = os.fsencode(name).decode("utf-8", errors="replace")
-    stop, prompt_ids = _as_list(request.stop), list(request.prompt)
-    request = dataclasses.replace(request, prompt=prompt_ids, stop=stop, end_token_ids=ends)
+    request = dataclasses.replace(
+        request, prompt=[int(i) for i in request.prompt], seed=int(request.seed), stop=_as_list(request.stop),
+        end_token_ids=[int(i) for i in ends],
+    )  # fmt: skip
     return Ledger(request, shown, model_id(model), identity_of(tokenizer), made_with, prompt, chat)
 
 

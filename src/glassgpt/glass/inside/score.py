@@ -115,10 +115,11 @@ def score(
         )
     size = len(text.encode("utf-8")) - (0 if begins_with_bos else len(tokenizer.token_bytes(ids[0])))
     total = math.fsum(nats[1:])
+    texts = {i: token_text(tokenizer, i) for i in set(ids)}
     lossless = _is_lossless(tokenizer, ids[begins_with_bos:], text)
     return Score(
         ids=ids,
-        tokens=[token_text(tokenizer, i) for i in ids],
+        tokens=[texts[i] for i in ids],
         nats=nats,
         ranks=columns[1].astype(np.int64),
         expected=columns[2].astype(np.int64),
