@@ -27,7 +27,7 @@ from glassgpt.tokenizer.base import adds_bos_token
 #: Surprises in bits at which a picture of a text changes its colour: probabilities 1/2, 1/8, 1/64 and 1/1024.
 LEVELS = (1, 3, 6, 10)
 #: Tokens in one forward pass, and logits at a time, at most (but at least one window, and one position).
-_PASS_TOKENS, _LOGITS = 8192, 1 << 24
+_PASS_TOKENS, _LOGITS = 8192, 1 << 22
 
 
 @dataclass(frozen=True)
