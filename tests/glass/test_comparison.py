@@ -13,7 +13,7 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import ConfigError
 from glassgpt.glass.choices import compare_settings, usual_settings
 from glassgpt.glass.choices.comparison import draw_comparison
-from glassgpt.inference.decode import Request, complete
+from glassgpt.inference.decode import complete
 from glassgpt.model import GPT
 from glassgpt.sampling import SamplingConfig, probabilities
 from glassgpt.tokenizer import CharTokenizer
@@ -44,7 +44,7 @@ def test_the_numbers_are_those_of_a_plain_pass_and_the_texts_those_of_each_setti
     ids = CHARS.encode("abcabd")
     settings = usual_settings(top_k=3, top_p=0.7, min_p=0.1, repetition_penalty=penalty)
     assert list(settings) == ["greedy", "T=0.5", "T=1", "T=1.5", "top-k 3", "top-p 0.7", "min-p 0.1"]
-    found = compare_settings(model, CHARS, Request(ids, 20, SamplingConfig(), 5), settings, candidates=8, num_samples=2)
+    found = compare_settings(model, CHARS, "abcabd", settings, candidates=8, num_samples=2, max_new_tokens=20, seed=5)
     with torch.no_grad():
         logits = model(torch.tensor([ids]))[0, -1]
     order = probabilities(logits, SamplingConfig(repetition_penalty=penalty), ids).argsort(descending=True)
@@ -66,8 +66,8 @@ def test_the_verb_shows_the_users_values_and_what_each_setting_writes(cli: Any, 
     options = ["--compare", "-p", "abcabd", "--seed", 2, "--num-samples", 2]
     found = json.loads(cli("sample", "model", *options, "--json", "--top-k", 4, "-n", 9)[1])
     assert list(found["settings"]) == ["greedy", "T=0.5", "T=1", "T=1.5", "top-k 4", "top-p 0.9"]
-    for name, sampling in found["settings"].items():
-        sampled = cli("sample", "model", *options[1:], "--json", "-n", 9, *flags(sampling))[1]
+    for name in ("T=1.5", "top-k 4"):
+        sampled = cli("sample", "model", *options[1:], "--json", "-n", 9, *flags(found["settings"][name]))[1]
         assert found["continuations"][name] == [row["text"] for row in json.loads(sampled)]
     code, out, err = cli("sample", "model", *options, "--candidates", 3, "-o", "bars.png")
     assert code == 0, err
@@ -83,9 +83,9 @@ def flags(sampling: dict[str, Any]) -> list[object]:
 
 def test_one_candidate_and_many_are_drawn_and_nothing_to_generate_is_refused(model: GPT, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    for count in (1, 19):
-        request = Request([1], 1, SamplingConfig())
-        draw_comparison(compare_settings(model, CHARS, request, candidates=count), tmp_path / f"{count}.svg", "$x 😀")
+    for count in (1, 8):
+        compared = compare_settings(model, CHARS, [1], candidates=count, max_new_tokens=1)
+        draw_comparison(compared, tmp_path / f"{count}.svg", "$x 😀")
         assert (tmp_path / f"{count}.svg").stat().st_size > 5000
     with pytest.raises(ConfigError, match="at least 1"):
-        compare_settings(model, CHARS, Request([1], 0, SamplingConfig()))
+        compare_settings(model, CHARS, "a", max_new_tokens=0)

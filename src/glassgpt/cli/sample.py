@@ -10,6 +10,7 @@ from glassgpt.cli.sampling.compare import NEW_TOKENS, compared_settings, print_c
 from glassgpt.cli.sampling.generate import print_samples
 from glassgpt.cli.sampling.replay import replay_ledger
 from glassgpt.cli.sampling.requests import check_modes, given_options, prompt_ids, token_id
+from glassgpt.glass.pictures import require_matplotlib
 
 
 def sample(
@@ -46,7 +47,9 @@ def sample(
     if replay:
         raise typer.Exit(0 if replay_ledger(run, replay, device, runs, json) else 1)
     check_out(ledger, "--ledger", suffix=".json")
-    check_out(out, "-o", suffix=PICTURES)
+    if out:
+        require_matplotlib()
+        check_out(out, "-o", suffix=PICTURES)
     from glassgpt.sampling import SamplingConfig
 
     text = read_prompt_text(prompt, prompt_file)

@@ -17,6 +17,7 @@ from glassgpt.cli.prompt import (
     read_prompt_text,
 )
 from glassgpt.errors import ConfigError
+from glassgpt.glass.pictures import require_matplotlib
 
 if TYPE_CHECKING:
     from glassgpt.glass.inside.score import Score
@@ -35,7 +36,9 @@ def score(
     json: bool = JSON_OPTION,
 ) -> None:
     """Show how surprised a model is by each token of a text: loss, bits per byte, perplexity, the worst tokens."""
-    check_out(out, "-o", suffix=PICTURES)
+    if out:
+        require_matplotlib()
+        check_out(out, "-o", suffix=PICTURES)
     text = _read(file, prompt)
     source = open_run(run, runs)
     model, tokenizer = load_model(source, device)

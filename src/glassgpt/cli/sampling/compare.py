@@ -40,7 +40,11 @@ def print_comparison(
     """Compare settings on the logits after the prompt, and print or draw the result."""
     from glassgpt.glass.choices.comparison import compare_settings, draw_comparison
 
-    found = compare_settings(model, tokenizer, request, settings, candidates=candidates, num_samples=num_samples)
+    found = compare_settings(
+        model, tokenizer, request.prompt, settings, candidates=candidates, num_samples=num_samples,
+        max_new_tokens=request.max_new_tokens, seed=request.seed, stop=request.stop,
+        min_new_tokens=request.min_new_tokens, end_token_ids=request.end_token_ids,
+    )  # fmt: skip
     after = f"after {prompt[-40:]!r}"
     if out:
         draw_comparison(found, out, f"probability of the next token {after}")

@@ -1,9 +1,10 @@
 """Several ways to choose the next token, on the same logits: their probabilities, and what each writes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from glassgpt.errors import ConfigError
 from glassgpt.glass.inside.prompt import token_text
 from glassgpt.glass.pictures import drawable, label_tokens, new_figure, save_figure
 from glassgpt.inference.decode import Request, generate_text
+from glassgpt.inference.stream import encode_prompt
 from glassgpt.model import GPT
 from glassgpt.sampling import SamplingConfig, probabilities, stages
 from glassgpt.tokenizer import Tokenizer
@@ -44,14 +46,14 @@ def usual_settings(
     *, top_k: int = 40, top_p: float = 0.9, min_p: float = 0.0, repetition_penalty: float = 1.0
 ) -> dict[str, SamplingConfig]:
     """Return greedy, three temperatures, and top-k and top-p (min-p if it is above 0) at temperature 1, by name."""
-    settings: dict[str, dict[str, float]] = {
+    settings: dict[str, dict[str, Any]] = {
         "greedy": {"temperature": 0.0}, "T=0.5": {"temperature": 0.5}, "T=1": {"temperature": 1.0},
         "T=1.5": {"temperature": 1.5}, f"top-k {top_k}": {"top_k": top_k}, f"top-p {top_p:g}": {"top_p": top_p},
     }  # fmt: skip
     if min_p > 0:
         settings[f"min-p {min_p:g}"] = {"min_p": min_p}
     return {
-        name: dataclasses.replace(SamplingConfig(repetition_penalty=repetition_penalty), **values)  # type: ignore[arg-type]
+        name: dataclasses.replace(SamplingConfig(repetition_penalty=repetition_penalty), **values)
         for name, values in settings.items()
     }
 
@@ -59,31 +61,37 @@ def usual_settings(
 def compare_settings(
     model: GPT,
     tokenizer: Tokenizer,
-    request: Request,
+    prompt: str | Sequence[int],
     settings: Mapping[str, SamplingConfig] | None = None,
     *,
     candidates: int = 10,
     num_samples: int = 1,
+    max_new_tokens: int = 40,
+    **others: Any,
 ) -> Comparison:
     """Compare settings on the logits after a prompt, and continue it with each; all rows are one batch.
 
     Args:
         model: any model.
         tokenizer: its tokenizer.
-        request: the prompt, the length, the seed, and what ends a text. Its own sampling settings are not used.
+        prompt: the text to continue, or its token ids.
         settings: by name; by default :func:`usual_settings`.
         candidates: rows of the table at most, R.
         num_samples: continuations with each setting, N.
+        max_new_tokens: tokens of a continuation at most.
+        others: ``seed``, ``stop``, ``min_new_tokens``, ``end_token_ids``: as :class:`Request`.
 
     Raises:
+        TokenizerError: if the prompt has characters that the tokenizer does not know.
         ConfigError: if no token is to be generated, or an end token is not in the vocabulary.
         GenerationError: if the model does not have a token of the prompt, or its logits are not numbers.
     """
-    if request.max_new_tokens < 1 or num_samples < 1:
+    ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt
+    if max_new_tokens < 1 or num_samples < 1:
         raise ConfigError("max_new_tokens and num_samples: a comparison needs at least 1")
     chosen = dict(usual_settings() if settings is None else settings)
     requests = [
-        dataclasses.replace(request, sampling=sampling, sample_index=n)
+        Request(ids, max_new_tokens, sampling, sample_index=n, **others)
         for sampling in chosen.values()
         for n in range(num_samples)
     ]
@@ -93,15 +101,15 @@ def compare_settings(
         pass
     logits = first.logits[0]  # after equal prompts, of all rows
     penalty = next(iter(chosen.values())).repetition_penalty
-    order = stages(logits, SamplingConfig(repetition_penalty=penalty), request.prompt)[0]
-    ids = order.sort(descending=True, stable=True).indices[: min(candidates, tokenizer.vocab_size)].tolist()
-    shares = torch.stack([probabilities(logits, sampling, request.prompt) for sampling in chosen.values()])  # [S, V]
+    order = stages(logits, SamplingConfig(repetition_penalty=penalty), ids)[0]
+    best = order.sort(descending=True, stable=True).indices[: min(candidates, tokenizer.vocab_size)].tolist()
+    shares = torch.stack([probabilities(logits, sampling, ids) for sampling in chosen.values()])  # [S, V]
     texts = [streamer.text for streamer in streamers]
     return Comparison(
         settings=chosen,
-        ids=ids,
-        tokens=[token_text(tokenizer, i) for i in ids],
-        probabilities=shares[:, ids].T.numpy(),
+        ids=best,
+        tokens=[token_text(tokenizer, i) for i in best],
+        probabilities=shares[:, best].T.numpy(),
         kept=(shares > 0).sum(dim=1).tolist(),
         continuations=[texts[i : i + num_samples] for i in range(0, len(texts), num_samples)],
     )

@@ -26,6 +26,7 @@ from glassgpt.errors import ConfigError, DataError
 from glassgpt.files import has_type, is_unicode, read_json_object, write_text
 from glassgpt.glass.choices.step import describe_step
 from glassgpt.inference.decode import DecodeStep, Request, generate_text
+from glassgpt.inference.stream import encode_prompt
 from glassgpt.model import GPT
 from glassgpt.sampling import STAGES, SamplingConfig, stages
 from glassgpt.tokenizer import Tokenizer
@@ -143,18 +144,41 @@ def begin(
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     shown = os.fsencode(name).decode("utf-8", errors="replace")
-    stop, prompt_ids = _as_list(request.stop), list(request.prompt)
-    request = dataclasses.replace(request, prompt=prompt_ids, stop=stop, end_token_ids=ends)
+    request = dataclasses.replace(
+        request, prompt=[int(i) for i in request.prompt], seed=int(request.seed), stop=_as_list(request.stop),
+        end_token_ids=[int(i) for i in ends],
+    )  # fmt: skip
     return Ledger(request, shown, model_id(model), identity_of(tokenizer), made_with, prompt, chat)
 
 
-def record_choices(model: GPT, tokenizer: Tokenizer, request: Request, **about: Any) -> Ledger:
-    """Generate the text of a request, and keep its ledger; ``about`` as for :func:`begin`.
+def record_choices(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    *,
+    name: str = "",
+    **settings: Any,
+) -> Ledger:
+    """Continue a prompt, a text or token ids, and keep the ledger.
+
+    Args:
+        model: any model.
+        tokenizer: its tokenizer.
+        prompt: the text to continue, or its ids.
+        max_new_tokens: tokens to generate at most.
+        sampling: how they are chosen.
+        name: of the model, for people.
+        settings: ``seed``, ``sample_index``, ``stop``, ``min_new_tokens``, ``end_token_ids``: as :class:`Request`.
 
     Raises:
-        GlassError: as :func:`begin` and :func:`glassgpt.inference.decode.generate_text`.
+        GlassError: as :func:`begin`, and as :func:`glassgpt.inference.decode.generate_text`.
     """
-    ledger = begin(model, tokenizer, request, **about)
+    text = prompt if isinstance(prompt, str) else ""
+    ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt
+    request = Request(ids, max_new_tokens, sampling, **settings)
+    ledger = begin(model, tokenizer, request, name=name, prompt=text)
     for step, streamers in generate_text(model, tokenizer, [request]):
         ledger.add(step, tokenizer, streamers[0].text)
     ledger.complete = True

@@ -22,16 +22,23 @@ def describe_step(
 
     Returns:
         ``chosen``; ``draw``, the random number; ``interval``, the cumulative probabilities [from, to) of the chosen
-        token; ``cuts``, as :class:`glassgpt.sampling.Cut`; ``candidates``, as :class:`glassgpt.sampling.Candidate` with
-        ``text``, which is None for an id without a token.
+        token; ``cuts``, as :class:`glassgpt.sampling.Cut`; ``candidates``, as :class:`glassgpt.sampling.Candidate`.
+        Cuts and candidates have the texts of their tokens, too; the text of an id without a token is None.
     """
     logits, chosen = step.logits[0], step.tokens[0]
     shown = explain(logits, sampling, min(count, tokenizer.vocab_size), previous_ids, chosen)
     unused = tokenizer.unused_ids()
+
+    def text(token: int | None) -> str | None:
+        return None if token is None or token in unused else tokenizer.decode([token])
+
     return {
         "chosen": chosen,
         "draw": float(step.uniform[0]),
         "interval": list(interval(probabilities(logits, sampling, previous_ids), chosen)),
-        "cuts": [vars(cut) for cut in cuts(logits, sampling, previous_ids)],
-        "candidates": [{"text": None if c.token in unused else tokenizer.decode([c.token]), **vars(c)} for c in shown],
+        "cuts": [
+            vars(cut) | {"last_kept_text": text(cut.last_kept), "first_dropped_text": text(cut.first_dropped)}
+            for cut in cuts(logits, sampling, previous_ids)
+        ],
+        "candidates": [{"text": text(c.token), **vars(c)} for c in shown],
     }

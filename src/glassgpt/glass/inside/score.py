@@ -27,7 +27,7 @@ from glassgpt.tokenizer.base import adds_bos_token
 #: Surprises in bits at which a picture of a text changes its colour: probabilities 1/2, 1/8, 1/64 and 1/1024.
 LEVELS = (1, 3, 6, 10)
 #: Tokens in one forward pass, and logits at a time, at most (but at least one window, and one position).
-_PASS_TOKENS, _LOGITS = 8192, 1 << 24
+_PASS_TOKENS, _LOGITS = 8192, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,11 @@ def score(
         )
     size = len(text.encode("utf-8")) - (0 if begins_with_bos else len(tokenizer.token_bytes(ids[0])))
     total = math.fsum(nats[1:])
+    texts = {i: token_text(tokenizer, i) for i in set(ids)}
     lossless = _is_lossless(tokenizer, ids[begins_with_bos:], text)
     return Score(
         ids=ids,
-        tokens=[token_text(tokenizer, i) for i in ids],
+        tokens=[texts[i] for i in ids],
         nats=nats,
         ranks=columns[1].astype(np.int64),
         expected=columns[2].astype(np.int64),
