@@ -222,18 +222,20 @@ def test_induction_is_found_in_a_model_that_learns_it_and_not_in_one_of_a_single
         lines.append(" ".join(draw.choice(words) for _ in range(12)))
     text = tmp_path / "repeats.txt"
     text.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    settings = SETTINGS | {"n_head": 4, "n_embd": 64, "block_size": 64, "batch_size": 32, "steps": 800}
-    settings |= {"eval_interval": 400, "keep_every": 100, "keep_checkpoints": 0}
+    settings = SETTINGS | {"n_head": 4, "n_embd": 64, "block_size": 64, "batch_size": 32, "steps": 400}
+    settings |= {"eval_interval": 400, "keep_every": 50, "keep_checkpoints": 0}
     films = []
     for layers in (1, 2):
-        run = api.train("tiny", data=text, overrides=settings | {"n_layer": layers}, runs=tmp_path, name=str(layers))
+        run = api.train(
+            "tiny-modern", data=text, overrides=settings | {"n_layer": layers}, runs=tmp_path, name=str(layers)
+        )
         films.append(film(run, "qwerty abcd qwe", max_new_tokens=3, sampling=SamplingConfig(0.0), device="cpu"))
     one, two = films
     assert one.induction is None
     assert two.induction is not None
     assert 0 < two.induction < len(two.frames) - 1
     assert two.frames[two.induction].best_head("induction")[0] == 1, "it needs a layer before it"
-    last, first = two.frames[-1], two.frames[0]
-    assert last.text.startswith("r")
-    assert last.repeated.second_loss < last.repeated.first_loss - 0.5
-    assert abs(first.repeated.second_loss - first.repeated.first_loss) < 0.1
+    assert two.frames[-1].text.startswith("r")
+    gains = [frame.repeated.first_loss - frame.repeated.second_loss for frame in (two.frames[0], two.frames[-1])]
+    assert abs(gains[0]) < 0.1
+    assert gains[1] > 0.4

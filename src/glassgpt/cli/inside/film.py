@@ -55,20 +55,20 @@ def film(
     found = api.find_run(run, runs) if run else newest_run(runs)
     heads = [_read_head(name, found.config().model) for name in head]
     with ProgressLine() as progress:
-        made = film(
+        result = film(
             found, text, steps=wanted, every=every, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed,
             device=device, progress=progress,
         )  # fmt: skip
-    if len(made.frames) == 1:
+    if len(result.frames) == 1:
         say("note: this is one checkpoint only; `glassgpt train ... keep_every=N` keeps more")
     if json:
-        print_json(_to_json(made, heads))
+        print_json(_to_json(result, heads))
     else:
-        _print(made, heads)
+        _print(result, heads)
     if out is not None:
         from glassgpt.glass.inside.pictures.film import draw_film
 
-        draw_film(made, heads or [made.frames[-1].best_head("induction")], out)
+        draw_film(result, heads or [result.frames[-1].best_head("induction")], out)
 
 
 def _read_steps(text: str) -> list[int]:

@@ -15,7 +15,7 @@ _COLORS = {"induction": "C3", "duplicate": "C2", "previous": "C0", "first": "0.5
 #: Checkpoints, and rows of the lens, that are drawn with text, at most.
 _MOST_STEPS, _MOST_LAYERS = 16, 13
 #: Inches, of which the panels have 9.5; and inches of a letter in a cell of the lens.
-_WIDTH, _LETTER = 11, 0.065
+_WIDTH, _LETTER = 12, 0.065
 #: Characters of a prompt, and of a continuation, that are drawn.
 _MAX_PROMPT, _MAX_TEXT = 60, 110
 
@@ -58,8 +58,7 @@ def _draw_losses(axes: Any, film: Film) -> None:
             axes.plot(film.steps, values, style, markersize=3, label=name)
     axes.set_ylabel("loss (nats per token)")
     axes.tick_params(labelbottom=False)
-    axes.legend(fontsize=8, ncols=2)
-    _finish(axes, film)
+    _finish(axes, film, "")
 
 
 def _draw_statistics(axes: Any, film: Film) -> None:
@@ -75,16 +74,17 @@ def _draw_statistics(axes: Any, film: Film) -> None:
         axes.axhline(value, color="C3", linewidth=0.8, linestyle=line)
         place = (0, value), ("axes fraction", "data")
         axes.annotate(name, place[0], xycoords=place[1], xytext=(3, 5), color="C3", fontsize=7, **near)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     axes.set_ylabel("attention of the best head")
     axes.set_xlabel("optimiser step")
-    axes.legend(fontsize=8, title="on repeated random tokens\n(the best head in the end)", title_fontsize=8)
-    _finish(axes, film)
+    _finish(axes, film, "on repeated random tokens\n(the best head in the end)")
 
 
-def _finish(axes: Any, film: Film) -> None:
-    """Draw a grid, and shade the steps between which induction appears."""
+def _finish(axes: Any, film: Film, title: str) -> None:
+    """Draw a grid and a legend, and shade the steps between which induction appears."""
     axes.grid(alpha=0.2)
+    beside: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
+    axes.legend(title=title, fontsize=8, title_fontsize=8, alignment="left", **beside)
     if film.induction:
         axes.axvspan(film.steps[film.induction - 1], film.steps[film.induction], color="C3", alpha=0.12, linewidth=0)
 
@@ -128,10 +128,10 @@ def _draw_attention(figure: Any, axes: Any, film: Film, head: tuple[int, int], s
     """Draw one head's attention from the last token, a row per checkpoint."""
     layer, number = head
     weights = np.stack([frame.attention[layer, number] for frame in film.frames])  # [S, T]
-    image = axes.imshow(weights, cmap="Reds", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    image = axes.imshow(weights, cmap="Reds", vmin=0, aspect="auto", interpolation="nearest")
     T = weights.shape[1]
     label_tokens(axes, columns=film.prompt.tokens, size=max(2.5, min(8.0, 600 / T)))
     axes.set_yticks(shown, [f"{film.steps[i]:,}" for i in shown], fontsize=7)
     axes.set_ylabel("step")
     axes.set_title(f"head {head_name(head)}: attention from the last token of the prompt", fontsize=9, loc="left")
-    figure.colorbar(image, ax=axes, pad=0.01, aspect=12)
+    figure.colorbar(image, cax=axes.inset_axes((1.01, 0, 0.015, 1)))
