@@ -28,11 +28,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the number of cases that the fuzz tests ran: each test records its own as the property "cases"."""
+    """Print how many cases the fuzz tests ran (each records its own as "cases"), and how to get a missing Chromium."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
     counts = [value for report in reports for name, value in report.user_properties if name == "cases"]
     if counts:
         terminalreporter.write_line(f"fuzz tests: {sum(counts):,} cases in {len(counts)} tests")
+    reasons = {str(report.longrepr[2]) for report in terminalreporter.getreports("skipped")}
+    for reason in sorted(reason for reason in reasons if "apt-get" in reason):
+        terminalreporter.write_line(reason)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ VERBS = {
     "pull": "a -o out",
     "export": "a --to hf -o out",
     "plot": "a",
+    "glass": "a -p a -o out.html",
     "film": "a -p e -n 2 --steps 4",
     "train": "text.txt --dry-run steps=1 model.dropout=2",  # measuring takes a second: it ends at the first problem
     "quickstart": "dropout=2",

@@ -1,0 +1,1 @@
+"""One self-contained HTML file that follows a prompt through a model, from characters to the next token."""
