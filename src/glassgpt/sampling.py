@@ -9,7 +9,6 @@ Sources: repetition penalty (Keskar et al., 2019, arXiv:1909.05858); top-k (Fan 
 or nucleus (Holtzman et al., 2019, arXiv:1904.09751); min-p (Nguyen et al., 2024, arXiv:2407.01082).
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -47,7 +46,7 @@ class SamplingConfig:
             kind, expected = (Integral, "a whole number") if name == "top_k" else (Real, "a number")
             if wrong := type_problems(name, value, kind, expected):
                 yield from wrong
-            elif name == "temperature" and not 0 <= value <= sys.float_info.max:
+            elif name == "temperature" and not 0 <= value < float("inf"):
                 yield f"temperature: {value} is not a finite number >= 0; 0 is greedy"
             elif name == "top_k" and value < 0:
                 yield f"top_k: {value} is negative; 0 keeps every token"

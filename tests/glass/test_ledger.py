@@ -73,6 +73,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "end tokens": {"count": 25, "end_token_ids": (3, 5, 7), "min_new_tokens": 6, "sampling": SamplingConfig(1.5)},
     "another sample": {"sample_index": 7},
     "a large seed": {"seed": -(10**30)},
+    "numbers of numpy": {"sampling": SamplingConfig(np.float32(0.7), np.int64(5)), "seed": np.int64(3)},
+    "a huge top-k": {"sampling": SamplingConfig(0.7, 10**30)},
     "no token": {"count": 0},
 }
 

@@ -105,10 +105,11 @@ class Ledger:
             OSError: if it cannot be written.
         """
         request = self.request
+        sampling = {k: int(v) if k == "top_k" else float(v) for k, v in vars(request.sampling).items()}  # not numpy's
         content = {
             "format": FORMAT, "version": VERSION, "about": _ABOUT, "model": self.model, "model_id": self.model_id,
             "tokenizer_id": self.tokenizer_id, "made_with": self.made_with, "prompt": self.prompt, "chat": self.chat,
-            "prompt_ids": list(request.prompt), "sampling": vars(request.sampling), "seed": request.seed,
+            "prompt_ids": list(request.prompt), "sampling": sampling, "seed": request.seed,
             "sample_index": request.sample_index, "max_new_tokens": request.max_new_tokens,
             "min_new_tokens": request.min_new_tokens, "stop": list(request.stop),
             "end_token_ids": list(request.end_token_ids), "text": self.text, "complete": self.complete,
@@ -227,6 +228,9 @@ def _request(content: dict[str, Any]) -> Request:
         raise ValueError("its 'prompt_ids' are empty")
     if content["sampling"].keys() != {setting.name for setting in dataclasses.fields(SamplingConfig)}:
         raise ValueError("its 'sampling' does not have the five settings")
+    others = {name: value for name, value in content["sampling"].items() if name != "top_k"}  # which has no limit
+    if not all(has_type(value, float) or has_type(value, int) for value in others.values()):
+        raise ValueError("a setting in its 'sampling' is not a number, or too large")
     settings = SamplingConfig(**content["sampling"])
     return Request(content["prompt_ids"], sampling=settings, **{name: content[name] for name in names})
 
