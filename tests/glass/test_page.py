@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from glassgpt.config import ModelConfig, presets
-from glassgpt.errors import ConfigError
+from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.page.encoding import decode_floats, encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
 from glassgpt.glass.page.tensors import RECORDED, longest_prompt, page_tensors, required_bytes
@@ -174,6 +174,14 @@ def test_a_page_with_checkpoints_has_the_tensors_of_each(tmp_path: Path) -> None
         [entry] = [entry for entry in frame["tensors"] if entry["name"] == "last logits"]
         logits = record(model, torch.tensor([TOKENIZER.encode("abc")])).logits[0, -1]
         assert np.array_equal(decode_floats(elements.scripts[entry["block"]]), logits.numpy())
+
+
+def test_a_damaged_model_is_refused() -> None:
+    model = build(TINY)
+    with torch.no_grad():
+        model.blocks[1].mlp.down.weight[3, 3] = float("nan")
+    with pytest.raises(GenerationError, match="the logits are not all finite numbers"):
+        glass_page(model, TOKENIZER, "abc")
 
 
 def test_the_verb_writes_the_page_and_says_what_is_wrong(cli: Any, tmp_path: Path) -> None:

@@ -67,6 +67,6 @@ def _rank(probability: Tensor, of_one: Tensor) -> list[int]:
 
 
 def _rounded(values: Tensor) -> Any:
-    """Return numbers to six significant digits; those that are not finite as 0."""
+    """Return numbers to six significant digits; those that are not finite (an overflow on the way) as 0."""
     array = np.nan_to_num(values.double().cpu().numpy(), nan=0.0, posinf=0.0, neginf=0.0)
     return np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])(array).tolist()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from glassgpt import recording
-from glassgpt.errors import ConfigError
+from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.glass.page.encoding import encode_bytes, encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
@@ -90,7 +90,7 @@ def glass_page(
     Raises:
         TokenizerError: if the text has characters that the tokenizer does not know.
         ConfigError: if the prompt does not fit the context, or the page.
-        GenerationError: if the model does not have one of its tokens.
+        GenerationError: if the model does not have one of its tokens, or its logits are not finite.
         CheckpointError: if a checkpoint is damaged.
     """
     read = read_prompt(model, tokenizer, prompt)
@@ -108,6 +108,9 @@ def glass_page(
         if checkpoints and step is not None:
             model, _ = load_source(open_folder(checkpoints[step]), device=model.device)
         recorded = recording.record(model, read.idx(model))
+        if not recorded.logits.isfinite().all():
+            at = "" if step is None else f" at step {step:,}"
+            raise GenerationError(f"the logits{at} are not all finite numbers; the model's weights are damaged")
         frame = {"step": step} | summarize(model, recorded)
         kept, not_kept = _keep(model, recorded, room - len(encode_json(frame)), f"tensor-{number}-", blocks)
         frames.append(frame | {"tensors": kept})

@@ -69,11 +69,13 @@ async function build() {
   await decodeVocabulary();
   buildCheckpoints();
   follow(document.getElementById("expects"), [], showExpectation);
+  buildMap();
   buildTokenBar();
   buildTokens();
   buildEmbedding();
   buildBlocks();
   follow(document.getElementById("lens"), [], buildLens);
+  follow(document.getElementById("rise"), ["position"], showRise);
   buildOutput();
   buildOverview();
   bindInspector();

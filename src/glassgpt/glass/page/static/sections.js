@@ -17,6 +17,24 @@ function showExpectation() {
   );
 }
 
+/** The way through the model in one line: a link to each part, with the size of what it makes. */
+function buildMap() {
+  const next = el("span", {});
+  const stations = [
+    ["text", "Text", plural([...about.text].length, "character")],
+    ["text", "Tokens", plural(T, "id")],
+    ["vectors", "Vectors", `${count(T)} × ${count(C)}`],
+    ["layers", plural(L, "block"), "attention + MLP"],
+    ["output", "Logits", `${count(T)} × ${count(sizes.V)}`],
+    ["sampling", "Next token", next],
+  ];
+  const links = stations.map(([id, name, size]) =>
+    el("li", {}, el("a", { href: `#${id}` }, el("b", {}, name), el("span", { class: "shapes" }, size))),
+  );
+  fill("map", ...links);
+  follow(next, [], () => next.replaceChildren(tokenText(vocabulary[frame.top[L][T - 1][0]])));
+}
+
 /** Name and numbers of the model. */
 function buildHeader() {
   fill("model-name", about.name);
@@ -68,14 +86,14 @@ function buildTokenBar() {
     });
     const chip = chips[state.position];
     keepInView(bar, chip.offsetLeft + chip.offsetWidth / 2);
-    fill("following", `token ${state.position} of ${T}`);
+    fill("following", `token ${state.position} (of 0–${T - 1})`);
   });
 }
 
 /** Characters above the tokens that they became, with ids below. */
 function buildTokens() {
   const groups = about.tokens.map((token, position) => {
-    const characters = [...decodeToken(about.token_bytes[position])];
+    const characters = charactersOf(position);
     return el(
       "li",
       { class: "token-group", "--index": position, onclick: () => selectPosition(position) },
@@ -100,13 +118,14 @@ function buildTokens() {
   );
 }
 
-/** The characters of a token; of a token that holds only a part of one, its bytes. */
-function decodeToken(hex) {
-  const bytes = new Uint8Array((hex.match(/../g) ?? []).map((pair) => parseInt(pair, 16)));
+/** The characters of a token; of a token with bytes that are only a part of one, those bytes. */
+function charactersOf(position) {
+  const pairs = about.token_bytes[position].match(/../g) ?? [];
   try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+    const bytes = new Uint8Array(pairs.map((pair) => parseInt(pair, 16)));
+    return [...new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes)];
   } catch {
-    return (hex.match(/../g) ?? []).map((pair) => `<${pair}>`);
+    return tokenAt(position).match(/<[0-9A-F ]+>|./gu);
   }
 }
 
@@ -150,9 +169,9 @@ function buildBlocks() {
   const all = (open) => () => document.querySelectorAll("details.block").forEach((block) => (block.open = open));
   fill(
     "block-tools",
-    el("button", { type: "button", class: "link", onclick: all(true) }, "Open all"),
+    el("button", { type: "button", class: "link", onclick: all(true) }, "Expand all"),
     " ",
-    el("button", { type: "button", class: "link", onclick: all(false) }, "Close all"),
+    el("button", { type: "button", class: "link", onclick: all(false) }, "Collapse all"),
   );
   document.getElementById("block-0").open = true;
 }
@@ -200,6 +219,36 @@ function buildLens() {
     const cell = table.rows[0].cells[state.position + 1];
     keepInView(box, cell.offsetLeft + cell.offsetWidth / 2);
   });
+}
+
+/** How the token that is predicted in the end rises, for the selected position: probability and rank at each depth. */
+function showRise() {
+  const t = state.position;
+  const token = tokenText(vocabulary[frame.top[L][t][0]]);
+  const depths = range(0, L + 1).map((depth) => {
+    const [probability, rank] = [frame.final_probability[depth][t], frame.final_rank[depth][t]];
+    const name = depth === 0 ? "embeddings" : `block ${depth - 1}`;
+    const label = `after ${name}: ${percent(probability)}, rank ${count(rank)}`;
+    return el(
+      "li",
+      { title: label },
+      el("span", { class: "visually-hidden" }, label),
+      el("span", { class: "column", "--share": probability, "aria-hidden": "true" }),
+      el("span", { class: "rank", "aria-hidden": "true" }, rank < 1000 ? `#${rank}` : "…"),
+      el("span", { class: "depth", "aria-hidden": "true" }, depth === 0 ? "emb" : String(depth - 1)),
+    );
+  });
+  fill(
+    "rise",
+    el(
+      "p",
+      { class: "label" },
+      `After ${tokenLabel(t)}, the final prediction is `,
+      token,
+      ". Its probability and rank after each block:",
+    ),
+    el("div", { class: "scroll" }, el("ol", { class: "rise" }, depths)),
+  );
 }
 
 function buildOutput() {

@@ -16,9 +16,13 @@ function el(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Bytes that are only a part of a character, as tokens have them: <E2 80>. */
+const bytesOrSpace = /<[0-9A-F]{2}(?: [0-9A-F]{2})*>| /g;
+
 /** A token as the page writes it: spaces visible, its direction isolated. */
 function tokenText(text) {
-  return el("bdi", { class: "token" }, text === "" ? "∅" : text.replaceAll(" ", "␣"));
+  const shown = text.replace(bytesOrSpace, (found) => (found === " " ? "␣" : found));
+  return el("bdi", { class: "token" }, shown === "" ? "∅" : shown);
 }
 
 function tokenAt(position) {
@@ -152,7 +156,7 @@ function vectorRow(name, layer, { label = name, sign = "", limitOf = null } = {}
     const [tensor, reference] = await Promise.all([getTensor(name, layer), getTensor(...(limitOf ?? [name, layer]))]);
     const n = tensor.shape.at(-1);
     const from = state.position * n;
-    drawMatrix(canvas, tensor.data, from, 1, n, colourLimit(reference.data), "value");
+    drawMatrix(canvas, tensor.data, from, 1, n, colourLimit(reference.data.subarray(from, from + n)), "value");
     numbers.textContent = `${Array.from(tensor.data.subarray(from, from + 3), digits).join(", ")}, …`;
     length.textContent = `‖x‖ = ${digits(Math.sqrt(dot(tensor.data, from, tensor.data, from, n)))}`;
     button.setAttribute(
