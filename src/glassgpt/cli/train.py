@@ -75,7 +75,10 @@ def quickstart(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Train a small GPT on Shakespeare's plays in two minutes; write a text, and a page that shows the model inside."""
+    """Train a small GPT on Shakespeare's plays for two minutes.
+
+    It ends with a text of the model's, and RUN/glass.html, which shows the model inside.
+    """
     from glassgpt import assets
     from glassgpt.cli.printing.output import say
 

@@ -54,7 +54,7 @@ def attention(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Show what each head attends to, and find heads by kind: previous token, first, duplicate, induction.
+    """Show what each head attends to, and find heads by kind.
 
     A head is named by layer and number, 5.3. entropy (in nats; --find shows the lowest first): how spread its attention
     is. first, previous: the attention on the first token, and on the one before. duplicate: on earlier tokens equal to

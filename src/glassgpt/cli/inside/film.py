@@ -41,7 +41,9 @@ def film(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Show one prompt to every checkpoint of a run: text, loss, logit lens, heads, and when induction appears.
+    """Show one prompt to every kept checkpoint of a run.
+
+    Prints the text, loss, logit lens and heads at each step, and when induction appears.
 
     `train keep_every=N` keeps the checkpoints. Heads are measured on random tokens that are repeated once.
     """

@@ -37,7 +37,7 @@ def lens(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Show what each layer would already predict: the logit lens.
+    """Show what each layer would already predict (logit lens).
 
     The model's final norm and head are applied to the residual stream after the embeddings and after each block. A
     table has the last positions that fit; --json and -o have more (-o: the last 24).

@@ -35,7 +35,7 @@ def reach(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Check by gradients which tokens the output at each position depends on.
+    """Check which positions each output depends on, by gradients.
 
     It has to be itself and all before it: a full lower triangle; with sliding windows, a band. Anything else is listed,
     and the exit code is 1.

@@ -35,7 +35,10 @@ def score(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Show how surprised a model is by each token of a text: loss, bits per byte, perplexity, the worst tokens."""
+    """Show how surprised the model is by each token of a text.
+
+    Prints the loss, bits per byte, perplexity, and the worst tokens.
+    """
     if out:
         require_matplotlib()
         check_out(out, "-o", suffix=PICTURES)

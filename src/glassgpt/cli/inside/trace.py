@@ -43,7 +43,9 @@ def trace(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Show every tensor of a forward pass: sizes, storage, numbers, formula; the exit code is 1 if some are not finite.
+    """Show every tensor of a forward pass, with its formula.
+
+    The exit code is 1 if a number is not finite.
 
     Of all layers but one, which have the same sizes, only the output is shown; --json has every tensor.
     """
