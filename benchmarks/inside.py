@@ -12,8 +12,8 @@ attention   the weights of every head, [layers, heads, T, T]
 lens        the most likely token, and its probability, of every layer at every position
 why         what each head, each MLP and the embedding add to the logit of the next token
 
-Last, what recording costs when it is off: the seconds of a training step of glassgpt's model (forward and backward pass)
-before any recording and after one, in turn in one process.
+Last, what recording costs when it is off: the seconds of a training step of glassgpt's model (forward and backward
+pass) before any recording and after one, in turn in one process.
 
 TransformerLens (any 3.x or later, through its TransformerBridge) needs PYTHON, an interpreter that has it. It is left
 out without one, and `transformers` is left out if it is not installed. `transformers` has no function for `why`.
@@ -47,6 +47,7 @@ class GlassGPT:
         self.model, self.tokenizer = glassgpt.load(folder, device="cpu")
 
     def run(self, task: str, ids: list[int]) -> Any:
+        """Return the result of a task."""
         text = self.tokenizer.decode(ids)
         if task == "attention":
             return self.inside.attention(self.model, self.tokenizer, text).weights
@@ -66,6 +67,7 @@ class Transformers:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
     def run(self, task: str, ids: list[int]) -> Any:
+        """Return the result of a task."""
         if task == "why":
             return None
         idx = self.torch.tensor([ids])
@@ -88,6 +90,7 @@ class TransformerLens:
         self.model = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
 
     def run(self, task: str, ids: list[int]) -> Any:
+        """Return the result of a task."""
         idx = self.torch.tensor([ids])
         with self.torch.no_grad():
             if task == "attention":
@@ -198,7 +201,7 @@ def cost_when_off(options: argparse.Namespace) -> tuple[float, float]:
     idx = torch.tensor([json.loads(Path(options.ids).read_text(encoding="utf-8"))])
     record(models[1], idx)
     seconds: list[list[float]] = [[], []]
-    for number in range(2 * options.rounds + 2):
+    for number in range(max(10, 4 * options.rounds)):
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             start = time.perf_counter()
             models[which](idx).logsumexp(-1).mean().backward()
