@@ -205,9 +205,13 @@ def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") 
     if page:
         print(f"{page}\n  open it in a browser: it follows {page_prompt!r} through your model, number by number\n")
     print("Next:")
-    commands = [shell_command("sample", path, "--prompt", "..."), shell_command("sample", path, "--explain")]
-    commands += [shell_command("plot", path), shell_command("train", "my.txt")]
-    purposes = "let it continue a text", "see every choice it makes", "draw its curve", "train on a text of your own"
+    commands = {
+        shell_command("sample", path, "--prompt", "..."): "let it continue a text",
+        shell_command("sample", path, "--explain"): "see every choice it makes",
+        shell_command("glass", path, "--prompt", "..."): "see every number that it computes for a text",
+        shell_command("plot", path): "draw its curve",
+        shell_command("train", "my.txt"): "train on a text of your own",
+    }
     width = max(map(len, commands))
-    for command, purpose in zip(commands, purposes, strict=True):
+    for command, purpose in commands.items():
         print(f"  {command:<{width}}   {purpose}")
