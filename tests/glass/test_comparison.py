@@ -87,5 +87,7 @@ def test_one_candidate_and_many_are_drawn_and_nothing_to_generate_is_refused(mod
         compared = compare_settings(model, CHARS, [1], candidates=count, max_new_tokens=1)
         draw_comparison(compared, tmp_path / f"{count}.svg", "$x 😀")
         assert (tmp_path / f"{count}.svg").stat().st_size > 5000
+    cold = compare_settings(model, CHARS, [1], {"cold": SamplingConfig(1e-6)}, candidates=2, max_new_tokens=1)
+    assert (cold.probabilities.T.tolist(), cold.kept) == ([[1.0, 0.0]], [19]), "too unlikely is not dropped"
     with pytest.raises(ConfigError, match="at least 1"):
         compare_settings(model, CHARS, "a", max_new_tokens=0)
