@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from chromium import browser, open_glass, open_page  # noqa: F401
+from chromium import browser, open_page  # noqa: F401
 from models import TOKENIZER, make_model
 
 from glassgpt.glass.page.writing import glass_page
@@ -18,8 +18,8 @@ def html() -> str:
 
 
 @pytest.fixture
-def page(open_glass: Any, html: str) -> Any:  # noqa: F811
-    page = open_glass(html)
+def page(open_page: Any, html: str) -> Any:  # noqa: F811
+    page = open_page(html)
     return page
 
 
@@ -174,8 +174,8 @@ FAINT = """
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_text_has_enough_contrast(open_glass: Any, html: str, dark: bool) -> None:  # noqa: F811
-    page = open_glass(html, dark=dark)
+def test_every_text_has_enough_contrast(open_page: Any, html: str, dark: bool) -> None:  # noqa: F811
+    page = open_page(html, dark=dark)
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     page.get_by_label("Top-p, as a number").fill("0.5")
     page.locator(".nt-cut").first.wait_for()
@@ -185,8 +185,8 @@ def test_every_text_has_enough_contrast(open_glass: Any, html: str, dark: bool) 
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1440])
-def test_the_page_is_never_wider_than_the_screen(open_glass: Any, html: str, width: int) -> None:  # noqa: F811
-    page = open_glass(html, width=width)
+def test_the_page_is_never_wider_than_the_screen(open_page: Any, html: str, width: int) -> None:  # noqa: F811
+    page = open_page(html, width=width)
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     page.evaluate("glass.open('hidden', 0, [0, 3])")
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chromium import browser, open_glass, open_page  # noqa: F401
+from chromium import browser, open_page  # noqa: F401
 from models import TOKENIZER, make_model
 
 from glassgpt.glass.inside.prompt import read_prompt, token_text
@@ -147,11 +147,11 @@ def percent(probability: float) -> str:
 
 
 @pytest.mark.parametrize("kind", ["learned positions", "sliding window"])
-def test_the_panel_shows_the_probabilities_and_cuts_of_sampling_py(open_glass: Any, kind: str) -> None:  # noqa: F811
+def test_the_panel_shows_the_probabilities_and_cuts_of_sampling_py(open_page: Any, kind: str) -> None:  # noqa: F811
     model, prompt = make_model(kind), "To be, or not"
     ids = read_prompt(model, TOKENIZER, prompt).ids
     recorded = record(model, torch.tensor([ids])).logits[0]
-    page = open_glass(glass_page(model, TOKENIZER, prompt).html)
+    page = open_page(glass_page(model, TOKENIZER, prompt).html)
     page.get_by_text("These numbers as a table").click()
     sampling, generator = SamplingConfig(), np.random.default_rng(0)
     for label, value, change in MOVES:
