@@ -318,7 +318,7 @@ def check_layout(page: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("prompt", [HOSTILE, EMOJI, RIGHT_TO_LEFT, "a", "", "one\ntwo"])
+@pytest.mark.parametrize("prompt", [HOSTILE, f"{EMOJI}\n{RIGHT_TO_LEFT}", "a", ""])
 def test_any_text_is_shown_as_text_on_a_narrow_screen(open_page: Any, prompt: str) -> None:  # noqa: F811
     model = make_model("QK-norm")
     page = open_page(glass_page(model, TOKENIZER, prompt, name=HOSTILE).html, width=390)
@@ -376,7 +376,7 @@ def test_the_slider_over_checkpoints_shows_the_numbers_of_each(open_page: Any, t
     page = open_page(glass_page(models[1], TOKENIZER, PROMPT, checkpoints=checkpoints).html)
     page.get_by_label("Temperature, as a number").fill("0.5")
     page.get_by_label("Checkpoint").focus()
-    for step, key in [(1, "End"), (0, "Home"), (1, "ArrowRight")]:
+    for step, key in [(0, "Home"), (1, "ArrowRight")]:
         page.keyboard.press(key)
         page.get_by_text(f"step {100 * step}", exact=True).wait_for()
         page.locator(".nt-strip").wait_for(state="attached")
