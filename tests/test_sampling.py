@@ -20,7 +20,9 @@ from glassgpt.errors import ConfigError
 from glassgpt.sampling import (
     SamplingConfig,
     apply_temperature,
+    cuts,
     explain,
+    interval,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -373,6 +375,27 @@ def test_sampled_tokens_follow_the_distribution() -> None:
     expected, _ = naive_probabilities(logits[0].double().tolist(), config)
     assert set(seen) == {i for i, p in enumerate(expected) if p > 0}
     assert sum((seen[i] - n * p) ** 2 / (n * p) for i, p in enumerate(expected) if p > 0) < 27.88
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(rows_of_logits, configs, previous, st.floats(0, JUST_BELOW_ONE))
+def test_the_cuts_add_up_and_the_number_falls_into_the_interval_of_the_chosen_token(
+    logits: list[float], config: SamplingConfig, ids: list[int], number: float
+) -> None:
+    ids = [i for i in ids if i < len(logits)]
+    row, left = torch.tensor(logits, dtype=torch.float64), len(logits)
+    for cut, mass in zip(cuts(row, config, ids), [0, None, None, None, None], strict=True):
+        left -= cut.dropped
+        assert cut.kept == left >= 1 and mass in (None, cut.mass) and 0 <= cut.mass < 1
+        assert (cut.dropped > 0) == (cut.mass > 0) == (cut.last_kept is not None) == (cut.first_dropped is not None)
+        if cut.last_kept is not None and cut.first_dropped is not None and config.repetition_penalty == 1:
+            assert (-logits[cut.last_kept], cut.last_kept) < (-logits[cut.first_dropped], cut.first_dropped)
+    share = probabilities(row, config, ids)
+    assert int((share > 0).sum()) <= left
+    chosen = int(sample_inverse_cdf(share, torch.tensor(number, dtype=torch.float64)))
+    begin, end = interval(share, chosen)
+    assert begin <= number * float(share.cumsum(0)[-1]) < end
+    assert interval(share, len(logits) - 1)[1] == float(share.cumsum(0)[-1]) and interval(share, 0)[0] == 0
 
 
 # --- settings

@@ -10,15 +10,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from glassgpt.api import generate, load, load_tokenizer, plan, save, train
     from glassgpt.config import presets
-    from glassgpt.glass import inside
+    from glassgpt.glass import choices, inside
 
-__all__ = ["__version__", "generate", "inside", "load", "load_tokenizer", "plan", "presets", "save", "train"]
+__all__ = ["__version__", "choices", "generate", "inside", "load", "load_tokenizer", "plan", "presets", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name in (modules := {"presets": "glassgpt.config.presets", "inside": "glassgpt.glass.inside"}):
+    modules = {"presets": "glassgpt.config.presets", "inside": "glassgpt.glass.inside"}
+    modules |= {"choices": "glassgpt.glass.choices"}
+    if name in modules:
         return importlib.import_module(modules[name])
     if name in __all__:
         return getattr(importlib.import_module("glassgpt.api"), name)

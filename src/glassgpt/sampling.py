@@ -115,6 +115,10 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probability < least, float("-inf"))
 
 
+#: The names of the stages, in order.
+STAGES = ("repetition penalty", "temperature", "top-k", "top-p", "min-p")
+
+
 def stages(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int] = ()) -> list[Tensor]:
     """Return the logits, float64, after each stage: repetition penalty, temperature, top-k, top-p, min-p."""
     penalized = penalize_repetition(logits.double(), previous_ids, sampling.repetition_penalty)
@@ -181,3 +185,48 @@ def explain(
     ids = penalized.sort(descending=True, stable=True).indices[:count].tolist()
     ids += [chosen] if chosen is not None and chosen not in ids else []
     return [Candidate(i, *(float(values[i]) for values in shown)) for i in ids]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The tokens that a stage dropped. Greedy decoding is a temperature of 0, which drops all but the best.
+
+    Attributes:
+        stage: its name, of :data:`STAGES`.
+        kept: how many tokens are left.
+        dropped: how many tokens it dropped.
+        mass: their probability before it.
+        last_kept: the least likely token that is left; None if nothing was dropped.
+        first_dropped: the most likely token that it dropped, or None.
+    """
+
+    stage: str
+    kept: int
+    dropped: int
+    mass: float
+    last_kept: int | None
+    first_dropped: int | None
+
+
+def cuts(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int] = ()) -> list[Cut]:
+    """Return what each stage drops from a row of logits ``[V]``."""
+    found, before = [], logits.double()
+    for stage, after in zip(STAGES, stages(logits, sampling, previous_ids), strict=True):
+        kept, dropped = after > float("-inf"), (after == float("-inf")) & (before > float("-inf"))
+        count, last_kept, first_dropped = int(dropped.sum()), None, None
+        if count:
+            order = before.sort(descending=True, stable=True).indices
+            last_kept, first_dropped = int(order[kept[order]][-1]), int(order[dropped[order]][0])
+        mass = float(before.softmax(dim=-1)[dropped].sum()) if count else 0.0
+        found.append(Cut(stage, int(kept.sum()), count, mass, last_kept, first_dropped))
+        before = after
+    return found
+
+
+def interval(probability: Tensor, token: int) -> tuple[float, float]:
+    """Return the cumulative probabilities [from, to) of a token, in the order of the ids: ``probability [V]``.
+
+    The token is chosen if the random number, times the sum of all probabilities (1 but for rounding), is in it.
+    """
+    cumulative = probability.cumsum(dim=-1)
+    return float(cumulative[token - 1]) if token else 0.0, float(cumulative[token])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from glassgpt.cli.printing.steps import print_step
 from glassgpt.cli.prompt import read_prompt_text
-from glassgpt.cli.sample import _explain, _print_step
 from glassgpt.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
@@ -159,6 +159,7 @@ def test_the_same_bytes_are_the_same_prompt_in_a_file_and_a_pipe(
 def test_explain_shows_ids_without_a_token_as_holes(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
+    from glassgpt.glass.choices.step import describe_step
     from glassgpt.inference.decode import DecodeStep
     from glassgpt.sampling import SamplingConfig
     from glassgpt.tokenizer import CharTokenizer
@@ -172,7 +173,7 @@ def test_explain_shows_ids_without_a_token_as_holes(capsys: pytest.CaptureFixtur
             return super().token_bytes(i)
 
     step = DecodeStep([2], [True], torch.tensor([[0.5, -torch.inf, 1.5]]), torch.tensor([0.5]))
-    explained = _explain(step, SamplingConfig(), [], Holes(list("abc")), 9)
+    explained = describe_step(step, SamplingConfig(), [], Holes(list("abc")), 9)
     assert [(c["token"], c["text"]) for c in explained["candidates"]] == [(2, "c"), (0, "a"), (1, None)]
-    _print_step(1, explained, "", SamplingConfig(), Holes(list("abc")))
+    print_step(1, explained, "", SamplingConfig(), Holes(list("abc")))
     assert "  (no id 1) " in capsys.readouterr().out

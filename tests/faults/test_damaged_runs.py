@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from damages import Damage, field_damages, whole_damages
-from harness import SMALL, Cases, Check, Outcome, Record, nothing_changed, some
+from harness import ALL, SMALL, Cases, Check, Outcome, Record, nothing_changed, some, succeed
 
 VERBS = [
     "runs list", "runs list --json", "runs show a", "runs show a --json", "runs compare a b", "sample a -n 3",
@@ -16,6 +16,20 @@ VERBS = [
 ]  # fmt: skip
 COSTLY = ["plot a b -o out.png", f"train text.txt {SMALL} steps=1 init_from=a"]
 RESUME = "train --resume a steps=6"
+#: Fields for people, or to recognise the model; the end tokens of the tokenizer are always added to those of the file.
+NOT_COMPARED = (
+    "about",
+    "model",
+    "model_id",
+    "tokenizer_id",
+    "made_with",
+    "prompt",
+    "chat",
+    "complete",
+    "end_token_ids",
+)
+LEDGER = "ledgers/l.json"
+REPLAY = f"sample a --replay {LEDGER}"
 
 
 def damages(cases: Cases, *folders: str) -> tuple[list[Damage], list[Damage]]:
@@ -91,3 +105,30 @@ def test_resume(files: Path, record_property: Record, count: int) -> None:
         for damage in some(each, count):
             cases.run(RESUME, damage=damage, check=resumed(damage))
     cases.report(record_property)
+
+
+def noticed(outcome: Outcome, before: dict[str, bytes], now: dict[str, bytes]) -> str:
+    return "" if outcome.code in (1, 2) else f"not noticed: exit code {outcome.code}"
+
+
+@pytest.mark.parametrize("count", [40, ALL])
+def test_replay_of_a_damaged_ledger_ends_with_a_message_or_names_the_difference(
+    files: Path, record_property: Record, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    path = files / LEDGER
+    path.parent.mkdir()
+    try:
+        with monkeypatch.context() as inside:
+            inside.chdir(files)
+            succeed(f"sample a -n 2 --top-k 3 --min-p 0.5 --seed 1 --device cpu --ledger {LEDGER}")
+        cases, content = Cases(files), path.read_bytes()
+        cases.run(REPLAY)
+        for damage in some(list(whole_damages(LEDGER, content)), count // 2):
+            cases.run(REPLAY, damage=damage)
+        for damage in some(list(field_damages(LEDGER, content)), count):
+            if damage.name.split(":")[0].split(".")[0] not in NOT_COMPARED:
+                cases.run(REPLAY, damage=damage, check=noticed)
+        cases.report(record_property)
+    finally:
+        path.unlink()
+        path.parent.rmdir()

@@ -16,7 +16,14 @@ NUMBERS = ["0", "-1", "1000000000", "1000000000000000000", "1" + "0" * 400, "nan
 TEXTS = ["", "\0", "x" * 5000, "nan", "-1", "true", "1,,2", ".", "docs", "text.txt", "\udcff"]
 #: A command line of each verb that succeeds and is quick; an option is added to it.
 VERBS = {
+    "lens": "a -p the",
+    "why": "a -p the",
+    "ablate": "a text.txt --tokens 8",
+    "reach": "a --length 3",
     "sample": "a -n 3",
+    "trace": "a",
+    "attention": "a",
+    "score": "a text.txt --tokens 5",
     "pull": "a -o out",
     "export": "a --to hf -o out",
     "plot": "a",

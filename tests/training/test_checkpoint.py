@@ -146,9 +146,13 @@ def test_nothing_is_kept_unless_asked(tmp_path: Path, text_file: Path) -> None:
     )
 
 
-def test_kept_weights_open_in_transformers_with_equal_logits(tmp_path: Path, text_file: Path) -> None:
-    run = trained(tmp_path, text_file, "keep_every=3")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_weights_open_in_transformers_with_equal_logits(dtype: str, tmp_path: Path, text_file: Path) -> None:
+    run = trained(tmp_path, text_file, "keep_every=3", f"dtype={dtype}")
     for folder in run.kept().values():
+        weights = read_tensors(folder / "model.safetensors").values()
+        assert {tensor.dtype for tensor in weights} == {torch.float32}
+        assert dtype == "float32" or any((tensor != tensor.bfloat16()).any() for tensor in weights)
         model, tokenizer = api.load(folder, device="cpu")
         idx = torch.arange(16)[None] % tokenizer.vocab_size
         with torch.no_grad():
@@ -156,7 +160,7 @@ def test_kept_weights_open_in_transformers_with_equal_logits(tmp_path: Path, tex
             torch.testing.assert_close(model(idx), theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_resume_forgets_what_was_kept_after_the_step_that_it_begins_at(tmp_path: Path, text_file: Path) -> None:
+def test_a_resume_deletes_what_was_kept_after_the_step_that_it_begins_at(tmp_path: Path, text_file: Path) -> None:
     run = trained(tmp_path, text_file, "save_interval=4", "keep_every=2")
     shutil.rmtree(run.last)
     shutil.rmtree(run.path / "step-000006")

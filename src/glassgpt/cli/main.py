@@ -1,6 +1,7 @@
 """The ``glassgpt`` command."""
 
 import io
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -11,51 +12,56 @@ import typer.core
 
 from glassgpt import __version__
 from glassgpt.cli import bench, data, models, plan, runs, sample, tokenizer, train
-from glassgpt.cli.inside import film, page
+from glassgpt.cli.inside import ablate, attention, film, lens, page, reach, score, trace, why
 from glassgpt.cli.printing.output import discard_unread_output
 from glassgpt.errors import GlassError, TrainingStopped, is_out_of_memory
 
-#: The verbs under their headings, in the order of `glassgpt --help`.
-HEADINGS = {
-    "Begin": ["quickstart"],
-    "Data": ["data", "tokenizer"],
-    "Train": ["train", "plan", "presets", "runs", "plot"],
-    "See inside": ["glass", "film"],
-    "Use": ["sample"],
-    "Share": ["pull", "export"],
-    "Measure": ["bench"],
-}
+#: The verbs and groups of verbs under their headings, in the order of `glassgpt --help`.
+VERBS: dict[str, list[Any]] = {
+    "Begin": [train.quickstart],
+    "Data": [data.app, tokenizer.app],
+    "Train": [train.train, plan.plan, runs.presets, runs.app, runs.plot],
+    "See inside": [
+        page.glass, trace.trace, attention.attention, lens.lens, why.why, ablate.ablate, reach.reach, score.score,
+        film.film,
+    ],
+    "Use": [sample.sample],
+    "Share": [models.pull, models.export],
+    "Measure": [bench.app],
+}  # fmt: skip
 
 
-class _GroupedVerbs(typer.core.TyperGroup):
+def _name(verb: Any) -> str:
+    return str(verb.info.name if isinstance(verb, typer.Typer) else verb.__name__)
+
+
+class _VerbsUnderHeadings(typer.core.TyperGroup):
     """A group whose help lists the verbs under headings."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each heading with its verbs."""
         width = max(map(len, self.commands))
-        limit = formatter.width - 6 - width
-        for heading, verbs in HEADINGS.items():
-            rows = [(f"{verb:<{width}}", self.commands[verb].get_short_help_str(limit)) for verb in verbs]
-            if rows:
-                with formatter.section(heading):
-                    formatter.write_dl(rows)
+        limit = formatter.width - 4 - width
+        for heading, verbs in VERBS.items():
+            names = [_name(verb) for verb in verbs]
+            with formatter.section(heading):
+                formatter.write_dl([(f"{n:<{width}}", self.commands[n].get_short_help_str(limit)) for n in names])
 
 
 app = typer.Typer(
     name="glassgpt",
-    cls=_GroupedVerbs,
+    cls=_VerbsUnderHeadings,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(train.quickstart)
-app.command(epilog=train.OPTIONS_HELP)(train.train)
-for verb in (sample.sample, models.pull, models.export, runs.plot, runs.presets, plan.plan, film.film, page.glass):
-    app.command()(verb)
-for group in (runs.app, data.app, tokenizer.app, bench.app):
-    app.add_typer(group)
+for verb in itertools.chain(*VERBS.values()):
+    if isinstance(verb, typer.Typer):
+        app.add_typer(verb)
+    else:
+        app.command(epilog=train.OPTIONS_HELP if verb is train.train else None)(verb)
 
 
 def _print_version(wanted: bool) -> None:

@@ -27,7 +27,10 @@ def pull(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Download a published model into a folder in the Hugging Face layout, or show how its weights are mapped."""
+    """Download a published model into a model folder.
+
+    With --explain, show how its weights are mapped, and write nothing.
+    """
     from glassgpt import api
     from glassgpt.weights import transfer
 
@@ -54,7 +57,7 @@ def export(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Write a model for other programs: a .gguf file, a model folder, or a tokenizer's .tiktoken file."""
+    """Write a model for other programs: GGUF, folder, tiktoken."""
     if to not in _SUFFIXES:
         raise ConfigError(f"--to {to!r} is not one of {', '.join(_SUFFIXES)}")
     from glassgpt import api

@@ -97,7 +97,7 @@ def plot(
     folder: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Draw training and validation curves with the baselines, to a PNG or SVG file."""
+    """Draw the loss curves of runs, with baselines, to PNG or SVG."""
     from glassgpt import api
     from glassgpt.glass.curves import draw_curves
 

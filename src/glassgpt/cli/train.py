@@ -10,12 +10,16 @@ import typer
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
 from glassgpt.cli.printing.output import print_json
 from glassgpt.config import ConfigOverrides, describe_options
-from glassgpt.errors import AssetError, ConfigError, shell_command
-from glassgpt.files import path_exists
+from glassgpt.errors import AssetError, ConfigError, GlassError, shell_command
+from glassgpt.files import path_exists, write_text
 
 if TYPE_CHECKING:
+    from glassgpt.model import GPT
+    from glassgpt.tokenizer import Tokenizer
     from glassgpt.training.loop import Result
 
+#: What quickstart's page shows the model reading, by corpus.
+PAGE_PROMPTS = {"shakespeare": "To be, or not to be", "python": "def __init__(self"}
 #: Time that quickstart gives its training: with the installation, well under six minutes.
 QUICKSTART_TIME = "2m"
 
@@ -71,7 +75,10 @@ def quickstart(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Train a small model on Shakespeare's plays for two minutes, and generate a text with it."""
+    """Train a small GPT on Shakespeare's plays for two minutes.
+
+    It ends with a text of the model's, and RUN/glass.html, which shows the model inside.
+    """
     from glassgpt import assets
     from glassgpt.cli.printing.output import say
 
@@ -88,18 +95,24 @@ def quickstart(
         say(f"note: {error}\nnote: training on Python's own source code instead, which is always there")
         corpus = "python"
     base: ConfigOverrides = {"data": {"source": corpus}, "train": {"time": QUICKSTART_TIME}}
-    _train(preset, [base, *layers], "quickstart", runs, json)
+    _train(preset, [base, *layers], "quickstart", runs, json, page_prompt=PAGE_PROMPTS[corpus])
 
 
 def _train(
-    preset: str | None, layers: list[ConfigOverrides], name: str | None, runs: Path, json: bool, profile: bool = False
+    preset: str | None,
+    layers: list[ConfigOverrides],
+    name: str | None,
+    runs: Path,
+    json: bool,
+    profile: bool = False,
+    page_prompt: str = "",
 ) -> None:
     from glassgpt import api
     from glassgpt.cli.printing.display import make_reporter
 
     reporter = make_reporter(quiet=json)
     result = api.start_run(preset or "auto", layers, name=name, runs=runs, reporter=reporter, profile=profile)
-    _print_result_and_exit(result, json)
+    _print_result_and_exit(result, json, page_prompt)
 
 
 def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, profile: bool) -> None:
@@ -113,6 +126,20 @@ def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, pro
     _print_result_and_exit(
         api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json), profile=profile), json
     )
+
+
+def _write_page(model: "GPT", tokenizer: "Tokenizer", run: Path, prompt: str) -> Path | None:
+    """Write RUN/glass.html; None, with a note, if the model cannot read the prompt."""
+    from glassgpt.cli.printing.output import say
+    from glassgpt.glass.page.writing import glass_page
+
+    try:
+        page = glass_page(model, tokenizer, prompt, name=run.name)
+    except GlassError as error:
+        say(f"note: no page was written: {error}")
+        return None
+    write_text(run / "glass.html", page.html)
+    return run / "glass.html"
 
 
 def _dry_run(preset: str | None, layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
@@ -129,8 +156,11 @@ def _dry_run(preset: str | None, layers: list[ConfigOverrides], runs: Path, json
     print(tomli_w.dumps(resolved.config.to_dict()), end="")
 
 
-def _print_result_and_exit(result: "Result", json: bool) -> None:
-    """Print how it ended, a sample of best/, and the next commands. An interrupted run exits with its signal's code."""
+def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") -> None:
+    """Print how it ended, a sample of best/, and the next commands; with a prompt, write the page that follows it.
+
+    An interrupted run exits with its signal's code.
+    """
     from glassgpt import api
 
     path = result.run.path
@@ -146,11 +176,14 @@ def _print_result_and_exit(result: "Result", json: bool) -> None:
     assert result.final is not None
     model, tokenizer = api.load(result.run.best, device=result.run.config().runtime.device)
     text = api.generate(model, tokenizer, max_new_tokens=400)
+    page = _write_page(model, tokenizer, path, page_prompt) if page_prompt else None
     if json:
         values = {"loss": result.final.loss, "stderr": result.final.stderr, "bits_per_byte": result.final.bits_per_byte}
         ending = {"run": str(path), "reason": result.reason, "step": result.step, "validation": values, "sample": text}
         if (trace := path / "profile" / "trace.json").exists():
             ending["profile"] = str(trace)
+        if page:
+            ending["page"] = str(page)
         print_json(ending)
         return
     reasons = {
@@ -170,6 +203,8 @@ def _print_result_and_exit(result: "Result", json: bool) -> None:
         )
     )
     print(f"\n--- a sample of {path / 'best'} ---\n{text.strip()}\n---\n")
+    if page:
+        print(f"{page}\n  open it in a browser: it follows {page_prompt!r} through your model, number by number\n")
     print("Next:")
     commands = [shell_command("sample", path, "--prompt", "..."), shell_command("sample", path, "--explain")]
     commands += [shell_command("plot", path), shell_command("train", "my.txt")]

@@ -119,7 +119,9 @@ class TrainConfig(Section):
         2, "numbered checkpoints to keep beside best and last (as save_total_limit)", min_value=0
     )
     keep_every: int = option(
-        0, "steps between weights kept for good in kept/, beside those of step 0 and the last; 0: none", min_value=0
+        0,
+        "steps between checkpoints of the weights alone in kept/, beside step 0 and the last step; 0: none",
+        min_value=0,
     )
     log_interval: int = option(0, "steps between lines of metrics.jsonl; 0: derived, about 200 in a run", min_value=0)
     sample_interval: int = option(0, "steps between samples shown; 0: twice eval_interval", min_value=0)

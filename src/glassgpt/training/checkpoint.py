@@ -141,7 +141,7 @@ class Run:
             return folder
         there = f"those there are: {', '.join(map(str, found))}" if found else "there is none of any step"
         raise CheckpointError(
-            f"{self.path} has no checkpoint of step {step}; {there}. keep_every=N keeps one of every N steps of a run"
+            f"{self.path} has no checkpoint of step {step}; {there}. keep_every=N keeps one every N steps"
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -319,7 +319,7 @@ class CheckpointWriter:
                 self._save_model(temporary, weights)
         self.processes.wait_for_all()
 
-    def forget_kept_after(self, step: int) -> None:
+    def delete_kept_after(self, step: int) -> None:
         """Delete what a killed process kept after the step to resume from: those steps are trained again."""
         if self.processes.is_main:
             for folder in (path for kept, path in self.run.kept().items() if kept > step):

@@ -197,7 +197,7 @@ class Trainer:
             header["processes"] = str(self.processes.world_size)
         baselines = self.task.baselines()
         self.reporter.on_start(header, shapes, baselines, self.config.train.steps, self.state.step)
-        self.checkpoints.forget_kept_after(self.state.step)
+        self.checkpoints.delete_kept_after(self.state.step)
         if best_is_lost:
             self.reporter.warn(f"{self.run.best} is missing or damaged: the best weights from here on are kept")
             self.state.best_loss, self.state.evaluations_since_best = None, 0

@@ -41,7 +41,9 @@ def film(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Show one prompt to every checkpoint of a run: text, loss, logit lens, heads, and when induction appears.
+    """Show one prompt to every kept checkpoint of a run.
+
+    Prints the text, loss, logit lens and heads at each step, and when induction appears.
 
     `train keep_every=N` keeps the checkpoints. Heads are measured on random tokens that are repeated once.
     """
@@ -55,20 +57,20 @@ def film(
     found = api.find_run(run, runs) if run else newest_run(runs)
     heads = [_read_head(name, found.config().model) for name in head]
     with ProgressLine() as progress:
-        made = film(
+        result = film(
             found, text, steps=wanted, every=every, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed,
             device=device, progress=progress,
         )  # fmt: skip
-    if len(made.frames) == 1:
+    if len(result.frames) == 1:
         say("note: this is one checkpoint only; `glassgpt train ... keep_every=N` keeps more")
     if json:
-        print_json(_to_json(made, heads))
+        print_json(_to_json(result, heads))
     else:
-        _print(made, heads)
+        _print(result, heads)
     if out is not None:
         from glassgpt.glass.inside.pictures.film import draw_film
 
-        draw_film(made, heads or [made.frames[-1].best_head("induction")], out)
+        draw_film(result, heads or [result.frames[-1].best_head("induction")], out)
 
 
 def _read_steps(text: str) -> list[int]:

@@ -36,7 +36,10 @@ def glass(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Write one HTML page that follows a prompt through the model: every number, from characters to the next token."""
+    """Write an HTML page that follows a prompt through the model.
+
+    It shows every number, from characters to the next token, and needs no network.
+    """
     if not 0 <= max_mb <= _MOST_MB:
         raise ConfigError(f"--max-mb: {max_mb:g} is not a number from 0 to {_MOST_MB:,}")
     check_out(out, "-o", suffix=(".html", ".htm"))

@@ -19,6 +19,8 @@ UNITS = {
     "writing": "tensors",
     "timing": "steps",
     "filming": "checkpoints",
+    "ablating": "passes",
+    "scoring": "tokens",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

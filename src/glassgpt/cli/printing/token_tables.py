@@ -59,7 +59,7 @@ def coloured(tokens: Sequence[TokenInText]) -> str:
         colours, foreground = (_SPECIAL_COLOURS, _WHITE) if token.special else (_COLOURS, _BLACK)
         colour = colours[counts[token.special] % len(colours)]
         lines = escaped(token.content, line_breaks=True).split("\n")  # a colour would fill the rest of the line
-        painted.append("\n".join(_paint(line, colour, foreground) if line else "" for line in lines))
+        painted.append("\n".join(paint(line, colour, foreground) if line else "" for line in lines))
         counts[token.special] += 1
     return "".join(painted)
 
@@ -69,7 +69,8 @@ def has_colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _paint(text: str, background: int, foreground: int = _BLACK) -> str:
+def paint(text: str, background: int, foreground: int = _BLACK) -> str:
+    """Colour a text of one line for a terminal of 256 colours."""
     return f"\x1b[38;5;{foreground};48;5;{background}m{text}\x1b[0m"
 
 
@@ -101,7 +102,7 @@ def _with_pair(tokens: list[bytes], pair: tuple[bytes, bytes], times: int) -> st
         is_pair = left > 0 and tuple(tokens[position : position + 2]) == pair
         size, left = (2, left - 1) if is_pair else (1, left)
         text = separated(tokens[position : position + size])
-        parts.append(_paint(text, _COLOURS[0]) if is_pair else text)
+        parts.append(paint(text, _COLOURS[0]) if is_pair else text)
         position += size
     return separator().join(parts)
 

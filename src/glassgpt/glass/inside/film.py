@@ -140,7 +140,7 @@ def film(
         model, tokenizer = load_source(open_folder(folder), device=where)
         read = read_prompt(model, tokenizer, prompt)
         text = complete(model, tokenizer, [prompt], max_new_tokens, sampling or SamplingConfig(0.8), seed=seed)[0]
-        frames.append(_look(model, tokenizer, prompt, read, step, text, seed))
+        frames.append(_examine(model, tokenizer, prompt, read, step, text, seed))
         del model  # before the next one is loaded
     return Film(run, read, frames)
 
@@ -158,7 +158,7 @@ def _folders(run: Run, steps: Sequence[int], every: int) -> dict[int, Path]:
     return {step: folder for step, folder in found.items() if not every or step % every == 0 or step == max(found)}
 
 
-def _look(model: GPT, tokenizer: Tokenizer, prompt: str, read: Prompt, step: int, text: str, seed: int) -> Frame:
+def _examine(model: GPT, tokenizer: Tokenizer, prompt: str, read: Prompt, step: int, text: str, seed: int) -> Frame:
     seen = lens(model, tokenizer, prompt)
     return Frame(
         step=step,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glassgpt.errors import GenerationError
+from glassgpt.config import ModelConfig
+from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.model import GPT
 from glassgpt.recording import evaluation_mode, watch
@@ -26,7 +27,7 @@ class AttentionMaps:
 
     Attributes:
         prompt: the tokens, T of them.
-        weights: ``[L, H, T, T]``, float32: layer, head, query, key. Each row sums to 1.
+        weights: ``[L, H, T, T]``, float32: layer, head, query, key, of all layers or chosen ones. Each row sums to 1.
         statistics: as :func:`head_statistics`, ``[L, H]`` each.
     """
 
@@ -45,27 +46,35 @@ def attention(model: GPT, tokenizer: Tokenizer, prompt: str) -> AttentionMaps:
 
 
 @torch.no_grad()
-def attention_maps(model: GPT, prompt: Prompt) -> AttentionMaps:
+def attention_maps(model: GPT, prompt: Prompt, layers: Sequence[int] | None = None) -> AttentionMaps:
     """Compute the attention weights of every head on a prompt; the logits are not computed.
+
+    The weights of all heads take much memory for a long prompt. With ``layers``, only those of these layers are in the
+    result, in this order; the statistics are of all.
 
     Raises:
         GenerationError: if weights are not numbers.
     """
-    T = len(prompt.ids)
-    weights = torch.empty(model.config.n_layer, model.config.n_head, T, T)
+    L, H, T = model.config.n_layer, model.config.n_head, len(prompt.ids)
+    kept = list(range(L)) if layers is None else list(layers)
+    weights = torch.empty(len(kept), H, T, T)
+    statistics: list[dict[str, np.ndarray]] = []
 
     def see(name: str, layer: int | None, tensor: Tensor) -> None:
-        if name == "attention weights" and layer is not None:
-            weights[layer] = tensor[0]
-
-    with evaluation_mode(model), watch(model, see, "explicit"):
-        model(prompt.idx(model), apply_head=False)
-    for layer, values in enumerate(weights):
-        if not values.isfinite().all():
+        if name != "attention weights":
+            return
+        if not tensor.isfinite().all():
             raise GenerationError(
                 f"the attention weights of layer {layer} are not numbers; `glassgpt trace` shows where that begins"
             )
-    return AttentionMaps(prompt, weights.numpy(), head_statistics(weights, prompt.ids))
+        statistics.append(head_statistics(tensor[0], prompt.ids))
+        if layer in kept:
+            weights[kept.index(layer)] = tensor[0]
+
+    with evaluation_mode(model), watch(model, see, "explicit"):
+        model(prompt.idx(model), apply_head=False)
+    columns = {name: np.stack([values[name] for values in statistics]) for name in STATISTICS}
+    return AttentionMaps(prompt, weights.numpy(), columns)
 
 
 def head_statistics(weights: Tensor, ids: Sequence[int]) -> dict[str, np.ndarray]:
@@ -98,3 +107,32 @@ def head_statistics(weights: Tensor, ids: Sequence[int]) -> dict[str, np.ndarray
         positions = mask.any(dim=1).sum().to(heads)  # the mean of no position is 0 / 0, NaN
         result[name] = heads.flatten(1) @ mask.flatten().to(heads) / positions
     return {name: values.reshape(weights.shape[:-2]).double().cpu().numpy() for name, values in result.items()}
+
+
+def require_head(config: ModelConfig, layer: int | None, head: int | None = None) -> None:
+    """Check that a layer, and a head, exist.
+
+    Raises:
+        ConfigError: if not; the message names those that do.
+    """
+    for name, number, count in (("layer", layer, config.n_layer), ("head", head, config.n_head)):
+        if number is not None and not 0 <= number < count:
+            existing = f"only {name} 0" if count == 1 else f"the {name}s 0 to {count - 1}"
+            raise ConfigError(f"--{name} {number}: the model has {existing}")
+
+
+def require_comparable(maps: AttentionMaps, other: AttentionMaps) -> None:
+    """Check that two models have the same heads, and read the same tokens.
+
+    Raises:
+        ConfigError: if not.
+    """
+    shapes = ["{} layers of {} heads".format(*one.statistics["entropy"].shape) for one in (maps, other)]
+    if maps.prompt != other.prompt:
+        counts = [len(one.prompt.ids) for one in (maps, other)]
+        raise ConfigError(
+            f"the models read different tokens, {counts[0]:,} and {counts[1]:,}; "
+            "compare models with the same tokenizer, on a prompt that fits the context of both"
+        )
+    if shapes[0] != shapes[1]:
+        raise ConfigError(f"the models have different heads, {shapes[0]} and {shapes[1]}; compare models of one shape")

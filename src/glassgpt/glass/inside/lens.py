@@ -59,11 +59,12 @@ def lens(model: GPT, tokenizer: Tokenizer, prompt: str) -> Lens:
 
 def _predict(model: GPT, residual: Tensor, final: Tensor, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the top token, its probability, and the rank of ``final [T]``; each ``[T]``."""
-    logits = model.head(model.final_norm(residual))[0]  # [T, V]
-    if not logits.isfinite().all():
+    logits = model.head(model.final_norm(residual))[0].float()  # [T, V]
+    if not all(extreme.isfinite() for extreme in logits.aminmax()):  # NaN if any is NaN
         where = f"block {row - 1}" if row else "the embeddings"
         raise GenerationError(f"the logits after {where} are not all finite numbers; the model's weights are damaged")
-    rank = 1 + (logits > logits.gather(-1, final[:, None])).sum(dim=-1)
     tokens = logits.argmax(dim=-1)
-    probability = logits.float().softmax(dim=-1).gather(-1, tokens[:, None])[:, 0]
-    return tokens.cpu().numpy(), probability.cpu().numpy(), rank.cpu().numpy()
+    probability = logits.softmax(dim=-1).gather(-1, tokens[:, None])[:, 0]
+    places = zip(logits.cpu().numpy(), final.tolist(), strict=True)
+    rank = np.array([1 + np.count_nonzero(values > values[i]) for values, i in places])  # one [V] at a time: no [T, V]
+    return tokens.cpu().numpy(), probability.cpu().numpy(), rank

@@ -48,6 +48,5 @@ def read_prompt(model: GPT, tokenizer: Tokenizer, text: str) -> Prompt:
 
 def token_text(tokenizer: Tokenizer, i: int) -> str:
     """Return a token as printable text; ``<id 7>`` where the vocabulary has no token of that id."""
-    if not 0 <= i < tokenizer.vocab_size or i in tokenizer.unused_ids():
-        return f"<id {i}>"
-    return escaped(tokenizer.token_bytes(i))
+    content = tokenizer.token_bytes(i) if 0 <= i < tokenizer.vocab_size else b""
+    return escaped(content) or f"<id {i}>"

@@ -1,0 +1,1 @@
+"""The modes of ``glassgpt sample``: the request, comparison of settings, and replay of a ledger."""
