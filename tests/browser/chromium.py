@@ -1,5 +1,6 @@
-"""Headless Chromium for the tests of the page: never on the network, and any error in the page fails the test."""
+"""Headless Chromium for the tests of the page: never on the network, and any error in a page fails its test."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,15 +28,15 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Any]:
-    """Return ``open(html, width=1440, dark=False)``, which shows a page; any request of it is an error."""
+@contextlib.contextmanager
+def opening(browser: Any) -> Iterator[Any]:
+    """Give a function ``open(html, width=1440, dark=False)`` that shows a page. A request or an error of it fails."""
     contexts, errors = [], []
 
     def open_(html: str, width: int = 1440, dark: bool = False) -> Any:
         scheme = "dark" if dark else "light"
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce", offline=True
+            viewport={"width": width, "height": 700}, color_scheme=scheme, reduced_motion="reduce", offline=True
         )
         contexts.append(context)
         context.set_default_timeout(30_000)  # CPUs may be busy
@@ -44,6 +45,9 @@ def open_page(browser: Any) -> Iterator[Any]:
         page.on("console", lambda message: errors.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.set_content(html)
+        if "glass.ready" in html:
+            page.evaluate("glass.ready")
+            page.locator(".nt-strip").wait_for(state="attached")  # the last part of the page of a model
         return page
 
     yield open_
@@ -53,13 +57,7 @@ def open_page(browser: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def open_glass(open_page: Any) -> Any:
-    """Return the same for the page of a model, which is ready then."""
-
-    def open_(html: str, **how: Any) -> Any:
-        page = open_page(html, **how)
-        page.evaluate("glass.ready")
-        page.locator(".nt-strip").wait_for(state="attached")  # the last part of the page
-        return page
-
-    return open_
+def open_page(browser: Any) -> Iterator[Any]:
+    """Return the function of :func:`opening` for one test."""
+    with opening(browser) as open_:
+        yield open_

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from chromium import browser, open_glass, open_page  # noqa: F401
+from chromium import browser, open_page  # noqa: F401
 from models import TOKENIZER, make_model
 
 from glassgpt.glass.page.writing import glass_page
@@ -18,8 +18,8 @@ def html() -> str:
 
 
 @pytest.fixture
-def page(open_glass: Any, html: str) -> Any:  # noqa: F811
-    page = open_glass(html)
+def page(open_page: Any, html: str) -> Any:  # noqa: F811
+    page = open_page(html)
     return page
 
 
@@ -173,22 +173,25 @@ FAINT = """
 """
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_text_has_enough_contrast(open_glass: Any, html: str, dark: bool) -> None:  # noqa: F811
-    page = open_glass(html, dark=dark)
+def test_every_text_has_enough_contrast_in_light_and_dark(page: Any) -> None:
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     page.get_by_label("Top-p, as a number").fill("0.5")
     page.locator(".nt-cut").first.wait_for()
-    assert page.evaluate(FAINT) == []
-    page.evaluate("glass.open('residual after mlp', 1, [5, 2])")
-    assert page.evaluate(FAINT) == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(FAINT) == []
+        page.evaluate("glass.open('residual after mlp', 1, [5, 2])")
+        page.locator("#inspector-explanation h3").wait_for()
+        assert page.evaluate(FAINT) == []
+        page.keyboard.press("Escape")
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1440])
-def test_the_page_is_never_wider_than_the_screen(open_glass: Any, html: str, width: int) -> None:  # noqa: F811
-    page = open_glass(html, width=width)
+def test_the_page_is_never_wider_than_the_screen(page: Any) -> None:
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
-    page.evaluate("glass.open('hidden', 0, [0, 3])")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    box = page.locator("#inspector").bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    for width in (1440, 768, 390, 320):
+        page.set_viewport_size({"width": width, "height": 700})
+        page.evaluate("glass.open('hidden', 0, [0, 3])")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        box = page.locator("#inspector").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+        page.keyboard.press("Escape")
