@@ -37,13 +37,13 @@ function blockSummary(layer) {
   return summary;
 }
 
-/** How large a change is, relative to the residual stream before it. */
+/** How large a change is, relative to the residual stream before it. The bar is half full where both are equally long. */
 function meter(name, change) {
   return el(
     "span",
     {
       class: "meter",
-      "--share": Math.min(change, 1),
+      "--share": change / (1 + change),
       title: `${name} adds a vector with ${percent(change)} of the length of the residual stream`,
     },
     el("span", { class: "meter-name" }, name),

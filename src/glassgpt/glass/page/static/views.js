@@ -31,7 +31,7 @@ function tokenAt(position) {
 
 /** 'token 3 "e"', for labels. */
 function tokenLabel(position) {
-  return `token ${position} “${tokenAt(position)}”`;
+  return `token ${position} “${tokenAt(position).replaceAll(" ", "␣")}”`;
 }
 
 /** A formula, with the sizes of what is in it below. */
