@@ -199,7 +199,7 @@ def test_the_verb_prints_what_the_library_gives(cli: Any, folder: Path, tmp_path
     code, out, err = cli("score", folder, "text.txt", "--tokens", 20)
     assert code == 0, err
     assert "... and 26 more tokens" in out
-    assert "45 tokens predicted; the first of the text is not" in out
+    assert "45 tokens predicted; the first one is not" in out
     assert "11 windows of 8 tokens, one every 4: after the first window, each token has at least 5 tokens before" in out
     scored = inside.score(*load_model(folder), text)
     assert f"{scored.bits[scored.worst(1)[0]]:.2f}" in out.splitlines()[-10]

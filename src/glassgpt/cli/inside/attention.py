@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
 from glassgpt.cli.inside.trace import describe_tokens
 from glassgpt.cli.printing.output import pluralize, print_json, print_table, print_text
 from glassgpt.cli.prompt import (
@@ -17,6 +17,7 @@ from glassgpt.cli.prompt import (
     PROMPT_FILE_OPTION,
     PROMPT_OPTION,
     RUN_ARGUMENT,
+    check_picture,
     load_model,
     newest_run,
     open_run,
@@ -61,7 +62,7 @@ def attention(
     the current one. induction: on the tokens that followed those. With --find induction or duplicate and without a
     prompt, as with --repeat, the model reads random tokens, twice; numbers are means over four such sequences.
     """
-    check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text = read_prompt_text(prompt, prompt_file)
     from glassgpt.glass.inside.heads import attention_maps, require_comparable, require_head
     from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
@@ -156,8 +157,7 @@ def _to_json(maps: "_Maps", chosen: Sequence[tuple[int, int]], head: int | None)
         ]
         weights = {"weights": one.weights[0, head].tolist()} if head is not None else {}
         models.append({"name": name, "heads": heads} | weights)
-    prompt = maps[0][1].prompt
-    return {"prompt": {"ids": prompt.ids, "tokens": prompt.tokens}, "models": models}
+    return {"prompt": vars(maps[0][1].prompt), "models": models}
 
 
 def _print(maps: "_Maps", chosen: Sequence[tuple[int, int]], head: int | None, find: str, rows: int | None) -> None:

@@ -1,18 +1,20 @@
 """``glassgpt film``."""
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
 from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text, say
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     PICTURE_OPTION,
     PROMPT_FILE_OPTION,
     PROMPT_OPTION,
+    check_picture,
     newest_run,
     read_prompt_text,
 )
@@ -47,7 +49,7 @@ def film(
 
     `train keep_every=N` keeps the checkpoints. Heads are measured on random tokens that are repeated once.
     """
-    check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text, wanted = read_prompt_text(prompt, prompt_file), _read_steps(steps)
     from glassgpt import api
     from glassgpt.glass.inside.film import film
@@ -63,14 +65,14 @@ def film(
         )  # fmt: skip
     if len(result.frames) == 1:
         say("note: this is one checkpoint only; `glassgpt train ... keep_every=N` keeps more")
-    if json:
-        print_json(_to_json(result, heads))
-    else:
-        _print(result, heads)
     if out is not None:
         from glassgpt.glass.inside.pictures.film import draw_film
 
         draw_film(result, heads or [result.frames[-1].best_head("induction")], out)
+    if json:
+        print_json(_to_json(result, heads))
+    else:
+        _print(result, heads)
 
 
 def _read_steps(text: str) -> list[int]:
@@ -96,7 +98,10 @@ def _print(film: "Film", heads: list[tuple[int, int]]) -> None:
     from glassgpt.glass.inside.heads import STATISTICS
     from glassgpt.glass.tokens import escaped
 
-    rows = [[f"{frame.step:,}", f"{frame.loss:.3f}", escaped(frame.text.encode())] for frame in film.frames]
+    losses = ["-" if math.isnan(frame.loss) else f"{frame.loss:.3f}" for frame in film.frames]  # - for one token
+    rows = [
+        [f"{frame.step:,}", loss, escaped(frame.text.encode())] for frame, loss in zip(film.frames, losses, strict=True)
+    ]
     print_table(["step", "loss", "text after the prompt"], rows, right=(0, 1))
     print_text("\nLogit lens: the next token after each block, its probability; [in brackets]: it stays so to the end")
     layers = spread(len(film.frames[0].lens_texts), _MOST_LAYERS)
@@ -142,7 +147,7 @@ def _to_json(film: "Film", heads: list[tuple[int, int]]) -> dict[str, Any]:
         induction = {"step": frame.step, "after": after, "head": head_name(frame.best_head("induction"))}
     return {
         "run": film.run.name,
-        "prompt": {"ids": film.prompt.ids, "tokens": film.prompt.tokens},
+        "prompt": vars(film.prompt),
         "induction": induction | {"threshold": film.threshold, "chance": film.chance},
         "checkpoints": [_frame_to_json(frame, heads) for frame in film.frames],
     }

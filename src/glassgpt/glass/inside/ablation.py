@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from glassgpt.errors import ConfigError, DataError, GenerationError
 from glassgpt.files import Progress
+from glassgpt.glass.inside.heads import require_head
+from glassgpt.inference.stream import require_known
 from glassgpt.loss import Evaluation, evaluate, subset
 from glassgpt.model import GPT, Block
 from glassgpt.recording import evaluation_mode
@@ -139,9 +141,7 @@ def ablate(
         TokenizerError: if it has characters that the tokenizer does not know.
         GenerationError: if the loss is not finite.
     """
-    L, V = model.config.n_layer, model.config.vocab_size
-    if layer is not None and not 0 <= layer < L:
-        raise ConfigError(f"--layer {layer}: the model has the layers 0 to {L - 1}")
+    require_head(model.config, layer)
     if by not in get_args(By):
         raise ConfigError(f"--by {by!r} is not one of {', '.join(get_args(By))}")
     if tokens < 1:
@@ -149,20 +149,16 @@ def ablate(
     ids = tokenizer.encode_array(text)
     if len(ids) < 2:
         raise DataError(f"the text has {len(ids)} tokens; the loss needs at least 2")
-    if ids.max() >= V:
-        raise GenerationError(
-            f"the text has the token {ids.max()}, but the model's tokens are 0 to {V - 1}; "
-            "the tokenizer belongs to another model"
-        )
+    require_known([int(ids.min()), int(ids.max())], model.config.vocab_size, "the text")
     window = min(model.config.block_size, tokens, len(ids) - 1)
     starts = subset(ids, window, tokens)
-    batch_size = max(1, min(32, _MOST_LOGITS // (window * V)))
+    batch_size = max(1, min(32, _MOST_LOGITS // (window * model.config.vocab_size)))
     run = _Pass(model)
 
     def measure() -> Evaluation:
         return evaluate(run, ids, window, model.device, starts=starts, batch_size=batch_size)
 
-    layers = list(range(L)) if layer is None else [layer]
+    layers = list(range(model.config.n_layer)) if layer is None else [layer]
     with evaluation_mode(model):
         whole, heads, mlps = _ablate_layers(run, measure, by, layers, progress)
     return Ablation(by, whole.loss, whole.tokens, window, layers, heads, mlps)
