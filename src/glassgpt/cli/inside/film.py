@@ -51,6 +51,8 @@ def film(
     """
     check_picture(out)
     text, wanted = read_prompt_text(prompt, prompt_file), _read_steps(steps)
+    if wanted and every:
+        raise ConfigError("give --steps or --every, not both")
     from glassgpt import api
     from glassgpt.glass.inside.film import film
     from glassgpt.sampling import SamplingConfig
@@ -94,8 +96,9 @@ def _read_head(text: str, config: "ModelConfig") -> tuple[int, int]:
 
 def _print(film: "Film", heads: list[tuple[int, int]]) -> None:
     """Print tables over steps: texts, lens, the best heads, chosen heads; then when induction appears."""
-    from glassgpt.glass.inside.film import describe_induction, head_name, spread
-    from glassgpt.glass.inside.heads import STATISTICS
+    from glassgpt.glass.inside.film import describe_induction, spread
+    from glassgpt.glass.inside.heads import STATISTICS, head_name
+    from glassgpt.glass.inside.lens import row_name
     from glassgpt.glass.tokens import escaped
 
     losses = ["-" if math.isnan(frame.loss) else f"{frame.loss:.3f}" for frame in film.frames]  # - for one token
@@ -106,7 +109,7 @@ def _print(film: "Film", heads: list[tuple[int, int]]) -> None:
     print_text("\nLogit lens: the next token after each block, its probability; [in brackets]: it stays so to the end")
     layers = spread(len(film.frames[0].lens_texts), _MOST_LAYERS)
     rows = [[f"{frame.step:,}", *(_lens_cell(frame, layer) for layer in layers)] for frame in film.frames]
-    print_table(["step", *("embeddings" if i == 0 else f"block {i - 1}" for i in layers)], rows, right=(0,))
+    print_table(["step", *map(row_name, layers)], rows, right=(0,))
     print_text(
         "\nThe best head of each kind (the lowest entropy) on repeated random tokens, and the loss of these tokens"
     )
@@ -138,7 +141,7 @@ def _head_row(film: "Film", frame: "Frame", head: tuple[int, int]) -> list[str]:
 
 
 def _to_json(film: "Film", heads: list[tuple[int, int]]) -> dict[str, Any]:
-    from glassgpt.glass.inside.film import head_name
+    from glassgpt.glass.inside.heads import head_name
 
     induction: dict[str, Any] = {"step": None, "after": None, "head": None}
     if (index := film.induction) is not None:
@@ -154,7 +157,7 @@ def _to_json(film: "Film", heads: list[tuple[int, int]]) -> dict[str, Any]:
 
 
 def _frame_to_json(frame: "Frame", heads: list[tuple[int, int]]) -> dict[str, Any]:
-    from glassgpt.glass.inside.film import head_name
+    from glassgpt.glass.inside.heads import head_name
 
     statistics = frame.repeated.statistics
     rows = zip(frame.lens_tokens.tolist(), frame.lens_texts, frame.lens_probability.tolist(), strict=True)

@@ -73,7 +73,9 @@ def lens(
 
 
 def _layers(found: "Lens") -> list[str]:
-    return ["embeddings", *(f"block {layer}" for layer in range(len(found.texts) - 1))]
+    from glassgpt.glass.inside.lens import row_name
+
+    return [row_name(row) for row in range(len(found.texts))]
 
 
 def _quoted(text: str) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from glassgpt.config import RuntimeConfig
 from glassgpt.files import Progress
-from glassgpt.glass.inside.heads import attention_maps
+from glassgpt.glass.inside.heads import attention_maps, head_name
 from glassgpt.glass.inside.lens import lens
 from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.glass.inside.repeated import Repeated, measure_repeated
@@ -176,11 +176,6 @@ def _examine(model: GPT, tokenizer: Tokenizer, prompt: str, read: Prompt, step: 
 def _loss(model: GPT, prompt: Prompt) -> float:
     idx = prompt.idx(model)
     return float(F.cross_entropy(model(idx)[0, :-1].double(), idx[0, 1:]))
-
-
-def head_name(head: tuple[int, int]) -> str:
-    """Write a head as its layer and number: ``5.3``."""
-    return f"{head[0]}.{head[1]}"
 
 
 def describe_induction(film: Film) -> str:

@@ -109,6 +109,11 @@ def head_statistics(weights: Tensor, ids: Sequence[int]) -> dict[str, np.ndarray
     return {name: values.reshape(weights.shape[:-2]).double().cpu().numpy() for name, values in result.items()}
 
 
+def head_name(head: tuple[int, int]) -> str:
+    """Write a head as its layer and number: ``5.3``."""
+    return f"{head[0]}.{head[1]}"
+
+
 def require_head(config: ModelConfig, layer: int | None, head: int | None = None) -> None:
     """Check that a layer, and a head, exist.
 
