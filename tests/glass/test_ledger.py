@@ -65,7 +65,7 @@ def record(model: GPT, tokenizer: Tokenizer, asked: Request, **about: Any) -> le
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy": {"sampling": SamplingConfig(0.0)},
     "one token": {"count": 1},
-    "past the context": {"count": CONTEXT + 12, "seed": 1},
+    "past the context": {"count": CONTEXT + 2, "seed": 1},
     "a prompt past the context": {"prompt": "abcdefghij" * 3},
     "an empty prompt": {"prompt": ""},
     "stop strings": {"count": 25, "stop": ["ca", "d", "jj"], "sampling": SamplingConfig(1.5)},
@@ -81,7 +81,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("kind", "case"),
-    [("char", case) for case in REQUESTS] + [("bpe", case) for case in ("greedy", "past the context", "stop strings")],
+    [("char", case) for case in REQUESTS] + [("bpe", case) for case in ("past the context", "stop strings")],
 )
 def test_a_ledger_is_read_as_it_was_written_and_replayed_bit_for_bit(
     kind: str, case: str, bpe: BPETokenizer, tmp_path: Path
