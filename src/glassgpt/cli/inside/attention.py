@@ -65,25 +65,25 @@ def attention(
     check_picture(out)
     text = read_prompt_text(prompt, prompt_file)
     from glassgpt.glass.inside.heads import attention_maps, require_comparable, require_head
-    from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
+    from glassgpt.glass.inside.pictures.attention import TILE
+    from glassgpt.glass.inside.prompt import Prompt, read_prompt
     from glassgpt.glass.inside.repeated import measure_repeated, repeated_sequences
 
     _check(text, layer, head, find, repeat)
     repeat = repeat or (not text and find in ("duplicate", "induction"))
-
     layers = [layer] if layer is not None else None if out is not None else []  # whose weights are shown
+    at_most = TILE if head is None else None
 
     def read(source: str) -> "AttentionMaps":
         model, tokenizer = load_model(open_run(source, runs), device)
         require_head(model.config, layer, head)
         if not repeat:
-            return attention_maps(model, read_prompt(model, tokenizer, text), layers)
-        ids = repeated_sequences(model, tokenizer, seed)[0]
-        maps = attention_maps(model, Prompt(ids, [token_text(tokenizer, i) for i in ids]), layers)
+            return attention_maps(model, read_prompt(model, tokenizer, text), layers, at_most)
+        shown = Prompt.of(tokenizer, repeated_sequences(model, tokenizer, seed)[0])
+        maps = attention_maps(model, shown, layers, at_most)
         return replace(maps, statistics=measure_repeated(model, tokenizer, seed).statistics)
 
-    sources = [(run or "the newest run", run), *_other(run, against, step, runs)]
-    maps = [(name, read(source)) for name, source in sources]
+    maps = [(name, read(source)) for name, source in _sources(run, against, step, runs)]
     if len(maps) > 1:
         require_comparable(maps[0][1], maps[1][1])
     first = maps[0][1]
@@ -116,15 +116,15 @@ def _check(text: str, layer: int | None, head: int | None, find: str, repeat: bo
         raise ConfigError("give a prompt or --repeat, not both")
 
 
-def _other(run: str, against: str, step: int | None, runs: Path) -> list[tuple[str, str]]:
-    """Return the name of the model to compare with, if there is one, and where it is."""
+def _sources(run: str, against: str, step: int | None, runs: Path) -> list[tuple[str, str]]:
+    """Return the name of the model, and of the one to compare with, if there is one; and where each is."""
     from glassgpt import api
 
+    first, name = (run or "the newest run", run), against or run
     if step is None:
-        return [(against, against)] if against else []
-    name = against or run
+        return [first, (against, against)] if against else [first]
     found = api.find_run(name, runs) if name else newest_run(runs)
-    return [(f"{found.name} at step {step}", str(found.at_step(step)))]
+    return [first, (f"{found.name} at step {step}", str(found.at_step(step)))]
 
 
 def _undefined(maps: "AttentionMaps", names: Sequence[str]) -> str:

@@ -19,6 +19,11 @@ class Prompt:
     ids: list[int]
     tokens: list[str]
 
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, ids: list[int]) -> "Prompt":
+        """Return these ids with the texts of their tokens."""
+        return cls(ids, [token_text(tokenizer, i) for i in ids])
+
     def idx(self, model: GPT) -> Tensor:
         """Return the ids as one row ``[1, T]`` on the model's device."""
         return torch.tensor([self.ids], device=model.device)
@@ -38,7 +43,7 @@ def read_prompt(model: GPT, tokenizer: Tokenizer, text: str) -> Prompt:
             f"the prompt has {len(ids):,} tokens; the model reads {context:,} at once. Give a shorter prompt"
         )
     require_known(ids, model.config.vocab_size, "the prompt")
-    return Prompt(ids, [token_text(tokenizer, i) for i in ids])
+    return Prompt.of(tokenizer, ids)
 
 
 def token_text(tokenizer: Tokenizer, i: int) -> str:
