@@ -77,11 +77,10 @@ class _Hooks(ExitStack):
         self.see = see
 
     def on_output(self, module: nn.Module, name: str, layer: int | None = None) -> None:
-        hook = module.register_forward_hook(lambda _, inputs, output: self.see(name, layer, output))
-        self.callback(hook.remove)
+        self.enter_context(module.register_forward_hook(lambda _, inputs, output: self.see(name, layer, output)))
 
     def on_inputs(self, module: nn.Module, see: Callable[..., None]) -> None:
-        self.callback(module.register_forward_pre_hook(lambda _, inputs: see(*inputs)).remove)
+        self.enter_context(module.register_forward_pre_hook(lambda _, inputs: see(*inputs)))
 
     def on_input(self, module: nn.Module, name: str, layer: int | None = None) -> None:
         self.on_inputs(module, lambda x, *others: self.see(name, layer, x))
@@ -110,8 +109,9 @@ class _Hooks(ExitStack):
         if config.qk_norm:
             self.on_output(part.q_norm, "normed q", layer)
             self.on_output(part.k_norm, "normed k", layer)
-        hook = part.attend.register_forward_hook(lambda _, inputs, output: self.see("head outputs", layer, output[0]))
-        self.callback(hook.remove)
+        self.enter_context(
+            part.attend.register_forward_hook(lambda _, inputs, output: self.see("head outputs", layer, output[0]))
+        )
         self.on_input(part.out, "concatenated heads", layer)
         self.on_output(part, "attention output", layer)
         self.on_input(block.norm_2, "residual after attention", layer)

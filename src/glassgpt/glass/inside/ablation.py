@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from glassgpt.errors import ConfigError, DataError, GenerationError
 from glassgpt.files import Progress
@@ -92,11 +93,8 @@ class _Pass:
     def keeping_output_of(self, layer: int) -> Iterator[None]:
         """Keep the output of this block in each batch; after that, passes begin at the next block."""
         kept: list[Tensor] = []
-        hook = self.model.blocks[layer].register_forward_hook(lambda _, inputs, output: kept.append(output))
-        try:
+        with self.model.blocks[layer].register_forward_hook(lambda _, inputs, output: kept.append(output)):
             yield
-        finally:
-            hook.remove()
         self.layer, self.kept, self._next = layer + 1, kept, 0
 
 
@@ -212,36 +210,23 @@ def _mean(module: nn.Module, of: Literal["input", "output"]) -> Iterator[Callabl
         sums.append(x.sum(dim=0))
         positions += len(x)
 
-    hook = module.register_forward_hook(add)
-    try:
+    with module.register_forward_hook(add):
         yield lambda: torch.stack(sums).sum(dim=0) / positions
-    finally:
-        hook.remove()
 
 
-@contextmanager
-def _replaced_input(module: nn.Module, part: slice, value: Tensor | None) -> Iterator[None]:
-    """Put a value ``[size]``, or 0, in place of a part of the module's input."""
+def _replaced_input(module: nn.Module, part: slice, value: Tensor | None) -> RemovableHandle:
+    """Put a value ``[size]``, or 0, in place of a part of the module's input, while the handle's context lasts."""
 
     def replace(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         x = inputs[0].clone()
         x[..., part] = 0 if value is None else value
         return x
 
-    hook = module.register_forward_pre_hook(replace)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return module.register_forward_pre_hook(replace)
 
 
-@contextmanager
-def _replaced_output(module: nn.Module, value: Tensor | None) -> Iterator[None]:
-    """Put a value ``[size]``, or 0, in place of the module's output."""
-    hook = module.register_forward_hook(
+def _replaced_output(module: nn.Module, value: Tensor | None) -> RemovableHandle:
+    """Put a value ``[size]``, or 0, in place of the module's output, while the handle's context lasts."""
+    return module.register_forward_hook(
         lambda _, inputs, output: torch.zeros_like(output) if value is None else value.expand_as(output)
     )
-    try:
-        yield
-    finally:
-        hook.remove()
