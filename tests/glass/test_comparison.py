@@ -1,14 +1,12 @@
 """Settings side by side, against a plain forward pass and against each setting by itself."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.errors import ConfigError
 from glassgpt.glass.choices import compare_settings, usual_settings
@@ -19,12 +17,6 @@ from glassgpt.sampling import SamplingConfig, probabilities
 from glassgpt.tokenizer import CharTokenizer
 
 CHARS = CharTokenizer(list("abcdefghijklmnopqr\n"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with thread_count(1):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
 from glassgpt.errors import ConfigError, DataError, GenerationError
@@ -30,12 +29,6 @@ from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 CONTEXT = 16
 CHARS = CharTokenizer(list("abcdefghijklmnopqr\n"))
 ALL = SamplingConfig(0.9, top_k=12, top_p=0.9, min_p=0.02, repetition_penalty=1.2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with thread_count(1):
-        yield
 
 
 def build(tokenizer: Tokenizer, seed: int = 0) -> GPT:

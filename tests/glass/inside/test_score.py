@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import published_models
 import pytest
 import torch
 
-from conftest import load_model, thread_count
+from conftest import load_model
 from glassgpt import inside
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
@@ -32,12 +31,6 @@ CONFIGS = {
     "sliding window": dataclasses.replace(CLASSIC, **{**MODERN, "sliding_window": 3}),
 }
 TEXT = "".join(ALPHABET[i] for i in np.random.default_rng(0).integers(0, len(ALPHABET), 45))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with thread_count(1):
-        yield
 
 
 def build(config: ModelConfig) -> GPT:

@@ -1,7 +1,7 @@
 """Ablation: the loss of a model without each of its heads and each of its MLPs.
 
 A head is left out by changing its slice of the input of the output projection, an MLP by changing its output. Zero
-ablation puts 0 there; mean ablation puts the mean of the component's output over all positions of the same text, so
+ablation puts 0 there; mean ablation puts the mean of the component's output over all positions that are read, so
 that what later layers always receive from it stays.
 """
 
