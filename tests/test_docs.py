@@ -30,6 +30,7 @@ def shortened(command: list[str]) -> list[str]:
     return command
 
 
+@pytest.mark.timeout(1800)  # the guide has some eighty commands
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Path) -> None:
     prose = text_file.read_text(encoding="utf-8")

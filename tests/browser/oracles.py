@@ -120,7 +120,7 @@ class Oracle:
             "final norm": lambda: self.residual_before(self.config.n_layer),
         }  # fmt: skip
         x = inputs[name]()[tuple(index[:-1])]
-        return x if self.config.norm == "layernorm" else x * x
+        return x if self.config.norm == "layernorm" and not name.startswith("normed") else x * x
 
     def _rotated(self, name: str, layer: int, index: list[int]) -> Tensor:
         head, t, d = index

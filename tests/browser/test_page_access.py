@@ -54,6 +54,10 @@ def test_everything_can_be_done_from_the_keyboard(page: Any) -> None:
     keyboard.press("ArrowRight")
     page.locator("[aria-valuetext='1.05']").wait_for()
     assert page.get_by_label("Temperature, as a number").input_value() == "1.05"
+    page.get_by_label("Top-k, as a number").fill("-3")  # marked, and gone when the field is left
+    assert page.get_by_label("Top-k, as a number").get_attribute("aria-invalid") == "true"
+    keyboard.press("Tab")
+    assert page.get_by_label("Top-k, as a number").input_value() == "0"
 
 
 # Every stop of the Tab key: what it is, its name, and the width of the outline that shows that it has the focus.

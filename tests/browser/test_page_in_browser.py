@@ -1,6 +1,5 @@
 """Whole pages in Chromium: every number that a page shows is the one that torch has."""
 
-import dataclasses
 import math
 import random
 import re
@@ -17,7 +16,7 @@ from oracles import Oracle, digits
 from glassgpt.glass.inside.prompt import read_prompt, token_text
 from glassgpt.glass.page.writing import glass_page
 from glassgpt.recording import record
-from glassgpt.sampling import SamplingConfig, next_token, stages
+from glassgpt.sampling import SamplingConfig, next_token
 from glassgpt.tokenizer import BPETokenizer
 from glassgpt.weights.folder import save_model
 
@@ -52,7 +51,11 @@ def tolerance(values: torch.Tensor) -> float:
 
 @everywhere
 def test_every_tensor_of_the_page_is_that_of_the_pass(page: Any, shown: Shown) -> None:
-    names = shown.oracle.names()
+    check_tensors(page, shown.oracle)
+
+
+def check_tensors(page: Any, oracle: Oracle) -> None:
+    names = oracle.names()
     answers = page.evaluate(
         """(names) => Promise.all(names.map(async ([name, layer]) => {
           const { shape, data, source } = await glass.tensor(name, layer);
@@ -61,7 +64,7 @@ def test_every_tensor_of_the_page_is_that_of_the_pass(page: Any, shown: Shown) -
         names,
     )
     for (name, layer), answer in zip(names, answers, strict=True):
-        expected = shown.oracle.tensor(name, layer)
+        expected = oracle.tensor(name, layer)
         actual = torch.tensor([float(x.replace("Infinity", "inf")) for x in answer["data"]]).double()
         tolerated = 0.0 if answer["source"] == "recorded" else tolerance(expected)
         assert answer["shape"] == list(expected.shape), name
@@ -89,10 +92,14 @@ SUMS |= {"mlp output", "residual after attention", "residual after mlp", "logits
 
 @everywhere
 def test_explanations_have_the_terms_and_the_value_of_torch(page: Any, shown: Shown) -> None:
+    check_explanations(page, shown.oracle)
+
+
+def check_explanations(page: Any, oracle: Oracle) -> None:
     generator = random.Random(1)
     cells = [
-        (name, layer, random_index(generator, shown.oracle.tensor(name, layer).shape))
-        for name, layer in shown.oracle.names()
+        (name, layer, random_index(generator, oracle.tensor(name, layer).shape))
+        for name, layer in oracle.names()
         for _ in range(8)
     ]
     answers = page.evaluate(
@@ -104,12 +111,12 @@ def test_explanations_have_the_terms_and_the_value_of_torch(page: Any, shown: Sh
         cells,
     )
     for (name, layer, index), answer in zip(cells, answers, strict=True):
-        values = shown.oracle.tensor(name, layer)
+        values = oracle.tensor(name, layer)
         expected = float(values[tuple(index)])
         assert answer["missing"] == "", name
         assert number(answer["value"]) == pytest.approx(expected, abs=tolerance(values)), (name, layer, index)
         assert answer["recorded"] == "undefined" or number(answer["recorded"]) == expected, (name, layer, index)
-        check_terms(name, layer, index, [number(term) for term in answer["terms"]], shown.oracle)
+        check_terms(name, layer, index, [number(term) for term in answer["terms"]], oracle)
 
 
 def number(text: str) -> float:
@@ -234,6 +241,38 @@ def test_pictures_and_lists_show_the_numbers_of_the_pass(page: Any, shown: Shown
     assert len(answer["matrices"]) > 30 and len(answer["vectors"]) > 12 and len(answer["units"]) == 12
 
 
+READ_PREDICTIONS = """
+async (position) => {
+  glass.select(position);
+  await new Promise(requestAnimationFrame);
+  const rows = Array.from(document.querySelectorAll(".lens-grid tbody tr"));
+  const grid = rows.map((row) => Array.from(row.querySelectorAll("td"), (cell) => [cell.textContent, cell.title]));
+  return { grid, rise: Array.from(document.querySelectorAll("#rise li"), (item) => item.title) };
+}
+"""
+
+
+@everywhere
+def test_the_predictions_at_every_depth_are_those_of_the_final_norm_and_the_head(page: Any, shown: Shown) -> None:
+    oracle, position = shown.oracle, 5
+    answer = page.evaluate(READ_PREDICTIONS, position)
+    depths = torch.stack([oracle.residual_before(depth) for depth in range(oracle.config.n_layer + 1)]).float()
+    probability = oracle.model.head(oracle.model.final_norm(depths)).softmax(dim=-1).detach()  # [L + 1, T, V]
+    final = probability[-1].argmax(dim=-1)  # [T]
+    of_final = probability.gather(-1, final.expand(len(depths), -1)[..., None])
+    rank = (probability > of_final).sum(dim=-1) + 1  # [L + 1, T]
+    for depth, cells in enumerate(answer["grid"]):
+        for t, (token, title) in enumerate(cells):
+            most, i = probability[depth, t].max(dim=-1)
+            assert token == token_text(TOKENIZER, int(i)).replace(" ", "␣")
+            assert title in {f"{p}; the final token has rank {rank[depth, t]} here" for p in shares(float(most))}
+    for depth, text in enumerate(answer["rise"]):
+        place = f"block {depth - 1}" if depth else "embeddings"
+        near = shares(float(of_final[depth, position]))
+        assert text in {f"after {place}: {p}, rank {rank[depth, position]}" for p in near}
+    assert len(answer["rise"]) == len(answer["grid"]) == 3 and len(answer["grid"][0]) == 13
+
+
 def layer_of(name: str, block: int, earlier: int, oracle: Oracle) -> list[int | None]:
     """The layer of a tensor that is shown in a block; a block begins with the residual stream of the one before."""
     if name.endswith("embedding") or name in ("embeddings", "final norm"):
@@ -245,60 +284,7 @@ def layer_of(name: str, block: int, earlier: int, oracle: Oracle) -> list[int | 
 def shares(share: float) -> set[str]:
     """How the page may write a share, which it knows to some six digits."""
     near = [100 * share * (1 + change) for change in (-1e-5, 0, 1e-5)]
-    return {"< 0.01 %" if x < 0.01 else f"{x:.0f} %" if x >= 10 else f"{x:#.2g} %" for x in near}
-
-
-def percent(probability: float) -> str:
-    """Write a probability as the next-token panel does."""
-    x = 100 * probability
-    if 0 < x < 0.001:
-        return "<0.001\u00a0%"
-    return f"{x:.{1 if x >= 10 else 2 if x >= 1 or x == 0 else 3}f}\u00a0%"
-
-
-SETTINGS = {
-    "Repetition penalty": ("repetition_penalty", 1.3),
-    "Temperature": ("temperature", 0.7),
-    "Top-k": ("top_k", 40),
-    "Top-p": ("top_p", 0.9),
-    "Min-p": ("min_p", 0.05),
-}
-
-
-@everywhere
-def test_sliders_and_numbers_give_the_probabilities_of_sampling_py(page: Any, shown: Shown) -> None:
-    ids = read_prompt(shown.oracle.model, TOKENIZER, PROMPT).ids
-    page.get_by_text("These numbers as a table").click()
-    sampling = SamplingConfig()
-    for position, (label, (field, value)) in [(12, item) for item in SETTINGS.items()] + [
-        (4, ("Temperature", ("temperature", 0)))
-    ]:
-        page.evaluate("(position) => glass.select(position)", position)
-        page.get_by_label(f"{label}, as a number").fill(str(value))
-        sampling = dataclasses.replace(sampling, **{field: value})
-        uniform = 0.37 if value else 0.83
-        page.get_by_label("Random number u, as a number").fill(str(uniform))
-        rows = page.evaluate(
-            """async () => {
-              await new Promise(requestAnimationFrame);
-              const rows = document.querySelectorAll(".nt-table tbody tr");
-              return Array.from(rows, (row) => Array.from(row.cells, (cell) => cell.textContent));
-            }"""
-        )
-        logits = shown.oracle.recording.logits[0, position]
-        after = stages(logits, sampling, ids[: position + 1])
-        columns = [logits.double().softmax(dim=-1), *(stage.softmax(dim=-1) for stage in after)]
-        for cells in rows:
-            token = int(cells[1])
-            assert float(cells[2]) == pytest.approx(float(logits[token]), abs=5.1e-5)
-            cut = [False, *(bool(stage[token] == -math.inf) for stage in after)]
-            assert cells[3:] == ["cut" if cut[i] else percent(float(columns[i][token])) for i in range(6)], (
-                label,
-                token,
-            )
-        chosen = int(next_token(logits, sampling, torch.tensor(uniform, dtype=torch.float64), ids[: position + 1]))
-        assert f"(id {chosen})" in page.locator(".nt-sentence").text_content()
-    assert page.get_by_label("Temperature", exact=True).input_value() == "0"
+    return {"< 0.01 %" if x < 0.01 else f"{x:.0f} %" if x >= 10 else f"{x:#.2g}".rstrip(".") + " %" for x in near}
 
 
 @pytest.mark.parametrize("shown", ["grouped queries"], indirect=True)
@@ -321,7 +307,7 @@ def test_the_pointer_shows_the_cell_under_it_and_a_click_opens_it(page: Any, sho
         title = page.locator("#inspector-explanation h3")
         title.get_by_text(f"{name}[{', '.join(map(str, index))}] = ").wait_for()
         assert shows(title.text_content().split(" = ")[1], value, tolerance(values)), (name, index)
-        page.get_by_role("button", name="Close").click()
+        page.get_by_role("button", name="Close", exact=True).click()
 
 
 def check_layout(page: Any, width: int) -> None:
@@ -401,3 +387,34 @@ def test_the_slider_over_checkpoints_shows_the_numbers_of_each(open_glass: Any, 
             page.get_by_text(re.compile(rf"^u = 0.5 falls on .* \(id {int(chosen)}\)")).first.wait_for(state="attached")
         page.get_by_label("Checkpoint").focus()
     assert page.get_by_label("Temperature, as a number").input_value() == "0.5"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_models_of_any_shape_are_shown_and_explained(open_glass: Any, seed: int) -> None:  # noqa: F811
+    generator = random.Random(seed)
+    choose = generator.choice
+    model = make_model(choose([*CONFIGS]), seed, **random_shape(choose))
+    prompt = "".join(generator.choices("To be, or not?", k=choose([1, 2, 5, 20])))
+    recording = record(model, read_prompt(model, TOKENIZER, prompt).idx(model))
+    page = open_glass(glass_page(model, TOKENIZER, prompt).html, width=choose([390, 1024]))
+    check_tensors(page, Oracle(model, recording))
+    check_explanations(page, Oracle(model, recording))
+
+
+def random_shape(choose: Any) -> dict[str, Any]:
+    """Changes of a configuration: sizes, biases, windows, activations, tied weights."""
+    heads, rotary, window = choose([1, 2, 6]), choose([True, False]), choose([0, 1, 4])
+    linear = {"rope_scaling": "linear", "rope_factor": 2.0}
+    scaling = choose([{}, linear, {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_context": 8}])
+    norm = choose(["layernorm", "rmsnorm"])
+    biases = {f"{name}_bias": choose([True, False]) for name in ("qkv", "attention_out", "mlp")}
+    return biases | {
+        "n_layer": choose([1, 3]), "n_head": heads, "n_kv_head": choose([1, heads]), "n_embd": choose([4, 12, 18]),
+        "head_dim": choose([2, 8]), "intermediate_size": choose([1, 7, 40]),
+        "mlp": choose(["gelu", "gelu_tanh", "swiglu"]), "qk_norm": choose([True, False]),
+        "norm": norm, "norm_bias": norm == "layernorm" and choose([True, False]),
+        "position": "rope" if rotary else "learned", "sliding_window": window,
+        "first_window_layer": choose([0, 1]) if window else 0,
+        "tie_embeddings": choose([True, False]), **(scaling if rotary else {}),
+    }  # fmt: skip

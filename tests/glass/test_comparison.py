@@ -77,5 +77,7 @@ def test_one_candidate_is_drawn_and_nothing_to_generate_is_refused(model: GPT, t
     pytest.importorskip("matplotlib")
     draw_comparison(compare_settings(model, CHARS, [1], candidates=1, max_new_tokens=1), tmp_path / "a.svg", "$x 😀")
     assert (tmp_path / "a.svg").stat().st_size > 5000
+    cold = compare_settings(model, CHARS, [1], {"cold": SamplingConfig(1e-6)}, candidates=2, max_new_tokens=1)
+    assert (cold.probabilities.T.tolist(), cold.kept) == ([[1.0, 0.0]], [19]), "too unlikely is not dropped"
     with pytest.raises(ConfigError, match="at least 1"):
         compare_settings(model, CHARS, "a", max_new_tokens=0)

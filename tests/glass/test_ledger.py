@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -133,8 +134,12 @@ def test_the_stages_of_a_ledger_are_those_of_transformers() -> None:
             assert begin <= step["draw"] < end
             assert end - begin == pytest.approx(float(shares[step["chosen"]]), abs=1e-12)
             assert int(sample_inverse_cdf(shares, torch.tensor(step["draw"], dtype=torch.float64))) == step["chosen"]
+            logits = [logit.tolist() for logit in ledger.stages(number).values()]
             for candidate in step["candidates"]:
-                assert candidate["after_min_p"] == pytest.approx(float(shares[candidate["token"]]), abs=1e-12)
+                token = candidate["token"]
+                assert candidate["after_min_p"] == pytest.approx(float(shares[token]), abs=1e-12)
+                listed = [value for name, value in candidate.items() if name.startswith(("penalized", "logit_after"))]
+                assert listed == [None if logit[token] == -math.inf else logit[token] for logit in logits]
 
 
 def change_logit(step: dict[str, Any]) -> None:
@@ -254,6 +259,7 @@ def build_saveable() -> GPT:
         (["--replay", "l.json", "--compare"], ["leave out --compare"]),
         (["--compare", "--ledger", "l.json", "--explain"], ["--compare and --explain", "--compare and --ledger"]),
         (["--compare", "--greedy", "--temperature", 1], ["--compare and --temperature", "--compare and --greedy"]),
+        (["--greedy", "--temperature", 1], ["leave out --temperature"]),
         (["-o", "x.png"], ["add --compare"]),
         (["--ledger", "l.json", "--num-samples", 2], ["--ledger shows one sample"]),
         (["--ledger", "l.txt"], ["should end in .json"]),

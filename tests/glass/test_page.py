@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.page.encoding import decode_floats, encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
 from glassgpt.glass.page.tensors import RECORDED, longest_prompt, page_tensors, required_bytes
-from glassgpt.glass.page.writing import glass_page
+from glassgpt.glass.page.writing import SCRIPTS, STYLES, glass_page
 from glassgpt.model import GPT
 from glassgpt.recording import record
 from glassgpt.tokenizer import CharTokenizer
@@ -73,7 +74,8 @@ class Elements(HTMLParser):
 
 def test_the_page_loads_nothing_and_has_no_tag_from_the_prompt() -> None:
     model = build(TINY)
-    page, plain = (Elements(glass_page(model, TOKENIZER, text, name=text).html) for text in (HOSTILE, "plain"))
+    pages = (glass_page(model, TOKENIZER, text, name=f"{text}\udcff") for text in (HOSTILE, "plain"))
+    page, plain = (Elements(page.html) for page in pages)
     assert page.loaded == []
     names = {name for name in page.scripts if not name.startswith("tensor")}
     assert [tag for tag in page.tags if tag != "script"] == [tag for tag in plain.tags if tag != "script"]
@@ -102,6 +104,11 @@ def test_the_page_holds_every_recorded_tensor_exactly(name: str) -> None:
     in_page -= sum(int(np.prod(entry["shape"])) for key, entry in kept.items() if key[0] == "attention weights")
     table = 0 if model.position_embedding is None else model.position_embedding.weight.numel()
     assert in_page == sum(stored) - (table if model.config.tie_embeddings else 0), "every weight, or its rows in use"
+
+
+def test_every_file_of_the_page_is_put_into_it() -> None:
+    names = {entry.name for entry in (resources.files("glassgpt.glass.page") / "static").iterdir()}
+    assert names == {"page.html", *STYLES, *SCRIPTS}
 
 
 def test_encoded_numbers_come_back_bit_for_bit() -> None:

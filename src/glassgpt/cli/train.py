@@ -77,7 +77,7 @@ def quickstart(
 ) -> None:
     """Train a small GPT on Shakespeare's plays for two minutes.
 
-    It ends with a text of the model's, and RUN/glass.html, which shows the model inside.
+    It ends with a sample, and writes RUN/glass.html, a page that shows the model inside.
     """
     from glassgpt import assets
     from glassgpt.cli.printing.output import say
@@ -129,17 +129,16 @@ def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, pro
 
 
 def _write_page(model: "GPT", tokenizer: "Tokenizer", run: Path, prompt: str) -> Path | None:
-    """Write RUN/glass.html; None, with a note, if the model cannot read the prompt."""
+    """Write RUN/glass.html; None, with a note, if the model cannot read the prompt, or the file cannot be written."""
     from glassgpt.cli.printing.output import say
     from glassgpt.glass.page.writing import glass_page
 
     try:
-        page = glass_page(model, tokenizer, prompt, name=run.name)
-    except GlassError as error:
+        write_text(target := run / "glass.html", glass_page(model, tokenizer, prompt, name=run.name).html)
+    except (GlassError, OSError) as error:
         say(f"note: no page was written: {error}")
         return None
-    write_text(run / "glass.html", page.html)
-    return run / "glass.html"
+    return target
 
 
 def _dry_run(preset: str | None, layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
@@ -206,9 +205,13 @@ def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") 
     if page:
         print(f"{page}\n  open it in a browser: it follows {page_prompt!r} through your model, number by number\n")
     print("Next:")
-    commands = [shell_command("sample", path, "--prompt", "..."), shell_command("sample", path, "--explain")]
-    commands += [shell_command("plot", path), shell_command("train", "my.txt")]
-    purposes = "let it continue a text", "see every choice it makes", "draw its curve", "train on a text of your own"
+    commands = {
+        shell_command("sample", path, "--prompt", "..."): "let it continue a text",
+        shell_command("sample", path, "--explain"): "see every choice it makes",
+        shell_command("glass", path, "--prompt", "..."): "see every number that it computes for a text",
+        shell_command("plot", path): "draw its curve",
+        shell_command("train", "my.txt"): "train on a text of your own",
+    }
     width = max(map(len, commands))
-    for command, purpose in zip(commands, purposes, strict=True):
+    for command, purpose in commands.items():
         print(f"  {command:<{width}}   {purpose}")

@@ -184,6 +184,7 @@ def test_marks_stand_under_the_surprising_tokens(cli: Any, folder: Path) -> None
     for wrong, message in (
         (["-p", "abc", "x.txt"], "give FILE or --prompt, not both"),
         (["nofile.txt"], "nofile.txt"),
+        ([], "there is no text to score; give FILE"),
         (["-p", "a"], "too short"),
         (["-p", "abc", "-o", "x.gif"], "should end in .png or .svg"),
     ):

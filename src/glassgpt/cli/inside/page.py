@@ -29,7 +29,7 @@ def glass(
     prompt_file: Path = PROMPT_FILE_OPTION,
     out: Path = typer.Option(Path("glass.html"), "--out", "-o", metavar="FILE", help="File to write."),
     max_mb: float = typer.Option(
-        0.0, "--max-mb", help="Size of the file, at most; 0: 3, or 15 for a large model or long prompt."
+        0.0, "--max-mb", help="Size of the file, at most; 0: 3, or 15 for a large model, a long prompt or --film."
     ),
     film: bool = typer.Option(False, "--film", help="A slider over the kept checkpoints (train keep_every=N)."),
     device: str = DEVICE_OPTION,

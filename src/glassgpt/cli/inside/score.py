@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, stdin_is_piped
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_text
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
@@ -65,6 +65,8 @@ def score(
 
 def _read(file: str, prompt: str) -> str:
     """Return the text of the file, as training reads it, or of --prompt or standard input."""
+    if not (file or prompt or stdin_is_piped()):
+        raise ConfigError("there is no text to score; give FILE, or --prompt TEXT, or pipe a text into the command")
     if file in ("", "-"):
         if file and prompt:
             raise ConfigError("give FILE or --prompt, not both")

@@ -21,6 +21,7 @@ UNITS = {
     "filming": "checkpoints",
     "ablating": "passes",
     "scoring": "tokens",
+    "replaying": "steps",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

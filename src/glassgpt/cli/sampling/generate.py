@@ -74,7 +74,7 @@ def _generate(
             elif live:
                 print(text[len(printed) :], end="", flush=True)
             printed = text
-    except GenerationError:
+    except (GenerationError, KeyboardInterrupt):
         if live:
             print()  # the message begins on a line of its own
         raise

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from glassgpt.cli.printing.output import pluralize, print_json, say
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, say
 from glassgpt.cli.prompt import load_model, open_run
 
 
@@ -13,7 +13,8 @@ def replay_ledger(run: str, path: Path, device: str, runs: Path, json: bool) -> 
 
     ledger = ledgers.load(path)
     model, tokenizer = load_model(open_run(run, runs), device)
-    result = replay(model, tokenizer, ledger)
+    with ProgressLine() as progress:
+        result = replay(model, tokenizer, ledger, progress=progress)
     for note in result.notes:
         say(f"note: {note}")
     if json:

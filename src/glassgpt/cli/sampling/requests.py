@@ -39,6 +39,7 @@ def check_modes(given: set[str], num_samples: int) -> None:
         problems = ["-o draws a comparison of settings; add --compare"] if "out" in given else []
         shown = [name for name in ("explain", "ledger") if name in given and num_samples > 1]
         problems += [f"--{name} shows one sample at a time; leave out --num-samples" for name in shown]
+        problems += ["--greedy is a temperature of 0; leave out --temperature"] * ({"greedy", "temperature"} <= given)
     if problems:
         raise ConfigError(problems)
 

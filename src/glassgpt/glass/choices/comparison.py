@@ -15,7 +15,7 @@ from glassgpt.glass.pictures import drawable, label_tokens, new_figure, save_fig
 from glassgpt.inference.decode import Request, generate_text
 from glassgpt.inference.stream import encode_prompt
 from glassgpt.model import GPT
-from glassgpt.sampling import SamplingConfig, probabilities, stages
+from glassgpt.sampling import SamplingConfig, stages
 from glassgpt.tokenizer import Tokenizer
 
 _DROPPED, _KEPT = "#9aa1ab", "#3465b5"
@@ -103,14 +103,14 @@ def compare_settings(
     penalty = next(iter(chosen.values())).repetition_penalty
     order = stages(logits, SamplingConfig(repetition_penalty=penalty), ids)[0]
     best = order.sort(descending=True, stable=True).indices[: min(candidates, tokenizer.vocab_size)].tolist()
-    shares = torch.stack([probabilities(logits, sampling, ids) for sampling in chosen.values()])  # [S, V]
+    after = torch.stack([stages(logits, sampling, ids)[-1] for sampling in chosen.values()])  # [S, V]
     texts = [streamer.text for streamer in streamers]
     return Comparison(
         settings=chosen,
         ids=best,
         tokens=[token_text(tokenizer, i) for i in best],
-        probabilities=shares[:, best].T.numpy(),
-        kept=(shares > 0).sum(dim=1).tolist(),
+        probabilities=after.softmax(dim=-1)[:, best].T.numpy(),
+        kept=(after > -torch.inf).sum(dim=1).tolist(),
         continuations=[texts[i : i + num_samples] for i in range(0, len(texts), num_samples)],
     )
 

@@ -1,8 +1,8 @@
 """A ledger: everything that decided each token of a sample, in a JSON file that a person and a program can read.
 
 For every step it holds the logits before the stages (float32, exact), the random number, the interval of cumulative
-probability in which it fell, what each stage dropped, and the most likely candidates. The logits after each stage
-follow exactly from these by :func:`glassgpt.sampling.stages`, so the file does not repeat them.
+probability in which it fell, what each stage dropped, and the most likely candidates, with their logits and
+probabilities after each stage. Those of all other tokens follow exactly by :func:`glassgpt.sampling.stages`.
 """
 
 import base64
@@ -36,8 +36,11 @@ FORMAT, VERSION = "glassgpt ledger", 1
 #: Candidates that are listed for each step, at most, and the chosen one.
 LISTED = 20
 _ABOUT = (
-    "Each step: logits before the stages, as base64 of vocab_size little-endian float32; the stages are repetition "
-    "penalty, temperature, top-k, top-p, min-p; draw x (sum of the probabilities after them) is in interval [from, to)"
+    "Each step has the logits before the stages (repetition penalty, temperature, top-k, top-p, min-p), as base64 of "
+    f"vocab_size little-endian float32; cuts: what each stage dropped; candidates: the {LISTED} most likely tokens and "
+    "the chosen one, each with its logit and probability after each stage (a dropped one: null and 0). Those of the "
+    "other tokens follow from the logits, the sampling settings and the ids before, as glassgpt.sampling.stages has "
+    "them. The draw, times the sum of the probabilities after the last stage, is in the interval [from, to)"
 )
 _FIELDS = {
     "model": str, "model_id": str, "tokenizer_id": str, "made_with": dict[str, Any], "prompt": str, "chat": bool,
@@ -121,9 +124,15 @@ class Ledger:
 def describe(
     step: DecodeStep, sampling: SamplingConfig, previous_ids: Sequence[int], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Describe the first row of a step as a ledger does; a logit of minus infinity, which JSON lacks, is None."""
+    """Describe the first row of a step as a ledger does: candidates have their logits after each stage, too.
+
+    ``penalized_logit`` is that after the repetition penalty. A logit of minus infinity, which JSON lacks, is None.
+    """
     described = describe_step(step, sampling, previous_ids, tokenizer, LISTED)
+    after = dict(zip(STAGES, stages(step.logits[0], sampling, previous_ids), strict=True))
     for candidate in described["candidates"]:
+        for name in STAGES[1:]:
+            candidate[f"logit_after_{name.replace('-', '_')}"] = float(after[name][candidate["token"]])
         candidate |= {key: None for key, value in candidate.items() if value == -math.inf}
     return described
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glassgpt.files import Progress
 from glassgpt.glass.choices.ledger import Ledger, describe, model_id
 from glassgpt.glass.inside.prompt import token_text
 from glassgpt.inference.decode import DecodeStep, generate_text
@@ -39,8 +40,10 @@ class Replay:
     notes: list[str]
 
 
-def replay(model: GPT, tokenizer: Tokenizer, ledger: Ledger) -> Replay:
+def replay(model: GPT, tokenizer: Tokenizer, ledger: Ledger, *, progress: Progress | None = None) -> Replay:
     """Generate the text of a ledger again, and stop at the first step that differs from it.
+
+    ``progress`` is called with the steps that are equal.
 
     Raises:
         ConfigError: if an end token of the ledger is not in the vocabulary.
@@ -64,6 +67,8 @@ def replay(model: GPT, tokenizer: Tokenizer, ledger: Ledger) -> Replay:
         if apart > largest:
             largest, largest_at = apart, f"step {equal + 1}, {_named(tokenizer, token)}"
         equal += 1
+        if progress:
+            progress("replaying", equal, len(ledger.steps))
     if not difference and equal < len(ledger.steps):
         difference = f"step {equal + 1}: the text ends, the ledger has {len(ledger.steps)} steps"
     if not difference and text != ledger.text:

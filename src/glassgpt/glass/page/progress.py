@@ -11,6 +11,10 @@ from glassgpt.recording import Recording
 
 #: Tokens that are listed per position and depth.
 LISTED = 5
+#: The recorded tensors that the summary needs.
+SUMMARIZED = (
+    "idx", "embeddings", "attention output", "residual after attention", "mlp output", "residual after mlp",
+)  # fmt: skip
 
 
 @torch.no_grad()

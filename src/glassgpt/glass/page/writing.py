@@ -13,11 +13,10 @@ import torch
 
 from glassgpt import recording
 from glassgpt.errors import ConfigError, GenerationError
-from glassgpt.glass.inside.prompt import Prompt, read_prompt
+from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
 from glassgpt.glass.page.encoding import encode_bytes, encode_floats, encode_json
-from glassgpt.glass.page.progress import summarize
-from glassgpt.glass.page.tensors import PER_TENSOR, as_float32, longest_prompt, page_tensors, required_bytes
-from glassgpt.glass.tokens import escaped
+from glassgpt.glass.page.progress import SUMMARIZED, summarize
+from glassgpt.glass.page.tensors import PER_TENSOR, RECORDED, as_float32, longest_prompt, page_tensors, required_bytes
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.folder import open_folder
@@ -95,7 +94,9 @@ def glass_page(
     """
     read = read_prompt(model, tokenizer, prompt)
     limit = default_limit(model, len(read.ids)) if limit is None else limit
-    blocks = {"vocabulary": encode_bytes(json.dumps(_vocabulary(tokenizer, model.config.vocab_size)).encode())}
+    name = name.encode("utf-8", errors="replace").decode("utf-8")  # the name of a file can be any bytes
+    vocabulary = [token_text(tokenizer, i) for i in range(model.config.vocab_size)]
+    blocks = {"vocabulary": encode_bytes(json.dumps(vocabulary).encode())}
     steps: list[int | None] = [*checkpoints] if checkpoints else [None]
     title, about = f"{name}: {prompt[:60]}", _describe(model, tokenizer, read, prompt, name) | {"limit": limit}
     around = len(_assemble(title, about, blocks).encode())
@@ -107,7 +108,7 @@ def glass_page(
     for number, step in enumerate(steps):
         if checkpoints and step is not None:
             model, _ = load_source(open_folder(checkpoints[step]), device=model.device)
-        recorded = recording.record(model, read.idx(model))
+        recorded = recording.record(model, read.idx(model), {*RECORDED, *SUMMARIZED})
         if not recorded.logits.isfinite().all():
             at = "" if step is None else f" at step {step:,}"
             raise GenerationError(f"the logits{at} are not all finite numbers; the model's weights are damaged")
@@ -115,12 +116,6 @@ def glass_page(
         kept, not_kept = _keep(model, recorded, room - len(encode_json(frame)), f"tensor-{number}-", blocks)
         frames.append(frame | {"tensors": kept})
     return Page(_assemble(title, about | {"frames": frames}, blocks), not_kept)
-
-
-def _vocabulary(tokenizer: Tokenizer, size: int) -> list[str]:
-    """Return the text of every id, as :func:`token_text` writes it."""
-    unused = {*tokenizer.unused_ids(), *range(tokenizer.vocab_size, size)}
-    return [f"<id {i}>" if i in unused else escaped(tokenizer.token_bytes(i)) for i in range(size)]
 
 
 def _too_long(tokens: int, fitting: int, limit: int, checkpoints: int) -> str:

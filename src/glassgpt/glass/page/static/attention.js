@@ -56,11 +56,12 @@ function strongest(weights, head) {
 /** Tokens with the largest weights that are drawn as arcs and listed, at most. */
 const MIXED = 12;
 
-/** The positions that the selected token attends to most in a head, in the order of the text. */
+/** The positions that the selected token may attend to: those with the largest weights, in text order, and the others. */
 function mostAttended(weights, head) {
-  const from = (head * T + state.position) * T;
-  const all = range(0, state.position + 1).sort((a, b) => weights.data[from + b] - weights.data[from + a]);
-  return all.slice(0, MIXED).sort((a, b) => a - b);
+  const seen = range(0, T).filter((s) => attends(state.position, s, about.windows[weights.layer]));
+  const weight = (s) => at(weights, [head, state.position, s]);
+  const sorted = seen.sort((a, b) => weight(b) - weight(a));
+  return { largest: sorted.slice(0, MIXED).sort((a, b) => a - b), others: sorted.slice(MIXED) };
 }
 
 /** The tokens in a line, with an arc from the selected one to those that it attends to most; thicker is more. */
@@ -86,7 +87,7 @@ function attentionArcs(layer) {
     svg.setAttribute("width", width);
     svg.setAttribute("height", height);
     svg.replaceChildren();
-    const drawn = new Set(mostAttended(weights, headOf(layer)));
+    const drawn = new Set(mostAttended(weights, headOf(layer)).largest);
     chips.forEach((chip, s) => {
       const weight = weights.data[from + s];
       chip.style.setProperty("--weight", Math.sqrt(weight));
@@ -121,68 +122,52 @@ function mixing(layer) {
   const holder = el("div", { class: "scroll" });
   const names = ["scores", "scaled scores", "attention weights", "v", "head outputs"];
   const titles = ["token s", "score q · k", `/ √${D}`, "weight", "value v[s]", "weight · v[s]"];
+  const header = titles.map((title) => el("th", { scope: "col" }, title));
   follow(holder, ["position", "theme", `head ${layer}`], async () => {
     const head = headOf(layer);
-    const [scores, scaled, weights, values, outputs] = await Promise.all(names.map((name) => getTensor(name, layer)));
-    const from = (head * T + state.position) * T;
+    const tensors = await Promise.all(names.map((name) => getTensor(name, layer)));
+    const [weights, values, outputs] = tensors.slice(2);
     const limit = colourLimit(values.data);
-    const shown = mostAttended(weights, head);
-    const rows = shown.map((s) => {
-      const number = (tensor) => cellButton(tensor, [head, state.position, s]);
-      const value = (kvHead(head) * T + s) * D;
-      const weight = weights.data[from + s];
-      return el(
-        "tr",
-        {},
-        el("th", { scope: "row" }, el("span", { class: "number" }, String(s)), " ", tokenText(tokenAt(s))),
-        el("td", {}, number(scores)),
-        el("td", {}, number(scaled)),
-        el("td", {}, el("span", { class: "bar", "--share": weight, "aria-hidden": "true" }), number(weights)),
-        el("td", { class: "strip-cell" }, strip(values.data, value, limit, 1)),
-        el("td", { class: "strip-cell" }, strip(values.data, value, limit, weight)),
-      );
-    });
-    const others = state.position + 1 - shown.length;
-    if (others > 0) {
-      const rest = 1 - shown.reduce((sum, s) => sum + weights.data[from + s], 0);
-      rows.push(
-        el(
-          "tr",
-          {},
-          el("th", { scope: "row", colSpan: 3 }, plural(others, "other token")),
-          el("td", {}, el("span", { class: "bar", "--share": rest }), digits(rest)),
-        ),
-      );
+    const { largest, others } = mostAttended(weights, head);
+    const rows = largest.map((s) => mixedRow(tensors, [head, state.position, s], limit));
+    if (others.length > 0) {
+      const rest = others.reduce((sum, s) => sum + at(weights, [head, state.position, s]), 0);
+      rows.push(sumRow("", plural(others.length, "other token"), rest));
     }
-    const sum = strip(outputs.data, (head * T + state.position) * D, limit, 1);
-    rows.push(
-      el(
-        "tr",
-        { class: "sum" },
-        el("th", { scope: "row", colSpan: 3 }, "sum"),
-        el("td", {}, el("span", { class: "bar", "--share": 1, "aria-hidden": "true" }), "1"),
-        el("td", { class: "sum-name" }, "the head’s output ="),
-        el("td", {}, sum),
-      ),
-    );
-    const header = el(
-      "tr",
-      {},
-      titles.map((title) => el("th", { scope: "col" }, title)),
-    );
-    holder.replaceChildren(
-      el(
-        "table",
-        {
-          class: "mixing",
-          "aria-label": `What ${tokenLabel(state.position)} takes from each token, head ${headOf(layer)}`,
-        },
-        el("thead", {}, header),
-        el("tbody", {}, rows),
-      ),
-    );
+    const output = strip(outputs.data, offset(outputs.shape, [head, state.position, 0]), limit, 1);
+    rows.push(sumRow("sum", "sum", 1, el("td", { class: "sum-name" }, "the head’s output ="), el("td", {}, output)));
+    const label = `What ${tokenLabel(state.position)} takes from each token, head ${head}`;
+    const parts = [el("thead", {}, el("tr", {}, header)), el("tbody", {}, rows)];
+    holder.replaceChildren(el("table", { class: "mixing", "aria-label": label }, parts));
   });
   return holder;
+}
+
+/** One token: its score, scaled score and weight, its value vector, and the two multiplied. */
+function mixedRow([scores, scaled, weights, values], index, limit) {
+  const [head, , s] = index;
+  const weight = at(weights, index);
+  const value = offset(values.shape, [kvHead(head), s, 0]);
+  return el(
+    "tr",
+    {},
+    el("th", { scope: "row" }, el("span", { class: "number" }, String(s)), " ", tokenText(tokenAt(s))),
+    el("td", {}, cellButton(scores, index)),
+    el("td", {}, cellButton(scaled, index)),
+    el("td", {}, weightBar(weight), cellButton(weights, index)),
+    el("td", { class: "strip-cell" }, strip(values.data, value, limit, 1)),
+    el("td", { class: "strip-cell" }, strip(values.data, value, limit, weight)),
+  );
+}
+
+/** A row for several tokens together. */
+function sumRow(kind, name, weight, ...cells) {
+  const title = el("th", { scope: "row", colSpan: 3 }, name);
+  return el("tr", { class: kind }, title, el("td", {}, weightBar(weight), digits(weight)), ...cells);
+}
+
+function weightBar(weight) {
+  return el("span", { class: "bar", "--share": weight, "aria-hidden": "true" });
 }
 
 /** A number that opens its cell in the inspector. */

@@ -61,14 +61,17 @@ const normSentence = (what) =>
     ? `Each token’s vector is shifted to mean 0 and scaled to variance 1, then stretched by learned weights. ${what}`
     : `Each token’s vector is divided by its root mean square, then stretched by learned weights. ${what}`;
 
+/** A picture of a tensor with heads, at the head that is chosen in this block. */
+function headFigure(name, layer, extra = {}) {
+  return matrixFigure(name, layer, { head: () => headOf(layer), kinds: [`head ${layer}`], ...extra });
+}
+
+const plus = (has, name) => (has ? ` + ${name}` : "");
+
 function attentionSteps(layer) {
-  const head = () => headOf(layer);
-  const kinds = [`head ${layer}`];
-  const of = (name, extra = {}) => matrixFigure(name, layer, { head, kinds, ...extra });
   const [before, beforeLayer] = residualBefore(layer);
-  const window = about.windows[layer];
-  const shares = KV < H ? ` ${H / KV} query heads share one key and one value head.` : "";
-  const steps = [
+  return [
+    el("h4", { class: "half" }, "Attention: tokens exchange information"),
     step(
       "Norm",
       normSentence("The residual stream itself stays as it is; attention reads this copy."),
@@ -78,65 +81,13 @@ function attentionSteps(layer) {
         matrixFigure("norm 1", layer),
       ),
     ),
-    step(
-      "Query, key, value",
-      `Three learned projections of every token, for each of the ${plural(H, "head")}: the query says what a token looks for, the key what it offers, the value what it hands over.${shares}`,
-      formula(
-        "q = norm 1 · W_q   k = norm 1 · W_k   v = norm 1 · W_v",
-        `[T ${T}, C ${C}] · [C ${C}, ${H}·${D}] → [T ${T}, ${H}·${D}]`,
-      ),
-      el("p", { class: "label" }, "Choose a head: each picture shows who looks at whom"),
-      headWall(layer),
-      figures(of("q"), of("k"), of("v")),
-    ),
-  ];
-  if (config.qk_norm) {
-    steps.push(
-      step(
-        "Norm of q and k",
-        "Queries and keys are normalised, head by head, so that no score grows too large.",
-        formula(rules["normed q"].formula),
-        figures(of("normed q"), of("normed k")),
-      ),
-    );
-  }
-  if (rope) {
-    steps.push(
-      step(
-        "Rotation",
-        "Here the position enters: pairs of channels are turned by an angle that grows with the position, so that q · k depends on how far apart two tokens are.",
-        formula(rules["rotated q"].formula),
-        figures(of("rotated q"), of("rotated k")),
-      ),
-    );
-  }
-  steps.push(
-    step(
-      "Scores, mask, softmax",
-      `The score of a pair is the dot product of query and key, divided by √${D} so that it does not grow with the width. A token must not see what comes after it${window ? `, nor more than ${window} tokens back` : ""}: those scores become -∞. The softmax turns each row into weights that sum to 1.`,
-      formula(`weights = softmax(mask(q · kᵀ / √${D}))`, `[T ${T}, D ${D}] · [D ${D}, T ${T}] → [T ${T}, T ${T}]`),
-      figures(
-        ...["scores", "scaled scores", "masked scores", "attention weights"].map((name) =>
-          of(name, { shape: "square" }),
-        ),
-      ),
-    ),
-    step(
-      "Who the selected token looks at",
-      `Each arc ends at a token that is attended to; a thicker arc is a larger weight.${T > MIXED ? ` The ${MIXED} largest weights are drawn.` : ""}`,
-      attentionArcs(layer),
-    ),
-    step(
-      "Mix the values",
-      "Follow the selected token from left to right: score, scaled score, weight; then the sum of all value vectors, each multiplied by its weight.",
-      formula(rules["head outputs"].formula, `[T ${T}, T ${T}] · [T ${T}, D ${D}] → [T ${T}, D ${D}]`),
-      mixing(layer),
-    ),
+    ...queryKeySteps(layer),
+    ...weightSteps(layer),
     step(
       "Output projection",
       `The outputs of all ${plural(H, "head")} are put side by side, and a learned matrix mixes them.`,
       formula(
-        `attention output = heads · W_o${config.attention_out_bias ? " + b_o" : ""}`,
+        `attention output = heads · W_o${plus(config.attention_out_bias, "b_o")}`,
         `[T ${T}, ${H}·${D}] · [${H}·${D}, C ${C}] → [T ${T}, C ${C}]`,
       ),
       figures(matrixFigure("concatenated heads", layer), matrixFigure("attention output", layer)),
@@ -150,8 +101,77 @@ function attentionSteps(layer) {
         ["residual after attention", layer],
       ]),
     ),
-  );
-  return [el("h4", { class: "half" }, "Attention: tokens exchange information"), ...steps];
+  ];
+}
+
+/** Query, key and value, and what is done to queries and keys before they meet. */
+function queryKeySteps(layer) {
+  const shares = KV < H ? ` ${H / KV} query heads share one key and one value head.` : "";
+  const each = ["q", "k", "v"].map((name) => `${name} = norm 1 · W_${name}${plus(config.qkv_bias, `b_${name}`)}`);
+  const widths = KV < H ? `q: ${H}·${D}; k, v: ${KV}·${D}` : `${H}·${D}`;
+  const steps = [
+    step(
+      "Query, key, value",
+      `Three learned projections of every token, for each of the ${plural(H, "head")}: the query says what a token looks ` +
+        `for, the key what it offers, the value what it hands over.${shares}`,
+      formula(each.join("   "), `[T ${T}, C ${C}] → [T ${T}, ${widths}]`),
+      el("p", { class: "label" }, "Choose a head: each picture shows who looks at whom"),
+      headWall(layer),
+      figures(headFigure("q", layer), headFigure("k", layer), headFigure("v", layer)),
+    ),
+  ];
+  if (config.qk_norm) {
+    steps.push(
+      step(
+        "Norm of q and k",
+        "Queries and keys are normalised, head by head, so that no score grows too large.",
+        formula(rules["normed q"].formula),
+        figures(headFigure("normed q", layer), headFigure("normed k", layer)),
+      ),
+    );
+  }
+  if (rope) {
+    steps.push(
+      step(
+        "Rotation",
+        "Here the position enters: pairs of channels are turned by an angle that grows with the position, so that q · k " +
+          "depends on how far apart two tokens are.",
+        formula(rules["rotated q"].formula),
+        figures(headFigure("rotated q", layer), headFigure("rotated k", layer)),
+      ),
+    );
+  }
+  return steps;
+}
+
+/** From scores to weights to the sum of values. */
+function weightSteps(layer) {
+  const window = about.windows[layer];
+  const limit = window ? `, and sees only the last ${count(window)} tokens, itself included` : "";
+  const drawn = T > MIXED ? ` The ${MIXED} largest weights are drawn.` : "";
+  const names = ["scores", "scaled scores", "masked scores", "attention weights"];
+  return [
+    step(
+      "Scores, mask, softmax",
+      `The score of a pair is the dot product of query and key, divided by √${D} so that it does not grow with the width. ` +
+        `A token must not see what comes after it${limit}: the other scores become -∞. The softmax turns each row into ` +
+        "weights that sum to 1.",
+      formula(`weights = softmax(mask(q · kᵀ / √${D}))`, `[T ${T}, D ${D}] · [D ${D}, T ${T}] → [T ${T}, T ${T}]`),
+      figures(...names.map((name) => headFigure(name, layer, { shape: "square" }))),
+    ),
+    step(
+      "Who the selected token looks at",
+      `Each arc ends at a token that is attended to; a thicker arc is a larger weight.${drawn}`,
+      attentionArcs(layer),
+    ),
+    step(
+      "Mix the values",
+      "Follow the selected token from left to right: score, scaled score, weight; then the sum of all value vectors, each " +
+        "multiplied by its weight.",
+      formula(rules["head outputs"].formula, `[T ${T}, T ${T}] · [T ${T}, D ${D}] → [T ${T}, D ${D}]`),
+      mixing(layer),
+    ),
+  ];
 }
 
 /** a + b = c, as strips of the selected token. */
@@ -183,7 +203,9 @@ function mlpSteps(layer) {
         ? `Two projections to ${count(I)} hidden units: the gate decides, smoothly, how much of each unit’s “up” value goes through.`
         : `A projection to ${count(I)} hidden units; GELU lets positive numbers through and holds back negative ones.`,
       formula(
-        gated ? "hidden = silu(norm 2 · W_gate) · (norm 2 · W_up)" : "hidden = gelu(norm 2 · W_up)",
+        gated
+          ? `hidden = silu(norm 2 · W_gate${plus(config.mlp_bias, "b_gate")}) · (norm 2 · W_up${plus(config.mlp_bias, "b_up")})`
+          : `hidden = gelu(norm 2 · W_up${plus(config.mlp_bias, "b_up")})`,
         `[T ${T}, C ${C}] · [C ${C}, I ${count(I)}] → [T ${T}, I ${count(I)}]`,
       ),
       figures(...names.map((name) => matrixFigure(name, layer, { shape: "wide" }))),
@@ -192,7 +214,10 @@ function mlpSteps(layer) {
     step(
       "MLP output",
       "A last projection brings the hidden units back to the width of the residual stream.",
-      formula("mlp output = hidden · W_down", `[T ${T}, I ${count(I)}] · [I ${count(I)}, C ${C}] → [T ${T}, C ${C}]`),
+      formula(
+        `mlp output = hidden · W_down${plus(config.mlp_bias, "b_down")}`,
+        `[T ${T}, I ${count(I)}] · [I ${count(I)}, C ${C}] → [T ${T}, C ${C}]`,
+      ),
       figures(matrixFigure("mlp output", layer)),
     ),
     step(

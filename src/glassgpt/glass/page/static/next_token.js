@@ -109,6 +109,23 @@ const mountNextToken = (() => {
     return `${greedy}cuts ${whole(count)} token${count === 1 ? "" : "s"} with ${percent(mass)} of the probability`;
   }
 
+  // A field for a number. What is not a number between min and max is marked, and gone when the field is left.
+  function makeNumber(properties, onChange) {
+    const number = make("input", { type: "number", step: "any", inputMode: "decimal", ...properties });
+    let last = 0;
+    const show = (value) => {
+      last = value;
+      if (document.activeElement !== number) number.value = value;
+      number.removeAttribute("aria-invalid");
+    };
+    number.addEventListener("input", () => {
+      if (number.value !== "" && number.checkValidity()) onChange(number.valueAsNumber);
+      else number.setAttribute("aria-invalid", "true");
+    });
+    number.addEventListener("blur", () => show(last));
+    return { element: number, show };
+  }
+
   // One stage's control: a slider and a number that stay equal. Returns its element and a function that shows a value.
   function makeControl(control, id, V, onChange) {
     const steps = control.key === "topK" ? topKSteps(V) : null;
@@ -119,26 +136,18 @@ const mountNextToken = (() => {
     };
     const [least, most, step] = steps ? [0, steps.length - 1, 1] : [control.least, control.most, control.step];
     const slider = make("input", { type: "range", id, min: least, max: most, step });
-    const number = make("input", {
-      type: "number", min: control.min, max: control.max ?? V, step: steps ? 1 : "any", inputMode: "decimal",
-      "aria-label": `${control.label}, as a number`,
-    });
+    const range = { min: control.min, max: control.max ?? V, step: steps ? 1 : "any" };
+    const number = makeNumber({ ...range, "aria-label": `${control.label}, as a number` }, onChange);
     const note = make("p", { className: "nt-note", id: `${id}-note` });
     slider.setAttribute("aria-describedby", note.id);
     const show = (value) => {
       slider.value = toSlider(value);
       slider.setAttribute("aria-valuetext", steps ? (value === 0 ? "every token" : whole(value)) : `${value}`);
-      if (document.activeElement !== number) number.value = value;
-      number.removeAttribute("aria-invalid");
+      number.show(value);
     };
     slider.addEventListener("input", () => onChange(steps ? steps[slider.valueAsNumber] : slider.valueAsNumber));
-    number.addEventListener("input", () => {
-      if (number.value !== "" && number.checkValidity()) onChange(number.valueAsNumber);
-      else number.setAttribute("aria-invalid", "true");
-    });
     const label = make("label", { htmlFor: id, text: control.label });
-    const element = make("div", { className: "nt-control" }, label, number, slider, note);
-    return { element, show, note, number };
+    return { element: make("div", { className: "nt-control" }, label, number.element, slider, note), show, note };
   }
 
   // A line of the chart: the token, and a bar in each column: before, and after each stage.
@@ -221,25 +230,17 @@ const mountNextToken = (() => {
   function makeDraw(id, onChange) {
     const strip = make("div", { className: "nt-strip", "aria-hidden": "true" });
     const slider = make("input", { type: "range", id: `${id}-u`, min: 0, max: 0.999, step: 0.001 });
-    const number = make("input", {
-      type: "number", min: 0, max: 0.999999, step: "any", inputMode: "decimal",
-      "aria-label": "Random number u, as a number",
-    });
+    const number = makeNumber({ min: 0, max: 0.999999, "aria-label": "Random number u, as a number" }, onChange);
     const button = make("button", { type: "button", className: "nt-button", text: "Draw" });
     const label = make("label", { htmlFor: slider.id, text: "Random number u" });
     const sentence = make("p", { className: "nt-sentence" });
     slider.addEventListener("input", () => onChange(slider.valueAsNumber));
     button.addEventListener("click", () => onChange(Math.floor(Math.random() * 1e6) / 1e6)); // all digits are shown
-    number.addEventListener("input", () => {
-      if (number.value !== "" && number.checkValidity()) onChange(number.valueAsNumber);
-      else number.setAttribute("aria-invalid", "true");
-    });
     const show = (u) => {
       slider.value = u;
-      if (document.activeElement !== number) number.value = u;
-      number.removeAttribute("aria-invalid");
+      number.show(u);
     };
-    const head = make("div", { className: "nt-draw-head" }, label, number, button);
+    const head = make("div", { className: "nt-draw-head" }, label, number.element, button);
     const element = make("div", { className: "nt-draw" }, head, strip, slider, sentence);
     return { element, strip, sentence, show };
   }

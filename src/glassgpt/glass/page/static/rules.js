@@ -9,8 +9,9 @@
 /** x Wᵀ + b, where `place(index)` gives the position and the row of the weight. */
 function linear(from, weight, place, extra = {}) {
   const letters = extra.letters ?? ["t, i", "t", "i"];
+  const sum = extra.sum ?? "c"; // the letter of the axis that is summed over
   return {
-    formula: `${extra.symbol}[${letters[0]}] = Σ_c ${from}[${letters[1]}, c] · W[${letters[2]}, c]${extra.biasText ?? ""}`,
+    formula: `${extra.symbol}[${letters[0]}] = Σ_${sum} ${from}[${letters[1]}, ${sum}] · W[${letters[2]}, ${sum}]${extra.biasText ?? ""}`,
     recordedOnly: true,
     ...extra,
     inputs: (layer) => ({
@@ -25,7 +26,7 @@ function linear(from, weight, place, extra = {}) {
     explain({ x, weight: W, bias }, index, symbol, tensor) {
       const [t, row] = place(index, tensor);
       const n = W.shape[1];
-      const terms = Array.from({ length: n }, (_, c) => product(`c ${c}`, x.data[t * n + c], W.data[row * n + c]));
+      const terms = Array.from({ length: n }, (_, c) => product(`${sum} ${c}`, x.data[t * n + c], W.data[row * n + c]));
       let value = dot(x.data, t * n, W.data, row * n, n);
       if (bias) {
         value += bias.data[row];
@@ -360,7 +361,9 @@ const rules = {
   "concatenated heads": concatenatedHeads,
   "attention output": linear("concatenated heads", "attention output", ([t, i]) => [t, i], {
     symbol: "attention output",
-    biasText: bias(config.attention_out_bias, "i"),
+    letters: ["t, c", "t", "c"],
+    sum: "a",
+    biasText: bias(config.attention_out_bias, "c"),
   }),
   "residual after attention": residualSum(residualBefore, "attention output"),
   "norm 2": normalized("norm 2", (layer) => ["residual after attention", layer], config.norm),
@@ -369,7 +372,9 @@ const rules = {
   hidden,
   "mlp output": linear("hidden", "mlp output", ([t, i]) => [t, i], {
     symbol: "mlp output",
-    biasText: bias(config.mlp_bias, "i"),
+    letters: ["t, c", "t", "c"],
+    sum: "i",
+    biasText: bias(config.mlp_bias, "c"),
   }),
   "residual after mlp": residualSum((layer) => ["residual after attention", layer], "mlp output"),
   "final norm": normalized("final norm", () => ["residual after mlp", config.n_layer - 1], config.norm),
