@@ -5,9 +5,9 @@ weights exist only with ``attention="explicit"``, whose logits agree with the fu
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,76 +52,76 @@ def watch(
 
     Of blocks, only those in ``layers`` are watched, and changed to explicit attention; by default all.
     """
-    hooks: list[Any] = []
-
-    def on_output(module: nn.Module, name: str, layer: int | None = None) -> None:
-        hooks.append(module.register_forward_hook(lambda _, inputs, output: see(name, layer, output)))
-
-    def on_input(module: nn.Module, name: str, layer: int | None = None) -> None:
-        hooks.append(module.register_forward_pre_hook(lambda _, inputs: see(name, layer, inputs[0])))
-
-    on_input(model.token_embedding, "idx")
-    on_output(model.token_embedding, "token embedding")
-    if (table := model.position_embedding) is not None:
-        weight = table.weight
-        hooks.append(
-            model.dropout.register_forward_pre_hook(
-                lambda _, inputs: see("position embedding", None, weight[: inputs[0].size(1)])
-            )
-        )
-    on_output(model.dropout, "embeddings")
-    fused: list[tuple[Attention, nn.Module]] = []
-    for layer, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
-        if layers is not None and layer not in layers:
-            continue
-        part = block.attention
-        if attention == "explicit":
-            fused.append((part, part.attend))
-            part.attend = ExplicitAttention(lambda name, tensor, layer=layer: see(name, layer, tensor))  # type: ignore[misc]
-        on_output(block.norm_1, "norm 1", layer)
-        on_output(part.qkv, "qkv", layer)
-        hooks.append(part.attend.register_forward_pre_hook(_see_qkv(model, layer, see)))
-        on_input(part.q_norm, "q", layer)
-        on_input(part.k_norm, "k", layer)
-        if model.config.qk_norm:
-            on_output(part.q_norm, "normed q", layer)
-            on_output(part.k_norm, "normed k", layer)
-        hooks.append(
-            part.attend.register_forward_hook(lambda _, i, output, layer=layer: see("head outputs", layer, output[0]))
-        )
-        on_input(part.out, "concatenated heads", layer)
-        on_output(part, "attention output", layer)
-        on_input(block.norm_2, "residual after attention", layer)
-        on_output(block.norm_2, "norm 2", layer)
-        if block.mlp.gate is not None:
-            on_output(block.mlp.gate, "gate", layer)
-        on_output(block.mlp.up, "up", layer)
-        on_input(block.mlp.down, "hidden", layer)
-        on_output(block.mlp, "mlp output", layer)
-        on_output(block, "residual after mlp", layer)
-    on_output(model.final_norm, "final norm")
-    on_output(model.head, "logits")
-    try:
+    with _Hooks(see) as hooks:
+        hooks.on_input(model.token_embedding, "idx")
+        hooks.on_output(model.token_embedding, "token embedding")
+        if model.position_embedding is not None:
+            hooks.on_position_embedding(model.dropout, model.position_embedding.weight)
+        hooks.on_output(model.dropout, "embeddings")
+        for layer, block in enumerate(model.blocks):
+            assert isinstance(block, Block)
+            if layers is None or layer in layers:
+                if attention == "explicit":
+                    hooks.make_explicit(block.attention, layer)
+                hooks.on_block(block, layer, model.config)
+        hooks.on_output(model.final_norm, "final norm")
+        hooks.on_output(model.head, "logits")
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for part, attend in fused:
-            part.attend = attend
 
 
-def _see_qkv(model: GPT, layer: int, see: See) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """See v, and q and k after the rotation if there is one: the inputs of the attention."""
+class _Hooks(ExitStack):
+    """Hooks on modules, which are removed when the context ends."""
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        q, k, v = inputs[:3]
-        see("v", layer, v)
-        if model.config.position == "rope":
-            see("rotated q", layer, q)
-            see("rotated k", layer, k)
+    def __init__(self, see: See):
+        super().__init__()
+        self.see = see
 
-    return hook
+    def on_output(self, module: nn.Module, name: str, layer: int | None = None) -> None:
+        self.enter_context(module.register_forward_hook(lambda _, inputs, output: self.see(name, layer, output)))
+
+    def on_inputs(self, module: nn.Module, see: Callable[..., None]) -> None:
+        self.enter_context(module.register_forward_pre_hook(lambda _, inputs: see(*inputs)))
+
+    def on_input(self, module: nn.Module, name: str, layer: int | None = None) -> None:
+        self.on_inputs(module, lambda x, *others: self.see(name, layer, x))
+
+    def on_position_embedding(self, dropout: nn.Module, table: Tensor) -> None:
+        self.on_inputs(dropout, lambda x: self.see("position embedding", None, table[: x.size(1)]))
+
+    def make_explicit(self, attention: Attention, layer: int) -> None:
+        self.callback(setattr, attention, "attend", attention.attend)
+        attention.attend = ExplicitAttention(lambda name, tensor: self.see(name, layer, tensor))
+
+    def on_block(self, block: Block, layer: int, config: ModelConfig) -> None:
+        part = block.attention
+
+        def see_qkv(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+            self.see("v", layer, v)
+            if config.position == "rope":
+                self.see("rotated q", layer, q)
+                self.see("rotated k", layer, k)
+
+        self.on_output(block.norm_1, "norm 1", layer)
+        self.on_output(part.qkv, "qkv", layer)
+        self.on_inputs(part.attend, see_qkv)
+        self.on_input(part.q_norm, "q", layer)
+        self.on_input(part.k_norm, "k", layer)
+        if config.qk_norm:
+            self.on_output(part.q_norm, "normed q", layer)
+            self.on_output(part.k_norm, "normed k", layer)
+        self.enter_context(
+            part.attend.register_forward_hook(lambda _, inputs, output: self.see("head outputs", layer, output[0]))
+        )
+        self.on_input(part.out, "concatenated heads", layer)
+        self.on_output(part, "attention output", layer)
+        self.on_input(block.norm_2, "residual after attention", layer)
+        self.on_output(block.norm_2, "norm 2", layer)
+        if block.mlp.gate is not None:
+            self.on_output(block.mlp.gate, "gate", layer)
+        self.on_output(block.mlp.up, "up", layer)
+        self.on_input(block.mlp.down, "hidden", layer)
+        self.on_output(block.mlp, "mlp output", layer)
+        self.on_output(block, "residual after mlp", layer)
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from glassgpt.model import GPT
-from glassgpt.recording import axes_of, record
+from glassgpt.recording import axes_of, evaluation_mode, watch
 
 #: The tensors to show, by their names in a recording.
 _SHOWN = {
-    "embeddings": "embeddings", "q": "q", "k": "k", "v": "v", "attention weights": "scores",
+    "idx": "idx", "embeddings": "embeddings", "q": "q", "k": "k", "v": "v", "attention weights": "scores",
     "head outputs": "attention output", "hidden": "MLP hidden", "residual after mlp": "block output",
     "logits": "logits",
 }  # fmt: skip
@@ -27,14 +28,19 @@ class Shape:
         return f"{self.name:<18} {self.symbols:<14} {list(self.sizes)}"
 
 
+@torch.no_grad()
 def trace_shapes(model: GPT, idx: Tensor) -> list[Shape]:
     """The shapes of one batch ``idx [B, T]`` through the embeddings, the first block, and the head.
 
-    The first block's attention is done by the explicit path, so that the scores exist to be seen.
+    The first block's attention is done by the explicit path, so that the scores exist to be seen. No tensor is held.
     """
-    tensors = record(model, idx, ("idx", *_SHOWN), layers=[0]).tensors
-    names = {"idx": "idx"} | _SHOWN
-    return [
-        Shape(names[name], f"[{', '.join(axes_of(name, model.config))}]", tuple(tensor.shape))
-        for (name, _), tensor in tensors.items()
-    ]
+    shapes: list[Shape] = []
+
+    def see(name: str, layer: int | None, tensor: Tensor) -> None:
+        if name in _SHOWN:
+            axes = ", ".join(axes_of(name, model.config))
+            shapes.append(Shape(_SHOWN[name], f"[{axes}]", tuple(tensor.shape)))
+
+    with evaluation_mode(model), watch(model, see, layers=[0]):
+        model(idx)
+    return shapes

@@ -18,7 +18,8 @@ PROMPT = "To be, or not to be"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A random model of GPT-2's shape."""
+    """A random model of GPT-2's shape, beside a text."""
+    (tmp_path / "short.txt").write_text(PROMPT, encoding="utf-8")
     tokenizer = CharTokenizer.train(PROMPT + "'\n\u05d0\U0001f642$\\")
     model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=16))
     generator = torch.Generator().manual_seed(0)
@@ -40,6 +41,7 @@ def test_json_has_the_numbers_of_the_library(cli: Any, folder: Path, tmp_path: P
     lens = glassgpt.inside.lens(model, tokenizer, PROMPT)
     shown = printed(cli, "lens", folder, "-p", PROMPT)
     assert shown["layers"] == ["embeddings", "block 0", "block 1"]
+    assert shown["prompt"] == {"ids": lens.prompt.ids, "tokens": list(PROMPT)}
     assert (shown["predicted_ids"], shown["rank"]) == (lens.tokens.tolist(), lens.rank.tolist())
     assert (shown["predicted_tokens"], shown["probability"]) == (lens.texts, lens.probability.tolist())
     why = glassgpt.inside.why(model, tokenizer, PROMPT, "b", "e", 3)
@@ -75,8 +77,7 @@ def test_tables(cli: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("prompt", ["\u05d0\U0001f642$\\'\n" * 5, pytest.param("", marks=pytest.mark.slow)])
 def test_pictures_of_any_text(cli: Any, folder: Path, prompt: str, recwarn: pytest.WarningsRecorder) -> None:
-    Path("text.txt").write_text(PROMPT, encoding="utf-8")
-    for verb in (["lens"], ["why"], ["reach"], ["ablate", "text.txt"]):
+    for verb in (["lens"], ["why"], ["reach"], ["ablate", "short.txt"]):
         file = f"{verb[0]}.{'png' if prompt else 'svg'}"
         text = [] if verb[0] == "ablate" else ["-p", prompt]
         code, _, err = cli(verb[0], folder, *verb[1:], *text, "-o", file)
@@ -123,10 +124,10 @@ MISTAKES = {
     "no folder": (["reach", "m", "-o", "none/x.png"], "there is no folder none"),
     "two tokens": (["why", "m", "-p", "To", "--token", "be"], "--token 'be' is 2 tokens ('b' id:"),
     "an id": (["why", "m", "-p", "To", "--instead", "id:99"], "--instead id:99: the model's tokens are id:0 to"),
-    "a layer": (["ablate", "m", "m/config.json", "--layer", "2"], "--layer 2: the model has the layers 0 to 1"),
-    "a kind": (["ablate", "m", "m/config.json", "--by", "max"], "'max' is not one of 'zero', 'mean'"),
-    "no text": (["ablate", "m", "none.txt"], "'none.txt' cannot be read: No such file"),
-    "not a text": (["ablate", "m", "m/model.safetensors"], "is not a text in UTF-8"),
+    "a layer": (["ablate", "m", "short.txt", "--layer", "2"], "--layer 2: the model has the layers 0 to 1"),
+    "a kind": (["ablate", "m", "short.txt", "--by", "max"], "'max' is not one of 'zero', 'mean'"),
+    "no text": (["ablate", "m", "none.txt"], "there is no file 'none.txt'"),
+    "not a text": (["ablate", "m", "m/model.safetensors"], "Text is expected, in UTF-8"),
     "a length": (["reach", "m", "--length", "33"], "--length 33: the model reads 1 to 32 tokens"),
     "both": (["reach", "m", "-p", "To", "--length", "3"], "give --prompt or --length, not both"),
 }

@@ -1,14 +1,12 @@
 """Settings side by side, against a plain forward pass and against each setting by itself."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.errors import ConfigError
 from glassgpt.glass.choices import compare_settings, usual_settings
@@ -19,12 +17,6 @@ from glassgpt.sampling import SamplingConfig, probabilities
 from glassgpt.tokenizer import CharTokenizer
 
 CHARS = CharTokenizer(list("abcdefghijklmnopqr\n"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with thread_count(1):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +36,7 @@ def test_the_numbers_are_those_of_a_plain_pass_and_the_texts_those_of_each_setti
     ids = CHARS.encode("abcabd")
     settings = usual_settings(top_k=3, top_p=0.7, min_p=0.1, repetition_penalty=penalty)
     assert list(settings) == ["greedy", "T=0.5", "T=1", "T=1.5", "top-k 3", "top-p 0.7", "min-p 0.1"]
-    found = compare_settings(model, CHARS, "abcabd", settings, candidates=8, num_samples=2, max_new_tokens=20, seed=5)
+    found = compare_settings(model, CHARS, "abcabd", settings, candidates=8, num_samples=2, max_new_tokens=6, seed=5)
     with torch.no_grad():
         logits = model(torch.tensor([ids]))[0, -1]
     order = probabilities(logits, SamplingConfig(repetition_penalty=penalty), ids).argsort(descending=True)
@@ -54,7 +46,7 @@ def test_the_numbers_are_those_of_a_plain_pass_and_the_texts_those_of_each_setti
         got = torch.from_numpy(found.probabilities[:, column].copy())
         torch.testing.assert_close(got, expected[found.ids], atol=1e-5, rtol=1e-4)
         assert found.kept[column] == int((expected > 0).sum())
-        alone = complete(model, CHARS, ["abcabd"] * 2, 20, sampling, seed=5)
+        alone = complete(model, CHARS, ["abcabd"] * 2, 6, sampling, seed=5)
         assert texts == alone
     assert found.probabilities[:, 0].tolist() == [1.0] + 7 * [0.0], "greedy"
 
@@ -81,12 +73,10 @@ def flags(sampling: dict[str, Any]) -> list[object]:
     return [word for name, value in sampling.items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
-def test_one_candidate_and_many_are_drawn_and_nothing_to_generate_is_refused(model: GPT, tmp_path: Path) -> None:
+def test_one_candidate_is_drawn_and_nothing_to_generate_is_refused(model: GPT, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    for count in (1, 8):
-        compared = compare_settings(model, CHARS, [1], candidates=count, max_new_tokens=1)
-        draw_comparison(compared, tmp_path / f"{count}.svg", "$x 😀")
-        assert (tmp_path / f"{count}.svg").stat().st_size > 5000
+    draw_comparison(compare_settings(model, CHARS, [1], candidates=1, max_new_tokens=1), tmp_path / "a.svg", "$x 😀")
+    assert (tmp_path / "a.svg").stat().st_size > 5000
     cold = compare_settings(model, CHARS, [1], {"cold": SamplingConfig(1e-6)}, candidates=2, max_new_tokens=1)
     assert (cold.probabilities.T.tolist(), cold.kept) == ([[1.0, 0.0]], [19]), "too unlikely is not dropped"
     with pytest.raises(ConfigError, match="at least 1"):

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
 from glassgpt.errors import ConfigError, DataError, GenerationError
@@ -31,12 +30,6 @@ from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 CONTEXT = 16
 CHARS = CharTokenizer(list("abcdefghijklmnopqr\n"))
 ALL = SamplingConfig(0.9, top_k=12, top_p=0.9, min_p=0.02, repetition_penalty=1.2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with thread_count(1):
-        yield
 
 
 def build(tokenizer: Tokenizer, seed: int = 0) -> GPT:
@@ -66,7 +59,7 @@ def record(model: GPT, tokenizer: Tokenizer, asked: Request, **about: Any) -> le
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy": {"sampling": SamplingConfig(0.0)},
     "one token": {"count": 1},
-    "past the context": {"count": CONTEXT + 12, "seed": 1},
+    "past the context": {"count": CONTEXT + 2, "seed": 1},
     "a prompt past the context": {"prompt": "abcdefghij" * 3},
     "an empty prompt": {"prompt": ""},
     "stop strings": {"count": 25, "stop": ["ca", "d", "jj"], "sampling": SamplingConfig(1.5)},
@@ -82,7 +75,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("kind", "case"),
-    [("char", case) for case in REQUESTS] + [("bpe", case) for case in ("greedy", "past the context", "stop strings")],
+    [("char", case) for case in REQUESTS] + [("bpe", case) for case in ("past the context", "stop strings")],
 )
 def test_a_ledger_is_read_as_it_was_written_and_replayed_bit_for_bit(
     kind: str, case: str, bpe: BPETokenizer, tmp_path: Path

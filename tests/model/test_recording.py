@@ -5,7 +5,7 @@ import torch
 
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT, FusedAttention
-from glassgpt.recording import AXES, axes_of, record
+from glassgpt.recording import AXES, axes_of, record, watch
 
 SMALL = {"vocab_size": 23, "block_size": 16, "n_layer": 2, "n_embd": 32, "dropout": 0.3}
 MODELS = {
@@ -36,9 +36,25 @@ def test_a_recorded_pass_has_the_logits_of_a_plain_one(model: GPT, T: int) -> No
     fused, explicit = record(model, idx, attention="fused"), record(model, idx)
     assert torch.equal(fused.logits, plain)
     assert (explicit.logits - plain).abs().max() < 1e-5
+    assert_untouched(model)
+
+
+def assert_untouched(model: GPT) -> None:
     assert all(module.training for module in model.modules())
     assert all(isinstance(block.attention.attend, FusedAttention) for block in model.blocks)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_pass_that_fails_leaves_the_model_as_it_was(model: GPT) -> None:
+    def see(name: str, layer: int | None, tensor: torch.Tensor) -> None:
+        if (name, layer) == ("attention weights", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), watch(model, see):
+        model(torch.ones(1, 9, dtype=torch.long))
+    with pytest.raises(ValueError, match="do not fit"):
+        record(model, torch.ones(1, 17, dtype=torch.long))
+    assert_untouched(model)
 
 
 def test_every_tensor_has_the_sizes_of_its_axes(model: GPT) -> None:

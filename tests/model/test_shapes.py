@@ -1,6 +1,7 @@
 """The shape trace: its content, and that it leaves the model unchanged."""
 
 import dataclasses
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -97,6 +98,18 @@ def test_parts_in_another_mode_stay_in_it() -> None:
     before = snapshot(model)
     trace_shapes(model, torch.zeros(1, 4, dtype=torch.long))
     assert snapshot(model) == before
+
+
+def test_no_tensor_is_held_until_the_end() -> None:
+    model, held = build(CLASSIC), []
+
+    def look(*_: object) -> None:
+        held.extend(thing.shape for thing in gc.get_objects() if type(thing) is torch.Tensor)
+
+    handle = model.head.register_forward_hook(look)
+    trace_shapes(model, torch.zeros(3, 13, dtype=torch.long))
+    handle.remove()
+    assert (3, 13, 32) in held and (3, 4, 13, 13) not in held
 
 
 def test_tracing_needs_no_gradient_memory() -> None:

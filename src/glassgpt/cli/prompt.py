@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import SOURCE_HELP, stdin_is_piped
+from glassgpt.cli.arguments import PICTURES, SOURCE_HELP, check_out, stdin_is_piped
 from glassgpt.cli.printing.output import ProgressLine, say
 from glassgpt.errors import ConfigError
+from glassgpt.glass.pictures import require_matplotlib
 
 if TYPE_CHECKING:
     from glassgpt.model import GPT
@@ -23,6 +24,17 @@ PROMPT_OPTION = typer.Option("", "--prompt", "-p", help="The text that the model
 PROMPT_FILE_OPTION = typer.Option(None, "--prompt-file", help="File with that text.")
 DEVICE_OPTION = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:N or mps.")
 PICTURE_OPTION = typer.Option(None, "--out", "-o", metavar="FILE", help="Also draw it, as FILE.png or FILE.svg.")
+
+
+def check_picture(out: Path | None) -> None:
+    """Check, before anything takes long, that the picture of -o can be drawn and written.
+
+    Raises:
+        GlassError: if it cannot.
+    """
+    if out:
+        require_matplotlib()
+        check_out(out, "-o", suffix=PICTURES)
 
 
 def open_run(run: str, runs: Path) -> "WeightSource":

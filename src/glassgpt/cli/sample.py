@@ -4,13 +4,12 @@ from pathlib import Path
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
-from glassgpt.cli.prompt import DEVICE_OPTION, RUN_ARGUMENT, load_model, open_run, read_prompt_text
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out
+from glassgpt.cli.prompt import DEVICE_OPTION, RUN_ARGUMENT, check_picture, load_model, open_run, read_prompt_text
 from glassgpt.cli.sampling.compare import NEW_TOKENS, compared_settings, print_comparison
 from glassgpt.cli.sampling.generate import print_samples
 from glassgpt.cli.sampling.replay import replay_ledger
 from glassgpt.cli.sampling.requests import check_modes, given_options, prompt_ids, token_id
-from glassgpt.glass.pictures import require_matplotlib
 
 
 def sample(
@@ -47,9 +46,7 @@ def sample(
     if replay:
         raise typer.Exit(0 if replay_ledger(run, replay, device, runs, json) else 1)
     check_out(ledger, "--ledger", suffix=".json")
-    if out:
-        require_matplotlib()
-        check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     from glassgpt.sampling import SamplingConfig
 
     text = read_prompt_text(prompt, prompt_file)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.errors import ConfigError, GenerationError, type_problems, wrong_type
-from glassgpt.inference.stream import TextStreamer, encode_prompt
+from glassgpt.inference.stream import TextStreamer, encode_prompt, require_known
 from glassgpt.model import GPT, KVCache
 from glassgpt.sampling import SamplingConfig, next_token, next_uniform, row_generator
 from glassgpt.tokenizer import Tokenizer
@@ -146,11 +146,7 @@ def generate_rows(
     """
     V = model.config.vocab_size
     for r, row in enumerate(rows):
-        if wrong := [i for i in row.ids if not 0 <= i < V]:
-            raise GenerationError(
-                f"row {r}: the prompt has the token {wrong[0]}, but the model's tokens are 0 to {V - 1}; "
-                "the tokenizer belongs to another model"
-            )
+        require_known(row.ids, V, f"row {r}: the prompt")
         row.start = max(0, len(row.ids) - model.config.block_size)
     padding = range(V if vocab_size is None else vocab_size, V)
     never = torch.tensor([*(i for i in unused_ids if i < V), *padding], dtype=torch.int64)

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Collection, Sequence
 
-from glassgpt.errors import ConfigError
+from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.tokenizer.base import adds_bos_token
 
@@ -22,6 +22,19 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     if bos is not None and (not ids or adds_bos_token(tokenizer)):
         return [bos, *ids]
     return ids or [_line_end_or_first(tokenizer)]
+
+
+def require_known(ids: Sequence[int], vocab_size: int, what: str) -> None:
+    """Check that a model with so many tokens has those of a text or prompt.
+
+    Raises:
+        GenerationError: if not.
+    """
+    if wrong := [i for i in ids if not 0 <= i < vocab_size]:
+        raise GenerationError(
+            f"{what} has the token {wrong[0]}, but the model's tokens are 0 to {vocab_size - 1}; "
+            "the tokenizer belongs to another model"
+        )
 
 
 def _line_end_or_first(tokenizer: Tokenizer) -> int:

@@ -64,6 +64,17 @@ def test_the_weights_of_chosen_layers_are_those_of_all() -> None:
     assert all(np.array_equal(some.statistics[name], values) for name, values in every.statistics.items())
 
 
+@pytest.mark.parametrize("at_most", [1, 5, 18, 19, 96])
+def test_pooled_weights_are_the_largest_of_each_square(at_most: int) -> None:
+    every = inside.attention(model := build(), TOKENIZER, TEXT)
+    pooled, T = attention_maps(model, every.prompt, at_most=at_most), len(TEXT)
+    square = -(-T // at_most)
+    places = range(0, T, square)
+    expected = [[every.weights[..., t : t + square, s : s + square].max((-2, -1)) for s in places] for t in places]
+    assert np.array_equal(pooled.weights, np.moveaxis(np.array(expected), (0, 1), (2, 3)))
+    assert len(places) <= at_most
+
+
 def test_weights_that_are_not_numbers_are_said() -> None:
     model = build()
     model.get_parameter("blocks.1.norm_1.weight").data[0] = float("nan")

@@ -176,6 +176,8 @@ def test_the_verb_prints_tables_json_and_pictures(run: Run, cli: Cli) -> None:
     assert Path("film.png").read_bytes().startswith(b"\x89PNG")
     assert "Head 1.0 on repeated random tokens" in out
     assert "no induction head up to step 6" in out
+    code, out, _ = cli(*command[:2], "-p", "K", "--steps", "0", "--device", "cpu")
+    assert code == 0 and out.splitlines()[1].startswith("   0     -"), "one token has no loss"
     code, out, _ = cli(*command, "--steps", "4,0", "--head", "1.0", "--json", "-o", "film.svg")
     found = json.loads(out)
     assert [frame["step"] for frame in found["checkpoints"]] == [0, 4]
@@ -189,6 +191,7 @@ def test_the_verb_prints_tables_json_and_pictures(run: Run, cli: Cli) -> None:
     ("arguments", "message"),
     [
         (["--steps", "5"], "has no checkpoint of step 5; those there are: 0, 3, 4, 6"),
+        (["--steps", "4", "--every", "2"], "give --steps or --every, not both"),
         (["--steps", "0-5"], "--steps '0-5' is not a list of steps; write --steps 0,100,500"),
         (["--head", "2.0"], "--head 2.0: the model's heads are 0.0 to 1.1 (layer.head)"),
         (["--head", "3"], "--head '3' is not a head"),

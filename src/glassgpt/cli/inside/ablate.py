@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, SOURCE_HELP, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP
 from glassgpt.cli.printing.bars import two_sided_bar
 from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text
-from glassgpt.cli.prompt import DEVICE_OPTION, PICTURE_OPTION, load_model, open_run
-from glassgpt.errors import DataError
-from glassgpt.glass.pictures import require_matplotlib
+from glassgpt.cli.prompt import DEVICE_OPTION, PICTURE_OPTION, check_picture, load_model, open_run
 
 if TYPE_CHECKING:
     from glassgpt.glass.inside.ablation import Ablation
@@ -38,10 +36,10 @@ def ablate(
     With --by mean, a component adds its mean over all positions of the text, instead of nothing. Seconds for a small
     model; SmolLM2 has 300 components, and takes a few minutes for 256 tokens.
     """
-    check_out(out, "-o", suffix=PICTURES)
-    if out:
-        require_matplotlib()  # now, and not after minutes
-    text = _read(file)
+    check_picture(out)
+    from glassgpt.data.sources.source import read_text
+
+    text = read_text(file).content
     model, tokenizer = load_model(open_run(run, runs), device)
     from glassgpt.glass.inside.ablation import ablate as measure
 
@@ -57,15 +55,6 @@ def ablate(
         print_json(vars(found) | arrays | {"components": components})
     else:
         _print(found, None if show_all else _ROWS)
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except UnicodeError as error:
-        raise DataError(f"{file!r} is not a text in UTF-8: {error}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _print(found: "Ablation", rows: int | None) -> None:

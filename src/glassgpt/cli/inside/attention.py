@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
 from glassgpt.cli.inside.trace import describe_tokens
 from glassgpt.cli.printing.output import pluralize, print_json, print_table, print_text
 from glassgpt.cli.prompt import (
@@ -17,6 +17,7 @@ from glassgpt.cli.prompt import (
     PROMPT_FILE_OPTION,
     PROMPT_OPTION,
     RUN_ARGUMENT,
+    check_picture,
     load_model,
     newest_run,
     open_run,
@@ -61,28 +62,28 @@ def attention(
     the current one. induction: on the tokens that followed those. With --find induction or duplicate and without a
     prompt, as with --repeat, the model reads random tokens, twice; numbers are means over four such sequences.
     """
-    check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text = read_prompt_text(prompt, prompt_file)
     from glassgpt.glass.inside.heads import attention_maps, require_comparable, require_head
-    from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
+    from glassgpt.glass.inside.pictures.attention import TILE
+    from glassgpt.glass.inside.prompt import Prompt, read_prompt
     from glassgpt.glass.inside.repeated import measure_repeated, repeated_sequences
 
     _check(text, layer, head, find, repeat)
     repeat = repeat or (not text and find in ("duplicate", "induction"))
-
     layers = [layer] if layer is not None else None if out is not None else []  # whose weights are shown
+    at_most = TILE if head is None else None
 
     def read(source: str) -> "AttentionMaps":
         model, tokenizer = load_model(open_run(source, runs), device)
         require_head(model.config, layer, head)
         if not repeat:
-            return attention_maps(model, read_prompt(model, tokenizer, text), layers)
-        ids = repeated_sequences(model, tokenizer, seed)[0]
-        maps = attention_maps(model, Prompt(ids, [token_text(tokenizer, i) for i in ids]), layers)
+            return attention_maps(model, read_prompt(model, tokenizer, text), layers, at_most)
+        shown = Prompt.of(tokenizer, repeated_sequences(model, tokenizer, seed)[0])
+        maps = attention_maps(model, shown, layers, at_most)
         return replace(maps, statistics=measure_repeated(model, tokenizer, seed).statistics)
 
-    sources = [(run or "the newest run", run), *_other(run, against, step, runs)]
-    maps = [(name, read(source)) for name, source in sources]
+    maps = [(name, read(source)) for name, source in _sources(run, against, step, runs)]
     if len(maps) > 1:
         require_comparable(maps[0][1], maps[1][1])
     first = maps[0][1]
@@ -115,15 +116,15 @@ def _check(text: str, layer: int | None, head: int | None, find: str, repeat: bo
         raise ConfigError("give a prompt or --repeat, not both")
 
 
-def _other(run: str, against: str, step: int | None, runs: Path) -> list[tuple[str, str]]:
-    """Return the name of the model to compare with, if there is one, and where it is."""
+def _sources(run: str, against: str, step: int | None, runs: Path) -> list[tuple[str, str]]:
+    """Return the name of the model, and of the one to compare with, if there is one; and where each is."""
     from glassgpt import api
 
+    first, name = (run or "the newest run", run), against or run
     if step is None:
-        return [(against, against)] if against else []
-    name = against or run
+        return [first, (against, against)] if against else [first]
     found = api.find_run(name, runs) if name else newest_run(runs)
-    return [(f"{found.name} at step {step}", str(found.at_step(step)))]
+    return [first, (f"{found.name} at step {step}", str(found.at_step(step)))]
 
 
 def _undefined(maps: "AttentionMaps", names: Sequence[str]) -> str:
@@ -156,8 +157,7 @@ def _to_json(maps: "_Maps", chosen: Sequence[tuple[int, int]], head: int | None)
         ]
         weights = {"weights": one.weights[0, head].tolist()} if head is not None else {}
         models.append({"name": name, "heads": heads} | weights)
-    prompt = maps[0][1].prompt
-    return {"prompt": {"ids": prompt.ids, "tokens": prompt.tokens}, "models": models}
+    return {"prompt": vars(maps[0][1].prompt), "models": models}
 
 
 def _print(maps: "_Maps", chosen: Sequence[tuple[int, int]], head: int | None, find: str, rows: int | None) -> None:

@@ -1,18 +1,20 @@
 """``glassgpt film``."""
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
 from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text, say
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     PICTURE_OPTION,
     PROMPT_FILE_OPTION,
     PROMPT_OPTION,
+    check_picture,
     newest_run,
     read_prompt_text,
 )
@@ -47,8 +49,10 @@ def film(
 
     `train keep_every=N` keeps the checkpoints. Heads are measured on random tokens that are repeated once.
     """
-    check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text, wanted = read_prompt_text(prompt, prompt_file), _read_steps(steps)
+    if wanted and every:
+        raise ConfigError("give --steps or --every, not both")
     from glassgpt import api
     from glassgpt.glass.inside.film import film
     from glassgpt.sampling import SamplingConfig
@@ -63,14 +67,14 @@ def film(
         )  # fmt: skip
     if len(result.frames) == 1:
         say("note: this is one checkpoint only; `glassgpt train ... keep_every=N` keeps more")
-    if json:
-        print_json(_to_json(result, heads))
-    else:
-        _print(result, heads)
     if out is not None:
         from glassgpt.glass.inside.pictures.film import draw_film
 
         draw_film(result, heads or [result.frames[-1].best_head("induction")], out)
+    if json:
+        print_json(_to_json(result, heads))
+    else:
+        _print(result, heads)
 
 
 def _read_steps(text: str) -> list[int]:
@@ -92,16 +96,20 @@ def _read_head(text: str, config: "ModelConfig") -> tuple[int, int]:
 
 def _print(film: "Film", heads: list[tuple[int, int]]) -> None:
     """Print tables over steps: texts, lens, the best heads, chosen heads; then when induction appears."""
-    from glassgpt.glass.inside.film import describe_induction, head_name, spread
-    from glassgpt.glass.inside.heads import STATISTICS
+    from glassgpt.glass.inside.film import describe_induction, spread
+    from glassgpt.glass.inside.heads import STATISTICS, head_name
+    from glassgpt.glass.inside.lens import row_name
     from glassgpt.glass.tokens import escaped
 
-    rows = [[f"{frame.step:,}", f"{frame.loss:.3f}", escaped(frame.text.encode())] for frame in film.frames]
+    losses = ["-" if math.isnan(frame.loss) else f"{frame.loss:.3f}" for frame in film.frames]  # - for one token
+    rows = [
+        [f"{frame.step:,}", loss, escaped(frame.text.encode())] for frame, loss in zip(film.frames, losses, strict=True)
+    ]
     print_table(["step", "loss", "text after the prompt"], rows, right=(0, 1))
     print_text("\nLogit lens: the next token after each block, its probability; [in brackets]: it stays so to the end")
     layers = spread(len(film.frames[0].lens_texts), _MOST_LAYERS)
     rows = [[f"{frame.step:,}", *(_lens_cell(frame, layer) for layer in layers)] for frame in film.frames]
-    print_table(["step", *("embeddings" if i == 0 else f"block {i - 1}" for i in layers)], rows, right=(0,))
+    print_table(["step", *map(row_name, layers)], rows, right=(0,))
     print_text(
         "\nThe best head of each kind (the lowest entropy) on repeated random tokens, and the loss of these tokens"
     )
@@ -133,7 +141,7 @@ def _head_row(film: "Film", frame: "Frame", head: tuple[int, int]) -> list[str]:
 
 
 def _to_json(film: "Film", heads: list[tuple[int, int]]) -> dict[str, Any]:
-    from glassgpt.glass.inside.film import head_name
+    from glassgpt.glass.inside.heads import head_name
 
     induction: dict[str, Any] = {"step": None, "after": None, "head": None}
     if (index := film.induction) is not None:
@@ -142,14 +150,14 @@ def _to_json(film: "Film", heads: list[tuple[int, int]]) -> dict[str, Any]:
         induction = {"step": frame.step, "after": after, "head": head_name(frame.best_head("induction"))}
     return {
         "run": film.run.name,
-        "prompt": {"ids": film.prompt.ids, "tokens": film.prompt.tokens},
+        "prompt": vars(film.prompt),
         "induction": induction | {"threshold": film.threshold, "chance": film.chance},
         "checkpoints": [_frame_to_json(frame, heads) for frame in film.frames],
     }
 
 
 def _frame_to_json(frame: "Frame", heads: list[tuple[int, int]]) -> dict[str, Any]:
-    from glassgpt.glass.inside.film import head_name
+    from glassgpt.glass.inside.heads import head_name
 
     statistics = frame.repeated.statistics
     rows = zip(frame.lens_tokens.tolist(), frame.lens_texts, frame.lens_probability.tolist(), strict=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
 from glassgpt.cli.printing.bars import bar
 from glassgpt.cli.printing.output import print_json, print_table, print_text
 from glassgpt.cli.prompt import (
@@ -15,6 +15,7 @@ from glassgpt.cli.prompt import (
     PROMPT_FILE_OPTION,
     PROMPT_OPTION,
     RUN_ARGUMENT,
+    check_picture,
     load_model,
     open_run,
     read_prompt_text,
@@ -42,7 +43,7 @@ def lens(
     The model's final norm and head are applied to the residual stream after the embeddings and after each block. A
     table has the last positions that fit; --json and -o have more (-o: the last 24).
     """
-    check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text = read_prompt_text(prompt, prompt_file)
     model, tokenizer = load_model(open_run(run, runs), device)
     from glassgpt.glass.inside.attribution import find_position
@@ -57,8 +58,7 @@ def lens(
     if json:
         print_json(
             {
-                "ids": found.prompt.ids,
-                "tokens": found.prompt.tokens,
+                "prompt": vars(found.prompt),
                 "layers": _layers(found),
                 "predicted_ids": found.tokens.tolist(),
                 "predicted_tokens": found.texts,
@@ -73,7 +73,9 @@ def lens(
 
 
 def _layers(found: "Lens") -> list[str]:
-    return ["embeddings", *(f"block {layer}" for layer in range(len(found.texts) - 1))]
+    from glassgpt.glass.inside.lens import row_name
+
+    return [row_name(row) for row in range(len(found.texts))]
 
 
 def _quoted(text: str) -> str:

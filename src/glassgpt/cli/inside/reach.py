@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
 from glassgpt.cli.printing.output import pluralize, print_json, print_text
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     PICTURE_OPTION,
     PROMPT_FILE_OPTION,
     RUN_ARGUMENT,
+    check_picture,
     load_model,
     open_run,
     read_prompt_text,
@@ -40,7 +41,7 @@ def reach(
     It has to be itself and all before it: a full lower triangle; with sliding windows, a band. Anything else is listed,
     and the exit code is 1.
     """
-    check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text = read_prompt_text(prompt, prompt_file) if prompt or prompt_file else ""
     model, tokenizer = load_model(open_run(run, runs), device)
     from glassgpt.glass.inside.reach import reach as find
@@ -53,7 +54,7 @@ def reach(
     if json:
         arrays = {"depends": found.depends.tolist(), "expected": found.expected.tolist()}
         findings = [vars(finding) for finding in found.findings()]
-        head = {"ids": found.prompt.ids, "tokens": found.prompt.tokens, "band": found.band, "correct": found.correct}
+        head = {"prompt": vars(found.prompt), "band": found.band, "correct": found.correct}
         print_json(head | arrays | {"findings": findings})
     else:
         _print(found)

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out, stdin_is_piped
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, stdin_is_piped
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_text
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     PICTURE_OPTION,
     PROMPT_OPTION,
     RUN_ARGUMENT,
+    check_picture,
     load_model,
     open_run,
     read_prompt_text,
 )
 from glassgpt.errors import ConfigError
-from glassgpt.glass.pictures import require_matplotlib
 
 if TYPE_CHECKING:
     from glassgpt.glass.inside.score import Score
@@ -39,9 +39,7 @@ def score(
 
     Prints the loss, bits per byte, perplexity, and the worst tokens.
     """
-    if out:
-        require_matplotlib()
-        check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text = _read(file, prompt)
     source = open_run(run, runs)
     model, tokenizer = load_model(source, device)
@@ -83,7 +81,7 @@ def _read(file: str, prompt: str) -> str:
 def _print_summary(scored: "Score", context: int) -> None:
     """Print what was counted, and the mean values."""
     counted = len(scored.ids) - 1
-    print_text(f"\n{pluralize(counted, 'token')} predicted; the first of the text is not, nothing comes before it")
+    print_text(f"\n{pluralize(counted, 'token')} predicted; the first one is not, nothing comes before it")
     if scored.windows > 1:
         least = context - scored.stride + 1
         print_text(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
 from glassgpt.cli.printing.output import pluralize, print_json, print_text
 from glassgpt.cli.printing.token_tables import separator
 from glassgpt.cli.prompt import (
@@ -17,6 +17,7 @@ from glassgpt.cli.prompt import (
     PROMPT_FILE_OPTION,
     PROMPT_OPTION,
     RUN_ARGUMENT,
+    check_picture,
     load_model,
     open_run,
     read_prompt_text,
@@ -49,7 +50,7 @@ def trace(
 
     Of all layers but one, which have the same sizes, only the output is shown; --json has every tensor.
     """
-    check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text = read_prompt_text(prompt, prompt_file)
     model, tokenizer = load_model(open_run(run, runs), device)
     from glassgpt.glass.inside.heads import require_head

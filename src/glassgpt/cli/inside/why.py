@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, PICTURES, RUNS_OPTION, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
 from glassgpt.cli.printing.bars import two_sided_bar
-from glassgpt.cli.printing.output import print_json, print_table, print_text, say
+from glassgpt.cli.printing.output import pluralize, print_json, print_table, print_text, say
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     PICTURE_OPTION,
     PROMPT_FILE_OPTION,
     PROMPT_OPTION,
     RUN_ARGUMENT,
+    check_picture,
     load_model,
     open_run,
     read_prompt_text,
@@ -48,7 +49,7 @@ def why(
     This is direct attribution: what each part writes into the residual stream, as the head reads it, with the final
     norm's scale held as it is. What a part does through later parts counts for those; `glassgpt ablate` measures it.
     """
-    check_out(out, "-o", suffix=PICTURES)
+    check_picture(out)
     text = read_prompt_text(prompt, prompt_file)
     model, tokenizer = load_model(open_run(run, runs), device)
     from glassgpt.glass.inside.attribution import why as attribute
@@ -76,11 +77,10 @@ def why(
 
 
 def _to_json(found: "Attribution") -> dict[str, object]:
-    fields = {key: value for key, value in vars(found).items() if key != "prompt"}
-    arrays = {key: value.tolist() for key, value in fields.items() if hasattr(value, "tolist")}
+    arrays = {key: value.tolist() for key, value in vars(found).items() if hasattr(value, "tolist")}
     sums = {"totals": found.totals(), "remainder": found.remainder, "relative_remainder": found.relative_remainder}
     parts = [asdict(part) for part in found.parts()]
-    return {"ids": found.prompt.ids, "tokens": found.prompt.tokens, **fields, **arrays, **sums, "parts": parts}
+    return {**vars(found), "prompt": vars(found.prompt), **arrays, **sums, "parts": parts}
 
 
 def _print(found: "Attribution", rows: int | None) -> None:
@@ -94,7 +94,7 @@ def _print(found: "Attribution", rows: int | None) -> None:
     print_table(["part", "adds", ""], table, right=(1,))
     if rows is not None and len(parts) > rows:
         rest = sum(part.value for part in parts[rows:])
-        print_text(f"... and {len(parts) - rows:,} smaller parts, {rest:+.4f} together (--all shows them)")
+        print_text(f"... and {pluralize(len(parts) - rows, 'smaller part')}, {rest:+.4f} together (--all shows them)")
     print_text()
     totals = [[_KINDS[kind], f"{value:+.4f}"] for kind, value in found.totals().items()]
     totals.append(["remainder", f"{found.remainder:+.1e}"])

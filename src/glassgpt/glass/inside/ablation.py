@@ -1,7 +1,7 @@
 """Ablation: the loss of a model without each of its heads and each of its MLPs.
 
 A head is left out by changing its slice of the input of the output projection, an MLP by changing its output. Zero
-ablation puts 0 there; mean ablation puts the mean of the component's output over all positions of the same text, so
+ablation puts 0 there; mean ablation puts the mean of the component's output over all positions that are read, so
 that what later layers always receive from it stays.
 """
 
@@ -14,9 +14,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from glassgpt.errors import ConfigError, DataError, GenerationError
 from glassgpt.files import Progress
+from glassgpt.glass.inside.heads import require_head
+from glassgpt.inference.stream import require_known
 from glassgpt.loss import Evaluation, evaluate, subset
 from glassgpt.model import GPT, Block
 from glassgpt.recording import evaluation_mode
@@ -90,11 +93,8 @@ class _Pass:
     def keeping_output_of(self, layer: int) -> Iterator[None]:
         """Keep the output of this block in each batch; after that, passes begin at the next block."""
         kept: list[Tensor] = []
-        hook = self.model.blocks[layer].register_forward_hook(lambda _, inputs, output: kept.append(output))
-        try:
+        with self.model.blocks[layer].register_forward_hook(lambda _, inputs, output: kept.append(output)):
             yield
-        finally:
-            hook.remove()
         self.layer, self.kept, self._next = layer + 1, kept, 0
 
 
@@ -139,9 +139,7 @@ def ablate(
         TokenizerError: if it has characters that the tokenizer does not know.
         GenerationError: if the loss is not finite.
     """
-    L, V = model.config.n_layer, model.config.vocab_size
-    if layer is not None and not 0 <= layer < L:
-        raise ConfigError(f"--layer {layer}: the model has the layers 0 to {L - 1}")
+    require_head(model.config, layer)
     if by not in get_args(By):
         raise ConfigError(f"--by {by!r} is not one of {', '.join(get_args(By))}")
     if tokens < 1:
@@ -149,20 +147,16 @@ def ablate(
     ids = tokenizer.encode_array(text)
     if len(ids) < 2:
         raise DataError(f"the text has {len(ids)} tokens; the loss needs at least 2")
-    if ids.max() >= V:
-        raise GenerationError(
-            f"the text has the token {ids.max()}, but the model's tokens are 0 to {V - 1}; "
-            "the tokenizer belongs to another model"
-        )
+    require_known([int(ids.min()), int(ids.max())], model.config.vocab_size, "the text")
     window = min(model.config.block_size, tokens, len(ids) - 1)
     starts = subset(ids, window, tokens)
-    batch_size = max(1, min(32, _MOST_LOGITS // (window * V)))
+    batch_size = max(1, min(32, _MOST_LOGITS // (window * model.config.vocab_size)))
     run = _Pass(model)
 
     def measure() -> Evaluation:
         return evaluate(run, ids, window, model.device, starts=starts, batch_size=batch_size)
 
-    layers = list(range(L)) if layer is None else [layer]
+    layers = list(range(model.config.n_layer)) if layer is None else [layer]
     with evaluation_mode(model):
         whole, heads, mlps = _ablate_layers(run, measure, by, layers, progress)
     return Ablation(by, whole.loss, whole.tokens, window, layers, heads, mlps)
@@ -216,36 +210,23 @@ def _mean(module: nn.Module, of: Literal["input", "output"]) -> Iterator[Callabl
         sums.append(x.sum(dim=0))
         positions += len(x)
 
-    hook = module.register_forward_hook(add)
-    try:
+    with module.register_forward_hook(add):
         yield lambda: torch.stack(sums).sum(dim=0) / positions
-    finally:
-        hook.remove()
 
 
-@contextmanager
-def _replaced_input(module: nn.Module, part: slice, value: Tensor | None) -> Iterator[None]:
-    """Put a value ``[size]``, or 0, in place of a part of the module's input."""
+def _replaced_input(module: nn.Module, part: slice, value: Tensor | None) -> RemovableHandle:
+    """Put a value ``[size]``, or 0, in place of a part of the module's input, while the handle's context lasts."""
 
     def replace(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         x = inputs[0].clone()
         x[..., part] = 0 if value is None else value
         return x
 
-    hook = module.register_forward_pre_hook(replace)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return module.register_forward_pre_hook(replace)
 
 
-@contextmanager
-def _replaced_output(module: nn.Module, value: Tensor | None) -> Iterator[None]:
-    """Put a value ``[size]``, or 0, in place of the module's output."""
-    hook = module.register_forward_hook(
+def _replaced_output(module: nn.Module, value: Tensor | None) -> RemovableHandle:
+    """Put a value ``[size]``, or 0, in place of the module's output, while the handle's context lasts."""
+    return module.register_forward_hook(
         lambda _, inputs, output: torch.zeros_like(output) if value is None else value.expand_as(output)
     )
-    try:
-        yield
-    finally:
-        hook.remove()

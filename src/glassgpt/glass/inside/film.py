@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from glassgpt.config import RuntimeConfig
 from glassgpt.files import Progress
-from glassgpt.glass.inside.heads import attention_maps
+from glassgpt.glass.inside.heads import head_name
 from glassgpt.glass.inside.lens import lens
 from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.glass.inside.repeated import Repeated, measure_repeated
 from glassgpt.inference.decode import complete
 from glassgpt.model import GPT
+from glassgpt.recording import evaluation_mode, watch
 from glassgpt.runtime import resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer
@@ -167,20 +169,29 @@ def _examine(model: GPT, tokenizer: Tokenizer, prompt: str, read: Prompt, step: 
         lens_tokens=seen.tokens[:, -1],
         lens_probability=seen.probability[:, -1],
         lens_texts=[row[-1] for row in seen.texts],
-        attention=attention_maps(model, read).weights[:, :, -1].copy(),  # of the last position alone
+        attention=_last_attention(model, read),
         repeated=measure_repeated(model, tokenizer, seed),
     )
+
+
+@torch.no_grad()
+def _last_attention(model: GPT, prompt: Prompt) -> np.ndarray:
+    """Return the attention weights from the last position, ``[L, H, T]``; one layer's whole weights are in memory."""
+    rows: list[np.ndarray] = []
+
+    def see(name: str, layer: int | None, tensor: Tensor) -> None:
+        if name == "attention weights":
+            rows.append(tensor[0, :, -1].float().cpu().numpy().copy())
+
+    with evaluation_mode(model), watch(model, see):
+        model(prompt.idx(model), apply_head=False)
+    return np.stack(rows)
 
 
 @torch.no_grad()
 def _loss(model: GPT, prompt: Prompt) -> float:
     idx = prompt.idx(model)
     return float(F.cross_entropy(model(idx)[0, :-1].double(), idx[0, 1:]))
-
-
-def head_name(head: tuple[int, int]) -> str:
-    """Write a head as its layer and number: ``5.3``."""
-    return f"{head[0]}.{head[1]}"
 
 
 def describe_induction(film: Film) -> str:

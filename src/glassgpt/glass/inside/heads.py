@@ -3,11 +3,13 @@
 Layers and heads count from 0, and a head is written as its layer and number: ``5.3``.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from glassgpt.config import ModelConfig
@@ -27,7 +29,8 @@ class AttentionMaps:
 
     Attributes:
         prompt: the tokens, T of them.
-        weights: ``[L, H, T, T]``, float32: layer, head, query, key, of all layers or chosen ones. Each row sums to 1.
+        weights: ``[L, H, T, T]``, float32: layer, head, query, key, of all layers or chosen ones. Each row sums to 1,
+            unless they are pooled.
         statistics: as :func:`head_statistics`, ``[L, H]`` each.
     """
 
@@ -46,18 +49,22 @@ def attention(model: GPT, tokenizer: Tokenizer, prompt: str) -> AttentionMaps:
 
 
 @torch.no_grad()
-def attention_maps(model: GPT, prompt: Prompt, layers: Sequence[int] | None = None) -> AttentionMaps:
+def attention_maps(
+    model: GPT, prompt: Prompt, layers: Sequence[int] | None = None, at_most: int | None = None
+) -> AttentionMaps:
     """Compute the attention weights of every head on a prompt; the logits are not computed.
 
     The weights of all heads take much memory for a long prompt. With ``layers``, only those of these layers are in the
-    result, in this order; the statistics are of all.
+    result, in this order; the statistics are of all. With ``at_most``, the weights of a head are pooled to a picture of
+    so many rows and columns at most, in which each number is the largest of a square of weights.
 
     Raises:
         GenerationError: if weights are not numbers.
     """
     L, H, T = model.config.n_layer, model.config.n_head, len(prompt.ids)
     kept = list(range(L)) if layers is None else list(layers)
-    weights = torch.empty(len(kept), H, T, T)
+    square = 1 if at_most is None else math.ceil(T / at_most)
+    weights = torch.empty(len(kept), H, *2 * [math.ceil(T / square)])
     statistics: list[dict[str, np.ndarray]] = []
 
     def see(name: str, layer: int | None, tensor: Tensor) -> None:
@@ -69,7 +76,7 @@ def attention_maps(model: GPT, prompt: Prompt, layers: Sequence[int] | None = No
             )
         statistics.append(head_statistics(tensor[0], prompt.ids))
         if layer in kept:
-            weights[kept.index(layer)] = tensor[0]
+            weights[kept.index(layer)] = F.max_pool2d(tensor[0], square, ceil_mode=True)
 
     with evaluation_mode(model), watch(model, see, "explicit"):
         model(prompt.idx(model), apply_head=False)
@@ -107,6 +114,11 @@ def head_statistics(weights: Tensor, ids: Sequence[int]) -> dict[str, np.ndarray
         positions = mask.any(dim=1).sum().to(heads)  # the mean of no position is 0 / 0, NaN
         result[name] = heads.flatten(1) @ mask.flatten().to(heads) / positions
     return {name: values.reshape(weights.shape[:-2]).double().cpu().numpy() for name, values in result.items()}
+
+
+def head_name(head: tuple[int, int]) -> str:
+    """Write a head as its layer and number: ``5.3``."""
+    return f"{head[0]}.{head[1]}"
 
 
 def require_head(config: ModelConfig, layer: int | None, head: int | None = None) -> None:

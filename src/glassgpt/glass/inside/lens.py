@@ -35,6 +35,11 @@ class Lens:
     texts: list[list[str]]
 
 
+def row_name(row: int) -> str:
+    """Return the name of a row of a lens: ``embeddings``, ``block 0``, ..."""
+    return f"block {row - 1}" if row else "embeddings"
+
+
 @torch.no_grad()
 def lens(model: GPT, tokenizer: Tokenizer, prompt: str) -> Lens:
     """Apply the model's final norm and head to its residual stream after the embeddings and after each block.
@@ -51,7 +56,7 @@ def lens(model: GPT, tokenizer: Tokenizer, prompt: str) -> Lens:
     stream = [recording.get("embeddings"), *recording.layers("residual after mlp")]  # each [1, T, C]
     del recording  # and its logits
     with evaluation_mode(model):
-        rows = [_predict(model, residual, final, layer) for layer, residual in enumerate(stream)]
+        rows = [_predict(model, residual, final, row) for row, residual in enumerate(stream)]
     tokens, probability, rank = (np.stack(column) for column in zip(*rows, strict=True))
     names = {i: token_text(tokenizer, i) for i in np.unique(tokens).tolist()}
     return Lens(read, tokens, probability, rank, [[names[i] for i in row] for row in tokens.tolist()])
@@ -61,8 +66,9 @@ def _predict(model: GPT, residual: Tensor, final: Tensor, row: int) -> tuple[np.
     """Return the top token, its probability, and the rank of ``final [T]``; each ``[T]``."""
     logits = model.head(model.final_norm(residual))[0].float()  # [T, V]
     if not all(extreme.isfinite() for extreme in logits.aminmax()):  # NaN if any is NaN
-        where = f"block {row - 1}" if row else "the embeddings"
-        raise GenerationError(f"the logits after {where} are not all finite numbers; the model's weights are damaged")
+        raise GenerationError(
+            f"the logits after {row_name(row)} are not all finite numbers; the model's weights are damaged"
+        )
     tokens = logits.argmax(dim=-1)
     probability = logits.softmax(dim=-1).gather(-1, tokens[:, None])[:, 0]
     places = zip(logits.cpu().numpy(), final.tolist(), strict=True)

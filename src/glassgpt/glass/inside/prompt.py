@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glassgpt.errors import ConfigError, GenerationError
+from glassgpt.errors import ConfigError
 from glassgpt.glass.tokens import escaped
-from glassgpt.inference.stream import encode_prompt
+from glassgpt.inference.stream import encode_prompt, require_known
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 
@@ -18,6 +18,11 @@ class Prompt:
 
     ids: list[int]
     tokens: list[str]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, ids: list[int]) -> "Prompt":
+        """Return these ids with the texts of their tokens."""
+        return cls(ids, [token_text(tokenizer, i) for i in ids])
 
     def idx(self, model: GPT) -> Tensor:
         """Return the ids as one row ``[1, T]`` on the model's device."""
@@ -33,17 +38,12 @@ def read_prompt(model: GPT, tokenizer: Tokenizer, text: str) -> Prompt:
         GenerationError: if the model does not have one of its tokens.
     """
     ids = encode_prompt(tokenizer, text)
-    context, V = model.config.block_size, model.config.vocab_size
-    if len(ids) > context:
+    if len(ids) > (context := model.config.block_size):
         raise ConfigError(
             f"the prompt has {len(ids):,} tokens; the model reads {context:,} at once. Give a shorter prompt"
         )
-    if wrong := [i for i in ids if not 0 <= i < V]:
-        raise GenerationError(
-            f"the prompt has the token {wrong[0]}, but the model's tokens are 0 to {V - 1}; "
-            "the tokenizer belongs to another model"
-        )
-    return Prompt(ids, [token_text(tokenizer, i) for i in ids])
+    require_known(ids, model.config.vocab_size, "the prompt")
+    return Prompt.of(tokenizer, ids)
 
 
 def token_text(tokenizer: Tokenizer, i: int) -> str:

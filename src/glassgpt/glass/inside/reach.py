@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from glassgpt.errors import ConfigError, GenerationError
-from glassgpt.glass.inside.prompt import Prompt, read_prompt, token_text
+from glassgpt.glass.inside.prompt import Prompt, read_prompt
 from glassgpt.model import GPT, Block
 from glassgpt.model.attention import causal_mask
 from glassgpt.tokenizer import Tokenizer
@@ -136,4 +136,4 @@ def _random_prompt(model: GPT, tokenizer: Tokenizer, length: int) -> Prompt:
         raise ConfigError(f"--length {length}: the model reads 1 to {context:,} tokens")
     size = length or min(LENGTH, context)
     ids = torch.randint(V, (size,), generator=torch.Generator().manual_seed(0)).tolist()
-    return Prompt(ids, [token_text(tokenizer, i) for i in ids])
+    return Prompt.of(tokenizer, ids)

@@ -19,7 +19,7 @@ from glassgpt.tokenizer import Tokenizer
 
 #: Tokens of the longest sequence that is repeated.
 _LONGEST = 64
-#: Their lengths differ: a head that looks back by a fixed distance finds the right token in one of them at most.
+#: Their lengths differ (in a context of 10 or more): a head that looks back by a fixed distance fits one of them only.
 _SEQUENCES = 4
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.files import Progress
 from glassgpt.glass.inside.prompt import token_text
+from glassgpt.inference.stream import require_known
 from glassgpt.model import GPT
 from glassgpt.recording import evaluation_mode
 from glassgpt.tokenizer import Tokenizer
@@ -139,12 +140,7 @@ def _encode(model: GPT, tokenizer: Tokenizer, text: str) -> tuple[list[int], boo
     ids = ids if bos is None else [bos, *ids]
     if len(ids) < 2:
         raise ConfigError("the text is too short to score: nothing comes before its first token; give a longer text")
-    V = model.config.vocab_size
-    if wrong := [i for i in ids if not 0 <= i < V]:
-        raise GenerationError(
-            f"the text has the token {wrong[0]}, but the model's tokens are 0 to {V - 1}; "
-            "the tokenizer belongs to another model"
-        )
+    require_known(ids, model.config.vocab_size, "the text")
     return ids, bos is not None
 
 

@@ -1,6 +1,5 @@
 """Draw the attention weights of one head, or of many as a wall of small pictures; of two models side by side."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 #: Beyond so many tokens, axes show positions in place of tokens.
 _MAX_LABELLED = 300
 #: Pixels of a head in a wall, along one side, at most.
-_TILE = 96
+TILE = 96
 
 
 def draw_head(weights: Sequence[tuple[str, np.ndarray]], tokens: Sequence[str], target: Path) -> None:
@@ -46,9 +45,9 @@ def draw_head(weights: Sequence[tuple[str, np.ndarray]], tokens: Sequence[str], 
 
 
 def draw_wall(weights: Sequence[tuple[str, np.ndarray]], first_layer: int, target: Path) -> None:
-    """Draw many heads: a row per layer, a column per head, ``[L, H, T, T]``; for each model a wall, with its title.
+    """Draw many heads: a row per layer, a column per head, ``[L, H, S, S]``; for each model a wall, with its title.
 
-    A head with more tokens than pixels is drawn with the largest weight of each pixel.
+    Weights of more tokens than TILE are pooled before, by :func:`~glassgpt.glass.inside.heads.attention_maps`.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -61,7 +60,7 @@ def draw_wall(weights: Sequence[tuple[str, np.ndarray]], first_layer: int, targe
     for axes, (title, values) in zip(all_axes, weights, strict=True):
         wall, step = _wall(values)
         image = _show(axes, wall)
-        places = (step - _TILE // 16 - 1) / 2 + step * np.arange(max(L, H))
+        places = (step - TILE // 16 - 1) / 2 + step * np.arange(max(L, H))
         axes.set_xticks(places[:H], range(H), fontsize=8)
         axes.set_yticks(places[:L], range(first_layer, first_layer + L), fontsize=8)
         axes.xaxis.tick_top()
@@ -77,17 +76,15 @@ def draw_wall(weights: Sequence[tuple[str, np.ndarray]], first_layer: int, targe
 
 def _wall(weights: np.ndarray) -> tuple[np.ndarray, int]:
     """Put the heads beside each other, with a gap of NaN; return the picture, and its pixels from head to head."""
-    L, H, T, _ = weights.shape
-    pooled, repeated = math.ceil(T / _TILE), max(1, _TILE // T)  # one of them is 1
-    size = math.ceil(T / pooled) * repeated
-    step = size + _TILE // 16
+    L, H, S, _ = weights.shape
+    repeated = max(1, TILE // S)
+    size = S * repeated
+    step = size + TILE // 16
     wall = np.full((L * step, H * step), np.nan, dtype=np.float32)
     for layer in range(L):
         for head in range(H):
-            padded = np.pad(weights[layer, head], (0, -T % pooled))
-            blocks = padded.reshape(len(padded) // pooled, pooled, -1, pooled).max(axis=(1, 3))
             place = wall[layer * step :, head * step :][:size, :size]
-            place[:] = blocks.repeat(repeated, axis=0).repeat(repeated, axis=1)
+            place[:] = weights[layer, head].repeat(repeated, axis=0).repeat(repeated, axis=1)
     return wall, step
 
 

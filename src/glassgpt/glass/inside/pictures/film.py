@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from glassgpt.glass.inside.film import Film, describe_induction, head_name, spread
+from glassgpt.glass.inside.film import Film, describe_induction, spread
+from glassgpt.glass.inside.heads import head_name
+from glassgpt.glass.inside.lens import row_name
 from glassgpt.glass.pictures import drawable, label, label_tokens, new_figure, save_figure
 from glassgpt.glass.tokens import escaped
 
@@ -118,7 +120,7 @@ def _draw_lens(axes: Any, film: Film, shown: Sequence[int], layers: Sequence[int
             style["color"] = "white" if p > 0.6 else "black"
             axes.text(column, row, f"{token} {p:.2f}", ha="center", va="center", fontsize=7, **style)
     axes.set_xticks(range(len(shown)), [f"{film.steps[i]:,}" for i in shown], fontsize=8)
-    axes.set_yticks(range(len(layers)), ["embeddings" if i == 0 else f"block {i - 1}" for i in layers], fontsize=8)
+    axes.set_yticks(range(len(layers)), [row_name(row) for row in layers], fontsize=8)
     axes.tick_params(length=0)
     title = "logit lens: the next token after each block, and its probability; bold: it stays so to the last block"
     axes.set_title(title, fontsize=9, loc="left")

@@ -8,7 +8,7 @@ import numpy as np
 
 from glassgpt.glass.inside.ablation import Ablation
 from glassgpt.glass.inside.attribution import Attribution
-from glassgpt.glass.inside.lens import Lens
+from glassgpt.glass.inside.lens import Lens, row_name
 from glassgpt.glass.inside.reach import Reach
 from glassgpt.glass.pictures import label, label_tokens, new_figure, save_figure
 
@@ -47,7 +47,7 @@ def draw_lens(lens: Lens, target: Path) -> None:
                 weight="bold" if lens.rank[place] == 1 else "normal",
             )  # fmt: skip
     label_tokens(axes, columns=lens.prompt.tokens[first:])
-    axes.set_yticks(range(L1), ["embeddings", *(f"block {layer}" for layer in range(L1 - 1))], fontsize=8)
+    axes.set_yticks(range(L1), map(row_name, range(L1)), fontsize=8)
     part = f"the last {drawn} of {T} positions" if first else "each position"
     axes.set_title(f"Predicted next token after each block, at {part}.\nBold: what the model predicts in the end.")
     figure.colorbar(image, ax=axes, label="probability of the token", shrink=min(1.0, 4 / (0.27 * L1)), pad=0.01)
