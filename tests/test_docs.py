@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Added to trainings that would take minutes.
-SHORT = ["steps=4", "n_layer=1", "max_val_tokens=500"]
+SHORT = ["dtype=float32", "steps=4", "n_layer=1", "max_val_tokens=500"]
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -31,6 +31,7 @@ def shortened(command: list[str]) -> list[str]:
 
 
 @pytest.mark.timeout(1800)  # the guide has some eighty commands
+@pytest.mark.usefixtures("quick_measuring")
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Path) -> None:
     prose = text_file.read_text(encoding="utf-8")
@@ -55,7 +56,7 @@ def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Pat
                 ran += 1
             elif line.startswith("torchrun "):
                 command = shlex.split(line, comments=True)[1:]
-                launcher = [sys.executable, "-m", "torch.distributed.run", *command, *SHORT[1:]]
+                launcher = [sys.executable, "-m", "torch.distributed.run", *command, *SHORT[2:]]
                 done = subprocess.run(launcher, cwd=tmp_path, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, f"{line}: {done.stderr}"
                 ran += 1
