@@ -70,13 +70,14 @@ def attention_maps(
     def see(name: str, layer: int | None, tensor: Tensor) -> None:
         if name != "attention weights":
             return
-        if not tensor.isfinite().all():
+        statistics.append(values := head_statistics(tensor[0], prompt.ids))
+        if not np.isfinite(values["entropy"]).all():
             raise GenerationError(
                 f"the attention weights of layer {layer} are not numbers; `glassgpt trace` shows where that begins"
             )
-        statistics.append(head_statistics(tensor[0], prompt.ids))
         if layer in kept:
-            weights[kept.index(layer)] = F.max_pool2d(tensor[0], square, ceil_mode=True)
+            pooled = tensor[0] if square == 1 else F.max_pool2d(tensor[0], square, ceil_mode=True)
+            weights[kept.index(layer)] = pooled
 
     with evaluation_mode(model), watch(model, see, "explicit"):
         model(prompt.idx(model), apply_head=False)
