@@ -168,6 +168,20 @@ def test_the_summary_agrees_with_the_final_norm_and_the_head() -> None:
         logits[:-1], torch.tensor([1, 7, 7, 2]), reduction="none"), rtol=1e-4)  # fmt: skip
 
 
+def test_ranks_are_those_of_the_lens_also_where_probabilities_are_rounded_to_zero() -> None:
+    model = build(MODELS["qwen3"])
+    with torch.no_grad():
+        model.final_norm.weight *= 1e4
+    recording = record(model, torch.tensor([[5, 1, 7, 7, 2]]))
+    summary, final = summarize(model, recording), recording.logits[0].argmax(dim=-1)
+    depths = [recording.get("embeddings"), *recording.layers("residual after mlp")]
+    assert any(0 in row for row in summary["final_probability"])
+    with torch.no_grad():
+        order = [model.head(model.final_norm(x))[0].argsort(dim=-1, descending=True) for x in depths]
+    places = [[1 + (row == i).nonzero().item() for row, i in zip(rows, final, strict=True)] for rows in order]
+    assert summary["final_rank"] == places
+
+
 def test_a_page_with_checkpoints_has_the_tensors_of_each(tmp_path: Path) -> None:
     models = {step: build(TINY, seed=step) for step in (1, 2)}
     for step, model in models.items():

@@ -71,6 +71,13 @@ def _predict(model: GPT, residual: Tensor, final: Tensor, row: int) -> tuple[np.
         )
     tokens = logits.argmax(dim=-1)
     probability = logits.softmax(dim=-1).gather(-1, tokens[:, None])[:, 0]
-    places = zip(logits.cpu().numpy(), final.tolist(), strict=True)
-    rank = np.array([1 + np.count_nonzero(values > values[i]) for values, i in places])  # one [V] at a time: no [T, V]
-    return tokens.cpu().numpy(), probability.cpu().numpy(), rank
+    return tokens.cpu().numpy(), probability.cpu().numpy(), ranks(logits, final)
+
+
+def ranks(logits: Tensor, tokens: Tensor) -> np.ndarray:
+    """Return the place of each of ``tokens [T]`` in its row of ``logits [T, V]``, float32; 1 is the largest: ``[T]``.
+
+    Probabilities would not do: those of unlikely tokens can all be rounded to 0.
+    """
+    places = zip(logits.cpu().numpy(), tokens.tolist(), strict=True)
+    return np.array([1 + np.count_nonzero(row > row[i]) for row, i in places], dtype=np.int64)  # one [V] at a time

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glassgpt.glass.inside.lens import ranks
 from glassgpt.model import GPT
 from glassgpt.recording import Recording
 
@@ -33,14 +34,13 @@ def summarize(model: GPT, recording: Recording) -> dict[str, Any]:
     before = [recording.get("embeddings")[0], *(x[0] for x in recording.layers("residual after mlp")[:-1])]
     middle = [x[0] for x in recording.layers("residual after attention")]
     attention, mlp = recording.layers("attention output"), recording.layers("mlp output")
-    final = recording.logits[0].argmax(dim=-1, keepdim=True)  # [T, 1]
+    final = recording.logits[0].argmax(dim=-1)  # [T]
     depths = [*before, recording.layers("residual after mlp")[-1][0]]
     lens = [_predict(model, x, final) for x in depths]
-    probability = recording.logits[0, :-1].float().softmax(dim=-1)  # [T - 1, V]
-    of_next = probability.gather(-1, recording.get("idx")[0, 1:, None])  # [T - 1, 1]
+    logits, following = recording.logits[0, :-1].float(), recording.get("idx")[0, 1:]  # [T - 1, V], [T - 1]
     return {
-        "next_probability": _rounded(of_next[:, 0]),
-        "next_rank": _rank(probability, of_next),
+        "next_probability": _rounded(_probability_of(logits.softmax(dim=-1), following)),
+        "next_rank": ranks(logits, following).tolist(),
         "attention_change": [_change(added[0], x) for added, x in zip(attention, before, strict=True)],
         "mlp_change": [_change(added[0], x) for added, x in zip(mlp, middle, strict=True)],
     } | {key: [depth[key] for depth in lens] for key in lens[0]}
@@ -52,22 +52,21 @@ def _change(added: Tensor, to: Tensor) -> list[float]:
 
 
 def _predict(model: GPT, x: Tensor, final: Tensor) -> dict[str, Any]:
-    """Apply the final norm and the head to ``x [T, C]``; ``final [T, 1]`` are the tokens predicted in the end."""
-    probability = model.head(model.final_norm(x)).float().softmax(dim=-1)  # [T, V]
+    """Apply the final norm and the head to ``x [T, C]``; ``final [T]`` are the tokens predicted in the end."""
+    logits = model.head(model.final_norm(x)).float()  # [T, V]
+    probability = logits.softmax(dim=-1)  # [T, V]
     values, ids = probability.sort(dim=-1, descending=True, stable=True)
-    of_final = probability.gather(-1, final)  # [T, 1]
     return {
         "top": ids[:, :LISTED].tolist(),
         "top_probability": _rounded(values[:, :LISTED]),
-        "final_probability": _rounded(of_final[:, 0]),
-        "final_rank": _rank(probability, of_final),
+        "final_probability": _rounded(_probability_of(probability, final)),
+        "final_rank": ranks(logits, final).tolist(),
     }
 
 
-def _rank(probability: Tensor, of_one: Tensor) -> list[int]:
-    """Return the rank of a token with probability ``of_one [T, 1]`` in each row of ``probability [T, V]``."""
-    ranks: list[int] = ((probability > of_one).sum(dim=-1) + 1).tolist()
-    return ranks
+def _probability_of(probability: Tensor, tokens: Tensor) -> Tensor:
+    """Return the probability of each of ``tokens [T]`` in its row of ``probability [T, V]``: ``[T]``."""
+    return probability.gather(-1, tokens[:, None])[:, 0]
 
 
 def _rounded(values: Tensor) -> Any:
