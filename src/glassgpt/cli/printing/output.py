@@ -109,6 +109,15 @@ def _width(cell: str) -> int:
     return cell_len(_COLOUR.sub("", cell))
 
 
+def printable(text: str, otherwise: str) -> str:
+    """Return the text, or ``otherwise`` if standard output cannot encode it."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return otherwise
+    return text
+
+
 def pluralize(number: int, noun: str) -> str:
     """Write a number with its noun: ``1 token``, ``2,000 tokens``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

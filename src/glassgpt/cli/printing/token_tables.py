@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.printing.output import pluralize, print_table, print_text
+from glassgpt.cli.printing.output import pluralize, print_table, print_text, printable
 from glassgpt.errors import shell_command
 from glassgpt.files import path_exists
 from glassgpt.glass.tokenizer_comparison import TextSplit, TokenizerMeasurement
@@ -39,11 +39,7 @@ def print_tokens(tokens: Sequence[TokenInText], max_rows: int) -> None:
 
 def separator() -> str:
     """Return the mark between tokens without colours: ``│``, or ``|`` if standard output cannot encode that."""
-    try:
-        "│".encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return "|"
-    return "│"
+    return printable("│", "|")
 
 
 def separated(contents: Sequence[bytes], line_breaks: bool = False) -> str:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glassgpt.cli.printing.output import print_json, print_table, print_text
+from glassgpt.cli.printing.output import print_json, print_table, print_text, printable
 from glassgpt.glass.tokens import escaped
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def _print_bars(found: "Comparison") -> None:
 
 def _bar(share: float, width: int) -> str:
     """Draw a share of 1 as a bar of at most ``width`` characters."""
-    try:
-        _EIGHTHS.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
+    if not printable(_EIGHTHS, ""):
         return "#" * round(share * width)
     full, part = divmod(round(share * width * 8), 8)
     return _EIGHTHS[8] * full + _EIGHTHS[part].strip()
