@@ -32,6 +32,7 @@ from glassgpt.sampling import (
     probabilities,
     row_generator,
     sample_inverse_cdf,
+    stages,
 )
 
 JUST_BELOW_ONE = math.nextafter(1.0, 0.0)  # the largest random number there is
@@ -384,7 +385,7 @@ def test_the_cuts_add_up_and_the_number_falls_into_the_interval_of_the_chosen_to
 ) -> None:
     ids = [i for i in ids if i < len(logits)]
     row, left = torch.tensor(logits, dtype=torch.float64), len(logits)
-    for cut, mass in zip(cuts(row, config, ids), [0, None, None, None, None], strict=True):
+    for cut, mass in zip(cuts(row, stages(row, config, ids)), [0, None, None, None, None], strict=True):
         left -= cut.dropped
         assert cut.kept == left >= 1 and mass in (None, cut.mass) and 0 <= cut.mass < 1
         assert (cut.dropped > 0) == (cut.mass > 0) == (cut.last_kept is not None) == (cut.first_dropped is not None)

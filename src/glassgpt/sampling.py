@@ -208,10 +208,10 @@ class Cut:
     first_dropped: int | None
 
 
-def cuts(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int] = ()) -> list[Cut]:
-    """Return what each stage drops from a row of logits ``[V]``."""
+def cuts(logits: Tensor, after_stages: Sequence[Tensor]) -> list[Cut]:
+    """Return what each stage drops from a row of logits ``[V]``, given those that :func:`stages` returned."""
     found, before = [], logits.double()
-    for stage, after in zip(STAGES, stages(logits, sampling, previous_ids), strict=True):
+    for stage, after in zip(STAGES, after_stages, strict=True):
         kept, dropped = after > float("-inf"), (after == float("-inf")) & (before > float("-inf"))
         count, last_kept, first_dropped = int(dropped.sum()), None, None
         if count:

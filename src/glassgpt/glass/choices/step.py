@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glassgpt.inference.decode import DecodeStep
-from glassgpt.sampling import SamplingConfig, cuts, explain, interval, probabilities
+from glassgpt.sampling import SamplingConfig, cuts, explain, interval, stages
 from glassgpt.tokenizer import Tokenizer
 
 
@@ -27,6 +27,7 @@ def describe_step(
     """
     logits, chosen = step.logits[0], step.tokens[0]
     shown = explain(logits, sampling, min(count, tokenizer.vocab_size), previous_ids, chosen)
+    after = stages(logits, sampling, previous_ids)
     unused = tokenizer.unused_ids()
 
     def text(token: int | None) -> str | None:
@@ -35,10 +36,10 @@ def describe_step(
     return {
         "chosen": chosen,
         "draw": float(step.uniform[0]),
-        "interval": list(interval(probabilities(logits, sampling, previous_ids), chosen)),
+        "interval": list(interval(after[-1].softmax(dim=-1), chosen)),
         "cuts": [
             vars(cut) | {"last_kept_text": text(cut.last_kept), "first_dropped_text": text(cut.first_dropped)}
-            for cut in cuts(logits, sampling, previous_ids)
+            for cut in cuts(logits, after)
         ],
         "candidates": [{"text": text(c.token), **vars(c)} for c in shown],
     }
