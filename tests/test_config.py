@@ -302,6 +302,7 @@ def test_auto_is_said_of_every_number_that_is_derived_and_of_no_other() -> None:
             "tokenizer",
             "separator",
             "text_field",
+            "lora_targets",
         )  # may be a file's name, or any text
         assert accepted == (choice or (kind is int and field.default == 0)), field.name
 
@@ -509,7 +510,7 @@ def test_compile_is_a_choice_that_booleans_can_make(given: Any, kept: str, tmp_p
 
 
 def test_every_field_is_described() -> None:
-    described = {option.key: option for option in c.describe_options()}
+    described = {option.key: option for option in c.describe_options(tuple(c.SECTIONS))}
     assert list(described) == [f"{section}.{field.name}" for section, field in FIELDS]
     assert all(option.help.strip() and option.type for option in described.values())
     assert described["model.norm"].type == "layernorm | rmsnorm"

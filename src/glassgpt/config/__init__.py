@@ -15,7 +15,15 @@ from glassgpt.config.layers import (
     write_toml,
 )
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.run import DataConfig, OptimConfig, RunConfig, RuntimeConfig, TrainConfig, parse_duration
+from glassgpt.config.run import (
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    RuntimeConfig,
+    TrainConfig,
+    TuneConfig,
+    parse_duration,
+)
 
 __all__ = [
     "ALIASES",
@@ -29,6 +37,7 @@ __all__ = [
     "RunConfig",
     "RuntimeConfig",
     "TrainConfig",
+    "TuneConfig",
     "build",
     "describe_options",
     "differences",

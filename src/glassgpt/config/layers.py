@@ -17,12 +17,12 @@ from typing import Any
 import tomli_w
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.run import DataConfig, OptimConfig, RunConfig, RuntimeConfig, TrainConfig
+from glassgpt.config.run import DataConfig, OptimConfig, RunConfig, RuntimeConfig, TrainConfig, TuneConfig
 from glassgpt.config.section import Section, annotation
 from glassgpt.errors import ConfigError
 
 SECTIONS: dict[str, type[Section]] = {
-    part.section: part for part in (ModelConfig, DataConfig, TrainConfig, OptimConfig, RuntimeConfig)
+    part.section: part for part in (ModelConfig, DataConfig, TrainConfig, OptimConfig, RuntimeConfig, TuneConfig)
 }
 #: The section of every key of the core sections. Their names are unique, so a bare name is enough on a command line;
 #: keys of any further section are always written with their section.
@@ -66,6 +66,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("n_embd",),
     "wd": ("weight_decay",),
     "budget": ("time",),
+    "rank": ("lora_rank",),
+    "lora_r": ("lora_rank",),
+    "target_modules": ("lora_targets",),
 }
 ConfigOverrides = Mapping[str, Mapping[str, Any]]
 
@@ -80,9 +83,10 @@ class OptionHelp:
     help: str
 
 
-def describe_options() -> Iterator[OptionHelp]:
-    """Every configuration key with its type, default and help, in reading order."""
-    for name, part in SECTIONS.items():
+def describe_options(sections: Sequence[str] = ("model", "data", "train", "optim", "runtime")) -> Iterator[OptionHelp]:
+    """The configuration keys of these sections with their types, defaults and helps, in reading order."""
+    for name in sections:
+        part = SECTIONS[name]
         for field in dataclasses.fields(part):
             kind = annotation(part, field.name)
             choices = typing.get_args(kind)

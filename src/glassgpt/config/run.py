@@ -1,4 +1,5 @@
-"""The configuration of a training run: the sections ``data``, ``train``, ``optim`` and ``runtime``, beside ``model``.
+"""The configuration of a training run: the sections ``data``, ``train``, ``optim``, ``runtime`` and ``tune``, beside
+``model``.
 
 Zero means "derived" wherever a field's help says so.
 """
@@ -182,6 +183,25 @@ class RuntimeConfig(Section):
 
 
 @dataclass(frozen=True)
+class TuneConfig(Section):
+    """How to fine-tune on conversations. The verb sets the method: ``glassgpt tune sft`` or ``glassgpt tune lora``."""
+
+    section = "tune"
+
+    method: Literal["none", "sft", "lora"] = option(
+        "none", "sft: train all weights; lora: train small matrices beside frozen weights; none: pre-training"
+    )
+    packing: bool = option(True, "several conversations in a row; they do not see each other")
+    lora_rank: int = option(16, "columns of each pair of LoRA matrices", min_value=1, max_value=65536)
+    lora_alpha: float = option(32.0, "LoRA's product is multiplied by alpha / rank", min_value=0)
+    rslora: bool = option(False, "multiply by alpha / sqrt(rank) instead (rank-stabilised LoRA)")
+    lora_dropout: float = option(0.0, "dropout of the input of LoRA's matrices", min_value=0, max_value=0.9)
+    lora_targets: str = option(
+        "all", "which matrices get LoRA, by their published names: q_proj,v_proj; all: every matrix in the blocks"
+    )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The whole configuration of a training run."""
 
@@ -191,6 +211,7 @@ class RunConfig:
     train: TrainConfig
     optim: OptimConfig
     runtime: RuntimeConfig
+    tune: TuneConfig = TuneConfig()
 
     @property
     def tokens_per_step(self) -> int:
@@ -203,5 +224,11 @@ class RunConfig:
         return dataclasses.replace(self, **{section: part})
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values: ``{"preset": ..., "model": {...}, ...}``, as written to run.toml."""
-        return dataclasses.asdict(self)
+        """Nested plain values: ``{"preset": ..., "model": {...}, ...}``, as written to run.toml.
+
+        The section ``tune`` is there only if the run fine-tunes on conversations.
+        """
+        values = dataclasses.asdict(self)
+        if self.tune == TuneConfig():
+            del values["tune"]
+        return values
