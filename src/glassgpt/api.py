@@ -27,7 +27,7 @@ from glassgpt.training.checkpoint import Run, require_run_folder
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights import resolve as sources
-from glassgpt.weights.folder import DTYPES, open_folder, save_model, write_folder
+from glassgpt.weights.folder import DTYPES, save_model, write_folder
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import WeightSource
 
@@ -107,7 +107,7 @@ def open_source(
     """
     run = _run_of(source, runs)
     if run is not None:
-        return open_folder(run.best_or_last())
+        return sources.open_folder(run.best_or_last())
     return sources.open_weights(
         source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {_names(runs)}"]
     )
