@@ -1,6 +1,5 @@
 """Fine-tuning on conversations, ``glassgpt tune``: its plan, and the model and the data of its run."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -29,8 +28,9 @@ from glassgpt.transforms.lora import add_lora
 from glassgpt.weights import mapping
 from glassgpt.weights.adapter import load_adapter
 from glassgpt.weights.chat_tokens import with_chat_template
-from glassgpt.weights.folder import load_weights, open_folder
+from glassgpt.weights.folder import load_weights
 from glassgpt.weights.loading import describe, load_into
+from glassgpt.weights.resolve import open_folder
 from glassgpt.weights.sources import WeightSource
 from glassgpt.weights.transfer import to_folder
 
