@@ -15,6 +15,8 @@ from glassgpt.glass.tokens import PreTokenMerges, TokenInText, escaped, quoted
 #: Backgrounds of tokens in a terminal (of the 256 colours), used in turn, and of special tokens.
 _COLOURS, _SPECIAL_COLOURS = (153, 223, 157, 225), (161, 126)
 _BLACK, _WHITE = 16, 231
+#: Backgrounds of tokens that are trained, in turn.
+_TRAINED_COLOURS = (157, 114)
 #: Bytes of a token in a table, at most.
 _MAX_BYTES = 16
 
@@ -58,6 +60,40 @@ def coloured(tokens: Sequence[TokenInText]) -> str:
         painted.append("\n".join(paint(line, colour, foreground) if line else "" for line in lines))
         counts[token.special] += 1
     return "".join(painted)
+
+
+def with_trained(contents: Sequence[bytes], trained: Sequence[bool]) -> str:
+    """Join tokens and mark those that are trained: by colour, in two shades in turn, or by brackets.
+
+    A bracket in a token gets a backslash.
+    """
+    parts, colours = list[str](), has_colours()
+    begin, end = _brackets()
+    for number, (content, marked) in enumerate(zip(contents, trained, strict=True)):
+        text = escaped(content, line_breaks=True)
+        if colours:
+            shade = _TRAINED_COLOURS[number % 2]
+            lines = text.split("\n")  # a colour would fill the rest of the line
+            parts.append("\n".join(paint(line, shade) if line and marked else line for line in lines))
+            continue
+        text = text.replace(begin, f"\\{begin}").replace(end, f"\\{end}")
+        before = number > 0 and trained[number - 1]
+        parts.append((begin if marked and not before else end if before and not marked else "") + text)
+    return "".join(parts).rstrip("\n") + (end if not colours and trained and trained[-1] else "")
+
+
+def marks_of_trained() -> str:
+    """Return the legend of :func:`with_trained`."""
+    if has_colours():
+        return "".join(
+            paint(f" {text} ", shade) for text, shade in zip(("one", "token"), _TRAINED_COLOURS, strict=True)
+        )
+    return "...".join(_brackets())
+
+
+def _brackets() -> tuple[str, str]:
+    """Return ``⟦`` and ``⟧``, or ``{{`` and ``}}`` if standard output cannot encode those."""
+    return (printable("⟦", "{{"), printable("⟧", "}}"))
 
 
 def has_colours() -> bool:
