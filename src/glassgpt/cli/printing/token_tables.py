@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -56,30 +57,36 @@ def coloured(tokens: Sequence[TokenInText]) -> str:
     for token in tokens:
         colours, foreground = (_SPECIAL_COLOURS, _WHITE) if token.special else (_COLOURS, _BLACK)
         colour = colours[counts[token.special] % len(colours)]
-        lines = escaped(token.content, line_breaks=True).split("\n")  # a colour would fill the rest of the line
-        painted.append("\n".join(paint(line, colour, foreground) if line else "" for line in lines))
+        painted.append(_painted(escaped(token.content, line_breaks=True), colour, foreground))
         counts[token.special] += 1
     return "".join(painted)
 
 
 def with_trained(contents: Sequence[bytes], trained: Sequence[bool]) -> str:
-    """Join tokens and mark those that are trained: by colour, in two shades in turn, or by brackets.
+    """Join tokens and mark those that are trained: each by a colour, two in turn, or runs of them by brackets.
 
-    A bracket in a token gets a backslash.
+    A bracket in the text gets a backslash.
     """
-    parts, colours = list[str](), has_colours()
-    begin, end = _brackets()
-    for number, (content, marked) in enumerate(zip(contents, trained, strict=True)):
-        text = escaped(content, line_breaks=True)
-        if colours:
-            shade = _TRAINED_COLOURS[number % 2]
-            lines = text.split("\n")  # a colour would fill the rest of the line
-            parts.append("\n".join(paint(line, shade) if line and marked else line for line in lines))
-            continue
-        text = text.replace(begin, f"\\{begin}").replace(end, f"\\{end}")
-        before = number > 0 and trained[number - 1]
-        parts.append((begin if marked and not before else end if before and not marked else "") + text)
-    return "".join(parts).rstrip("\n") + (end if not colours and trained and trained[-1] else "")
+    if has_colours():
+        parts = [
+            _painted(escaped(content, line_breaks=True), _TRAINED_COLOURS[number % 2])
+            if is_trained
+            else escaped(content, line_breaks=True)
+            for number, (content, is_trained) in enumerate(zip(contents, trained, strict=True))
+        ]
+        return "".join(parts).rstrip("\n")
+    marks, shown, places = _brackets(), "", iter(contents)
+    for is_trained, run in groupby(trained):
+        text = escaped(b"".join(islice(places, len(list(run)))), line_breaks=True)
+        for mark in marks:
+            text = text.replace(mark, f"\\{mark}")
+        shown += f"{marks[0]}{text}{marks[1]}" if is_trained else text
+    return shown.rstrip("\n")
+
+
+def _painted(text: str, colour: int, foreground: int = _BLACK) -> str:
+    """Colour each line of a text by itself: a colour would fill the rest of the line."""
+    return "\n".join(paint(line, colour, foreground) if line else "" for line in text.split("\n"))
 
 
 def marks_of_trained() -> str:
