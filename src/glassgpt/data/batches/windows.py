@@ -137,9 +137,9 @@ class Batches:
     def _starts_in_epoch(self, places: np.ndarray, epoch: int) -> np.ndarray:
         """Window starts at the given places in the order of an epoch."""
         if not self.sequential:
-            return _permute(places, self.windows, self.seed, epoch) * self.block_size + self._offset(0, epoch)
+            return permute(places, self.windows, self.seed, epoch) * self.block_size + self._offset(0, epoch)
         firsts, windows, _ = self._segments
-        shards = _permute(np.arange(len(windows)), len(windows), self.seed + 1, epoch)
+        shards = permute(np.arange(len(windows)), len(windows), self.seed + 1, epoch)
         ends = np.cumsum(windows[shards])
         turns = np.searchsorted(ends, places, side="right")
         starts = np.empty_like(places)
@@ -151,7 +151,7 @@ class Batches:
             for group in np.unique(groups).tolist():
                 first, size = group * NEARBY, min(NEARBY, count - group * NEARBY)
                 key = int(_mix(np.array([self.seed, shard]), group)[1] >> np.uint64(1))
-                inside[groups == group] = first + _permute(inside[groups == group] - first, size, key, epoch)
+                inside[groups == group] = first + permute(inside[groups == group] - first, size, key, epoch)
             starts[here] = firsts[shard] + inside * self.block_size + self._offset(shard, epoch)
         return starts
 
@@ -161,7 +161,7 @@ class Batches:
         if not self.all_offsets:
             return int(_mix(np.array([seed, 0x0FF5E7]), epoch)[0] % np.uint64(offsets))
         cycle, place = divmod(epoch, offsets)
-        return int(_permute(np.array([place]), offsets, seed + 0x0FF5E7, cycle)[0])
+        return int(permute(np.array([place]), offsets, seed + 0x0FF5E7, cycle)[0])
 
 
 def document_positions(tokens: Ids, starts: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +190,7 @@ def _mix(values: np.ndarray, key: int) -> np.ndarray:
         return splitmix64(values.astype(np.uint64) + np.uint64(key % 2**63) * np.uint64(0x9E3779B97F4A7C15))
 
 
-def _permute(places: np.ndarray, size: int, seed: int, epoch: int, rounds: int = 6) -> np.ndarray:
+def permute(places: np.ndarray, size: int, seed: int, epoch: int, rounds: int = 6) -> np.ndarray:
     """Apply a permutation of range(size), keyed by (seed, epoch), to some of its members.
 
     A balanced Feistel network permutes the next even power of two; members that land outside are permuted again until
