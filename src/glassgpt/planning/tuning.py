@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build, parse_duration
+from glassgpt.data.conversations.batches import ChatBatches
 from glassgpt.data.conversations.dataset import ChatData, load_chats
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import path_exists
@@ -18,7 +19,7 @@ from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import INIT, InitialModel, find_initial_model, require_shape, with_run_paths
 from glassgpt.planning.memory import choose_micro_batch_size
 from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings
-from glassgpt.planning.timing import measure_speed
+from glassgpt.planning.timing import measure_steps
 from glassgpt.processes import Processes
 from glassgpt.runtime import resolve
 from glassgpt.seeds import derive_seed
@@ -41,6 +42,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "runtime": {"compile": "false"},
 }
 _LEARNING_RATES = {"lora": 1e-3, "sft": 5e-5}
+#: A step is timed on so many tokens of it, about.
+TIMED_TOKENS = 512
 #: Passes over the conversations at most, if the user does not say.
 EPOCHS = 10
 
@@ -96,20 +99,20 @@ def plan_tuning(
             plan, config=config.replace("runtime", **runtime.resolved()), runtime=runtime, notes=tuple(notes)
         )
     reporter.note("measuring the speed of this machine")
-    measured = measure_speed(_as_timed(config), runtime, 0.5, time_left=0.0, world_size=processes.world_size)
-    for text in measured.notes:
-        note(text)
-    plan = replace(plan, config=config, timing=measured.timing, timed=config.train.steps == 0)
+    train = config.train
+    rows = max(1, min(train.micro_batch_size, TIMED_TOKENS // chats.max_length))
+    batches = ChatBatches(chats.train, chats.max_length, train.batch_size, train.seed, config.tune.packing)
+    batch = batches.get(0, slice(0, rows))
+    timing = measure_steps(_as_timed(config), runtime, 0.5, world_size=processes.world_size, batch=batch)
+    plan = replace(plan, config=config, timing=timing, timed=config.train.steps == 0)
     seconds = parse_duration(config.train.time) - (time.monotonic() - began)
-    steps, why = fit_chat_steps(config, chats, measured.timing, seconds) if plan.timed else (config.train.steps, "")
+    steps, why = fit_chat_steps(config, chats, timing, seconds) if plan.timed else (config.train.steps, "")
     note(why)
     derived = {key for key in DERIVED_FROM_STEPS if not getattr(config.train, key)}
     derived |= set() if config.optim.warmup_steps else {"warmup_steps"}
-    config = fill_derived_settings(config.replace("train", steps=steps)).replace(
-        "runtime", **measured.runtime.resolved()
-    )
+    config = fill_derived_settings(config.replace("train", steps=steps)).replace("runtime", **runtime.resolved())
     return replace(
-        plan, config=config, runtime=measured.runtime, derived=frozenset(derived), notes=tuple(notes),
+        plan, config=config, runtime=runtime, derived=frozenset(derived), notes=tuple(notes),
         final_seconds=(1 - CHAT_TIME_FRACTION) / 2 * parse_duration(config.train.time),
     )  # fmt: skip
 

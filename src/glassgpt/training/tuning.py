@@ -67,10 +67,10 @@ class ChatTuning:
             if mine < count:
                 sums[mine], tokens[mine] = float(loss), batch.num_loss_tokens()
         sums, tokens = self.processes.sum(sums), self.processes.sum(tokens)
-        loss = float(sums.sum() / tokens.sum())
+        mean = float(sums.sum() / tokens.sum())
         # of a ratio of sums: the spread of each conversation's excess over the mean
-        spread = (sums - loss * tokens).std() * math.sqrt(count) / float(tokens.sum()) if count > 1 else math.nan
-        return Evaluation(loss, float(spread), int(tokens.sum()))
+        spread = float((sums - mean * tokens).std()) if count > 1 else math.nan
+        return Evaluation(mean, spread * math.sqrt(count) / float(tokens.sum()), int(tokens.sum()))
 
     def baselines(self) -> None:
         """There are none."""
@@ -81,13 +81,13 @@ class ChatTuning:
         if loss < uniform:
             return ""
         return (
-            f"initial loss {loss:.3f} is not below ln(V) = {uniform:.3f}: the model knows nothing of these texts. Is it "
-            "trained?"
+            f"initial loss {loss:.3f} is not below ln(V) = {uniform:.3f}: the model knows nothing of these texts. "
+            "Is it trained?"
         )
 
     def sample(self, model: GPT, seed: int) -> str:
         """The greedy answer to the first question of the validation split; or why there is none."""
-        question = [message for message in self.chats.questions(1)[0].messages]
+        question = list(self.chats.questions(1)[0].messages)
         while question[-1]["role"] == "assistant":
             question.pop()
         template = self.tokenizer.published.chat_templates["default"]

@@ -93,7 +93,7 @@ def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
     """
     named = [a for a in arguments if not a.endswith(".toml") and ("=" not in a or path_exists(a))]
     rest = [a for a in arguments if not named or a is not named[0]]
-    preset, source, layers = split_arguments(rest)
+    preset, _, layers = split_arguments(rest)
     initial: ConfigOverrides = {"train": {"init_from": named[0]}} if named else {}
     layers = [*layers, initial, {"tune": {"method": method}}]
     merged = _merged(layers)
