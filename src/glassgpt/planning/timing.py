@@ -16,11 +16,12 @@ from glassgpt.planning.compute_dtype import matrix_flops_per_second
 from glassgpt.runtime import Runtime, Stopwatch, compiler_found, is_steady
 from glassgpt.training import guard
 from glassgpt.training.metrics import Reporter
-from glassgpt.training.objective import ModelWithLoss, next_token_loss
+from glassgpt.training.objective import ModelWithLoss, answer_loss, next_token_loss
 from glassgpt.training.optim import ITERATIONS, Optimizers
 from glassgpt.training.precision import LossScale, MasterWeights
 from glassgpt.training.step import train_step
 from glassgpt.transforms.blocks import prepare_blocks
+from glassgpt.transforms.lora import add_lora
 
 #: Share of a time budget that is planned for; the rest is for a machine that slows down.
 TIME_BUDGET_FRACTION = 0.75
@@ -58,7 +59,7 @@ class TimedTraining:
     """A fresh model and its optimisers, which take real training steps on random tokens, and time their parts.
 
     Args:
-        config: of the run; only ``model``, ``train`` and ``optim`` count.
+        config: of the run; only ``model``, ``train``, ``optim`` and ``tune`` count.
         runtime: where to compute.
         rows: in the batch of a step.
         micro_batch_size: rows per forward pass.
@@ -69,8 +70,11 @@ class TimedTraining:
         self.model = GPT(config.model)
         self.model.init_weights(0)
         self.model = self.model.to(runtime.device).train()
+        if config.tune.method == "lora":
+            add_lora(self.model, config.tune, 0)
         self.optimizers = Optimizers(self.model, config.optim, MasterWeights(self.model, runtime.dtype))
-        self.loss_module = ModelWithLoss(self.model, next_token_loss)
+        loss = next_token_loss if config.tune.method == "none" else answer_loss
+        self.loss_module = ModelWithLoss(self.model, loss)
         # Lower than in training: a step that overflows is skipped, and would be timed as one.
         self.loss_scale = LossScale.for_dtype(runtime.dtype, 2.0**10)
         prepare_blocks(self.model, recompute=config.train.activation_checkpointing, compile=runtime.compile)
