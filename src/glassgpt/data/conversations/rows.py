@@ -139,7 +139,7 @@ def _find(source: str | Path) -> Path:
     except (OSError, ValueError) as error:
         raise DataError(f"{str(source)[:200]!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise DataError(f"there is no file of conversations {str(source)!r}{hint}")
+    raise DataError(f"there is no file of conversations {str(source)[:200]!r}{hint}")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
