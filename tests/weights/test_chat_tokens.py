@@ -16,7 +16,8 @@ from glassgpt import assets
 from glassgpt.config import ModelConfig, presets
 from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, chat, pretrained
-from glassgpt.tokenizer.base import attach
+from glassgpt.tokenizer.base import adds_bos_token, attach, bos_processor
+from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.chat import CHATML
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
 from glassgpt.tokenizer.published import PublishedSettings
@@ -53,6 +54,14 @@ def with_its_own_token() -> BPETokenizer:
     """One of the two is there, matched in any text, as in a file that does not call it special."""
     model = trained(("<|endoftext|>",)).model
     return BPETokenizer(replace(model, added={END: 1 + max(model.special.values())}))
+
+
+def with_bos() -> BPETokenizer:
+    """As Llama 3's, whose model expects prompts that begin with BOS."""
+    model = replace(trained(("<|endoftext|>", "<s>")).model, bos="<s>")
+    return BPETokenizer(
+        model, bytelevel.to_json(model) | {"post_processor": bos_processor("<s>", model.special["<s>"])}
+    )
 
 
 def with_unused_ids() -> BPETokenizer:
@@ -97,6 +106,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "byte-level BPE, both tokens": lambda: trained(("<|endoftext|>", START, END)),
     "byte-level BPE, one token that is not special": with_its_own_token,
     "byte-level BPE, documents begin with EOS": lambda: with_eos_as_bos(trained()),
+    "byte-level BPE, prompts begin with BOS": with_bos,
     "byte-level BPE, ids without tokens": with_unused_ids,
     "GPT-2": gpt2,
     "characters": lambda: CharTokenizer.train(TEXT),
@@ -120,7 +130,7 @@ def saved(folder: Path, tokenizer: Tokenizer, config: ModelConfig, spare: int = 
     return FolderSource(folder)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "GPT-2")) for k in KINDS])
 def test_ids_and_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,9 +148,10 @@ def test_ids_and_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> 
         assert not controls & {*tokenizer.encode(f"the cat, {END}")}
     # ids
     template = tokenizer.published.chat_templates["default"]
+    assert template == ("{{ bos_token }}" if adds_bos_token(old) else "") + CHATML
     for talk, prompt in ((TALK, True), (TALK, False), (TALK[1:2], True)):
         text = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt)
-        assert template == CHATML and chat.render(template, talk, prompt=prompt) == text
+        assert chat.render(template, talk, prompt=prompt, **tokenizer.roles()) == text
         ids = theirs.apply_chat_template(talk, tokenize=True, return_dict=False, add_generation_prompt=prompt)
         assert chat.encode(tokenizer, template, talk, prompt=prompt) == list(ids)
     # logits

@@ -104,6 +104,18 @@ def check_out(
         raise ConfigError(f"{option} {shlex.quote(str(out))} cannot be written: {problem}")
 
 
+def decode_argument(option: str, text: str) -> str:
+    """Return the text of an option; its bytes are UTF-8.
+
+    Raises:
+        ConfigError: if they are not.
+    """
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as error:
+        raise ConfigError(f"{option} is not UTF-8: {error}") from None
+
+
 def stdin_is_piped() -> bool:
     """Return whether standard input is a pipe or a file, not a terminal."""
     try:

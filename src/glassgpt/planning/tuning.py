@@ -1,6 +1,5 @@
 """Fine-tuning on conversations, ``glassgpt tune``: its plan, and the model and the data of its run."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -19,7 +18,7 @@ from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import INIT, InitialModel, find_initial_model, require_shape, with_run_paths
 from glassgpt.planning.memory import choose_micro_batch_size
 from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings
-from glassgpt.planning.timing import Timing, measure_speed
+from glassgpt.planning.timing import measure_speed
 from glassgpt.processes import Processes
 from glassgpt.runtime import resolve
 from glassgpt.seeds import derive_seed
@@ -29,8 +28,9 @@ from glassgpt.transforms.lora import add_lora
 from glassgpt.weights import mapping
 from glassgpt.weights.adapter import load_adapter
 from glassgpt.weights.chat_tokens import with_chat_template
-from glassgpt.weights.folder import load_weights, open_folder
+from glassgpt.weights.folder import load_weights
 from glassgpt.weights.loading import describe, load_into
+from glassgpt.weights.resolve import open_folder
 from glassgpt.weights.sources import WeightSource
 from glassgpt.weights.transfer import to_folder
 
@@ -92,16 +92,16 @@ def plan_tuning(
     note(why)
     config = config.replace("train", micro_batch_size=chosen.train.micro_batch_size)
     if measure == "choices":
-        return replace(plan, config=config.replace("runtime", **runtime.resolved()), runtime=runtime, notes=tuple(notes))
+        return replace(
+            plan, config=config.replace("runtime", **runtime.resolved()), runtime=runtime, notes=tuple(notes)
+        )
     reporter.note("measuring the speed of this machine")
     measured = measure_speed(_as_timed(config), runtime, 0.5, time_left=0.0, world_size=processes.world_size)
     for text in measured.notes:
         note(text)
     plan = replace(plan, config=config, timing=measured.timing, timed=config.train.steps == 0)
     seconds = parse_duration(config.train.time) - (time.monotonic() - began)
-    steps, why = (
-        fit_chat_steps(config, chats, measured.timing, seconds) if plan.timed else (config.train.steps, "")
-    )
+    steps, why = fit_chat_steps(config, chats, measured.timing, seconds) if plan.timed else (config.train.steps, "")
     note(why)
     derived = {key for key in DERIVED_FROM_STEPS if not getattr(config.train, key)}
     derived |= set() if config.optim.warmup_steps else {"warmup_steps"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer.base import Tokenizer, added_token, attach
+from glassgpt.tokenizer.base import Tokenizer, added_token, adds_bos_token, attach
 from glassgpt.tokenizer.chat import CHATML
 from glassgpt.tokenizer.library import LibraryTokenizer, SentencePieceTokenizer
 from glassgpt.tokenizer.pretrained import from_content
@@ -28,6 +28,7 @@ def with_chatml(tokenizer: Tokenizer, path: Path) -> Tokenizer:
     """Copy a tokenizer with ChatML as its default chat template, and with its control tokens.
 
     Tokens that the tokenizer has keep their ids, and the new ones follow. ``end_token_ids`` begins with ``<|im_end|>``.
+    If the model expects prompts that begin with BOS, so does the template; llama.cpp adds BOS there in any case.
 
     Args:
         tokenizer: of any kind.
@@ -49,6 +50,7 @@ def with_chatml(tokenizer: Tokenizer, path: Path) -> Tokenizer:
         raise TokenizerError(f"{path}: ChatML's tokens cannot be added to a tokenizer of the kind {tokenizer.kind!r}")
     special = changed.special_ids()
     _check(tokenizer, changed, path)
+    template = "{{ bos_token }}" + CHATML if adds_bos_token(tokenizer) else CHATML
     ends: Any = list(dict.fromkeys((special[IM_END], *tokenizer.end_token_ids)))
     ends = ends if len(ends) > 1 else ends[0]
     attach(
@@ -56,7 +58,7 @@ def with_chatml(tokenizer: Tokenizer, path: Path) -> Tokenizer:
         replace(
             published,
             roles={**published.roles, "eos_token": IM_END},
-            chat_templates={**published.chat_templates, "default": CHATML},
+            chat_templates={**published.chat_templates, "default": template},
             token_ids={**published.token_ids, "eos_token_id": ends},
             generation_config={**published.generation_config, "eos_token_id": ends},
         ),

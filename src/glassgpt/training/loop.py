@@ -39,7 +39,8 @@ from glassgpt.training.task import Task
 from glassgpt.transforms.blocks import prepare_blocks
 from glassgpt.transforms.lora import is_lora
 from glassgpt.transforms.parallel import is_sharded, wrap_for_gradient_sync
-from glassgpt.weights.folder import load_weights
+from glassgpt.weights.loading import load_into
+from glassgpt.weights.resolve import open_folder
 
 if TYPE_CHECKING:
     from glassgpt.config.presets import Curve
@@ -344,7 +345,7 @@ class Trainer:
         self.reporter.note("validating the best weights on the full validation split")
         if self.optimizers.weights.separate or is_sharded(self.model) or is_lora(self.model):
             self.model = GPT(self.model.config).to(self.runtime.device)
-        load_weights(self.run.best, self.model)
+        load_into(self.model, open_folder(self.run.best))
         found = self._evaluate(full=True)
         values = {"final/val_loss": found.loss, "final/val_bpb": found.bits_per_byte}
         self.metrics.append(self.state.step, values | {"final/best_step": self.state.best_step} | self._elapsed())

@@ -40,8 +40,6 @@ class ChatTuning:
         self.batches = ChatBatches(chats.train, chats.max_length, train.batch_size, train.seed, packing)
         self.share = processes.share(train.batch_size, self.rows_together)
         self.tokens_per_step = round(self.batches.num_tokens / self.batches.num_rows * train.batch_size)
-        rows = sorted(chats.val, key=lambda row: (len(row.ids), row.line))  # of about one length in a batch
-        self.validation = ChatBatches(rows, chats.max_length, 1, 0, packing=False, shuffle=False)
 
     def batch(self, k: int) -> Batch:
         """This process's rows of batch k."""
@@ -58,18 +56,16 @@ class ChatTuning:
     @torch.no_grad()
     def validate(self, model: GPT, *, full: bool = False, max_rows: int | None = None) -> Evaluation:
         """The loss on all conversations of the validation split, one per row."""
-        count = len(self.chats.val)
+        rows = self.chats.val
+        count = len(rows)
         sums, tokens = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-        size = min(max_rows or 8, 8)
-        starts = range(0, count, size)
-        for number in range(0, len(starts), self.processes.world_size):
-            mine = number + self.processes.rank
-            start = starts[min(mine, len(starts) - 1)]  # with nothing left to do, repeat the last
-            for at in range(start, min(start + size, count)):
-                batch = self.validation.get(at)
-                loss = answer_loss(model, batch.micro_batch(0, 1, self.device))
-                if mine < len(starts):
-                    sums[at], tokens[at] = float(loss), batch.num_loss_tokens()
+        for first in range(0, count, self.processes.world_size):
+            mine = first + self.processes.rank
+            row = rows[min(mine, count - 1)]  # with nothing left to do, repeat the last, and do not count it
+            batch = ChatBatches([row], self.chats.max_length, 1, 0, packing=False).get(0)
+            loss = answer_loss(model, batch.micro_batch(0, 1, self.device))
+            if mine < count:
+                sums[mine], tokens[mine] = float(loss), batch.num_loss_tokens()
         sums, tokens = self.processes.sum(sums), self.processes.sum(tokens)
         loss = float(sums.sum() / tokens.sum())
         # of a ratio of sums: the spread of each conversation's excess over the mean

@@ -47,23 +47,20 @@ class LoRALinear(nn.Linear):
         """A ``[rank, in]`` and B ``[out of the part, rank]``."""
         return getattr(self, f"lora_A_{name}"), getattr(self, f"lora_B_{name}")
 
+    def _b(self, name: str) -> Tensor:
+        """B of a part; without columns if it has no pair."""
+        return self.pair(name)[1] if name in self.targets else self.weight.new_zeros(self.parts[name], 0)
+
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]``."""
         y = F.linear(x, self.weight, self.bias)  # [..., out]
         if self.weight_before_merge is not None:
             return y
-        pairs = {name: self.pair(name) for name in self.targets}
-        every_a = torch.cat([a for a, _ in pairs.values()]) if len(pairs) > 1 else pairs[self.targets[0]][0]
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        low = dict(zip(pairs, (self.scale * F.linear(x, every_a)).split(self.rank, -1), strict=True))  # [..., rank]
-        if len(self.parts) == 1:
-            return y + F.linear(low[self.targets[0]], pairs[self.targets[0]][1])
-        sizes = [*self.parts.values()]
-        added = [
-            F.linear(low[name], pairs[name][1]) if name in pairs else y.new_zeros(*y.shape[:-1], size)
-            for name, size in zip(self.parts, sizes, strict=True)
-        ]
-        return y + torch.cat(added, dim=-1)
+        # One product for all parts: [..., in] -> [..., targets rank] -> [..., out].
+        a = torch.cat([self.pair(name)[0] for name in self.targets])
+        b = torch.block_diag(*(self._b(name) for name in self.parts))
+        return y + F.linear(self.scale * F.linear(x, a), b)
 
 
 def add_lora(model: GPT, config: TuneConfig, seed: int) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glassgpt.config import ModelConfig
 from glassgpt.seeds import derive_seed
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.tokenizer.chatml import IM_END, IM_START, with_chatml
 from glassgpt.weights import mapping
+from glassgpt.weights.families.family import Family
 from glassgpt.weights.loading import PART, describe
 from glassgpt.weights.sources import WeightSource
 
@@ -27,10 +29,12 @@ def with_chat_template(source: WeightSource) -> WeightSource:
         CheckpointError: if the configuration or the embedding cannot be read.
     """
     tokenizer = source.tokenizer()
-    rows = describe(source)[0].vocab_size
-    if "default" in tokenizer.published.chat_templates or tokenizer.vocab_size > rows:  # which `load_source` reports
+    if "default" in tokenizer.published.chat_templates:
         return source
-    return ChatTokensSource(source, tokenizer)
+    config, family = describe(source)
+    if tokenizer.vocab_size > config.vocab_size:  # which `load_source` reports
+        return source
+    return ChatTokensSource(source, tokenizer, config, family)
 
 
 class ChatTokensSource:
@@ -43,13 +47,13 @@ class ChatTokensSource:
     Args:
         source: of a model without a chat template.
         tokenizer: the source's.
+        config, family: the source's, as :func:`describe` reads them.
     """
 
-    def __init__(self, source: WeightSource, tokenizer: Tokenizer):
+    def __init__(self, source: WeightSource, tokenizer: Tokenizer, config: ModelConfig, family: Family):
         self._source = source
         self._tokenizer = with_chatml(tokenizer, source.path)
         old_size, new_size = tokenizer.vocab_size, self._tokenizer.vocab_size
-        config, family = describe(source)
         names = mapping.full_names(source.shapes, family)
         published = {place.ours: names.get(place.published) for place in mapping.placements(config, family)}
         vocab_size = max(config.vocab_size, new_size)

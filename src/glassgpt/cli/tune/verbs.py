@@ -103,7 +103,9 @@ def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
     if not merged.get("train", {}).get("init_from"):
         raise ConfigError(f"which model should be tuned, on which conversations? {example}")
     if not merged.get("data", {}).get("source"):
-        raise ConfigError(f"what should {named[0] if named else 'the model'} be tuned on? Give a .jsonl file: {example}")
+        raise ConfigError(
+            f"what should {named[0] if named else 'the model'} be tuned on? Give a .jsonl file: {example}"
+        )
     return layers
 
 

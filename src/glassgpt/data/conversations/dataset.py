@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +90,7 @@ def load_chats(
     longest = max(map(_length, encoded.rows))
     length = max_length or min(context, max(SHORTEST, math.ceil(longest / MULTIPLE) * MULTIPLE))
     train, val = split_rows(encoded.rows, val_fraction, seed)
+    val = val or train[:1]  # nothing can be spared
     by_line = {conversation.line: conversation for conversation in rows.conversations}
     return ChatData(rows.path, rows.sha256, rows.format, tokenizer, by_line, problems, length, train, val)
 
@@ -101,8 +101,3 @@ def _length(row: Row) -> int:
 
 def _trained(row: Row) -> int:
     return int(row.trained.sum())
-
-
-def padding_share(rows: Sequence[Row], positions: int) -> float:
-    """The share of so many positions in batches that no token of these rows fills."""
-    return 1 - sum(map(_length, rows)) / positions
