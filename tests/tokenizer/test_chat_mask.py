@@ -154,10 +154,10 @@ def test_without_end_tokens_the_first_control_token_ends_an_answer() -> None:
 
 
 def test_a_template_that_cannot_be_masked_gives_one_error() -> None:
-    last_only = "{% for m in messages %}{{ m.content + '\n' }}{% endfor %}{{ '<|im_end|>' if not add_generation_prompt }}"
+    last_only = FOR + "{{ m.content + '\n' }}" + DONE + "{{ '<|im_end|>' if not add_generation_prompt }}"
     with pytest.raises(TokenizerError, match=r"no end token or control token ends message 2"):
         encode_trained(with_end("<|im_end|>"), last_only, talk_of("0 a", "b", "c", "d"))
-    users_end = "{% for m in messages %}{{ m.content + ('<|im_end|>' if m.role == 'user' else '\n') }}{% endfor %}"
+    users_end = FOR + "{{ m.content + ('<|im_end|>' if m.role == 'user' else '\n') }}" + DONE
     with pytest.raises(TokenizerError, match=r"no end token"):
         encode_trained(with_end("<|im_end|>"), users_end, talk_of("a", "b", "c", "d"))
     counted = "{{ messages | length }}" + CHATML

@@ -34,9 +34,9 @@ def show(
 ) -> None:
     """Show conversations as tuning reads them: the format, bad rows, and which tokens are trained.
 
-    Tokens of the assistant are trained, and the token that ends each of its turns. In a terminal they are coloured,
-    every token in another shade than its neighbours; elsewhere they are in brackets. Training adds nothing to this:
-    `glassgpt tune` uses the same rows. No weights are loaded.
+    The assistant's tokens are trained, and the token that ends each of its turns. In a terminal each of them has a
+    colour, in two shades in turn; elsewhere they are in brackets. `glassgpt tune` reads the same rows, and keeps some
+    for validation. No weights are loaded.
     """
     from glassgpt import api
     from glassgpt.data.conversations.batches import ChatBatches
@@ -55,7 +55,7 @@ def show(
         return
     for note in source.notes:
         say(f"note: {note}")
-    print_text(f"{chats.path}: {chats.format}, {pluralize(len(chats.train), 'conversation')}")
+    print_text(f"{chats.path}: {chats.format}; {pluralize(len(chats.train), 'conversation')} to train on")
     _print_problems(chats)
     _print_rows(chats, rows)
     _print_totals(chats, batches)
