@@ -134,10 +134,11 @@ def merge(model: GPT) -> None:
         if layer.weight_before_merge is not None:
             continue
         layer.weight_before_merge = layer.weight.detach().clone()
+        exact = torch.promote_types(layer.weight.dtype, torch.float32)
         for name, rows in zip(layer.parts, layer.weight.split([*layer.parts.values()]), strict=True):
             if name in layer.targets:
-                a, b = (matrix.float() for matrix in layer.pair(name))
-                rows.copy_(rows.float().addmm_(b, a, alpha=layer.scale))
+                a, b = (matrix.to(exact) for matrix in layer.pair(name))
+                rows.copy_(rows.to(exact).addmm(b, a, alpha=layer.scale))
 
 
 @torch.no_grad()

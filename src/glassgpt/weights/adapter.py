@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glassgpt import __version__, assets
 from glassgpt import tokenizer as tokenizers
 from glassgpt.config import ModelConfig, TuneConfig
 from glassgpt.errors import CheckpointError, ConfigError
@@ -30,12 +29,12 @@ from glassgpt.files import sha256_of
 from glassgpt.model import GPT
 from glassgpt.tokenizer.base import Tokenizer, find_tokenizer_file
 from glassgpt.tokenizer.base import save as save_tokenizer
-from glassgpt.weights import hub, mapping
+from glassgpt.weights import mapping
 from glassgpt.weights.families.family import Family, shortened
 from glassgpt.weights.folder import read_tensors, write_generation_config, write_json
 from glassgpt.weights.loading import cast_finite, describe
 from glassgpt.weights.mapping import Placement
-from glassgpt.weights.sources import WeightSource, read_json, some, weight_files
+from glassgpt.weights.sources import WeightSource, read_json, some
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 _PREFIX = "base_model.model."
@@ -54,26 +53,12 @@ class Base:
     """Which model an adapter was trained on.
 
     Attributes:
-        source: the name of an asset or of a model on the hub, or an absolute path.
+        source: the name of an asset or of a model on the hub, or a path: absolute, or relative to the adapter's folder.
         sha256: of every file of its weights, by file name.
     """
 
     source: str
     sha256: Mapping[str, str]
-
-    @classmethod
-    def of(cls, name: str, source: WeightSource) -> "Base":
-        """Describe an opened source. ``name`` is what the user called it; a run or a path becomes an absolute path."""
-        public = name in assets.names("weights") or hub.parse(name) is not None
-        where = name if public and not Path(name).exists() else str(source.path.resolve())
-        return cls(where, {path.name: sha256_of(path) for path in _files(source.path)})
-
-
-def _files(path: Path) -> list[Path]:
-    """List the files with the weights of an opened source: a file, a model folder, or an adapter's folder."""
-    if not path.is_dir():
-        return [path]
-    return [path / ADAPTER_WEIGHTS] if is_adapter(path) else weight_files(path)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -146,7 +131,7 @@ def save_adapter(
     save_file(saved, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     modules = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
     write_json(folder / ADAPTER_CONFIG, _adapter_config(model.config, config, base, modules))
-    write_json(folder / BASE, asdict(base) | {"vocab_size": model.config.vocab_size, "glassgpt_version": __version__})
+    write_json(folder / BASE, asdict(base))
     save_tokenizer(tokenizer, folder, model.config.block_size)
     write_generation_config(folder, tokenizer)
     (folder / "README.md").write_text(_card(base, config), encoding="utf-8", newline="\n")
@@ -210,7 +195,7 @@ class AdapterSource:
     """
 
     def __init__(self, folder: Path, base: WeightSource):
-        self.path, self.base = folder, base
+        self.path, self.base, self.files = folder, base, [folder / ADAPTER_WEIGHTS]
         self.config, self.shapes = base.config, base.shapes
         config, family = describe(base)
         self._updates = _updates(folder, config)
@@ -336,7 +321,8 @@ def open_base(folder: Path, open_weights: Callable[[str], WeightSource]) -> Weig
         base = open_weights(str(beside) if beside.exists() else named)
     except CheckpointError as error:
         raise CheckpointError(f"{folder} is an adapter of {named!r}, which cannot be opened: {error}") from None
-    found = {path.name: sha256_of(path) for path in _files(base.path)} if expected else {}
+    files = getattr(base, "files", [base.path]) if expected else []
+    found = {path.name: sha256_of(path) for path in files}
     if found != dict(expected):
         raise CheckpointError(
             f"{folder} is an adapter of {named!r}, whose weights are not those that it was trained on (their SHA-256 "
