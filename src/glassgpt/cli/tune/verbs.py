@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, options_help, split_arguments, verb_group
-from glassgpt.cli.printing.output import print_json, print_text
+from glassgpt.cli.printing.output import print_json
 from glassgpt.cli.tune.show import show
 from glassgpt.config import ConfigOverrides
 from glassgpt.errors import ConfigError, shell_command
@@ -132,18 +132,17 @@ def _dry_run(layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
 
 
 def _print_result_and_exit(result: "Result", json: bool) -> None:
-    """Print how it ended, answers before and after, and the next commands."""
-    path, resume = result.run.path, shell_command("tune", "lora", "--resume", result.run.path)
+    """Print how it ended, answers before and after, and the next commands; after a signal, exit with its code."""
     if result.interrupted_by is not None:
         if result.is_main_process:
+            command = shell_command("tune", result.run.config().tune.method, "--resume", result.run.path)
             print(
                 f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.\n"
-                f"Resume with:  {resume}",
+                f"Resume with:  {command}",
                 file=sys.stderr,
             )
         raise typer.Exit(128 + result.interrupted_by)
-    if not result.is_main_process:
-        raise typer.Exit
-    assert result.final is not None
-    print_text(f"validation loss {result.final.loss:.4f} nats per trained token ({result.final.tokens:,} tokens)")
-    print(path)
+    if result.is_main_process:
+        from glassgpt.cli.tune.ending import print_ending
+
+        print_ending(result, json)
