@@ -25,7 +25,7 @@ from torch import Tensor
 from glassgpt import tokenizer as tokenizers
 from glassgpt.config import ModelConfig, TuneConfig
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.files import sha256_of
+from glassgpt.files import path_exists, sha256_of
 from glassgpt.model import GPT
 from glassgpt.tokenizer.base import Tokenizer, find_tokenizer_file
 from glassgpt.tokenizer.base import save as save_tokenizer
@@ -294,11 +294,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _scale(content: Mapping[str, Any], module: str, rank: int) -> float:
     """Compute the factor of B A. ``alpha_pattern`` gives modules whose name matches a pattern another alpha."""
     alpha = content.get("lora_alpha", 8)
-    for pattern, other in (content.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = other
-            break
-    return float(alpha) / (math.sqrt(rank) if content.get("use_rslora") else rank)
+    try:
+        for pattern, other in reversed((content.get("alpha_pattern") or {}).items()):
+            alpha = other if re.fullmatch(rf"(.*\.)?({pattern})", module) else alpha  # the first that matches
+        return float(alpha) / (math.sqrt(rank) if content.get("use_rslora") else rank)
+    except (re.error, AttributeError, TypeError, ValueError, ZeroDivisionError):
+        raise CheckpointError(
+            f"adapter_config.json: lora_alpha or alpha_pattern is no number or pattern ({module})"
+        ) from None
 
 
 def open_base(folder: Path, open_weights: Callable[[str], WeightSource]) -> WeightSource:
@@ -309,21 +312,25 @@ def open_base(folder: Path, open_weights: Callable[[str], WeightSource]) -> Weig
     Raises:
         CheckpointError: if it cannot be found, or is not the model that the adapter was trained on.
     """
-    expected: Mapping[str, str] = {}
-    named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    path, key, expected = folder / ADAPTER_CONFIG, "base_model_name_or_path", None
     if (folder / BASE).exists():
-        content = read_json(folder / BASE)
-        named, expected = content.get("source"), content.get("sha256") or {}
-    if not isinstance(named, str) or not named:
-        raise CheckpointError(f"{folder} is an adapter that names no base model (base_model_name_or_path)")
+        path, key = folder / BASE, "source"
+        expected = read_json(path).get("sha256")
+    named = read_json(path).get(key)
+    if not isinstance(named, str) or not named or (expected is None) == (key == "source"):
+        raise CheckpointError(f"{path} does not say which model the adapter of {folder} belongs to")
     beside = folder / named
+    if beside.resolve() == folder.resolve():
+        raise CheckpointError(f"{path}: {key}: the adapter names itself as its base model")
     try:
-        base = open_weights(str(beside) if beside.exists() else named)
+        base = open_weights(str(beside) if path_exists(beside) else named)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder} is an adapter of {named!r}, which cannot be opened: {error}") from None
-    files = getattr(base, "files", [base.path]) if expected else []
-    found = {path.name: sha256_of(path) for path in files}
-    if found != dict(expected):
+        raise CheckpointError(
+            f"{folder} is an adapter of {named!r}, which cannot be opened: {error}\n"
+            f"(If it has moved, write its new path into {path} as {key})"
+        ) from None
+    files = getattr(base, "files", [base.path]) if expected is not None else []
+    if expected is not None and expected != {file.name: sha256_of(file) for file in files}:
         raise CheckpointError(
             f"{folder} is an adapter of {named!r}, whose weights are not those that it was trained on (their SHA-256 "
             "differs); restore them, or train the adapter again"
