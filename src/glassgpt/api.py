@@ -16,7 +16,7 @@ from glassgpt.errors import CheckpointError, ConfigError, type_problems
 from glassgpt.files import Progress, path_exists
 from glassgpt.inference.decode import complete, request_problems
 from glassgpt.model import GPT
-from glassgpt.planning import opening
+from glassgpt.planning import opening, tuning
 from glassgpt.planning.initial_model import AUTO
 from glassgpt.planning.run_plan import Measure, RunPlan, names_a_text, plan_run
 from glassgpt.processes import Processes, join_processes
@@ -267,6 +267,11 @@ def plan(
     """
     _require_types(preset=preset, data=data, overrides=overrides, runs=runs)
     layers = _layers_of(data, overrides)
+    if tuning.is_tuning(layers):
+        return tuning.plan_tuning(
+            layers, runs=Path(runs), measure=measure, reporter=reporter or Reporter(),
+            processes=processes or Processes(),
+        )  # fmt: skip
     if with_text is None:
         with_text = names_a_text(layers)
     return plan_run(

@@ -83,7 +83,7 @@ def library(kind: str) -> LibraryTokenizer:
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
         trainer = {"unigram": trainers.UnigramTrainer, "bpe": trainers.BpeTrainer}[kind]
         unknown = {"unk_token": "<unk>"} if kind == "unigram" else {}
-        tokenizer.train_from_iterator([TEXT] * 9, trainer(vocab_size=60, **options, **unknown, show_progress=False))
+        tokenizer.train_from_iterator(TEXT.split("\n") * 9, trainer(vocab_size=60, **options, **unknown, show_progress=False))
     content = json.loads(tokenizer.to_str())
     if kind == "bpe":  # a hole in the ids, so that the library would number new tokens in another way
         content["model"]["vocab"]["the_last"] = 99
@@ -154,6 +154,9 @@ def test_ids_and_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> 
         assert chat.render(template, talk, prompt=prompt, **tokenizer.roles()) == text
         ids = theirs.apply_chat_template(talk, tokenize=True, return_dict=False, add_generation_prompt=prompt)
         assert chat.encode(tokenizer, template, talk, prompt=prompt) == list(ids)
+    masks = theirs.apply_chat_template(TALK[:3], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    answers = chat.encode_trained(tokenizer, template, TALK[:3])
+    assert answers == (list(masks["input_ids"]), list(map(bool, masks["assistant_masks"])))
     # logits
     idx = torch.tensor([ids])
     their_model = AutoModelForCausalLM.from_pretrained(tmp_path / "chat").eval()
