@@ -34,9 +34,9 @@ from glassgpt.weights.families.family import Family, shortened
 from glassgpt.weights.folder import read_tensors, write_generation_config, write_json
 from glassgpt.weights.loading import cast_finite, describe
 from glassgpt.weights.mapping import Placement
-from glassgpt.weights.sources import WeightSource, read_json, some
+from glassgpt.weights.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightSource, read_json, some
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+BASE = "base.json"
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<matrix>[AB])(?:\.default)?\.weight")
 #: Features of adapter_config.json that are not implemented, if they are set.
@@ -59,11 +59,6 @@ class Base:
 
     source: str
     sha256: Mapping[str, str]
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model."""
-    return (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists()
 
 
 def adapter_family(config: ModelConfig) -> Family:
