@@ -83,7 +83,9 @@ def library(kind: str) -> LibraryTokenizer:
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
         trainer = {"unigram": trainers.UnigramTrainer, "bpe": trainers.BpeTrainer}[kind]
         unknown = {"unk_token": "<unk>"} if kind == "unigram" else {}
-        tokenizer.train_from_iterator(TEXT.split("\n") * 9, trainer(vocab_size=60, **options, **unknown, show_progress=False))
+        tokenizer.train_from_iterator(
+            TEXT.split("\n") * 9, trainer(vocab_size=60, **options, **unknown, show_progress=False)
+        )
     content = json.loads(tokenizer.to_str())
     if kind == "bpe":  # a hole in the ids, so that the library would number new tokens in another way
         content["model"]["vocab"]["the_last"] = 99

@@ -25,7 +25,7 @@ from torch import Tensor
 from glassgpt import tokenizer as tokenizers
 from glassgpt.config import ModelConfig, TuneConfig
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.files import sha256_of
+from glassgpt.files import path_exists, sha256_of
 from glassgpt.model import GPT
 from glassgpt.tokenizer.base import Tokenizer, find_tokenizer_file
 from glassgpt.tokenizer.base import save as save_tokenizer
@@ -34,9 +34,9 @@ from glassgpt.weights.families.family import Family, shortened
 from glassgpt.weights.folder import read_tensors, write_generation_config, write_json
 from glassgpt.weights.loading import cast_finite, describe
 from glassgpt.weights.mapping import Placement
-from glassgpt.weights.sources import WeightSource, read_json, some
+from glassgpt.weights.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightSource, read_json, some
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+BASE = "base.json"
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<matrix>[AB])(?:\.default)?\.weight")
 #: Features of adapter_config.json that are not implemented, if they are set.
@@ -59,11 +59,6 @@ class Base:
 
     source: str
     sha256: Mapping[str, str]
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model."""
-    return (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists()
 
 
 def adapter_family(config: ModelConfig) -> Family:
@@ -294,11 +289,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _scale(content: Mapping[str, Any], module: str, rank: int) -> float:
     """Compute the factor of B A. ``alpha_pattern`` gives modules whose name matches a pattern another alpha."""
     alpha = content.get("lora_alpha", 8)
-    for pattern, other in (content.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = other
-            break
-    return float(alpha) / (math.sqrt(rank) if content.get("use_rslora") else rank)
+    try:
+        for pattern, other in reversed((content.get("alpha_pattern") or {}).items()):
+            alpha = other if re.fullmatch(rf"(.*\.)?({pattern})", module) else alpha  # the first that matches
+        return float(alpha) / (math.sqrt(rank) if content.get("use_rslora") else rank)
+    except (re.error, AttributeError, TypeError, ValueError, ZeroDivisionError):
+        raise CheckpointError(
+            f"adapter_config.json: lora_alpha or alpha_pattern is no number or pattern ({module})"
+        ) from None
 
 
 def open_base(folder: Path, open_weights: Callable[[str], WeightSource]) -> WeightSource:
@@ -309,21 +307,25 @@ def open_base(folder: Path, open_weights: Callable[[str], WeightSource]) -> Weig
     Raises:
         CheckpointError: if it cannot be found, or is not the model that the adapter was trained on.
     """
-    expected: Mapping[str, str] = {}
-    named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    path, key, expected = folder / ADAPTER_CONFIG, "base_model_name_or_path", None
     if (folder / BASE).exists():
-        content = read_json(folder / BASE)
-        named, expected = content.get("source"), content.get("sha256") or {}
-    if not isinstance(named, str) or not named:
-        raise CheckpointError(f"{folder} is an adapter that names no base model (base_model_name_or_path)")
+        path, key = folder / BASE, "source"
+        expected = read_json(path).get("sha256")
+    named = read_json(path).get(key)
+    if not isinstance(named, str) or not named or (expected is None) == (key == "source"):
+        raise CheckpointError(f"{path} does not say which model the adapter of {folder} belongs to")
     beside = folder / named
+    if beside.resolve() == folder.resolve():
+        raise CheckpointError(f"{path}: {key}: the adapter names itself as its base model")
     try:
-        base = open_weights(str(beside) if beside.exists() else named)
+        base = open_weights(str(beside) if path_exists(beside) else named)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder} is an adapter of {named!r}, which cannot be opened: {error}") from None
-    files = getattr(base, "files", [base.path]) if expected else []
-    found = {path.name: sha256_of(path) for path in files}
-    if found != dict(expected):
+        raise CheckpointError(
+            f"{folder} is an adapter of {named!r}, which cannot be opened: {error}\n"
+            f"(If it has moved, write its new path into {path} as {key})"
+        ) from None
+    files = getattr(base, "files", [base.path]) if expected is not None else []
+    if expected is not None and expected != {file.name: sha256_of(file) for file in files}:
         raise CheckpointError(
             f"{folder} is an adapter of {named!r}, whose weights are not those that it was trained on (their SHA-256 "
             "differs); restore them, or train the adapter again"
