@@ -1,5 +1,6 @@
 """The interface of all tokenizers, and the files that store one in a model folder."""
 
+import functools
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -177,10 +178,16 @@ def join_surrogates(text: str) -> str:
         return _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
+@functools.lru_cache(64)  # a model may have hundreds of names
+def name_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern with one group that matches any of these names, the longest first; nothing if there are none."""
+    return re.compile("(" + ("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)") + ")")
+
+
 def split_at_names(text: str, ids: Mapping[str, int]) -> list[str | int]:
     """Cut a text at the names of tokens, the longest first: the texts between, and the ids of those tokens."""
-    names, parts, begin = "|".join(map(re.escape, sorted(ids, key=len, reverse=True))), list[str | int](), 0
-    for match in re.finditer(names or "(?!)", text):
+    parts, begin = list[str | int](), 0
+    for match in name_pattern(tuple(ids)).finditer(text):
         parts += [text[begin : match.start()], ids[match[0]]]
         begin = match.end()
     return [part for part in [*parts, text[begin:]] if part != ""]
