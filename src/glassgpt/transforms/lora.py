@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.config import TuneConfig
-from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
 from glassgpt.seeds import derive_seed
-from glassgpt.weights.adapter import published_parts, to_peft
+from glassgpt.weights.adapter import chosen_matrices, published_parts, to_peft
 
 
 class LoRALinear(nn.Linear):
@@ -79,7 +78,7 @@ def add_lora(model: GPT, config: TuneConfig, seed: int) -> None:
     """
     assert not is_lora(model), "this model has LoRA already"
     layers = published_parts(model.config)
-    chosen = _chosen([module for parts in layers.values() for module, _ in parts], config.lora_targets)
+    chosen = chosen_matrices(model.config, config.lora_targets)
     model.requires_grad_(False)
     for ours, parts in layers.items():
         targets = {module.rpartition(".")[2]: module for module, _ in parts if module in chosen}
@@ -95,21 +94,6 @@ def add_lora(model: GPT, config: TuneConfig, seed: int) -> None:
             bound = 1 / math.sqrt(layer.in_features)
             drawn = torch.empty(layer.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
             layer.pair(part)[0].data.copy_(drawn)
-
-
-def _chosen(modules: list[str], targets: str) -> set[str]:
-    """The published modules that the targets name. As in PEFT, a target is the end of a module's path."""
-    if targets.strip() == "all":
-        return set(modules)
-    names = [name.strip() for name in targets.split(",")]
-    found = {name: [m for m in modules if f".{m}".endswith(f".{name}")] if name else [] for name in names}
-    if unknown := [name for name, matches in found.items() if not matches]:
-        known = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
-        raise ConfigError(
-            f"tune.lora_targets: this model's blocks have no matrix {', '.join(map(repr, unknown))}; "
-            f"they have {known} (or write all)"
-        )
-    return {module for matches in found.values() for module in matches}
 
 
 def lora_layers(model: GPT) -> list[LoRALinear]:

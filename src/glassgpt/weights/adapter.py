@@ -87,6 +87,33 @@ def published_parts(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
     return parts
 
 
+def chosen_matrices(config: ModelConfig, targets: str) -> dict[str, Placement]:
+    """Find the matrices that get LoRA. As in PEFT, a target is the end of a module's path.
+
+    Raises:
+        ConfigError: if no matrix has such a name.
+    """
+    matrices = published_matrices(config)
+    if targets.strip() == "all":
+        return matrices
+    names = [name.strip() for name in targets.split(",")]
+    found = {name: [m for m in matrices if f".{m}".endswith(f".{name}")] if name else [] for name in names}
+    if unknown := [name for name, matches in found.items() if not matches]:
+        known = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in matrices))
+        raise ConfigError(
+            f"tune.lora_targets: this model's blocks have no matrix {', '.join(map(repr, unknown))}; "
+            f"they have {known} (or write all)"
+        )
+    return {module: matrices[module] for matches in found.values() for module in matches}
+
+
+def count_lora_parameters(config: ModelConfig, tune: TuneConfig) -> int:
+    """Count the parameters of A and B; 0 without LoRA."""
+    if tune.method != "lora":
+        return 0
+    return sum(tune.lora_rank * sum(p.published_shape) for p in chosen_matrices(config, tune.lora_targets).values())
+
+
 def to_peft(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Rename A and B from a state_dict of ours to PEFT's names, without ``base_model.model.``."""
     names = {
