@@ -200,6 +200,7 @@ def test_names_that_are_no_files_give_one_message(tmp_path: Path) -> None:
         ("a\0b", "there is no file of conversations"),
         ("x" * 5000, "cannot be read|there is no file"),
         ("", "is a folder"),
+        ("/dev/null", "is neither a file nor a folder|there is no file"),
     ):
         with pytest.raises(DataError, match=said):
             read_rows(name)
