@@ -218,7 +218,7 @@ JSON = st.recursive(
 LINES = st.one_of(JSON.map(lambda row: json.dumps(row).encode()), st.binary(max_size=30))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(rows=st.lists(LINES, max_size=5))
 def test_any_content_gives_rows_and_problems_or_one_message(
     rows: list[bytes], tmp_path_factory: pytest.TempPathFactory
