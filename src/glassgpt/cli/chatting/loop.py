@@ -113,29 +113,33 @@ def _talk(chat: Chat) -> None:
     if session.turns:
         print(f"continued: {pluralize(len(session.messages), 'message')} of {chat.history}")
     chat.note("/help lists the commands; Ctrl-C stops an answer; Ctrl-D ends the chat")
-    prompt, interrupted = _prompt(), False
-    while True:
-        print()
-        try:
-            line = input(prompt)
-        except EOFError:
-            print()
-            break
-        except KeyboardInterrupt:
-            print()
-            if interrupted:
-                break
-            chat.note("Ctrl-C again, Ctrl-D or /exit ends the chat")
-            interrupted = True
-            continue
-        interrupted = False
-        if not chat.handle(line):
-            break
+    with contextlib.suppress(KeyboardInterrupt):  # one that comes while the program is busy with the last one
+        _answer_lines(chat)
     if session.unsaved:
         chat.note("the conversation was not saved; /save FILE or --history FILE would keep it")
     elif session.turns and chat.history:
         again = shell_command("chat", Path(session.name), "--history", chat.history)
         chat.note(f"the conversation is in {chat.history}; continue it with: {again}")
+
+
+def _answer_lines(chat: Chat) -> None:
+    prompt, interrupted = _prompt(), False
+    while True:
+        try:
+            print()
+            line = input(prompt)
+            interrupted = False
+            if not chat.handle(line):
+                return
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            if interrupted:
+                return
+            interrupted = True
+            chat.note("Ctrl-C again, Ctrl-D or /exit ends the chat")
 
 
 def _prompt() -> str:
