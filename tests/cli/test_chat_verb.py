@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from glassgpt.cli.chatting.commands import COMMANDS
 from talking import talker
 
 Said = Callable[..., tuple[int, str, str]]
@@ -83,6 +85,7 @@ def test_history_continues_where_the_last_chat_ended(said: Said, folder: Path, t
     assert one == two
     row = json.loads((tmp_path / "h.jsonl").read_text())
     assert [m["role"] for m in row["messages"]] == ["system", *["user", "assistant"] * 2]
+    assert "the next answer replaces the conversation in h.jsonl" in said("/reset", *options)[2]
     (tmp_path / "h.jsonl").write_text("something else")
     code, out, err = said("Hello!", *options)
     assert (code, out, "none of its 1 rows" in err) == (2, "", True)
@@ -104,7 +107,7 @@ def test_commands(said: Said, folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "c.jsonl").read_text(encoding="utf-8"))["messages"] == chat.messages
     assert said("/exit\nHello!", *PLAIN) == (0, "", "")
     shown = said("/help", *PLAIN)[1]
-    assert all(f"\n/{name}" in f"\n{shown}" for name in "help system reset save load settings why exit".split())
+    assert all(f"\n{name}" in f"\n{shown}" for name in COMMANDS)
 
 
 MISTAKES = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from talking import END, talker
 
 from conftest import thread_count
 from glassgpt.errors import ConfigError, DataError, GenerationError, TokenizerError
@@ -18,6 +17,7 @@ from glassgpt.inference.decode import Request
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import chat
 from glassgpt.tokenizer.chat import CHATML
+from talking import END, talker
 
 GREEDY = Request((), 16, SamplingConfig(0.0))
 SAMPLED = Request((), 16, SamplingConfig(0.3, top_k=20), seed=3)
@@ -241,7 +241,7 @@ def test_a_file_with_anything_else_is_neither_loaded_nor_replaced(which: str, tm
 
 
 def test_a_template_that_is_missing_or_rejects_the_messages_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="m has no chat template.*glassgpt tune sft m DATA"):
+    with pytest.raises(ConfigError, match=r"m has no chat template.*glassgpt tune sft m DATA"):
         ChatSession(*talker(None), GREEDY, "m")
     with pytest.raises(TokenizerError, match="damaged"):
         ChatSession(*talker("{% for %}"), GREEDY)
