@@ -85,7 +85,7 @@ class Answer:
     cached: int = 0
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    steps: deque[DecodeStep] = field(default_factory=deque)
+    steps: deque[DecodeStep] = field(default_factory=deque, repr=False)
     ending: str = ""
 
 
