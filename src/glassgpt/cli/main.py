@@ -11,21 +11,22 @@ import typer
 import typer.core
 
 from glassgpt import __version__
-from glassgpt.cli import bench, data, models, plan, runs, sample, tokenizer, train
+from glassgpt.cli import bench, chat, data, models, plan, runs, sample, tokenizer, train
 from glassgpt.cli.inside import ablate, attention, film, lens, page, reach, score, trace, why
-from glassgpt.cli.printing.output import discard_unread_output
-from glassgpt.errors import GlassError, TrainingStopped, is_out_of_memory
+from glassgpt.cli.printing.output import discard_unread_output, error_message
+from glassgpt.cli.tune import verbs as tune
+from glassgpt.errors import GlassError, TrainingStopped
 
 #: The verbs and groups of verbs under their headings, in the order of `glassgpt --help`.
 VERBS: dict[str, list[Any]] = {
     "Begin": [train.quickstart],
     "Data": [data.app, tokenizer.app],
-    "Train": [train.train, plan.plan, runs.presets, runs.app, runs.plot],
+    "Train": [train.train, tune.app, plan.plan, runs.presets, runs.app, runs.plot],
     "See inside": [
         page.glass, trace.trace, attention.attention, lens.lens, why.why, ablate.ablate, reach.reach, score.score,
         film.film,
     ],
-    "Use": [sample.sample],
+    "Use": [sample.sample, chat.chat],
     "Share": [models.pull, models.export],
     "Measure": [bench.app],
 }  # fmt: skip
@@ -110,14 +111,10 @@ def _run() -> tuple[int, str]:
         if isinstance(end.__context__, BrokenPipeError):  # Typer's exit code for that is 1
             raise end.__context__ from None
         return int(end.code or 0), ""
-    except GlassError as error:
-        return 1 if isinstance(error, TrainingStopped) else 2, f"error: {error}"
     except BrokenPipeError:
         raise
-    except OSError as error:  # disk full, no permission
-        return 1, f"error: {error.filename or 'the system'}: {error.strerror or error}"
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        if not (message := error_message(error)):
             raise
-        return 1, "error: memory ran out; choose a smaller model, context or batch, or fewer samples"
+        return 2 if isinstance(error, GlassError) and not isinstance(error, TrainingStopped) else 1, message
     return 0, ""

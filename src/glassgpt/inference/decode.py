@@ -130,7 +130,12 @@ class DecodeStep:
 
 @torch.inference_mode()
 def generate_rows(
-    model: GPT, rows: Sequence[Row], *, vocab_size: int | None = None, unused_ids: Sequence[int] = ()
+    model: GPT,
+    rows: Sequence[Row],
+    *,
+    vocab_size: int | None = None,
+    unused_ids: Sequence[int] = (),
+    cache: KVCache | None = None,
 ) -> Iterator[DecodeStep]:
     """Generate until every row has ended; yields each step, after its tokens were added to the rows.
 
@@ -139,6 +144,8 @@ def generate_rows(
         rows: new rows; they may differ in everything.
         vocab_size: the tokenizer's; tokens beyond it, where a model's vocabulary is padded, are never generated.
         unused_ids: ids below it that have no token; they are never generated either.
+        cache: of a single row: it holds the first tokens of the prompt, but not all, and only the others are read. The
+            new ones are added to it, up to its capacity.
 
     Raises:
         GenerationError: if a prompt has a token that the model does not have, or if no token can be chosen because
@@ -150,7 +157,8 @@ def generate_rows(
         row.start = max(0, len(row.ids) - model.config.block_size)
     padding = range(V if vocab_size is None else vocab_size, V)
     never = torch.tensor([*(i for i in unused_ids if i < V), *padding], dtype=torch.int64)
-    cache: KVCache | None = None
+    unread = [row.ids[cache.longest :] for row in rows] if cache is not None else []
+    assert cache is None or (len(rows) == 1 and unread[0] and len(rows[0].ids) <= cache.capacity)
     for number in itertools.count(1):
         active = [row.active for row in rows]
         if not any(active):
@@ -158,8 +166,8 @@ def generate_rows(
         if cache is None or cache.longest == cache.capacity:
             cache, logits = _prefill(model, rows)
         else:
-            last = torch.tensor([[row.ids[-1]] for row in rows], device=model.device)  # [B, 1]
-            logits = model(last, cache=cache)[:, -1]  # [B, V]
+            idx = torch.tensor(unread, device=model.device)  # [B, 1]; at first perhaps more
+            logits = model.head(model(idx, cache=cache, apply_head=False)[:, -1])  # [B, V]
         logits = logits.float().cpu()
         logits.index_fill_(1, never, float("-inf"))
         for r, row in enumerate(rows):
@@ -170,6 +178,7 @@ def generate_rows(
         tokens = [int(next_token(logits[r], row.request.sampling, uniform[r], row.ids)) for r, row in enumerate(rows)]
         for row, token in zip(rows, tokens, strict=True):
             row.append(token)
+        unread = [[row.ids[-1]] for row in rows]
         yield DecodeStep(tokens, active, logits, uniform)
 
 
@@ -234,9 +243,11 @@ def generate(
 
 
 def generate_text(
-    model: GPT, tokenizer: Tokenizer, requests: Sequence[Request]
+    model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], *, cache: KVCache | None = None
 ) -> Iterator[tuple[DecodeStep, list[TextStreamer]]]:
     """Generate until every row has ended, also at a stop string; yields each step, and the text so far of every row.
+
+    ``cache`` as for :func:`generate_rows`.
 
     Raises:
         ConfigError: if an end token is not in the vocabulary.
@@ -250,7 +261,8 @@ def generate_text(
         for request in requests
     ]
     streamers = [TextStreamer(tokenizer, row.request.stop, row.request.end_token_ids) for row in rows]
-    for step in generate_rows(model, rows, vocab_size=tokenizer.vocab_size, unused_ids=tokenizer.unused_ids()):
+    unused_ids = tokenizer.unused_ids()
+    for step in generate_rows(model, rows, vocab_size=tokenizer.vocab_size, unused_ids=unused_ids, cache=cache):
         for row, streamer, token, active in zip(rows, streamers, step.tokens, step.active, strict=True):
             if active:
                 streamer.push(token)

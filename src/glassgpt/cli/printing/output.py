@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glassgpt.errors import GlassError, is_out_of_memory
+
 #: Units of progress, by the label that is reported with it. Under any other label, bytes are counted.
 UNITS = {
     "counting pre-tokens": "characters",
@@ -166,6 +168,17 @@ def show_line(text: str) -> None:
 def say(message: str) -> None:
     """Print a message to standard error, apart from the results."""
     print(message, file=sys.stderr)
+
+
+def error_message(error: Exception) -> str:
+    """Return the message for a user's mistake or a system error; empty for an error of the program."""
+    if isinstance(error, GlassError):
+        return f"error: {error}"
+    if isinstance(error, OSError):  # disk full, no permission
+        return f"error: {error.filename or 'the system'}: {error.strerror or error}"
+    if is_out_of_memory(error):
+        return "error: memory ran out; choose a smaller model, context or batch, or fewer samples"
+    return ""
 
 
 def discard_unread_output() -> bool:

@@ -54,20 +54,14 @@ def prompt_ids(path: Path, tokenizer: "Tokenizer", text: str, chat: bool) -> lis
     Raises:
         GlassError: if it cannot be encoded, or there is no template.
     """
+    from glassgpt.inference.conversation import encode_messages
     from glassgpt.inference.stream import encode_prompt
-    from glassgpt.tokenizer import chat as chats
 
     if not chat:
         if text and not tokenizer.encode(text):
             say("note: the prompt has no tokens; this is a continuation of an empty prompt")
         return encode_prompt(tokenizer, text)
-    template = tokenizer.published.chat_templates.get("default")
-    if template is None:
-        raise ConfigError(f"{path} has no chat template; leave out --chat to continue the text")
-    ids = chats.encode(tokenizer, template, [{"role": "user", "content": text}])
-    if not ids:
-        raise ConfigError(f"the chat template of {path} makes no tokens of this prompt; leave out --chat")
-    return ids
+    return encode_messages(tokenizer, [{"role": "user", "content": text}], str(path))
 
 
 def token_id(tokenizer: "Tokenizer", text: str) -> int:

@@ -18,6 +18,7 @@ array of rows is read; its "lines" are the places in the array, from 1.
 """
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ def _find(source: str | Path) -> Path:
     except (OSError, ValueError) as error:
         raise DataError(f"{str(source)[:200]!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise DataError(f"there is no file of conversations {str(source)!r}{hint}")
+    raise DataError(f"there is no file of conversations {str(source)[:200]!r}{hint}")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -171,6 +172,8 @@ def _parsed(row: bytes) -> Any:
         raise _BadRowError("not UTF-8", reason) from None
     try:
         return parse_json(text, constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise _BadRowError("not JSON", f"{error.msg} at character {error.pos + 1} of the line") from None
     except ValueError as error:
         raise _BadRowError("not JSON", str(error)) from None
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glassgpt.inference.decode import DecodeStep
-from glassgpt.sampling import SamplingConfig, cuts, explain, interval, stages
+from glassgpt.sampling import SamplingConfig, cuts, explain, interval, probabilities, stages
 from glassgpt.tokenizer import Tokenizer
 
 
@@ -43,3 +43,19 @@ def describe_step(
         ],
         "candidates": [{"text": text(c.token), **vars(c)} for c in shown],
     }
+
+
+def step_probabilities(
+    step: DecodeStep, sampling: SamplingConfig, previous_ids: Sequence[int], count: int
+) -> tuple[tuple[float, float], list[tuple[int, float]]]:
+    """Return how likely the token of the first row of a step was, and the most likely other tokens.
+
+    Returns:
+        The model's probability of the chosen token, and that after the sampling settings; then ``count`` other tokens,
+        most likely first, with the model's probability.
+    """
+    chosen, model = step.tokens[0], step.logits[0].double().softmax(dim=-1)
+    best = model.topk(min(count + 1, len(model))).indices.tolist()
+    others = [i for i in best if i != chosen][:count]
+    after = float(probabilities(step.logits[0], sampling, previous_ids)[chosen])
+    return (float(model[chosen]), after), [(i, float(model[i])) for i in others]

@@ -1,0 +1,1 @@
+"""The parts of ``glassgpt chat``: the loop that reads messages and prints answers, and the commands."""
