@@ -54,9 +54,7 @@ def evaluate_model(
     Raises:
         GlassError: as the functions of :mod:`glassgpt.evaluation.answers`.
     """
-    answers = answer_questions(
-        model, tokenizer, questions, max_new_tokens=max_new_tokens, progress=progress
-    )  # fmt: skip
+    answers = answer_questions(model, tokenizer, questions, max_new_tokens=max_new_tokens, progress=progress)
     losses = reference_loss(model, tokenizer, questions)
     of_text = text_loss(model, tokenizer, text) if text else None
     return Evaluated(list(questions), answers, losses, of_text, max_new_tokens)
@@ -68,7 +66,7 @@ class Summary:
 
     Attributes:
         reference_loss: mean loss per token of the reference answers, in nats.
-        points: share of all rubric points of the questions that are to be answered.
+        points: mean of the rubric points, 0 to 1, of the questions that are to be answered.
         refusals_right: refusals that meet their rubric in full, of ``refusals``.
         wrongly_refused: refusals of questions that are to be answered, of ``answerable``; None without refusals.
         ended: answers that ended by themselves, of ``count``.
