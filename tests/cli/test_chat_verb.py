@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_json_has_one_line_per_message_also_for_an_error(said: Said, folder: Pat
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (2, "")
     assert [row["message"] for row in rows] == ["Hello!", "/help", "x" * 300, "Gr\ufffd\ufffde"[:3] + "\ufffde"]
-    assert "context is 256" in rows.pop(2)["error"]
+    assert "the message is too long" in rows.pop(2)["error"]
     assert [row["answer"] for row in rows] == answers(session(folder), *(row["message"] for row in rows))
     assert rows[1]["cached_tokens"] == rows[0]["prompt_tokens"] + rows[0]["tokens"] - 1
 
@@ -121,7 +122,7 @@ MISTAKES = {
     "/settings seed=1.5 top_k=x": "2 problems",
     "/settings temperature=-1": "temperature: -1.0 is not",
     "/settings max_new_tokens=0": "max_new_tokens: 0 is less than 1",
-    "x" * 300: "context is 256",
+    "x" * 300: "the message is too long",
 }
 
 
@@ -167,6 +168,39 @@ def test_an_error_of_the_program_is_shown_and_the_chat_goes_on(said: Said, monke
     assert (code, out, "--greedy is a temperature of 0" in err) == (2, "", True)
 
 
+ENDS = {
+    "Ctrl-D": ([EOFError], 0),
+    "/exit": (["/exit"], 0),
+    "Ctrl-C twice": ([KeyboardInterrupt, KeyboardInterrupt], 1),
+    "not twice in a row": ([KeyboardInterrupt, "/reset", KeyboardInterrupt, "Hello!", EOFError], 2),
+}
+
+
+@pytest.mark.parametrize("which", ENDS)
+def test_the_ends_of_a_chat_in_a_terminal_and_what_they_say(
+    which: str, cli: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, hints = ENDS[which]
+    typed = iter(["Hello!", *lines])
+
+    def type_line(prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, type):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", type_line)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = cli("chat", folder, *PLAIN)
+    assert (code, next(typed, "")) == (0, "")
+    assert err.count("Ctrl-C again, Ctrl-D or /exit ends the chat") == hints
+    assert err.splitlines()[-1] == "the conversation was not saved; /save FILE or --history FILE would keep it"
+    assert "\x1b" not in out + err
+    expected = answers(session(folder, temperature=0.0), "Hello!")[0]
+    assert f"{expected}\n" in out
+
+
 class Terminal:
     """A chat in a pseudo-terminal of its own."""
 
@@ -183,6 +217,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def interrupt(self) -> None:
+        """To be used while it computes: a signal between the prompt and Python's wait for keys waits for a key."""
         self.process.send_signal(signal.SIGINT)
 
     def until(self, text: str) -> str:
@@ -211,14 +246,14 @@ def terminal(*arguments: object, **environment: str) -> Iterator[Terminal]:
         os.close(chat.master)
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_it_and_twice_at_the_prompt_ends_the_chat(tmp_path: Path) -> None:
-    """The answer would go on for a million tokens. Every signal waits for what was printed before."""
+def test_ctrl_c_stops_an_answer_and_keeps_it(tmp_path: Path) -> None:
+    """The answer would go on for 262,144 tokens; the signal comes after the first of them."""
     import glassgpt
 
-    model, tokenizer = talker(block_size=2**21, ends=False)
+    model, tokenizer = talker(block_size=2**19, ends=False)
     glassgpt.save(model, tokenizer, tmp_path / "talker")
     history = tmp_path / "h.jsonl"
-    with terminal(tmp_path / "talker", "-n", 2**20, "--history", history, TERM="dumb") as chat:
+    with terminal(tmp_path / "talker", "-n", 2**18, "--history", history, TERM="dumb") as chat:
         chat.until("> ")
         chat.type("Hello!\r")
         chat.until("Hello!\r\n")
@@ -233,10 +268,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_it_and_twice_at_the_prompt_ends_the_ch
         chat.type("Go on.\r")
         chat.until("cut off after 5 tokens")
         chat.until("> ")
-        chat.interrupt()
-        chat.until("Ctrl-C again, Ctrl-D or /exit ends the chat")
-        chat.until("> ")
-        chat.interrupt()
+        chat.type("\x04")
         chat.until("the conversation is in")
     messages = json.loads(history.read_text())["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
