@@ -21,6 +21,7 @@ VERBS = {
     "ablate": "a text.txt --tokens 8",
     "reach": "a --length 3",
     "sample": "a -n 3",
+    "chat": "talker -n 3",
     "trace": "a",
     "attention": "a",
     "score": "a text.txt --tokens 5",

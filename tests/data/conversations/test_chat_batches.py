@@ -113,7 +113,7 @@ def test_the_loss_and_gradients_are_those_of_each_conversation_alone(model: GPT)
     """Packed, unpacked, and cut into micro-batches of any size; in float64."""
     alone = torch.stack([loss_alone(model, row) for row in ROWS]).sum()
     expected = torch.autograd.grad(alone, model.token_embedding.weight)[0]
-    for packing, size, loss in itertools.product((False, True), (1, 3, 99), (next_token_loss, answer_loss)):
+    for packing, size, loss in itertools.product((False, True), (3, 99), (next_token_loss, answer_loss)):
         batches = ChatBatches(ROWS, T, batch_size=len(ROWS), seed=0, packing=packing)
         batch = batches.get(0, slice(0, batches.num_rows))  # an epoch
         assert batch.num_loss_tokens() == batches.num_trained
@@ -157,7 +157,7 @@ ROW_LISTS = st.lists(st.integers(2, T + 1), min_size=1, max_size=25).map(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(rows=ROW_LISTS, batch_size=st.integers(1, 7), seed=st.integers(0, 3), packing=st.booleans())
 def test_every_epoch_has_each_conversation_once(rows: list[Row], batch_size: int, seed: int, packing: bool) -> None:
     batches = ChatBatches(rows, T, batch_size, seed, packing)
@@ -181,7 +181,7 @@ def test_every_epoch_has_each_conversation_once(rows: list[Row], batch_size: int
         assert sorted(i for place in epoch for i in batches.packs[place]) == list(range(len(rows)))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 12), max_size=7))
 def test_packs_hold_each_item_once_and_are_few(lengths: list[int]) -> None:
     packs = pack(lengths, 12)

@@ -200,6 +200,7 @@ def test_names_that_are_no_files_give_one_message(tmp_path: Path) -> None:
         ("a\0b", "there is no file of conversations"),
         ("x" * 5000, "cannot be read|there is no file"),
         ("", "is a folder"),
+        ("/dev/null", "is neither a file nor a folder|there is no file"),
     ):
         with pytest.raises(DataError, match=said):
             read_rows(name)
@@ -217,7 +218,7 @@ JSON = st.recursive(
 LINES = st.one_of(JSON.map(lambda row: json.dumps(row).encode()), st.binary(max_size=30))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(rows=st.lists(LINES, max_size=5))
 def test_any_content_gives_rows_and_problems_or_one_message(
     rows: list[bytes], tmp_path_factory: pytest.TempPathFactory

@@ -70,9 +70,9 @@ def _tune(
     from glassgpt.cli.printing.display import make_reporter
 
     if resume is not None:
-        preset, source, layers = split_arguments(arguments)
-        if source or preset or dry_run or name is not None:
+        if _named(arguments) or dry_run or name is not None:
             raise ConfigError("--resume RUN keeps the run's own model, data and name; give only key=value settings")
+        _, _, layers = split_arguments(arguments)
         result = api.resume(resume, _merged(layers), runs=runs, reporter=make_reporter(quiet=json))
         _print_result_and_exit(result, json)
         return
@@ -91,7 +91,7 @@ def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
     Raises:
         ConfigError: with every problem found.
     """
-    named = [a for a in arguments if not a.endswith(".toml") and ("=" not in a or path_exists(a))]
+    named = _named(arguments)
     rest = [a for a in arguments if not named or a is not named[0]]
     preset, _, layers = split_arguments(rest)
     initial: ConfigOverrides = {"train": {"init_from": named[0]}} if named else {}
@@ -107,6 +107,11 @@ def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
             f"what should {named[0] if named else 'the model'} be tuned on? Give a .jsonl file: {example}"
         )
     return layers
+
+
+def _named(arguments: Sequence[str]) -> list[str]:
+    """The model and the data: what is neither a setting nor a file of settings."""
+    return [a for a in arguments if not a.endswith(".toml") and ("=" not in a or path_exists(a))]
 
 
 def _merged(layers: Sequence[ConfigOverrides]) -> dict[str, dict[str, Any]]:

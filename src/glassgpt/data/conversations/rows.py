@@ -135,6 +135,8 @@ def _find(source: str | Path) -> Path:
             files = sorted(file.name for file in path.iterdir() if file.suffix in (".jsonl", ".json"))
             inside = f", for example {path / files[0]}" if files else ""
             raise DataError(f"{str(source)!r} is a folder; name a .jsonl file of conversations{inside}")
+        if path.exists():
+            raise DataError(f"{str(source)!r} is neither a file nor a folder; write its content to a .jsonl file")
         near = difflib.get_close_matches(path.name, [TUTOR, *(file.name for file in path.parent.glob("*.json*"))], n=1)
     except (OSError, ValueError) as error:
         raise DataError(f"{str(source)[:200]!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
