@@ -193,7 +193,7 @@ def write_report(path: Path, before: Evaluated, after: Evaluated, title: str) ->
         for message in question.messages:
             lines += _block("" if message["role"] == "user" else message["role"], message["content"])
         if question.answer:
-            lines += _block("reference", question.answer)
+            lines += _block("**reference**", question.answer)
         for name, model in (("before", before), ("after", after)):
             lines += _block(_remarks(name, model, number - 1), model.answers[number - 1].text)
     try:
@@ -204,12 +204,12 @@ def write_report(path: Path, before: Evaluated, after: Evaluated, title: str) ->
 
 def _remarks(name: str, model: Evaluated, at: int) -> str:
     """Describe an answer in one line: the points, the groups that it missed, the wrong words, the loss, its end."""
-    parts, scored, loss = [name], model.scores[at], model.losses[at]
+    parts, scored, loss = [f"**{name}**"], model.scores[at], model.losses[at]
     if scored:
         question = model.questions[at]
         groups = len(question.must)
         parts.append(f"{round(scored.points * groups)} of {groups} points")
-        parts += [f"missed: {' / '.join(group)}" for group in scored.missed]
+        parts += [f"missed: {' / '.join(group[:3])}{' / ...' * (len(group) > 3)}" for group in scored.missed]
         parts += [f"wrong: {text}" for text in scored.wrong]
         parts += ["wrongly refused"] if not question.is_refusal and refuses(model.answers[at].text) else []
     parts += [f"loss of the reference {loss.sum / loss.tokens:.2f}"] if loss.tokens else []
