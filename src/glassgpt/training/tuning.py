@@ -87,9 +87,8 @@ class ChatTuning:
 
     def sample(self, model: GPT, seed: int) -> str:
         """The greedy answer to the first question of the validation split; or why there is none."""
-        question = list(self.chats.questions(1)[0].messages)
-        while question[-1]["role"] == "assistant":
-            question.pop()
+        if (question := self.chats.first_question()) is None:
+            return "(no sample: there is no conversation to validate on)"
         template = self.tokenizer.published.chat_templates["default"]
         prompt = chat.encode(self.tokenizer, template, question)
         request = Request(prompt, self.config.train.sample_tokens, SamplingConfig(temperature=0.0))

@@ -41,9 +41,13 @@ class ChatData:
     train: list[Row]
     val: list[Row]
 
-    def questions(self, count: int) -> list[Conversation]:
-        """The first conversations of the validation split."""
-        return [self.conversations[row.line] for row in self.val[:count]]
+    def first_question(self) -> list[dict[str, str]] | None:
+        """The messages before the first answer of the first conversation of the validation split, if there is one."""
+        for row in self.val:
+            roles = [message["role"] for message in self.conversations[row.line].messages]
+            if "assistant" in roles:
+                return list(self.conversations[row.line].messages[: roles.index("assistant")])
+        return None
 
     def notes(self) -> list[str]:
         """What the user should know: the format, the counts, and what was left out."""

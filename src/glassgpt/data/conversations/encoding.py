@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glassgpt.data.conversations.rows import Conversation, Problem
+from glassgpt.data.conversations.rows import TEXT, Conversation, Problem
 from glassgpt.errors import TokenizerError
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.tokenizer.chat import encode_trained
@@ -35,7 +35,10 @@ class EncodedRows:
 def encode_rows(
     conversations: Iterable[Conversation], tokenizer: Tokenizer, template: str, max_tokens: int
 ) -> EncodedRows:
-    """Encode conversations. One that is longer than max_tokens loses its last turns, whole pairs of user and assistant.
+    """Encode conversations and plain texts.
+
+    A conversation that is longer than max_tokens loses its last turns, whole pairs of user and assistant. A long text
+    is cut into pieces.
 
     A conversation whose answers are all cut away, whose mask is empty, or that cannot be encoded is left out. The kinds
     of problems are ``cut``, ``too long``, ``nothing to train`` and ``not encoded``.
@@ -50,6 +53,11 @@ def encode_rows(
     for conversation in conversations:
         line = conversation.line
         try:
+            if conversation.messages[0]["role"] == TEXT:
+                rows += (pieces := _encode_text(conversation, tokenizer, max_tokens))
+                if not pieces:
+                    problems.append(Problem(line, "nothing to train", "the text has only one token; it is left out"))
+                continue
             row, turns = _encode(conversation, tokenizer, template, max_tokens)
         except TokenizerError as error:
             problems.append(Problem(line, "not encoded", str(error)))
@@ -65,6 +73,13 @@ def encode_rows(
                 problems.append(Problem(line, "cut", reason))
             rows.append(row)
     return EncodedRows(rows, problems)
+
+
+def _encode_text(conversation: Conversation, tokenizer: Tokenizer, max_tokens: int) -> list[Row]:
+    """Encode a plain text; a long one in pieces. Every token but the first is trained."""
+    ids = tokenizer.encode_array(conversation.messages[0]["content"]).astype(np.int32)
+    pieces = [ids[start : start + max_tokens] for start in range(0, len(ids), max_tokens)]
+    return [Row(conversation.line, piece, np.arange(len(piece)) > 0) for piece in pieces if len(piece) > 1]
 
 
 def _encode(conversation: Conversation, tokenizer: Tokenizer, template: str, max_tokens: int) -> tuple[Row | None, int]:

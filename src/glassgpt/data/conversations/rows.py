@@ -7,6 +7,8 @@ ShareGPT               ``conversations``: a list of ``{"from": ..., "value": ...
                        assistant; system
 prompt and completion  ``prompt`` and ``completion``: two texts, or two lists of messages
 Alpaca                 ``instruction``, ``output``, and perhaps ``input``
+plain text             ``text``: trained as a whole, without a template. Some rows of general text among the
+                       conversations keep a model from forgetting other things
 =====================  ===============================================================================================
 
 An Alpaca row's instruction and input are joined by a blank line and become the user's message, without headings such as
@@ -39,7 +41,10 @@ _SHAREGPT_ROLES = {
 }
 _TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 _TOOL_KEYS = ("tool_calls", "function_call", "tools", "functions")
-_EXPECTED = "messages; conversations; prompt and completion; or instruction and output"
+_EXPECTED = "messages; conversations; prompt and completion; instruction and output; or text"
+#: The role of the only message of a plain text.
+TEXT = "text"
+PLAIN = "plain text"
 #: The kind of problem of a row that is kept.
 USER_TURN_CUT = "user turn at the end cut"
 
@@ -48,7 +53,8 @@ USER_TURN_CUT = "user turn at the end cut"
 class Conversation:
     """A conversation: its line in the file, from 1, and its messages, each with ``role`` and ``content``.
 
-    There is perhaps a system turn, then turns of user and assistant alternate; the last is the assistant's.
+    There is perhaps a system turn, then turns of user and assistant alternate; the last is the assistant's. A plain
+    text is one message of the role :data:`TEXT`.
     """
 
     line: int
@@ -104,7 +110,7 @@ def read_rows(source: str | Path) -> Rows:
         num_rows += 1
         try:
             name, messages = _messages(_parsed(row) if isinstance(row, bytes) else row)
-            if problem := _check_order(messages):
+            if name != PLAIN and (problem := _check_order(messages)):
                 problems.append(Problem(line, *problem))
             conversations.append(Conversation(line, tuple(messages)))
             formats[name] += 1
@@ -202,6 +208,10 @@ def _messages(row: Any) -> tuple[str, list[dict[str, str]]]:
         context = _text(row, "input") if row.get("input") is not None else ""
         question = f"{instruction}\n\n{context}" if context.strip() else instruction
         return "Alpaca", [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
+    if "text" in row:
+        if not (text := _text(row, "text")).strip():
+            raise _BadRowError("empty turn", "the text is empty")
+        return PLAIN, [{"role": TEXT, "content": text}]
     raise _BadRowError("missing keys", f"{_has(row)}; expected {_EXPECTED}")
 
 
