@@ -6,6 +6,7 @@ memory or processes; and every other file is as it was.
 
 import contextlib
 import io
+import json
 import os
 import random
 import resource
@@ -83,8 +84,9 @@ class Outcome:
 def run(command: str, *more: str) -> Outcome:
     """Run a command line, and more arguments that are not split at spaces, in this process."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
-    code, problem, argv = 0, "", sys.argv
+    code, problem, argv, stdin = 0, "", sys.argv, sys.stdin
     sys.argv = ["glassgpt", *command.split(), *more]
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b"he\n/exit\n"), encoding="utf-8")
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
@@ -96,7 +98,7 @@ def run(command: str, *more: str) -> Outcome:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if "/glassgpt/" in f.filename]
             where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[:-3:-1])
             code, problem = -1, f"{type(error).__name__}: {str(error)[:120]} at {where}"
-    sys.argv = argv
+    sys.argv, sys.stdin = argv, stdin
     torch.set_num_threads(1)
     message = streams[1].buffer.getvalue().decode()  # type: ignore[attr-defined]
     if not problem and code not in (0, 1, 2):
@@ -187,7 +189,8 @@ def some(items: Sequence, count: int) -> Sequence:
 
 def make_files(folder: Path) -> Path:
     """Make ``text.txt``; ``docs/`` of the same text; ``prepared/`` of those; ``runs/a`` with checkpoints best, last,
-    step-000002 and step-000004; ``runs/b``; and ``runs/c``, trained on ``prepared/``."""
+    step-000002 and step-000004; ``runs/b``; ``runs/c``, trained on ``prepared/``; ``talker/``, a model with a chat
+    template; and ``chats.jsonl``, conversations that fit the context of the run ``bases/d``."""
     generator = random.Random(7)
     words = ["".join(generator.choices("etaoinshrdlc", k=generator.randint(1, 6))) for _ in range(100)]
     lines = [" ".join(generator.choices(words, k=6)) + "\n" for _ in range(250)]
@@ -200,4 +203,11 @@ def make_files(folder: Path) -> Path:
         succeed(f"train text.txt {SMALL} tokenizer=bpe:260 steps=4 --name a")
         succeed(f"train text.txt {SMALL} tokenizer=bpe:260 steps=2 --name b")
         succeed(f"train prepared {SMALL} steps=2 --name c")
+        succeed(f"train text.txt {SMALL} tokenizer=bpe:260 block_size=96 steps=2 --name d --runs-dir bases")
+    rows = [json.dumps({"prompt": line[:9], "completion": line[9:18]}) + "\n" for line in lines[:20]]
+    (folder / "chats.jsonl").write_text("".join(rows), encoding="utf-8")
+    shutil.copytree(folder / "runs" / "a" / "best", folder / "talker")
+    (folder / "talker" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{% endfor %}", encoding="utf-8"
+    )
     return folder

@@ -85,7 +85,7 @@ class Answer:
     cached: int = 0
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    steps: deque[DecodeStep] = field(default_factory=deque)
+    steps: deque[DecodeStep] = field(default_factory=deque, repr=False)
     ending: str = ""
 
 
@@ -153,8 +153,8 @@ class ChatSession:
         if len(ids) >= context:
             beside = " and the system message" if self.system else ""
             raise GenerationError(
-                f"the message{beside} in the chat template are {len(ids):,} tokens, but the model's context is "
-                f"{context:,}, with the answer; shorten the message. The conversation is unchanged"
+                f"the message is too long: with the chat template{beside} it has {len(ids):,} tokens, and the model's "
+                f"context, which the answer needs too, has {context:,}; shorten it. The conversation is unchanged"
             )
         settings = dataclasses.replace(
             self.settings,

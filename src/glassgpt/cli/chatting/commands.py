@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 #: Candidates of a step that /why STEP shows, and alternatives to each token that /why shows.
 _CANDIDATES, _ALTERNATIVES = 6, 3
 #: What /settings changes.
-_SETTINGS = {
-    **{"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float},
-    **{"seed": int, "max_new_tokens": int},
-}
+_SETTINGS: dict[str, type[int] | type[float]] = {
+    "temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float, "seed": int,
+    "max_new_tokens": int,
+}  # fmt: skip
 
 
 def run_command(session: "ChatSession", line: str) -> bool:
@@ -30,7 +30,7 @@ def run_command(session: "ChatSession", line: str) -> bool:
     Raises:
         GlassError: if there is no such command, or it fails.
     """
-    name, _, argument = line.strip().partition(" ")
+    name, argument = [*line.split(maxsplit=1), ""][:2]
     if name == "/exit":
         return False
     if name not in COMMANDS:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glassgpt.cli.chatting.commands import run_command
 from glassgpt.cli.printing.output import error_message, pluralize, say
 from glassgpt.cli.printing.token_tables import has_colours
-from glassgpt.errors import GlassError, shell_command
+from glassgpt.errors import shell_command
 
 if TYPE_CHECKING:
     from glassgpt.inference.conversation import Answer, ChatSession
@@ -45,7 +45,7 @@ class Chat:
         """Run a command or answer a message; return whether the chat goes on. No error ends it."""
         try:
             if line.startswith("/") and not line.startswith("//"):
-                return run_command(self.session, line)
+                return self.command(line)
             if line.strip():
                 self.answer(line[1:] if line.startswith("//") else line)
         except KeyboardInterrupt:
@@ -59,6 +59,16 @@ class Chat:
             say(error_message(error) or traceback.format_exc())
         return True
 
+    def command(self, line: str) -> bool:
+        """Run a command; return whether the chat goes on."""
+        turns = self.session.turns
+        goes_on = run_command(self.session, line)
+        if self.history and turns and self.session.turns is not turns:
+            self.note(
+                f"the next answer replaces the conversation in {self.history}; /load {self.history} brings it back"
+            )
+        return goes_on
+
     def answer(self, text: str) -> None:
         """Answer a message, print the answer as it comes, and keep the history."""
         answer = self.session.ask(text)
@@ -68,12 +78,11 @@ class Chat:
             with contextlib.closing(self.session.stream(answer)) as pieces:
                 for piece in pieces:
                     print(piece, end="", flush=True)
-        except (GlassError, KeyboardInterrupt) as error:
-            print()  # the message begins on a line of its own
-            if isinstance(error, GlassError) or not self.in_terminal:
+        except KeyboardInterrupt:
+            if not self.in_terminal:
                 raise
-        else:
-            print()
+        finally:
+            print()  # what comes next begins on a line of its own
         if remark := _remark(answer, self.session):
             self.note(remark)
         if self.history and self.session.unsaved:
@@ -113,29 +122,33 @@ def _talk(chat: Chat) -> None:
     if session.turns:
         print(f"continued: {pluralize(len(session.messages), 'message')} of {chat.history}")
     chat.note("/help lists the commands; Ctrl-C stops an answer; Ctrl-D ends the chat")
-    prompt, interrupted = _prompt(), False
-    while True:
-        print()
-        try:
-            line = input(prompt)
-        except EOFError:
-            print()
-            break
-        except KeyboardInterrupt:
-            print()
-            if interrupted:
-                break
-            chat.note("Ctrl-C again, Ctrl-D or /exit ends the chat")
-            interrupted = True
-            continue
-        interrupted = False
-        if not chat.handle(line):
-            break
+    with contextlib.suppress(KeyboardInterrupt):  # one that comes while the program is busy with the last one
+        _answer_lines(chat)
     if session.unsaved:
         chat.note("the conversation was not saved; /save FILE or --history FILE would keep it")
     elif session.turns and chat.history:
         again = shell_command("chat", Path(session.name), "--history", chat.history)
         chat.note(f"the conversation is in {chat.history}; continue it with: {again}")
+
+
+def _answer_lines(chat: Chat) -> None:
+    prompt, interrupted = _prompt(), False
+    while True:
+        try:
+            print()
+            line = input(prompt)
+            interrupted = False
+            if not chat.handle(line):
+                return
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            if interrupted:
+                return
+            interrupted = True
+            chat.note("Ctrl-C again, Ctrl-D or /exit ends the chat")
 
 
 def _prompt() -> str:
