@@ -1,5 +1,8 @@
 """The loss mask of a conversation: the assistant's tokens and the end of each of their turns, for any template."""
 
+import importlib.util
+import itertools
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -153,7 +156,50 @@ def test_without_end_tokens_the_first_control_token_ends_an_answer() -> None:
     assert (ids, trained) == encode_trained(with_end("<|im_end|>"), CHATML, talk_of("a", "b", "c", "d"))
 
 
+def test_control_tokens_before_the_content_do_not_end_an_answer() -> None:
+    template = CHATML.replace("{{ message['content']", "{{ '<s>final[INST]' + message['content']")
+    ids, trained = encode_trained(with_end(), template, talk_of("a", "b", "c", "d 0"))
+    text = with_end().decode([i for i, is_trained in zip(ids, trained, strict=True) if is_trained])
+    assert text == "<s>final[INST]b<|im_end|><s>final[INST]d 0<|im_end|>"
+
+
+def published_templates() -> dict[str, str]:
+    """The templates in TRL; those of models of images and of other input formats are among them."""
+    spec = importlib.util.find_spec("trl")
+    folder = Path(spec.origin).with_name("chat_templates") if spec and spec.origin else Path("/nothing")
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jinja"))}
+
+
+@pytest.mark.slow
+def test_published_templates_are_masked_or_refused() -> None:
+    """What is trained has the answer, ends with a control token, and has nothing of the others' messages."""
+    names, model = r"<[|｜][^|>'\"{}]{1,40}[|｜]>|<\w+_of_\w+>|<turn\|>|<\|turn>", gpt2().model
+    refused, masked = set(), 0
+    for name, template in published_templates().items():
+        special = model.special | {n: 50257 + i for i, n in enumerate(sorted({*re.findall(names, template), "</s>"}))}
+        patterns = (PATTERNS["llama3"],)
+        tokenizer = BPETokenizer(BPEModel(model.vocab, model.merges, patterns, special=special, eos="</s>", bos="</s>"))
+        for talk in (talk_of("one?", "Two, I think.", "Sure?", "Yes.\nQuite sure."), talk_of("one?", "20 < 30")):
+            try:
+                ids, trained = encode_trained(tokenizer, template, talk)
+            except TokenizerError:
+                refused.add(name)
+                continue
+            runs = itertools.groupby(zip(ids, trained, strict=True), key=lambda pair: pair[1])
+            answers = [[i for i, _ in run] for is_trained, run in runs if is_trained]
+            assert len(answers) == len(talk) // 2, name
+            for ids, said in zip(answers, talk[1::2], strict=True):
+                text = tokenizer.decode(ids)
+                assert said["content"] in text and ids[-1] in special.values(), (name, text)
+                assert not any(other["content"] in text for other in talk if other is not said), (name, text)
+            masked += 1
+    families = ("llama3", "qwen2_5", "qwen3", "qwen3_instruct_2507", "gemma3", "phi3", "gptoss", "lfm2", "cohere")
+    assert not refused.intersection(families) and masked > 80
+
+
 def test_a_template_that_cannot_be_masked_gives_one_error() -> None:
+    with pytest.raises(TokenizerError, match=r"leaves out the content of message 2"):
+        encode_trained(with_end("<|im_end|>"), FOR + "{{ '<|im_start|><|im_end|>' }}" + DONE, talk_of("a", "b"))
     last_only = FOR + "{{ m.content + '\n' }}" + DONE + "{{ '<|im_end|>' if not add_generation_prompt }}"
     with pytest.raises(TokenizerError, match=r"no end token or control token ends message 2"):
         encode_trained(with_end("<|im_end|>"), last_only, talk_of("0 a", "b", "c", "d"))

@@ -89,8 +89,8 @@ def encode_trained(tokenizer: Tokenizer, template: str, messages: Sequence[Messa
     """Encode a conversation, and mark the tokens to train: the assistant's, and the token that ends each of its turns.
 
     Answer i begins where the tokens of the messages before it, with the start of an answer (``prompt=True``), end. It
-    ends with the first end token, or if there is none, with the first control token. So any template will do whose
-    tokens of those messages are the first tokens of the whole conversation.
+    ends with the first end token after its content, or if there is none, with the first control token. So any template
+    will do whose tokens of those messages are the first tokens of the whole conversation.
 
     Returns:
         the ids of ``encode(tokenizer, template, messages, prompt=False)``, and for each whether it is trained.
@@ -104,7 +104,11 @@ def encode_trained(tokenizer: Tokenizer, template: str, messages: Sequence[Messa
         if message["role"] != "assistant":
             continue
         before = encode(tokenizer, template, messages[:i], prompt=True)
-        start, limit = len(before), _next_content(tokenizer, template, messages, i, ids)
+        start, others = len(before), _without_content(tokenizer, template, messages, i)
+        if ids == others:
+            raise TokenizerError(
+                f"this chat template leaves out the content of message {i + 1}; use one for plain texts"
+            )
         if ids[:start] != before:
             hint = ""
             if str(message["content"])[:1].isspace():
@@ -113,8 +117,11 @@ def encode_trained(tokenizer: Tokenizer, template: str, messages: Sequence[Messa
                 f"the chat template is not prefix-preserving: the tokens of the messages before message {i + 1} are "
                 f"not the first tokens of the whole conversation, so its own tokens cannot be found{hint}"
             )
-        ends = (tokenizer.end_token_ids, tokenizer.special_ids().values())
-        places = (next((at for at in range(start, limit) if ids[at] in kind), None) for kind in ends)
+        first, limit = len(ids) - _num_equal(ids[::-1], others[::-1]), len(ids)  # after its content, before the next
+        if i + 1 < len(messages):
+            limit = _num_equal(ids, _without_content(tokenizer, template, messages, i + 1))
+        kinds = (set(tokenizer.end_token_ids), set(tokenizer.special_ids().values()))
+        places = (next((at for at in range(max(start, first), limit) if ids[at] in kind), None) for kind in kinds)
         end = next((at for at in places if at is not None), None)
         if end is None:
             raise TokenizerError(
@@ -125,13 +132,14 @@ def encode_trained(tokenizer: Tokenizer, template: str, messages: Sequence[Messa
     return ids, trained
 
 
-def _next_content(tokenizer: Tokenizer, template: str, messages: Sequence[Message], i: int, ids: list[int]) -> int:
-    """Find where the content of the message after message i begins: where the ids change if it is another one."""
-    if i + 1 == len(messages):
-        return len(ids)
-    following = messages[i + 1]
-    other = "1" if str(following["content"]).lstrip().startswith("0") else "0"
-    others = encode(tokenizer, template, [*messages[: i + 1], {**following, "content": other}], prompt=False)
+def _without_content(tokenizer: Tokenizer, template: str, messages: Sequence[Message], i: int) -> list[int]:
+    """Encode the conversation with no text in message i."""
+    changed = [*messages[:i], {**messages[i], "content": ""}, *messages[i + 1 :]]
+    return encode(tokenizer, template, changed, prompt=False)
+
+
+def _num_equal(ids: list[int], others: list[int]) -> int:
+    """Count the first ids that are equal."""
     return next((at for at, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))
 
 

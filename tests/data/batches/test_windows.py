@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streams import sharded
 
 from glassgpt.config import TrainConfig
-from glassgpt.data.batches.windows import Batches, _permute
+from glassgpt.data.batches.windows import Batches, permute
 from glassgpt.errors import ConfigError, DataError
 
 #: (tokens N, context T, rows B), with tiny, tight and ragged ones.
@@ -149,12 +149,12 @@ def test_epochs_and_seeds_differ_in_order_and_offset() -> None:
 def test_the_order_is_shuffled_evenly() -> None:
     """Each window takes each place equally often; chi-squared over many epochs, at a fixed seed."""
     for size in (2, 3, 5, 8, 11):
-        places = np.stack([_permute(np.arange(size), size, 0, epoch) for epoch in range(300)])
+        places = np.stack([permute(np.arange(size), size, 0, epoch) for epoch in range(300)])
         expected = 300 / size
         for place in range(size):
             counts = np.bincount(places[:, place], minlength=size)
             assert ((counts - expected) ** 2 / expected).sum() < 3 * size + 12
-    order = _permute(np.arange(5000), 5000, 1, 0)
+    order = permute(np.arange(5000), 5000, 1, 0)
     assert abs(np.corrcoef(order, np.arange(5000))[0, 1]) < 0.05
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
 
@@ -162,16 +162,16 @@ def test_the_order_is_shuffled_evenly() -> None:
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 2**40))
 def test_permute_is_a_bijection_and_needs_no_company(size: int, seed: int, epoch: int) -> None:
-    whole = _permute(np.arange(size), size, seed, epoch)
+    whole = permute(np.arange(size), size, seed, epoch)
     assert np.array_equal(np.sort(whole), np.arange(size))
     some = np.random.default_rng(0).integers(0, size, 5)
-    assert np.array_equal(_permute(some, size, seed, epoch), whole[some])
+    assert np.array_equal(permute(some, size, seed, epoch), whole[some])
 
 
 def test_permute_holds_for_sizes_beyond_memory() -> None:
     size = 10**12 + 39
     places = np.unique(np.random.default_rng(0).integers(0, size, 20_000))
-    found = _permute(places, size, 1, 2)
+    found = permute(places, size, 1, 2)
     assert len(np.unique(found)) == len(places) and found.min() >= 0 and found.max() < size
 
 
