@@ -125,8 +125,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def load_model(folder: Path, dtype: Any = None) -> Any:
     """The model and the tokenizer of a model folder."""
-    from glassgpt.weights.folder import open_folder
     from glassgpt.weights.loading import load_source
+    from glassgpt.weights.resolve import open_folder
 
     return load_source(open_folder(folder), dtype=dtype)
 

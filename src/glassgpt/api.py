@@ -16,7 +16,7 @@ from glassgpt.errors import CheckpointError, ConfigError, type_problems
 from glassgpt.files import Progress, path_exists
 from glassgpt.inference.decode import complete, request_problems
 from glassgpt.model import GPT
-from glassgpt.planning import opening
+from glassgpt.planning import opening, tuning
 from glassgpt.planning.initial_model import AUTO
 from glassgpt.planning.run_plan import Measure, RunPlan, names_a_text, plan_run
 from glassgpt.processes import Processes, join_processes
@@ -27,7 +27,7 @@ from glassgpt.training.checkpoint import Run, require_run_folder
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights import resolve as sources
-from glassgpt.weights.folder import DTYPES, open_folder, save_model, write_folder
+from glassgpt.weights.folder import DTYPES, save_model, write_folder
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import WeightSource
 
@@ -107,7 +107,7 @@ def open_source(
     """
     run = _run_of(source, runs)
     if run is not None:
-        return open_folder(run.best_or_last())
+        return sources.open_folder(run.best_or_last())
     return sources.open_weights(
         source, revision=revision, token=token, tried=[f"a run: those in {runs}/ are {_names(runs)}"]
     )
@@ -267,6 +267,11 @@ def plan(
     """
     _require_types(preset=preset, data=data, overrides=overrides, runs=runs)
     layers = _layers_of(data, overrides)
+    if tuning.is_tuning(layers):
+        return tuning.plan_tuning(
+            layers, runs=Path(runs), measure=measure, reporter=reporter or Reporter(),
+            processes=processes or Processes(),
+        )  # fmt: skip
     if with_text is None:
         with_text = names_a_text(layers)
     return plan_run(

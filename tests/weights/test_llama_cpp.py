@@ -11,6 +11,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,18 @@ from glassgpt.config import ModelConfig
 from glassgpt.inference.decode import Request, Row, generate_rows
 from glassgpt.model import GPT
 from glassgpt.sampling import SamplingConfig
-from glassgpt.tokenizer import BPETokenizer, Tokenizer
+from glassgpt.tokenizer import BPETokenizer, Tokenizer, chat
+from glassgpt.tokenizer.base import bos_processor
+from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.gguf import read_gguf
 from glassgpt.tokenizer.pretokenize import PATTERNS
+from glassgpt.weights.chat_tokens import with_chat_template
+from glassgpt.weights.folder import save_model, write_folder
 from glassgpt.weights.gguf.export import write_gguf
 from glassgpt.weights.gguf.reading import GGUFSource
 from glassgpt.weights.loading import load_source
+from glassgpt.weights.sources import FolderSource
+from glassgpt.weights.transfer import to_gguf
 
 NEW = 32
 TEXT = "the cat sat on the mat, and then 1234 hats' sat on the Größe. I'LL don't\n\n  x  日本語 😀\t\r\n   "
@@ -142,6 +149,39 @@ def test_tokens_are_the_same(pattern: str, tmp_path: Path) -> None:
         for text in texts:
             for special in (True, False):
                 assert llama.tokenize(text, special) == tokenizer.encode(text, allow_special=special), text
+
+
+@pytest.mark.parametrize("which", ["gpt2", "llama", "llama, prompts begin with BOS"])
+def test_answers_in_a_chat_are_the_same(which: str, tmp_path: Path) -> None:
+    """Of a model that had no chat template: it is exported with ChatML and its tokens."""
+    tokenizer = BPETokenizer.train((TEXT + " user assistant system ") * 9, 330)
+    if "BOS" in which:
+        model = replace(tokenizer.model, bos="<|endoftext|>")
+        first = {"post_processor": bos_processor("<|endoftext|>", tokenizer.special_ids()["<|endoftext|>"])}
+        tokenizer = BPETokenizer(model, bytelevel.to_json(model) | first)
+    with write_folder(tmp_path / "base") as folder:
+        save_model(folder, peaked(GPT2 if which == "gpt2" else LLAMA, tokenizer.vocab_size), tokenizer)
+    source = with_chat_template(FolderSource(tmp_path / "base"))
+    notes = to_gguf(source, tmp_path / "a.gguf", dtype="f32")
+    assert not notes
+    model, tokenizer = load_source(source)
+    template = tokenizer.published.chat_templates["default"]
+    talk = [{"role": "system", "content": " the mat\n"}, {"role": "user", "content": "the cat"}]
+    talk += [{"role": "assistant", "content": "sat "}, {"role": "user", "content": "on <b>\n\nx"}]
+    with opened(tmp_path / "a.gguf") as llama:
+        for messages in (talk, talk[1:2]):
+            ids = chat.encode(tokenizer, template, messages)
+            prompt = llama.ask("/apply-template", messages=messages)["prompt"]
+            assert ids == tokenizer.encode(chat.render(template, messages, **tokenizer.roles()), allow_special=True)
+            bos = [tokenizer.bos_token_id] * ("BOS" in which)
+            assert bos + llama.tokenize(prompt, special=True) == ids  # it takes BOS from the prompt, and adds it again
+            assert llama.greedy(ids) == ours(model, tokenizer, ids)
+            answer = llama.ask("/v1/chat/completions", messages=messages, max_tokens=1)
+            assert answer["usage"]["prompt_tokens"] == len(ids)
+        assert len(tokenizer.end_token_ids) == 2
+        for end in tokenizer.end_token_ids:
+            ended = llama.ask("/completion", prompt=ids, n_predict=9, logit_bias=[[end, 100]], temperature=0)
+            assert (ended["stop_type"], ended["tokens_predicted"]) == ("eos", 1)
 
 
 @pytest.mark.slow

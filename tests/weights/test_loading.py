@@ -359,7 +359,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from glassgpt.weights.folder import open_folder
+from glassgpt.weights.resolve import open_folder
 from glassgpt.weights.loading import load_source
 
 def kilobytes(key):

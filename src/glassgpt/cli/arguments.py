@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from glassgpt.config import ConfigOverrides, build, parse_overrides, presets, read_toml
+from glassgpt.config import ConfigOverrides, build, describe_options, parse_overrides, presets, read_toml
 from glassgpt.errors import ConfigError
 from glassgpt.files import path_exists, why_not_writable
 
@@ -25,6 +25,14 @@ PICTURES = (".png", ".svg")
 def verb_group(name: str, help: str) -> typer.Typer:
     """Create a group of verbs, as ``glassgpt data``."""
     return typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode=None)
+
+
+def options_help(sections: Sequence[str]) -> str:
+    """List the settings of these sections, for the end of a verb's help."""
+    rows = [(option.key, option.type, option.default, option.help) for option in describe_options(sections)]
+    width = max(len(row[0]) for row in rows)
+    lines = [f"  {key:<{width}}  {help} [{kind}; default {default or '(empty)'}]" for key, kind, default, help in rows]
+    return "\b\nSettings, as key=value (a bare name is enough: steps=100):\n" + "\n".join(lines)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, list[ConfigOverrides]]:

@@ -14,13 +14,14 @@ from glassgpt import __version__
 from glassgpt.cli import bench, chat, data, models, plan, runs, sample, tokenizer, train
 from glassgpt.cli.inside import ablate, attention, film, lens, page, reach, score, trace, why
 from glassgpt.cli.printing.output import discard_unread_output, error_message
+from glassgpt.cli.tune import verbs as tune
 from glassgpt.errors import GlassError, TrainingStopped
 
 #: The verbs and groups of verbs under their headings, in the order of `glassgpt --help`.
 VERBS: dict[str, list[Any]] = {
     "Begin": [train.quickstart],
     "Data": [data.app, tokenizer.app],
-    "Train": [train.train, plan.plan, runs.presets, runs.app, runs.plot],
+    "Train": [train.train, tune.app, plan.plan, runs.presets, runs.app, runs.plot],
     "See inside": [
         page.glass, trace.trace, attention.attention, lens.lens, why.why, ablate.ablate, reach.reach, score.score,
         film.film,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, options_help, split_arguments
 from glassgpt.cli.printing.output import print_json
-from glassgpt.config import ConfigOverrides, describe_options
+from glassgpt.config import ConfigOverrides
 from glassgpt.errors import AssetError, ConfigError, GlassError, shell_command
 from glassgpt.files import path_exists, write_text
 
@@ -24,14 +24,7 @@ PAGE_PROMPTS = {"shakespeare": "To be, or not to be", "python": "def __init__(se
 QUICKSTART_TIME = "2m"
 
 
-def _options_help() -> str:
-    rows = [(option.key, option.type, option.default, option.help) for option in describe_options()]
-    width = max(len(row[0]) for row in rows)
-    lines = [f"  {key:<{width}}  {help} [{kind}; default {default or '(empty)'}]" for key, kind, default, help in rows]
-    return "\b\nSettings, as key=value (a bare name is enough: n_layer=8):\n" + "\n".join(lines)
-
-
-OPTIONS_HELP = _options_help()
+OPTIONS_HELP = options_help(("model", "data", "train", "optim", "runtime"))
 
 
 def train(

@@ -191,6 +191,12 @@ class TuneConfig(Section):
     method: Literal["none", "sft", "lora"] = option(
         "none", "sft: train all weights; lora: train small matrices beside frozen weights; none: pre-training"
     )
+    epochs: int = option(0, "passes over the conversations at most; 0: 10", min_value=0)
+    max_length: int = option(
+        0,
+        "tokens in a row; longer conversations are cut at a turn; 0: as the longest needs, from 256 to 1,024",
+        min_value=0,
+    )
     packing: bool = option(True, "several conversations in a row; they do not see each other")
     lora_rank: int = option(16, "columns of each pair of LoRA matrices", min_value=1, max_value=65536)
     lora_alpha: float = option(32.0, "LoRA's product is multiplied by alpha / rank", min_value=0)
@@ -215,8 +221,8 @@ class RunConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in a global batch."""
-        return self.train.batch_size * self.model.block_size
+        """Tokens in a global batch, with padding if there is any."""
+        return self.train.batch_size * (self.tune.max_length or self.model.block_size)
 
     def replace(self, section: str, **changes: Any) -> "RunConfig":
         """A copy with fields of one section changed. Derived model fields keep their values."""

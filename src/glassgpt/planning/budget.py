@@ -7,6 +7,8 @@ from typing import Any
 from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build
 from glassgpt.config.presets import MODERN
 from glassgpt.data import TokenStream
+from glassgpt.data.conversations.batches import ChatBatches
+from glassgpt.data.conversations.dataset import ChatData
 from glassgpt.errors import ConfigError
 from glassgpt.estimate import count_parameters
 from glassgpt.loss import subset
@@ -20,6 +22,8 @@ VALIDATIONS = 11
 VALIDATION_SHARE = 0.1
 MIN_VALIDATION_TOKENS = 5_000
 MAX_VALIDATION_TOKENS = 100_000
+#: Share of the time that fine-tuning on conversations plans with; in the rest, it answers questions and writes files.
+CHAT_TIME_FRACTION = 0.8
 #: Sizes tried when the choice is free, smallest first: layers, heads, width, context, sequences per step.
 SIZES = (
     (4, 4, 64, 64, 32),
@@ -61,6 +65,32 @@ def fit_steps(
     why = f"{rate:,.0f} tokens/s measured: {steps:,} steps of {tokens:,} tokens fit into {config.train.time}"
     final_seconds = stream.info.tokens["val"] * timing.seconds_per_val_token
     return {"steps": steps, "eval_tokens": eval_tokens(config, timing, seconds)}, final_seconds, why
+
+
+def fit_chat_steps(
+    config: RunConfig, chats: ChatData, timing: Timing, seconds: float, done: int = 0
+) -> tuple[int, str]:
+    """Steps of fine-tuning that fit into so many seconds with validations, and a sentence that says why.
+
+    With those that are ``done``, they are at most ``tune.epochs`` passes over the conversations.
+
+    Raises:
+        ConfigError: if not even a few fit.
+    """
+    train = config.train
+    batches = ChatBatches(chats.train, chats.max_length, train.batch_size, train.seed, config.tune.packing)
+    epoch = batches.num_rows / train.batch_size  # steps
+    overhead = VALIDATIONS * sum(len(row.ids) for row in chats.val) * timing.seconds_per_val_token
+    fit = int((seconds * CHAT_TIME_FRACTION - overhead) / timing.seconds_per_step)
+    if fit < 3:
+        raise ConfigError(
+            f"train.time: {train.time} is too short for this model on this machine: a step takes "
+            f"{timing.seconds_per_step:.2f} s, and validating {overhead:.0f} s. Give more time, a smaller model, a "
+            "smaller batch_size, or the number of steps"
+        )
+    steps = min(fit, max(3, round(config.tune.epochs * epoch)) - done)
+    why = f"fit into {train.time}" if steps == fit else f"are {config.tune.epochs} passes over the conversations"
+    return steps, f"{steps:,} steps of {timing.seconds_per_step:.2f} s {why} ({epoch:.1f} steps each)"
 
 
 def eval_tokens(config: RunConfig, timing: Timing, seconds: float) -> int:

@@ -61,7 +61,7 @@ def starting_point(
             "out"
         )
     initial = find_initial_model(given[-1])
-    _require_shape(initial, overrides)
+    require_shape(initial, overrides)
     family = describe(initial.source)[1]
     block_sizes = [layer["model"]["block_size"] for layer in overrides if "block_size" in layer.get("model", {})]
     length = block_sizes[-1] if block_sizes and isinstance(block_sizes[-1], int) else initial.model.block_size
@@ -106,7 +106,7 @@ def _checkpoint_of(path: Path) -> Path | None:
     return Run(path).best_or_last() if path_exists(path / "run.toml") else None
 
 
-def _require_shape(initial: InitialModel, overrides: Sequence[ConfigOverrides]) -> None:
+def require_shape(initial: InitialModel, overrides: Sequence[ConfigOverrides]) -> None:
     """Refuse settings of another model: except for dropout and a shorter context, every number stays.
 
     Raises:

@@ -8,12 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from glassgpt import data
+from glassgpt import data as corpora
 from glassgpt.config import ConfigOverrides, RunConfig, build, differences, parse_duration, presets
 from glassgpt.data import TokenStream
+from glassgpt.data.conversations.dataset import ChatData
 from glassgpt.errors import CheckpointError, GlassError
 from glassgpt.model import GPT
-from glassgpt.planning import initial_model
+from glassgpt.planning import initial_model, tuning
 from glassgpt.planning.run_plan import RunPlan, fill_derived_settings
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve, versions
@@ -35,6 +36,8 @@ from glassgpt.training.optim import Optimizers
 from glassgpt.training.precision import MasterWeights
 from glassgpt.training.pretraining import Pretraining
 from glassgpt.training.profiling import Profile
+from glassgpt.training.task import Task
+from glassgpt.training.tuning import ChatTuning
 from glassgpt.weights.folder import load_weights
 
 #: Settings that a resumed run may not change.
@@ -49,16 +52,11 @@ def start_run(
 
     ``held`` keeps the run's lock until it is closed.
     """
-    assert plan.stream and plan.runtime, "a run needs a text, and choices that were measured"
-    info = plan.stream.info
+    data = plan.chats or plan.stream
+    assert data and plan.runtime, "a run needs data, and choices that were measured"
     provenance = {
         "created": datetime.now().astimezone().isoformat(),
-        "text_sha256": info.text_sha256,
-        "data_sha256": info.data_sha256,
-        "tokenizer": info.tokenizer,
-        "train_tokens": info.tokens["train"],
-        "val_tokens": info.tokens["val"],
-        "all_offsets": True,  # of the windows; runs without this entry were begun with fewer, and go on with them
+        **(tuning.data_provenance(data) if isinstance(data, ChatData) else _data_provenance(data)),
         "notes": list(plan.notes),
         **initial_model.provenance(plan.config),
         **versions(),
@@ -80,14 +78,29 @@ def start_run(
         return config
 
     try:
+        if plan.chats:
+            tuning.write_base(run, plan.config)
         return _trainer(
-            run, plan.config, plan.stream, plan.runtime, reporter=reporter, deadline=deadline, processes=processes,
+            run, plan.config, data, plan.runtime, reporter=reporter, deadline=deadline, processes=processes,
             predicted=plan.tokens_per_second, profile=_profile(run, plan.runtime, profile),
             refit=None if deadline is None else refit,
         )  # fmt: skip
     except GlassError:  # the initial model cannot be loaded: leave no run that can never resume
         shutil.rmtree(run.path, ignore_errors=True)  # Windows does not delete the lock file
         raise
+
+
+def _data_provenance(stream: TokenStream) -> dict[str, Any]:
+    """The entries of run.toml about a text."""
+    info = stream.info
+    return {
+        "text_sha256": info.text_sha256,
+        "data_sha256": info.data_sha256,
+        "tokenizer": info.tokenizer,
+        "train_tokens": info.tokens["train"],
+        "val_tokens": info.tokens["val"],
+        "all_offsets": True,  # of the windows; runs without this entry were begun with fewer, and go on with them
+    }
 
 
 def _replaced_settings(step: int, old: RunConfig, new: RunConfig) -> dict[str, Any]:
@@ -112,7 +125,7 @@ def join_run(info: RunInfo, processes: Processes) -> Trainer:
     run = Run(info.path)
     config = run.config()
     runtime = resolve(config.runtime, processes.local_rank)
-    trainer = _trainer(run, config, _load_stream(run, config, check_text=False), runtime, processes=processes)
+    trainer = _trainer(run, config, _load_data(run, config, check_text=False), runtime, processes=processes)
     trainer.state.micro_batch_size = info.micro_batch_size
     return trainer
 
@@ -135,14 +148,14 @@ def resume_run(
     saved = run.config()
     config = build(saved.preset, [saved.to_dict(), _without_auto(changes or {})])
     _require_resumable(run, saved, config)
-    stream = _load_stream(run, config)
+    data = _load_data(run, config)
     config = fill_derived_settings(config)
     user_settings = (changes or {}).get("train", {})
     deadline = time.monotonic() + parse_duration(config.train.time) if "time" in user_settings else None
     processes = processes or Processes()
     runtime = resolve(config.runtime, processes.local_rank)
     trainer = _trainer(
-        run, config, stream, runtime, reporter=reporter, deadline=deadline, processes=processes,
+        run, config, data, runtime, reporter=reporter, deadline=deadline, processes=processes,
         profile=_profile(run, runtime, profile),
     )  # fmt: skip
     write_run_toml(run.path, config, run.provenance())  # only now is it certain that it resumes
@@ -168,6 +181,7 @@ def _require_resumable(run: Run, saved: RunConfig, config: RunConfig) -> None:
     fixed = {name: getattr(saved.train, name) for name in FIXED_SETTINGS}
     refused += differences(replace(config.train, **fixed), config.train)
     refused += differences(replace(config.optim, optimizer=saved.optim.optimizer), config.optim)
+    refused += differences(replace(saved.tune, epochs=config.tune.epochs), config.tune)
     if refused:
         lines = "\n  ".join(refused)
         raise CheckpointError(f"{run.path} cannot resume with changed settings:\n  {lines}\nStart a new run for that.")
@@ -190,7 +204,7 @@ def _without_auto(changes: ConfigOverrides) -> ConfigOverrides:
 
 
 def _trainer(
-    run: Run, config: RunConfig, stream: TokenStream, runtime: Runtime, *, processes: Processes | None = None,
+    run: Run, config: RunConfig, data: TokenStream | ChatData, runtime: Runtime, *, processes: Processes | None = None,
     **settings: Any,
 ) -> Trainer:  # fmt: skip
     """Load or initialise the weights, then cast to the compute type, then make the optimisers.
@@ -199,27 +213,23 @@ def _trainer(
     """
     processes = processes or Processes()
     folder = run.recover_and_find_latest() if processes.is_main else run.latest_valid()
-    model = GPT(config.model)
-    if not folder and not config.train.init_from:
-        model.init_weights(derive_seed(config.train.seed, "weights"))
-    model = model.to(runtime.device)
-    own = None  # the tokenizer of these weights: a prepared corpus knows the tokens, but not how this model is used
-    if folder:
-        load_weights(folder, model)
-        own = load_tokenizer(folder)
-    elif config.train.init_from:
-        own = initial_model.load_initial_weights(config, model).tokenizer()
-    if own:
-        attach(stream.tokenizer, own.published)
+    if isinstance(data, ChatData):
+        model = tuning.load_model(run, config, folder, runtime.device)
+    else:
+        model = _load_model(config, data, folder, runtime)
     optimizers = Optimizers(model, config.optim, MasterWeights(model, runtime.dtype))
     state = load_training_state(folder, optimizers) if folder else TrainState()
     if processes.is_main:
         MetricsLog(run.path / "metrics.jsonl").truncate_after(state.step or -1)
         if config.train.init_from and not folder:
-            CheckpointWriter(run, model, optimizers, stream.tokenizer, config.train).save_last(state)
-    expected = presets.expected_curve(config, stream.info.text_sha256)
-    provenance = run.provenance()
-    task = Pretraining(config, stream, runtime.device, processes, provenance.get("all_offsets", False))
+            CheckpointWriter(run, model, optimizers, data.tokenizer, config.train, tune=config.tune).save_last(state)
+    provenance, expected = run.provenance(), None
+    task: Task
+    if isinstance(data, ChatData):
+        task = ChatTuning(config, data, runtime.device, processes)
+    else:
+        task = Pretraining(config, data, runtime.device, processes, provenance.get("all_offsets", False))
+        expected = presets.expected_curve(config, data.info.text_sha256)
     next_config, refit = None, provenance.get("refit")
     try:
         if refit and state.step < refit["step"] < config.train.steps:  # killed before a checkpoint after its refit
@@ -236,11 +246,33 @@ def _trainer(
     return trainer
 
 
+def _load_model(config: RunConfig, stream: TokenStream, folder: Path | None, runtime: Runtime) -> GPT:
+    """The model of a pre-training run: with the weights of a checkpoint, of the initial model, or initialised."""
+    model = GPT(config.model)
+    if not folder and not config.train.init_from:
+        model.init_weights(derive_seed(config.train.seed, "weights"))
+    model = model.to(runtime.device)
+    own = None  # the tokenizer of these weights: a prepared corpus knows the tokens, but not how this model is used
+    if folder:
+        load_weights(folder, model)
+        own = load_tokenizer(folder)
+    elif config.train.init_from:
+        own = initial_model.load_initial_weights(config, model).tokenizer()
+    if own:
+        attach(stream.tokenizer, own.published)
+    return model
+
+
 def _profile(run: Run, runtime: Runtime, wanted: bool) -> Profile | None:
     return Profile(run.path / "profile" / "trace.json", runtime.device) if wanted else None
 
 
-def _load_stream(run: Run, config: RunConfig, check_text: bool = True) -> TokenStream:
+def _load_data(run: Run, config: RunConfig, check_text: bool = True) -> TokenStream | ChatData:
+    """Load what the run trains on; fail if it has changed."""
+    return tuning.load_data(run, config) if config.tune.method != "none" else _load_stream(run, config, check_text)
+
+
+def _load_stream(run: Run, config: RunConfig, check_text: bool) -> TokenStream:
     """Load the run's tokens; fail if the data changed. A text that was removed is not missed if its tokens are cached.
 
     Args:
@@ -253,21 +285,21 @@ def _load_stream(run: Run, config: RunConfig, check_text: bool = True) -> TokenS
     """
     provenance = run.provenance()
     expected, tokenizer = str(provenance.get("text_sha256", "")), str(provenance.get("tokenizer", "char"))
-    cached = data.find_prepared(expected, tokenizer, config.data)
+    cached = corpora.find_prepared(expected, tokenizer, config.data)
     if cached is not None and provenance.get("data_sha256", cached.info.data_sha256) != cached.info.data_sha256:
         cached = None
-    if cached is not None and not (check_text and data.is_here(config.data.source)):
+    if cached is not None and not (check_text and corpora.is_here(config.data.source)):
         return cached
-    source = data.find_source(config.data)
+    source = corpora.find_source(config.data)
     if not source.prepared:
-        _require_same_text(run, config, expected, data.sha256_of_text(source))
+        _require_same_text(run, config, expected, corpora.sha256_of_text(source))
         if cached is not None:
             return cached
     folder = run.latest_valid()
     if folder:  # the run carries its tokenizer: the file that it came from may be gone
-        stream = data.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
+        stream = corpora.prepare_again(source, config.data, tokenizer, load_tokenizer(folder))
     else:
-        stream = data.prepare(source, config.data)
+        stream = corpora.prepare(source, config.data)
     _require_same_text(run, config, expected, stream.info.text_sha256)
     if not folder and not source.prepared and not specs.is_identity(tokenizer, specs.parse(config.data.tokenizer)):
         raise CheckpointError(

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glassgpt import data
-from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, build, parse_duration
+from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, TuneConfig, build, parse_duration
 from glassgpt.config.presets import MODERN
 from glassgpt.config.run import MAX_VAL_FRACTION
 from glassgpt.data import TextSource, TokenStream
+from glassgpt.data.conversations.dataset import ChatData
 from glassgpt.data.sources.documents import listed_counts
 from glassgpt.errors import ConfigError, DataError, is_out_of_memory
 from glassgpt.estimate import count_parameters, format_bytes
-from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_steps
+from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_chat_steps, fit_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
     AUTO,
@@ -61,6 +62,7 @@ class RunPlan:
         derived: the settings that were derived from the number of steps: DERIVED_FROM_STEPS, ``warmup_steps``.
         final_seconds: predicted for validating on the full split at the end.
         notes: why the choices were made.
+        chats: the conversations, if the run fine-tunes on some instead of a text.
     """
 
     config: RunConfig
@@ -72,6 +74,7 @@ class RunPlan:
     derived: frozenset[str] = frozenset()
     final_seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    chats: ChatData | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -98,17 +101,21 @@ class RunPlan:
             The new configuration; None if the speed is about as predicted, or not even a few more steps fit.
         """
         predicted = self.tokens_per_second
-        assert self.timing and self.stream and predicted
+        assert self.timing and predicted
         if abs(tokens_per_second / predicted - 1) <= REFIT_DIFFERENCE:
             return None
         slower = predicted / tokens_per_second
         timing = Timing(self.timing.seconds_per_step * slower, self.timing.seconds_per_val_token * slower)
         try:
-            values, _, _ = fit_steps(self.config, self.stream, timing, seconds_left)
+            if self.chats:
+                steps, _ = fit_chat_steps(self.config, self.chats, timing, seconds_left, done=step)
+            else:
+                assert self.stream
+                steps = fit_steps(self.config, self.stream, timing, seconds_left)[0]["steps"]
         except ConfigError:
             return None
         derived = dict.fromkeys(self.derived & {*DERIVED_FROM_STEPS}, 0)
-        config = self.config.replace("train", steps=step + values["steps"], **derived)
+        config = self.config.replace("train", steps=step + steps, **derived)
         if "warmup_steps" in self.derived:
             config = config.replace("optim", warmup_steps=0)
         return fill_derived_settings(config)
@@ -143,6 +150,8 @@ def plan_run(
     began, processes = time.monotonic(), processes or Processes()
     draft = _Draft.of(preset, with_run_paths(overrides, runs), reporter or Reporter(), with_text and measure == "speed")
     config = draft.config()
+    if config.tune != TuneConfig():
+        raise ConfigError("tune: these settings are for `glassgpt tune sft` and `glassgpt tune lora`; leave them out")
     if config.train.format == "hf" and measure != "choices":
         family_of(config.model)
     processes.share(config.train.batch_size)

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from glassgpt.config import RunConfig
-from glassgpt.data.batch import random_batch
+from glassgpt.data.batch import Batch, random_batch
 from glassgpt.errors import first_line
 from glassgpt.estimate import TOKENS_PER_PASS, flops_per_token, optimizer_flops
 from glassgpt.model import GPT
@@ -16,11 +16,12 @@ from glassgpt.planning.compute_dtype import matrix_flops_per_second
 from glassgpt.runtime import Runtime, Stopwatch, compiler_found, is_steady
 from glassgpt.training import guard
 from glassgpt.training.metrics import Reporter
-from glassgpt.training.objective import ModelWithLoss, next_token_loss
+from glassgpt.training.objective import ModelWithLoss, answer_loss, next_token_loss
 from glassgpt.training.optim import ITERATIONS, Optimizers
 from glassgpt.training.precision import LossScale, MasterWeights
 from glassgpt.training.step import train_step
 from glassgpt.transforms.blocks import prepare_blocks
+from glassgpt.transforms.lora import add_lora
 
 #: Share of a time budget that is planned for; the rest is for a machine that slows down.
 TIME_BUDGET_FRACTION = 0.75
@@ -58,23 +59,29 @@ class TimedTraining:
     """A fresh model and its optimisers, which take real training steps on random tokens, and time their parts.
 
     Args:
-        config: of the run; only ``model``, ``train`` and ``optim`` count.
+        config: of the run; only ``model``, ``train``, ``optim`` and ``tune`` count.
         runtime: where to compute.
         rows: in the batch of a step.
         micro_batch_size: rows per forward pass.
+        batch: the rows to train on; random tokens by default.
     """
 
-    def __init__(self, config: RunConfig, runtime: Runtime, rows: int, micro_batch_size: int):
+    def __init__(
+        self, config: RunConfig, runtime: Runtime, rows: int, micro_batch_size: int, batch: Batch | None = None
+    ):
         self.train, self.runtime, self.micro_batch_size = config.train, runtime, micro_batch_size
         self.model = GPT(config.model)
         self.model.init_weights(0)
         self.model = self.model.to(runtime.device).train()
+        if config.tune.method == "lora":
+            add_lora(self.model, config.tune, 0)
         self.optimizers = Optimizers(self.model, config.optim, MasterWeights(self.model, runtime.dtype))
-        self.loss_module = ModelWithLoss(self.model, next_token_loss)
+        self.loss = next_token_loss if config.tune.method == "none" else answer_loss
+        self.loss_module = ModelWithLoss(self.model, self.loss)
         # Lower than in training: a step that overflows is skipped, and would be timed as one.
         self.loss_scale = LossScale.for_dtype(runtime.dtype, 2.0**10)
         prepare_blocks(self.model, recompute=config.train.activation_checkpointing, compile=runtime.compile)
-        self.batch = random_batch(config.model.vocab_size, rows, config.model.block_size)
+        self.batch = batch or random_batch(config.model.vocab_size, rows, config.model.block_size)
 
     def step(self) -> StepTimes:
         """Take one step."""
@@ -95,23 +102,26 @@ class TimedTraining:
         watch = Stopwatch(self.runtime.device)
         watch.mark()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            next_token_loss(self.model, micro_batch)
+            self.loss(self.model, micro_batch)
         watch.mark()
         return watch.laps()[0]
 
 
-def measure_steps(config: RunConfig, runtime: Runtime, seconds: float = 1.5, *, world_size: int = 1) -> Timing:
+def measure_steps(
+    config: RunConfig, runtime: Runtime, seconds: float = 1.5, *, world_size: int = 1, batch: Batch | None = None
+) -> Timing:
     """Time real optimiser steps for about so many seconds; three at least, unless they are slow.
 
     Where they disagree, because the machine is busy, up to four times as long.
     Large batches are timed on one micro-batch of at most 8,192 tokens and scaled; several processes share a batch.
-    Compiling is not part of the time.
+    Compiling is not part of the time. A ``batch`` is timed instead of random tokens, as the part of a batch that it is.
     """
     share = math.ceil(config.train.batch_size / world_size)
     rows = min(config.train.micro_batch_size or share, share)
     if not runtime.compile:  # else what is compiled here should serve the run, too
         rows = min(rows, max(1, TOKENS_PER_PASS // config.model.block_size))
-    timed = TimedTraining(config, runtime, rows, rows)
+    rows = len(batch.idx) if batch else rows
+    timed = TimedTraining(config, runtime, rows, rows, batch)
     if runtime.compile:
         timed.step()
     steps: list[StepTimes] = []

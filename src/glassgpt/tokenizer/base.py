@@ -1,5 +1,6 @@
 """The interface of all tokenizers, and the files that store one in a model folder."""
 
+import functools
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -177,10 +178,16 @@ def join_surrogates(text: str) -> str:
         return _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
+@functools.lru_cache(64)  # a model may have hundreds of names
+def name_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern with one group that matches any of these names, the longest first; nothing if there are none."""
+    return re.compile("(" + ("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)") + ")")
+
+
 def split_at_names(text: str, ids: Mapping[str, int]) -> list[str | int]:
     """Cut a text at the names of tokens, the longest first: the texts between, and the ids of those tokens."""
-    names, parts, begin = "|".join(map(re.escape, sorted(ids, key=len, reverse=True))), list[str | int](), 0
-    for match in re.finditer(names or "(?!)", text):
+    parts, begin = list[str | int](), 0
+    for match in name_pattern(tuple(ids)).finditer(text):
         parts += [text[begin : match.start()], ids[match[0]]]
         begin = match.end()
     return [part for part in [*parts, text[begin:]] if part != ""]
@@ -328,12 +335,18 @@ class WordLevelTokenizer(Tokenizer):
     can_encode_in_chunks = True
     split_pattern: str  # each match is a token
     unk_token: str  # required by the format; if it is not in the vocabulary, encoding an unknown token raises
+    unk_token_id: int | None = None
 
     def __init__(self, tokens: Sequence[str], special: Sequence[str] = ()):
         assert tokens and len(set(tokens)) == len(tokens), "a vocabulary has distinct tokens"
         self.tokens = [*tokens, *special]
         self.vocab_size = len(self.tokens)
         self._special = {name: len(tokens) + i for i, name in enumerate(special)}
+
+    def special_tokens(self) -> dict[str, str]:
+        """The tokens that begin and end a document, if there are any."""
+        ids = {"eos_token": self.eos_token_id, "bos_token": self.bos_token_id}
+        return {role: self.tokens[i] for role, i in ids.items() if i is not None}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text."""
@@ -362,11 +375,15 @@ class WordLevelTokenizer(Tokenizer):
         """Whether a word-level ``tokenizer.json`` with the same vocabulary encodes and decodes as this tokenizer."""
         ours = self.to_json()
         keys = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
-        return content["model"].get("unk_token") == self.unk_token and all(content.get(k) == ours[k] for k in keys)
+        same_unknown = (self.unk_token in self.tokens) == (self.unk_token_id is not None)
+        same_unknown = same_unknown and content["model"].get("unk_token") == self.unk_token
+        return same_unknown and all(content.get(key) == ours[key] for key in keys)
 
 
-def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str] | None:
-    """The tokens of a word-level ``tokenizer.json`` in the order of their ids; None if the ids are not 0, 1, 2, ...
+def word_level_tokens(content: Mapping[str, Any], path: Path) -> tuple[list[str], list[str]] | None:
+    """The plain and the special tokens of a word-level ``tokenizer.json`` in the order of their ids.
+
+    None if the ids are not 0, 1, 2, ..., or the special ones are not the last.
 
     Raises:
         TokenizerError: if the ids are not different whole numbers.
@@ -375,4 +392,6 @@ def word_level_tokens(content: Mapping[str, Any], path: Path) -> list[str] | Non
     ids = list(vocab.values()) if isinstance(vocab, dict) else []
     if not ids or any(type(i) is not int or i < 0 for i in ids) or len(set(ids)) < len(ids):
         raise TokenizerError(f"{path} is damaged: the ids of its vocabulary are not different whole numbers")
-    return sorted(vocab, key=lambda token: vocab[token]) if max(ids) < len(ids) else None
+    tokens, special = sorted(vocab, key=lambda token: vocab[token]), len(content.get("added_tokens") or [])
+    plain, last = tokens[: len(tokens) - special], tokens[len(tokens) - special :]
+    return (plain, last) if plain and max(ids) < len(ids) else None

@@ -1,6 +1,6 @@
 """The character tokenizer: one token per Unicode code point."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ class CharTokenizer(WordLevelTokenizer):
 
     Args:
         alphabet: distinct characters in the order of their ids.
+        special: names of special tokens, whose ids follow.
     """
 
     kind = "char"
     split_pattern = r"[\s\S]"  # every character, newlines included
     unk_token = "<unk>"
 
-    def __init__(self, alphabet: list[str]):
-        super().__init__(alphabet)
+    def __init__(self, alphabet: list[str], special: Sequence[str] = ()):
+        super().__init__(alphabet, special)
+        self._alphabet = alphabet
         codes = np.array([ord(character) for character in alphabet], dtype=np.uint32)
         self._table = np.full(int(codes.max()) + 1, -1, dtype=np.int64)  # code point -> id, or -1
         self._table[codes] = np.arange(len(alphabet))
@@ -59,18 +61,19 @@ class CharTokenizer(WordLevelTokenizer):
             TokenizerError: if the file is damaged.
         """
         tokens = word_level_tokens(content, path)
-        if tokens is None or any(len(token) != 1 for token in tokens):
+        if tokens is None or any(len(token) != 1 for token in tokens[0]):
             return None
-        tokenizer = cls(tokens)
+        tokenizer = cls(*tokens)
         return tokenizer if tokenizer.equals_json(content) else None
 
     def _encode_plain(self, text: str) -> list[int]:
         return self.encode_array(text).tolist()
 
     def _unknown_message(self, text: str, position: int) -> str:
-        character, shown = text[position], "".join(self.tokens)
+        character, shown = text[position], "".join(self._alphabet)
         shown = shown if len(shown) <= 120 else shown[:117] + "..."
         return (
             f"the character {character!r} (U+{ord(character):04X}, at position {position}) is not among the "
-            f"{self.vocab_size} characters of this tokenizer: {shown!r}. Remove it, or train on a text that contains it"
+            f"{len(self._alphabet)} characters of this tokenizer: {shown!r}. "
+            "Remove it, or train on a text that contains it"
         )

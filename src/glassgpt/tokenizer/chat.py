@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import regex
-
 from glassgpt.errors import TokenizerError
-from glassgpt.tokenizer.base import Tokenizer
+from glassgpt.tokenizer.base import Tokenizer, name_pattern
 
 #: One turn of a conversation: ``{"role": "user", "content": "Hello"}``.
 Message = Mapping[str, Any]
@@ -65,7 +63,7 @@ def encode(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **o
     text = render(template, messages, **options)
     contents = [message["content"] for message in messages if isinstance(message.get("content"), str)]
     ids = tokenizer.special_ids()
-    names = regex.compile("(" + ("|".join(map(regex.escape, sorted(ids, key=len, reverse=True))) or "(?!)") + ")")
+    names = name_pattern(tuple(ids))
     name_in_content = next((match[0] for content in contents if (match := names.search(content))), None)
     if name_in_content is None:
         return tokenizer.encode(text, allow_special=True)

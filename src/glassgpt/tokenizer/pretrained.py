@@ -86,7 +86,7 @@ def _with_published(
         own_content = read(path)
         published = read_published(path.parent, own_content, defaults)
         content = _with_role_tokens(own_content, published.roles)
-        tokenizer = _from_content(content, _roles(path, content, published.roles), path)
+        tokenizer = from_content(content, _roles(path, content, published.roles), path)
         attach(tokenizer, published)
         return tokenizer
     except GlassError as error:
@@ -97,14 +97,22 @@ def _with_published(
         raise TokenizerError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
-def _from_content(content: Mapping[str, Any], roles: Mapping[str, str], path: Path) -> Tokenizer:
+def from_content(content: Mapping[str, Any], roles: Mapping[str, str], path: Path) -> Tokenizer:
+    """Make a tokenizer from the content of a ``tokenizer.json``; the path is for messages.
+
+    Raises:
+        TokenizerError: if it is damaged.
+        MissingExtraError: if it needs a library that is not installed.
+    """
     model = content.get("model")
     if not isinstance(model, dict):
         raise TokenizerError("it has no model")
     if model.get("type") == "WordLevel":
         tokenizer = CharTokenizer.from_json(content, path) or WordTokenizer.from_json(content, path)
         if tokenizer:
-            tokenizer.bos_token_id = tokenizer.special_ids().get(roles.get("bos_token", ""))
+            ids = tokenizer.special_ids()
+            tokenizer.bos_token_id = ids.get(roles.get("bos_token", ""))
+            tokenizer.eos_token_id = ids.get(roles.get("eos_token", ""), tokenizer.eos_token_id)
             return tokenizer
     elif not isinstance(bpe := bytelevel.from_json(content, roles.get("eos_token"), roles.get("bos_token")), str):
         return BPETokenizer(bpe, content)

@@ -27,14 +27,15 @@ class WordTokenizer(WordLevelTokenizer):
     Args:
         words: distinct words in the order of their ids.
         open_vocabulary: whether to add ``<|unk|>`` (for unknown words) and ``<|endoftext|>`` after the words.
+        special: names of more special tokens, whose ids follow.
     """
 
     kind = "word"
     split_pattern = PATTERN
     unk_token = UNKNOWN
 
-    def __init__(self, words: Sequence[str], open_vocabulary: bool = False):
-        super().__init__(words, SPECIAL if open_vocabulary else ())
+    def __init__(self, words: Sequence[str], open_vocabulary: bool = False, special: Sequence[str] = ()):
+        super().__init__(words, (*(SPECIAL if open_vocabulary else ()), *special))
         self._ids = {word: i for i, word in enumerate(words)}
         self.unk_token_id = self._special.get(UNKNOWN)
         self.eos_token_id = self._special.get(END_OF_TEXT)
@@ -67,8 +68,8 @@ class WordTokenizer(WordLevelTokenizer):
 
     def special_tokens(self) -> dict[str, str]:
         """``unk_token`` and ``eos_token`` of an open vocabulary, and ``bos_token`` if documents begin with it."""
-        bos = {"bos_token": END_OF_TEXT} if self.bos_token_id is not None else {}
-        return {"unk_token": UNKNOWN, "eos_token": END_OF_TEXT, **bos} if self._special else {}
+        unknown = {} if self.unk_token_id is None else {"unk_token": UNKNOWN}
+        return unknown | super().special_tokens()
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: Path) -> "WordTokenizer | None":
@@ -77,12 +78,12 @@ class WordTokenizer(WordLevelTokenizer):
         Raises:
             TokenizerError: if the file is damaged.
         """
-        words = word_level_tokens(content, path) or []
-        open_vocabulary = tuple(words[-len(SPECIAL) :]) == SPECIAL
-        words = words[: -len(SPECIAL)] if open_vocabulary else words
-        if not words:
+        tokens = word_level_tokens(content, path)
+        if tokens is None:
             return None
-        tokenizer = cls(words, open_vocabulary)
+        words, special = tokens
+        open_vocabulary = tuple(special[: len(SPECIAL)]) == SPECIAL
+        tokenizer = cls(words, open_vocabulary, special[len(SPECIAL) :] if open_vocabulary else special)
         return tokenizer if tokenizer.equals_json(content) else None
 
     def _encode_plain(self, text: str) -> list[int]:

@@ -19,14 +19,16 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glassgpt.config import RunConfig, TrainConfig, build, read_toml, write_toml
+from glassgpt.config import RunConfig, TrainConfig, TuneConfig, build, read_toml, write_toml
 from glassgpt.errors import CheckpointError, ConfigError, shell_command
-from glassgpt.files import atomic_write, exclusive_lock, why_not_writable, writing
+from glassgpt.files import atomic_write, exclusive_lock, sha256_of, why_not_writable, writing
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.training.metrics import read_metrics
 from glassgpt.training.optim import Optimizers
+from glassgpt.transforms.lora import is_lora
+from glassgpt.weights.adapter import Base, save_adapter
 from glassgpt.weights.folder import (
     find_complete,
     read_tensors,
@@ -76,6 +78,11 @@ class Run:
     def last(self) -> Path:
         """The newest checkpoint."""
         return self.path / "last"
+
+    @property
+    def own_base(self) -> Path:
+        """The model that a run of ``tune`` began with, if that had to be given a chat template."""
+        return self.path / "base"
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -152,6 +159,14 @@ class Run:
             return {}
         provenance = content.get("provenance")
         return provenance if isinstance(provenance, dict) else {}
+
+    def base(self, folder: Path) -> Base:
+        """The model that a LoRA run began with, as an adapter in this folder of the run names it."""
+        if self.own_base.exists():
+            files = self.own_base.glob("*.safetensors")
+            return Base(os.path.relpath(self.own_base, folder), {path.name: sha256_of(path) for path in files})
+        init = self.provenance()["init"]
+        return Base(init["source"], init["sha256"])
 
     def created(self) -> str:
         """When the run began, as an ISO 8601 time; empty if unknown."""
@@ -293,14 +308,15 @@ class CheckpointWriter:
         tokenizer: to save with it.
         config: of the run.
         processes: that train the model.
+        tune: its settings of LoRA, if the model has LoRA: then a checkpoint holds the adapter alone.
     """
 
     def __init__(
         self, run: Run, model: GPT, optimizers: Optimizers, tokenizer: Tokenizer, config: TrainConfig,
-        processes: Processes | None = None,
+        processes: Processes | None = None, tune: TuneConfig | None = None,
     ):  # fmt: skip
         self.run, self.model, self.optimizers, self.tokenizer = run, model, optimizers, tokenizer
-        self.config, self.processes = config, processes or Processes()
+        self.config, self.processes, self.tune = config, processes or Processes(), tune or TuneConfig()
 
     def save_best(self, state: TrainState) -> None:
         """Write ``best/``: the model, and the validation loss that it was saved for."""
@@ -342,6 +358,9 @@ class CheckpointWriter:
         self.processes.wait_for_all()
 
     def _save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        if is_lora(self.model):
+            save_adapter(folder, self.model, self.tokenizer, self.tune, self.run.base(folder), state=weights)
+            return
         save_model(folder, self.model, self.tokenizer, native=self.config.format == "native", state=weights)
 
 

@@ -37,8 +37,10 @@ from glassgpt.training.profiling import Profile
 from glassgpt.training.step import StepResult, train_step
 from glassgpt.training.task import Task
 from glassgpt.transforms.blocks import prepare_blocks
+from glassgpt.transforms.lora import is_lora
 from glassgpt.transforms.parallel import is_sharded, wrap_for_gradient_sync
-from glassgpt.weights.folder import load_weights
+from glassgpt.weights.loading import load_into
+from glassgpt.weights.resolve import open_folder
 
 if TYPE_CHECKING:
     from glassgpt.config.presets import Curve
@@ -102,7 +104,9 @@ class Trainer:
         self.loss_module: torch.nn.Module = ModelWithLoss(model, task.loss)
         self.deadline, self.profile, self.expected = deadline, profile, expected
         events = run.path / "tensorboard" if config.train.tensorboard else None
-        self.checkpoints = CheckpointWriter(run, model, optimizers, task.tokenizer, config.train, self.processes)
+        self.checkpoints = CheckpointWriter(
+            run, model, optimizers, task.tokenizer, config.train, self.processes, config.tune
+        )
         self.metrics = MetricsLog(run.path / "metrics.jsonl" if self.processes.is_main else None, events, state.step)
         state.micro_batch_size = state.micro_batch_size or config.train.micro_batch_size or task.batch_size
         self.loss_scale = LossScale.for_dtype(runtime.dtype, state.loss_scale, state.growth_tracker)
@@ -339,9 +343,9 @@ class Trainer:
     def _final_evaluation(self) -> Evaluation:
         """Evaluate the best weights, in float32 as they were saved, on the full validation split."""
         self.reporter.note("validating the best weights on the full validation split")
-        if self.optimizers.weights.separate or is_sharded(self.model):
+        if self.optimizers.weights.separate or is_sharded(self.model) or is_lora(self.model):
             self.model = GPT(self.model.config).to(self.runtime.device)
-        load_weights(self.run.best, self.model)
+        load_into(self.model, open_folder(self.run.best))
         found = self._evaluate(full=True)
         values = {"final/val_loss": found.loss, "final/val_bpb": found.bits_per_byte}
         self.metrics.append(self.state.step, values | {"final/best_step": self.state.best_step} | self._elapsed())

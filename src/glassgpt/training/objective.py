@@ -27,9 +27,27 @@ def next_token_loss(model: GPT, batch: Batch) -> Tensor:
     hidden_states = model(
         batch.idx, position_ids=batch.position_ids, document_ids=batch.document_ids, apply_head=False
     ).flatten(0, 1)  # [B T, C]
+    return _cross_entropy(model, hidden_states, targets)
+
+
+def answer_loss(model: GPT, batch: Batch) -> Tensor:
+    """As :func:`next_token_loss`, for batches in which few targets count: only their logits are computed.
+
+    If none counts, the loss is zero, and its gradients are zero, not missing: DDP waits for every one.
+    """
+    targets = batch.targets.flatten()  # [B T]
+    hidden_states = model(
+        batch.idx, position_ids=batch.position_ids, document_ids=batch.document_ids, apply_head=False
+    ).flatten(0, 1)  # [B T, C]
+    counts = targets != IGNORE_INDEX
+    return _cross_entropy(model, hidden_states[counts], targets[counts])
+
+
+def _cross_entropy(model: GPT, hidden_states: Tensor, targets: Tensor) -> Tensor:
+    """Apply the head to ``[N, C]`` and sum the losses of the targets ``[N]`` that count."""
     if model.config.vocab_size >= LARGE_VOCABULARY:
         return summed_cross_entropy(hidden_states, model.head.weight, targets, IGNORE_INDEX)
-    logits = model.head(hidden_states).float()  # [B T, V]
+    logits = model.head(hidden_states).float()  # [N, V]
     return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
@@ -52,13 +70,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), device=hidden_states.device)
         d_hidden = torch.empty_like(hidden_states) if needs_grad else None  # [N, C]
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None  # [V, C]
+        with_weight = needs_grad and weight.requires_grad  # a frozen head has no gradient
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if with_weight else None  # [V, C]
         rows = max(1, LOGITS_AT_A_TIME // weight.size(0))
         for start in range(0, len(targets), rows):
             h, target = hidden_states[start : start + rows], targets[start : start + rows]  # [n, C], [n]
             log_p = (h @ weight.T).float().log_softmax(dim=-1)  # [n, V]
             total += F.nll_loss(log_p, target, ignore_index=ignore_index, reduction="sum")
-            if d_hidden is None or d_weight is None:
+            if d_hidden is None:
                 continue
             # The gradient of a token's loss by its logits is p - onehot(target), and 0 where it does not count.
             counts = (target != ignore_index).unsqueeze(1)  # [n, 1]
@@ -66,7 +85,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
             p.scatter_add_(1, target.unsqueeze(1) * counts, torch.full_like(counts, -1.0, dtype=p.dtype))
             d_logits = p.mul_(counts).to(h.dtype)  # [n, V]
             torch.mm(d_logits, weight, out=d_hidden[start : start + rows])
-            if weight.dtype == torch.float32:
+            if d_weight is None:
+                pass
+            elif weight.dtype == torch.float32:
                 d_weight.addmm_(d_logits.T, h)
             else:
                 d_weight += d_logits.T @ h
@@ -76,12 +97,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("backward() can be called only once on this loss")
         d_hidden, d_weight = ctx.gradients
         ctx.gradients = None
-        return d_hidden.mul_(grad), d_weight.mul_(grad), None, None, None
+        return d_hidden.mul_(grad), None if d_weight is None else d_weight.mul_(grad), None, None, None
 
 
 def summed_cross_entropy(hidden_states: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:

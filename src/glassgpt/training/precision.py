@@ -2,9 +2,11 @@
 
 The optimiser works on float32 master weights. The model computes with a copy of them in bfloat16 or float16 that is
 made once per step, so that no operation has to cast a weight; the gradients of micro-batches add up in float32. In
-float32 the copy and the masters are the same tensors. Source: Micikevicius et al., 2018, arXiv:1710.03740.
+float32 the copy and the masters are the same tensors. Frozen parameters (those that need no gradient) have no master.
+Source: Micikevicius et al., 2018, arXiv:1710.03740.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +19,16 @@ class MasterWeights:
     """The float32 weights of a model that computes in ``dtype``; the model is cast in place.
 
     Attributes:
-        named: the masters by parameter name; in float32 these are the model's own parameters.
+        named: the masters by parameter name, of all parameters that need a gradient; in float32 these are the model's
+            own parameters.
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype):
         self.model = model
-        self.named: dict[str, Tensor] = dict(model.named_parameters())
+        self.named: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.separate = dtype != torch.float32
         if self.separate:
-            self.named = {name: weight.detach().clone() for name, weight in self.named.items()}
+            self.named = {name: weight.detach().to(torch.float32, copy=True) for name, weight in self.named.items()}
             model.to(dtype)
             model.tie_weights_and_build_rope()  # the rotary tables stay exact
 
@@ -33,10 +36,10 @@ class MasterWeights:
         """After a backward pass: add the model's gradients to the masters', in float32."""
         if not self.separate:
             return  # they are the same tensors, and autograd has added them up
-        for name, weight in self.model.named_parameters():
+        for weight, master in self._pairs():
             if weight.grad is None:
                 continue
-            gradient, master = weight.grad.float(), self.named[name]
+            gradient = weight.grad.float()
             master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             weight.grad = None
 
@@ -44,10 +47,13 @@ class MasterWeights:
         """Before the backward pass in which DDP averages gradients: move the accumulated ones back to the model."""
         if not self.separate:
             return
-        for name, weight in self.model.named_parameters():
-            master = self.named[name]
+        for weight, master in self._pairs():
             if master.grad is not None:
                 weight.grad, master.grad = master.grad.to(weight.dtype), None
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every parameter of the model that is trained, with its master."""
+        return ((p, self.named[name]) for name, p in self.model.named_parameters() if name in self.named)
 
     def gradients(self) -> list[Tensor]:
         """The float32 gradients."""
@@ -62,11 +68,11 @@ class MasterWeights:
     def copy_master_to_model(self) -> None:
         """After an update: copy the masters into the model."""
         if self.separate:
-            for name, weight in self.model.named_parameters():
-                weight.copy_(self.named[name])
+            for weight, master in self._pairs():
+                weight.copy_(master)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's state in float32; sharded weights are gathered, so all ranks call this."""
+        """The model's state; all but frozen weights in float32. Sharded ones are gathered: all ranks call this."""
         state = {name: full_tensor(weight) for name, weight in (self.model.state_dict() | self.named).items()}
         if self.model.config.tie_embeddings:
             state["head.weight"] = state["token_embedding.weight"]

@@ -69,18 +69,29 @@ def save_model(
     """
     config, state = model.config, state or model.state_dict()
     family = mapping.NATIVE_FAMILY if native else mapping.family_of(config)
-    ends, published = tokenizer.end_token_ids, tokenizer.published
-    special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    special["eos_token_id"] = list(ends) if len(ends) > 1 else next(iter(ends), None)
-    entries = mapping.to_hf_config(config, family) | special | published.ids_below(tokenizer.vocab_size)
+    published_ids = tokenizer.published.ids_below(tokenizer.vocab_size)
+    entries = mapping.to_hf_config(config, family) | _special_ids(tokenizer) | published_ids
     entries |= {"dtype": dtype_name(dtype), "torch_dtype": dtype_name(dtype), "glassgpt_version": __version__}
     write_json(folder / "config.json", entries)
-    generation = dict(published.generation_config)
-    generation |= {key: ids for key, ids in special.items() if generation.get(key) is None}
-    write_json(folder / GENERATION_CONFIG, generation)
+    write_generation_config(folder, tokenizer)
     _save_weights(folder, mapping.to_published(state, config, family), dtype, max_shard_bytes)
     save_tokenizer(tokenizer, folder, config.block_size)
     (folder / "README.md").write_text(card or _card(config), encoding="utf-8", newline="\n")
+
+
+def write_generation_config(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write generation_config.json: what was published with the tokenizer, and its special tokens."""
+    generation = dict(tokenizer.published.generation_config)
+    generation |= {key: ids for key, ids in _special_ids(tokenizer).items() if generation.get(key) is None}
+    write_json(folder / GENERATION_CONFIG, generation)
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Give the ids of special tokens as config.json has them."""
+    ends = tokenizer.end_token_ids
+    special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special["eos_token_id"] = list(ends) if len(ends) > 1 else next(iter(ends), None)
+    return special
 
 
 def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_bytes: int) -> None:
@@ -111,17 +122,8 @@ def load_weights(folder: Path, model: GPT) -> None:
     Raises:
         CheckpointError: listing the weights that do not fit, or naming a damaged file. The model is unchanged.
     """
-    load_into(model, open_folder(folder))
-
-
-def open_folder(folder: Path) -> FolderSource:
-    """Open a model folder as a source, after checking its weights against its checksums.
-
-    Raises:
-        CheckpointError: if they differ, or it is not a complete model folder.
-    """
-    verify(folder, [path.name for path in folder.glob("*.safetensors")])
-    return FolderSource(folder)
+    verify_weights(folder)
+    load_into(model, FolderSource(folder))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -233,6 +235,15 @@ def verify(folder: Path, names: list[str] | None = None, *, required: bool = Fal
             f"{folder}: {', '.join(changed)} is not what was saved (its SHA-256 differs); "
             "use another checkpoint of the run"
         )
+
+
+def verify_weights(folder: Path) -> None:
+    """Check a folder's safetensors files against its SHA256SUMS, if it has one.
+
+    Raises:
+        CheckpointError: naming the files that differ.
+    """
+    verify(folder, [path.name for path in folder.glob("*.safetensors")])
 
 
 def _write_checksums(folder: Path) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from glassgpt import assets
 from glassgpt.errors import CheckpointError
 from glassgpt.weights import hub
-from glassgpt.weights.folder import find_complete, open_folder
+from glassgpt.weights.adapter import AdapterSource, is_adapter, open_base
+from glassgpt.weights.folder import find_complete, verify_weights
 from glassgpt.weights.gguf.reading import GGUFSource
-from glassgpt.weights.sources import WeightSource
+from glassgpt.weights.sources import FolderSource, WeightSource
 
 _NOT_LOCAL = (
     "a folder or a .gguf file: there is none of that name",
@@ -22,7 +23,7 @@ def open_weights(
     """Open the weights with a name or path. The first match of this list wins.
 
     =================  ==============================================================================================
-    a folder           in the Hugging Face layout
+    a folder           in the Hugging Face layout; or a LoRA adapter, which is merged into its base model
     a file             ``.gguf``
     an asset           by its name, such as ``smollm2-135m-instruct``; fetched if necessary
     a hub name         ``gpt2``, ``ORG/NAME``, ``ORG/NAME@REVISION``; fetched into the hub's cache
@@ -50,6 +51,16 @@ def open_weights(
         if not tried or revision or "@" in text:
             raise
         raise CheckpointError(_not_found(text, [*tried, *_NOT_LOCAL, f"a model on the hub: {error}"])) from None
+
+
+def open_folder(folder: Path) -> WeightSource:
+    """Open a folder as a source, after checking its weights against its checksums: a model, or a LoRA adapter.
+
+    Raises:
+        CheckpointError: if they differ, it is not a complete folder, or the base of an adapter is missing or another.
+    """
+    verify_weights(folder)
+    return AdapterSource(folder, open_base(folder, open_weights)) if is_adapter(folder) else FolderSource(folder)
 
 
 def _open_local(path: Path) -> WeightSource | None:

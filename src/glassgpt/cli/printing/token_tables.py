@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from glassgpt.glass.tokens import PreTokenMerges, TokenInText, escaped, quoted
 #: Backgrounds of tokens in a terminal (of the 256 colours), used in turn, and of special tokens.
 _COLOURS, _SPECIAL_COLOURS = (153, 223, 157, 225), (161, 126)
 _BLACK, _WHITE = 16, 231
+#: Backgrounds of tokens that are trained, in turn.
+_TRAINED_COLOURS = (157, 114)
 #: Bytes of a token in a table, at most.
 _MAX_BYTES = 16
 
@@ -54,10 +57,50 @@ def coloured(tokens: Sequence[TokenInText]) -> str:
     for token in tokens:
         colours, foreground = (_SPECIAL_COLOURS, _WHITE) if token.special else (_COLOURS, _BLACK)
         colour = colours[counts[token.special] % len(colours)]
-        lines = escaped(token.content, line_breaks=True).split("\n")  # a colour would fill the rest of the line
-        painted.append("\n".join(paint(line, colour, foreground) if line else "" for line in lines))
+        painted.append(_painted(escaped(token.content, line_breaks=True), colour, foreground))
         counts[token.special] += 1
     return "".join(painted)
+
+
+def with_trained(contents: Sequence[bytes], trained: Sequence[bool]) -> str:
+    """Join tokens and mark those that are trained: each by a colour, two in turn, or runs of them by brackets.
+
+    A bracket in the text gets a backslash.
+    """
+    if has_colours():
+        parts = [
+            _painted(escaped(content, line_breaks=True), _TRAINED_COLOURS[number % 2])
+            if is_trained
+            else escaped(content, line_breaks=True)
+            for number, (content, is_trained) in enumerate(zip(contents, trained, strict=True))
+        ]
+        return "".join(parts).rstrip("\n")
+    marks, shown, places = _brackets(), "", iter(contents)
+    for is_trained, run in groupby(trained):
+        text = escaped(b"".join(islice(places, len(list(run)))), line_breaks=True)
+        for mark in marks:
+            text = text.replace(mark, f"\\{mark}")
+        shown += f"{marks[0]}{text}{marks[1]}" if is_trained else text
+    return shown.rstrip("\n")
+
+
+def _painted(text: str, colour: int, foreground: int = _BLACK) -> str:
+    """Colour each line of a text by itself: a colour would fill the rest of the line."""
+    return "\n".join(paint(line, colour, foreground) if line else "" for line in text.split("\n"))
+
+
+def marks_of_trained() -> str:
+    """Return the legend of :func:`with_trained`."""
+    if has_colours():
+        return "".join(
+            paint(f" {text} ", shade) for text, shade in zip(("one", "token"), _TRAINED_COLOURS, strict=True)
+        )
+    return "...".join(_brackets())
+
+
+def _brackets() -> tuple[str, str]:
+    """Return ``⟦`` and ``⟧``, or ``{{`` and ``}}`` if standard output cannot encode those."""
+    return (printable("⟦", "{{"), printable("⟧", "}}"))
 
 
 def has_colours() -> bool:

@@ -18,6 +18,7 @@ array of rows is read; its "lines" are the places in the array, from 1.
 """
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -134,11 +135,13 @@ def _find(source: str | Path) -> Path:
             files = sorted(file.name for file in path.iterdir() if file.suffix in (".jsonl", ".json"))
             inside = f", for example {path / files[0]}" if files else ""
             raise DataError(f"{str(source)!r} is a folder; name a .jsonl file of conversations{inside}")
+        if path.exists():
+            raise DataError(f"{str(source)!r} is neither a file nor a folder; write its content to a .jsonl file")
         near = difflib.get_close_matches(path.name, [TUTOR, *(file.name for file in path.parent.glob("*.json*"))], n=1)
     except (OSError, ValueError) as error:
         raise DataError(f"{str(source)[:200]!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise DataError(f"there is no file of conversations {str(source)!r}{hint}")
+    raise DataError(f"there is no file of conversations {str(source)[:200]!r}{hint}")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -171,6 +174,8 @@ def _parsed(row: bytes) -> Any:
         raise _BadRowError("not UTF-8", reason) from None
     try:
         return parse_json(text, constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise _BadRowError("not JSON", f"{error.msg} at character {error.pos + 1} of the line") from None
     except ValueError as error:
         raise _BadRowError("not JSON", str(error)) from None
 

@@ -22,8 +22,8 @@ from glassgpt.runtime import resolve
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.checkpoint import Run
-from glassgpt.weights.folder import open_folder
 from glassgpt.weights.loading import load_source
+from glassgpt.weights.resolve import open_folder
 
 #: A head is an induction head if its score is more than this share of the way from chance to 1. That is more than a
 #: head that looks back by a fixed distance can have.

@@ -19,8 +19,8 @@ from glassgpt.glass.page.progress import SUMMARIZED, summarize
 from glassgpt.glass.page.tensors import PER_TENSOR, RECORDED, as_float32, longest_prompt, page_tensors, required_bytes
 from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.weights.folder import open_folder
 from glassgpt.weights.loading import load_source
+from glassgpt.weights.resolve import open_folder
 
 #: Bytes of a page, at most: of a model with fewer parameters than this and a short prompt, and of others.
 SMALL_PAGE, LARGE_PAGE, LARGE_MODEL = 3_000_000, 15_000_000, 10_000_000

@@ -1,0 +1,149 @@
+"""``glassgpt tune sft``, ``tune lora``, ``tune show``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, options_help, split_arguments, verb_group
+from glassgpt.cli.printing.output import print_json, print_text
+from glassgpt.cli.tune.show import show
+from glassgpt.config import ConfigOverrides
+from glassgpt.errors import ConfigError, shell_command
+from glassgpt.files import path_exists
+
+if TYPE_CHECKING:
+    from glassgpt.training.loop import Result
+
+app = verb_group("tune", "Fine-tune a model on conversations.")
+_ARGUMENTS = typer.Argument(
+    None, metavar="MODEL DATA [key=value ...]", help="What to tune; a .jsonl file, or `tutor`; settings."
+)
+_RESUME = typer.Option(None, "--resume", metavar="RUN", help="Resume this run, to its end or for more steps.")
+_NAME = typer.Option(None, "--name", help="Name of the run; by default the file's name.")
+_DRY_RUN = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing.")
+_EPILOG = options_help(("tune", "train", "optim", "runtime"))
+
+
+@app.command(epilog=_EPILOG)
+def lora(
+    arguments: list[str] = _ARGUMENTS,
+    resume: str | None = _RESUME,
+    name: str | None = _NAME,
+    dry_run: bool = _DRY_RUN,
+    runs: Path = RUNS_OPTION,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Fine-tune with LoRA: small matrices beside frozen weights.
+
+    `glassgpt tune lora smollm2-135m-instruct my.jsonl` needs no setting, and ends within 5 minutes (time=30m for more).
+    Only the assistant's tokens are trained. Checkpoints hold the adapter alone, in PEFT's format.
+    """
+    _tune("lora", arguments or [], resume, name, dry_run, runs, json)
+
+
+@app.command(epilog=_EPILOG)
+def sft(
+    arguments: list[str] = _ARGUMENTS,
+    resume: str | None = _RESUME,
+    name: str | None = _NAME,
+    dry_run: bool = _DRY_RUN,
+    runs: Path = RUNS_OPTION,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Fine-tune all weights (supervised fine-tuning).
+
+    A model without a chat template gets ChatML. Only the assistant's tokens are trained.
+    """
+    _tune("sft", arguments or [], resume, name, dry_run, runs, json)
+
+
+app.command()(show)
+
+
+def _tune(
+    method: str, arguments: Sequence[str], resume: str | None, name: str | None, dry_run: bool, runs: Path, json: bool
+) -> None:
+    from glassgpt import api
+    from glassgpt.cli.printing.display import make_reporter
+
+    if resume is not None:
+        preset, source, layers = split_arguments(arguments)
+        if source or preset or dry_run or name is not None:
+            raise ConfigError("--resume RUN keeps the run's own model, data and name; give only key=value settings")
+        result = api.resume(resume, _merged(layers), runs=runs, reporter=make_reporter(quiet=json))
+        _print_result_and_exit(result, json)
+        return
+    layers = _layers(method, arguments)
+    if dry_run:
+        _dry_run(layers, runs, json)
+        return
+    _print_result_and_exit(
+        api.start_run("auto", layers, name=name, runs=runs, reporter=make_reporter(quiet=json)), json
+    )
+
+
+def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
+    """The settings of ``MODEL DATA [FILE.toml] [key=value ...]``.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    named = [a for a in arguments if not a.endswith(".toml") and ("=" not in a or path_exists(a))]
+    rest = [a for a in arguments if not named or a is not named[0]]
+    preset, _, layers = split_arguments(rest)
+    initial: ConfigOverrides = {"train": {"init_from": named[0]}} if named else {}
+    layers = [*layers, initial, {"tune": {"method": method}}]
+    merged = _merged(layers)
+    example = f"for example `glassgpt tune {method} smollm2-135m-instruct my.jsonl`"
+    if preset is not None:
+        raise ConfigError("tune takes the model's own shape; leave out preset=")
+    if not merged.get("train", {}).get("init_from"):
+        raise ConfigError(f"which model should be tuned, on which conversations? {example}")
+    if not merged.get("data", {}).get("source"):
+        raise ConfigError(
+            f"what should {named[0] if named else 'the model'} be tuned on? Give a .jsonl file: {example}"
+        )
+    return layers
+
+
+def _merged(layers: Sequence[ConfigOverrides]) -> dict[str, dict[str, Any]]:
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for section, values in layer.items():
+            merged.setdefault(section, {}).update(values)
+    return merged
+
+
+def _dry_run(layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
+    import tomli_w
+
+    from glassgpt import api
+
+    resolved = api.plan(overrides=layers, runs=runs)
+    if json:
+        print_json({"config": resolved.config.to_dict(), "notes": list(resolved.notes)})
+        return
+    for note in resolved.notes:
+        print(f"# {note}")
+    print(tomli_w.dumps(resolved.config.to_dict()), end="")
+
+
+def _print_result_and_exit(result: "Result", json: bool) -> None:
+    """Print how it ended, answers before and after, and the next commands."""
+    path, resume = result.run.path, shell_command("tune", "lora", "--resume", result.run.path)
+    if result.interrupted_by is not None:
+        if result.is_main_process:
+            print(
+                f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.\n"
+                f"Resume with:  {resume}",
+                file=sys.stderr,
+            )
+        raise typer.Exit(128 + result.interrupted_by)
+    if not result.is_main_process:
+        raise typer.Exit
+    assert result.final is not None
+    print_text(f"validation loss {result.final.loss:.4f} nats per trained token ({result.final.tokens:,} tokens)")
+    print(path)

@@ -1,0 +1,218 @@
+"""Fine-tuning on conversations, ``glassgpt tune``: its plan, and the model and the data of its run."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build, parse_duration
+from glassgpt.data.conversations.batches import ChatBatches
+from glassgpt.data.conversations.dataset import ChatData, load_chats
+from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.files import path_exists
+from glassgpt.model import GPT
+from glassgpt.planning.budget import CHAT_TIME_FRACTION, fit_chat_steps
+from glassgpt.planning.compute_dtype import measured_dtype
+from glassgpt.planning.initial_model import INIT, InitialModel, find_initial_model, require_shape, with_run_paths
+from glassgpt.planning.memory import choose_micro_batch_size
+from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings
+from glassgpt.planning.timing import measure_steps
+from glassgpt.processes import Processes
+from glassgpt.runtime import resolve
+from glassgpt.seeds import derive_seed
+from glassgpt.training.checkpoint import Run
+from glassgpt.training.metrics import Reporter
+from glassgpt.transforms.lora import add_lora
+from glassgpt.weights import mapping
+from glassgpt.weights.adapter import load_adapter
+from glassgpt.weights.chat_tokens import with_chat_template
+from glassgpt.weights.folder import load_weights
+from glassgpt.weights.loading import describe, load_into
+from glassgpt.weights.resolve import open_folder
+from glassgpt.weights.sources import WeightSource
+from glassgpt.weights.transfer import to_folder
+
+#: Settings of both methods below the user's, and those of each.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "train": {"batch_size": 8},
+    "optim": {"optimizer": "adamw", "weight_decay": 0.0},
+    "runtime": {"compile": "false"},
+}
+_LEARNING_RATES = {"lora": 1e-3, "sft": 5e-5}
+#: A step is timed on so many tokens of it, about.
+TIMED_TOKENS = 512
+#: Passes over the conversations at most, if the user does not say.
+EPOCHS = 10
+
+
+def is_tuning(overrides: Sequence[ConfigOverrides]) -> bool:
+    """Whether these settings are of a run of ``glassgpt tune``."""
+    methods = [layer["tune"]["method"] for layer in overrides if "method" in layer.get("tune", {})]
+    return bool(methods) and methods[-1] != "none"
+
+
+def plan_tuning(
+    overrides: Sequence[ConfigOverrides], *, runs: Path, measure: Measure, reporter: Reporter, processes: Processes
+) -> RunPlan:
+    """As :func:`glassgpt.planning.run_plan.plan_run`, for fine-tuning on conversations.
+
+    Raises:
+        ConfigError: with every problem of the configuration.
+        CheckpointError: if there is no such model.
+        DataError: if there are no conversations to train on.
+    """
+    began, notes = time.monotonic(), list[str]()
+
+    def note(text: str) -> None:
+        if text:
+            reporter.note(text)
+            notes.append(text)
+
+    overrides = with_run_paths(overrides, runs)
+    base, initial = _starting_point(overrides)
+    config = build(INIT, [base, *overrides])
+    if config.train.format == "hf":
+        mapping.family_of(config.model)
+    processes.share(config.train.batch_size)
+    chats = _load(config, initial.source)
+    note(f"{'LoRA on' if config.tune.method == 'lora' else 'fine-tuning all weights of'} {initial.name}")
+    for text in (*initial.source.notes, *chats.notes()):
+        note(text)
+    config = config.replace("tune", max_length=chats.max_length, epochs=config.tune.epochs or EPOCHS)
+    config = config.replace("data", source=_absolute(config.data.source))
+    plan = RunPlan(config, chats.path.stem, chats=chats)
+    if measure == "nothing":
+        return replace(plan, config=config, notes=tuple(notes))
+    runtime = resolve(config.runtime, processes.local_rank)
+    short = _as_timed(config)
+    if config.runtime.dtype == "auto":
+        runtime, why = measured_dtype(short.replace("train", batch_size=1), runtime)
+        note(why)
+    chosen, why = choose_micro_batch_size(short, runtime, processes)
+    note(why)
+    config = config.replace("train", micro_batch_size=chosen.train.micro_batch_size)
+    if measure == "choices":
+        return replace(
+            plan, config=config.replace("runtime", **runtime.resolved()), runtime=runtime, notes=tuple(notes)
+        )
+    reporter.note("measuring the speed of this machine")
+    train = config.train
+    rows = max(1, min(train.micro_batch_size, TIMED_TOKENS // chats.max_length))
+    batches = ChatBatches(chats.train, chats.max_length, train.batch_size, train.seed, config.tune.packing)
+    batch = batches.get(0, slice(0, rows))
+    timing = measure_steps(_as_timed(config), runtime, 0.5, world_size=processes.world_size, batch=batch)
+    plan = replace(plan, config=config, timing=timing, timed=config.train.steps == 0)
+    seconds = parse_duration(config.train.time) - (time.monotonic() - began)
+    steps, why = fit_chat_steps(config, chats, timing, seconds) if plan.timed else (config.train.steps, "")
+    note(why)
+    derived = {key for key in DERIVED_FROM_STEPS if not getattr(config.train, key)}
+    derived |= set() if config.optim.warmup_steps else {"warmup_steps"}
+    config = fill_derived_settings(config.replace("train", steps=steps)).replace("runtime", **runtime.resolved())
+    return replace(
+        plan, config=config, runtime=runtime, derived=frozenset(derived), notes=tuple(notes),
+        final_seconds=(1 - CHAT_TIME_FRACTION) / 2 * parse_duration(config.train.time),
+    )  # fmt: skip
+
+
+def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrides, InitialModel]:
+    """The settings below the user's, and the initial model, with a chat template.
+
+    Raises:
+        ConfigError: if no model is named, or the user's settings describe another model.
+        CheckpointError: if there is no such model.
+    """
+    given = [layer["train"]["init_from"] for layer in overrides if layer.get("train", {}).get("init_from")]
+    if not given or not isinstance(given[-1], str):
+        raise ConfigError("train.init_from: which model should be tuned? Name a run, a folder, an asset or a hub name")
+    found = find_initial_model(given[-1])
+    source = with_chat_template(found.source)
+    model, family = describe(source)
+    initial = InitialModel(found.name, source, model)
+    require_shape(initial, overrides)
+    if any("block_size" in layer.get("model", {}) for layer in overrides):
+        raise ConfigError("model.block_size: tuning keeps the model's context; max_length sets the length of rows")
+    method = next(layer["tune"]["method"] for layer in reversed(overrides) if "method" in layer.get("tune", {}))
+    base: dict[str, Any] = {
+        **_DEFAULTS,
+        "model": {field.name: getattr(model, field.name) for field in fields(ModelConfig)},
+        "data": {"tokenizer": str(found.source.path.absolute())},
+        "optim": {**_DEFAULTS["optim"], "adamw_learning_rate": _LEARNING_RATES.get(str(method), 1e-4)},
+    }
+    base["train"] = {**_DEFAULTS["train"], "format": "native" if family is mapping.NATIVE_FAMILY else "hf"}
+    return base, initial
+
+
+def _load(config: RunConfig, source: WeightSource) -> ChatData:
+    return load_chats(
+        config.data.source, source.tokenizer(), context=config.model.block_size, max_length=config.tune.max_length,
+        val_fraction=config.data.val_fraction, seed=config.train.seed,
+    )  # fmt: skip
+
+
+def _absolute(source: str) -> str:
+    return str(Path(source).absolute()) if path_exists(source) else source
+
+
+def _as_timed(config: RunConfig) -> RunConfig:
+    """The configuration with rows of the conversations' length, for what measures and estimates."""
+    return config.replace("model", block_size=config.tune.max_length)
+
+
+def data_provenance(chats: ChatData) -> dict[str, Any]:
+    """The entries of run.toml about the conversations."""
+    return {
+        "data_sha256": chats.sha256,
+        "data_format": chats.format,
+        "train_conversations": len(chats.train),
+        "val_conversations": len(chats.val),
+    }
+
+
+def write_base(run: Run, config: RunConfig) -> None:
+    """Write the model that a run begins with into it, if that was given a chat template."""
+    found = find_initial_model(config.train.init_from).source
+    source = with_chat_template(found)
+    if source is not found:
+        to_folder(source, run.own_base, dtype=torch.float32)
+
+
+def base_source(run: Run, config: RunConfig) -> WeightSource:
+    """The model that a run of ``tune`` began with.
+
+    Raises:
+        CheckpointError: if it is gone, or has changed.
+    """
+    return open_folder(run.own_base) if run.own_base.exists() else find_initial_model(config.train.init_from).source
+
+
+def load_data(run: Run, config: RunConfig) -> ChatData:
+    """The conversations of a run that exists.
+
+    Raises:
+        CheckpointError: if the file has changed since the run began.
+    """
+    chats = _load(config, base_source(run, config))
+    expected = run.provenance().get("data_sha256")
+    if chats.sha256 != expected:
+        raise CheckpointError(
+            f"the conversations {config.data.source} have changed since {run.path} began (SHA-256 "
+            f"{str(expected)[:12]}... then, {chats.sha256[:12]}... now); put the old file back, or start a new run"
+        )
+    return chats
+
+
+def load_model(run: Run, config: RunConfig, folder: Path | None, device: torch.device) -> GPT:
+    """The model of a run of ``tune``: with the weights of a checkpoint, or those it begins with."""
+    model = GPT(config.model).to(device)
+    if config.tune.method == "sft" and folder:
+        load_weights(folder, model)
+        return model
+    load_into(model, base_source(run, config))
+    if config.tune.method == "lora":
+        add_lora(model, config.tune, derive_seed(config.train.seed, "lora"))
+        if folder:
+            load_adapter(folder, model)
+    return model
