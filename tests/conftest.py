@@ -93,8 +93,8 @@ def quick_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
     measure_steps = timing.measure_steps
 
-    def quick(config: Any, runtime: Any, seconds: float = 0.0, *, world_size: int = 1) -> Any:
-        return measure_steps(config, runtime, 0.0, world_size=world_size)
+    def quick(config: Any, runtime: Any, seconds: float = 0.0, **settings: Any) -> Any:
+        return measure_steps(config, runtime, 0.0, **settings)
 
     monkeypatch.setattr(timing, "measure_steps", quick)
 

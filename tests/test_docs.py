@@ -25,6 +25,8 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def shortened(command: list[str]) -> list[str]:
     if command[0] in ("train", "quickstart") and not {"--help", "--resume", "--dry-run"} & set(command):
         return [*command, *(setting for setting in SHORT if setting.split("=")[0] not in " ".join(command))]
+    if command[:2] in (["tune", "sft"], ["tune", "lora"]) and not {"--resume", "--dry-run"} & set(command):
+        return [*command, "dtype=float32", "steps=4", "batch_size=2"]
     if command[:2] == ["data", "prepare"]:
         return [*command, SHORT[-1]]
     return command
@@ -41,6 +43,8 @@ def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Pat
     rows = "".join(json.dumps({"text": line}) + "\n" for line in lines[::2])
     (tmp_path / "texts" / "rows.jsonl").write_text(rows, encoding="utf-8")
     (tmp_path / "texts" / "page.md").write_text("\n".join(lines[1::2]), encoding="utf-8")
+    chats = [{"prompt": line.split(" ")[0], "completion": line} for line in lines[:40]]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats), encoding="utf-8")
     ran = 0
     for language, block in blocks(page):
         if language == "python":

@@ -71,7 +71,7 @@ def test_at_first_it_computes_the_very_same_and_only_a_and_b_are_trained(config:
     add_lora(again, LORA, seed=7)
     assert all(torch.equal(a, adapters(again)[name]) for name, a in pairs.items()), "A depends on seed and name only"
     a = torch.cat([a.flatten() * a.size(1) ** 0.5 for name, a in pairs.items() if "lora_A" in name])
-    assert 0.95 < a.abs().max() <= 1 and abs(a.std() - 3**-0.5) < 0.02  # uniform in 1 / sqrt(in)
+    assert 0.95 < a.abs().max() <= 1 and abs(a.std() - 3**-0.5) < 0.05  # uniform in 1 / sqrt(in)
     remove_lora(model)
     assert [*model.state_dict()] == names and not is_lora(model) and torch.equal(model(IDS), logits)
 

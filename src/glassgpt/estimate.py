@@ -154,6 +154,7 @@ def memory(
     recompute: bool = False,
     context: int | None = None,
     device: str = "cpu",
+    lora: int = 0,
 ) -> Memory:
     """Memory of a training step whose micro-batches have so many rows; without torch.compile.
 
@@ -168,20 +169,22 @@ def memory(
         recompute: activation checkpointing: of a block, only its input is kept.
         context: tokens per row; the model's context by default.
         device: ``cpu`` or ``cuda``: some operations keep less on a GPU.
+        lora: parameters of LoRA's matrices, if only they are trained (by AdamW); the weights of the model are frozen.
     """
-    parameters = sum(count_parameters(config).values())
+    parameters = sum(count_parameters(config).values()) + lora
     hidden = config.n_layer * sum(rows * columns for rows, columns in _hidden_matrices(config))
     momentum_only = hidden if optimizer == "muon" else 0
     held = activations(
         config, rows, bytes_per_weight=bytes_per_weight, recompute=recompute, context=context, device=device
     )
+    momentum_only, trained = (0, lora) if lora else (momentum_only, parameters)
     return Memory(
         weights=bytes_per_weight * parameters,
-        masters=4 * parameters if bytes_per_weight < 4 else 0,
-        gradients=(4 + (bytes_per_weight if bytes_per_weight < 4 else 0)) * parameters,
-        optimizer=4 * momentum_only + 8 * (parameters - momentum_only),
+        masters=4 * trained if bytes_per_weight < 4 else 0,
+        gradients=(4 + (bytes_per_weight if bytes_per_weight < 4 else 0)) * trained,
+        optimizer=4 * momentum_only + 8 * (trained - momentum_only),
         activations=held.peak,
-        update=_muon_temporaries(config, bytes_per_weight) if optimizer == "muon" else 0,
+        update=_muon_temporaries(config, bytes_per_weight) if optimizer == "muon" and not lora else 0,
     )
 
 
@@ -252,6 +255,7 @@ def largest_micro_batch(
     recompute: bool = False,
     context: int | None = None,
     device: str = "cpu",
+    lora: int = 0,
 ) -> int:
     """Rows per forward pass so that training fits into so many bytes, weights and all; 1 if not even one row does.
 
@@ -262,7 +266,7 @@ def largest_micro_batch(
         rows = (fits + too_many) // 2
         needed = memory(
             config, rows, bytes_per_weight=bytes_per_weight, optimizer=optimizer, recompute=recompute,
-            context=context, device=device,
+            context=context, device=device, lora=lora,
         )  # fmt: skip
         if needed.total <= bytes_free:
             fits = rows

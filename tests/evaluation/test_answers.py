@@ -90,7 +90,7 @@ def test_answers_in_batches_are_those_of_a_loop_without_cache(model: GPT, tokeni
         model, tokenizer, asked, max_new_tokens=12, batch_size=3, progress=lambda _, n, of: done.append((n, of))
     )
     assert answers == [brute_force(model, tokenizer, question, 12) for question in asked]
-    assert done == [(3, 7), (6, 7), (7, 7)]
+    assert done == sorted(done) and done[-1] == (7, 7)
     assert answers == answer_questions(model, tokenizer, asked, max_new_tokens=12)
 
 

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from glassgpt.assets import tutor
+from glassgpt.cli.chatting.commands import COMMANDS
 from glassgpt.cli.main import app
 from glassgpt.config import SECTIONS, ConfigOverrides, parse_overrides, presets
 from glassgpt.data.audit.leaks import Grams, overlap
@@ -18,17 +19,6 @@ from glassgpt.data.conversations.rows import read_rows
 from glassgpt.evaluation.questions import read_questions, refuses, score
 from glassgpt.files import parse_json
 
-#: Verbs that are being written, and their options.
-_TUNE = ("--name", "--resume", "--dry-run", "--runs-dir", "--json")
-_SAMPLING = ("--temperature", "--top-p", "--top-k", "--min-p", "--greedy", "--seed", "--max-new-tokens")
-EXPECTED = {
-    "tune lora": _TUNE,
-    "tune sft": _TUNE,
-    "tune show": (),
-    "chat": ("--system", *_SAMPLING, "--device", "--runs-dir"),
-}
-#: Commands inside `glassgpt chat`.
-CHAT_COMMANDS = {"/system", "/reset", "/save", "/load", "/settings", "/why", "/exit"}
 #: Words after the program's name that are not verbs.
 NOT_VERBS = {"command", "tutor", "or"}
 SETTINGS = {name for section in SECTIONS.values() for name in section.__dataclass_fields__} | {"preset"}
@@ -58,14 +48,10 @@ def program() -> Any:
 
 
 def command_of(words: list[str]) -> tuple[str, Any, list[str]]:
-    """The verb that a command line begins with, the command (None if it is only expected), and its arguments."""
+    """The verb that a command line begins with, its command, and its arguments."""
     group = program()
     names: list[str] = []
     while hasattr(group, "commands") and words:
-        pair = " ".join([*names, *words[:2]])
-        for name in (pair, words[0]):
-            if name in EXPECTED and name.split(" ")[0] not in group.commands:
-                return name, None, words[len(name.split(" ")) :]
         assert words[0] in group.commands, f"there is no verb {words[0]!r}"
         group, names, words = group.commands[words[0]], [*names, words[0]], words[1:]
     return " ".join(names), group, words
@@ -74,8 +60,6 @@ def command_of(words: list[str]) -> tuple[str, Any, list[str]]:
 @functools.cache
 def options_of(verb: str) -> frozenset[str]:
     _, command, _ = command_of(verb.split())
-    if command is None:
-        return frozenset(EXPECTED[verb])
     return frozenset(name for parameter in command.params for name in parameter.opts)
 
 
@@ -88,7 +72,7 @@ def all_verbs() -> frozenset[str]:
         else:
             yield " ".join(names)
 
-    return frozenset({*below(program(), ()), *EXPECTED})
+    return frozenset(below(program(), ()))
 
 
 def check_settings(words: list[str]) -> None:
@@ -190,10 +174,7 @@ def test_every_command_in_an_answer_is_accepted() -> None:
     for _, answers in conversations():
         for line in (line for answer in answers for line in re.findall(r"`(glassgpt [^`]+)`", answer)):
             verb, command, arguments = command_of(shlex.split(line)[1:])
-            if command is None:
-                wrong = {word for word in arguments if word.startswith("-")} - set(EXPECTED[verb])
-                assert not wrong, line
-            elif arguments:
+            if arguments:  # else it is only named
                 try:
                     command.make_context(verb, list(arguments))
                 except Exception as error:
@@ -212,7 +193,7 @@ def test_every_option_and_setting_in_an_answer_exists() -> None:
             for key in (match[1] for span in spans if (match := re.match(r"([a-z_]+)=", span))):
                 assert key in SETTINGS, (key, answer)
             for name in re.findall(r"^(/[a-z]+)", "\n".join(spans), re.MULTILINE):
-                assert name in CHAT_COMMANDS, (name, answer)
+                assert name in {*COMMANDS, "/exit"}, (name, answer)
 
 
 def test_every_verb_in_plain_text_exists() -> None:

@@ -6,6 +6,7 @@ memory or processes; and every other file is as it was.
 
 import contextlib
 import io
+import json
 import os
 import random
 import resource
@@ -188,8 +189,8 @@ def some(items: Sequence, count: int) -> Sequence:
 
 def make_files(folder: Path) -> Path:
     """Make ``text.txt``; ``docs/`` of the same text; ``prepared/`` of those; ``runs/a`` with checkpoints best, last,
-    step-000002 and step-000004; ``runs/b``; ``runs/c``, trained on ``prepared/``; and ``talker/``, a model with a chat
-    template."""
+    step-000002 and step-000004; ``runs/b``; ``runs/c``, trained on ``prepared/``; ``talker/``, a model with a chat
+    template; and ``chats.jsonl``, conversations that fit the context of the run ``bases/d``."""
     generator = random.Random(7)
     words = ["".join(generator.choices("etaoinshrdlc", k=generator.randint(1, 6))) for _ in range(100)]
     lines = [" ".join(generator.choices(words, k=6)) + "\n" for _ in range(250)]
@@ -202,6 +203,9 @@ def make_files(folder: Path) -> Path:
         succeed(f"train text.txt {SMALL} tokenizer=bpe:260 steps=4 --name a")
         succeed(f"train text.txt {SMALL} tokenizer=bpe:260 steps=2 --name b")
         succeed(f"train prepared {SMALL} steps=2 --name c")
+        succeed(f"train text.txt {SMALL} tokenizer=bpe:260 block_size=96 steps=2 --name d --runs-dir bases")
+    rows = [json.dumps({"prompt": line[:9], "completion": line[9:18]}) + "\n" for line in lines[:20]]
+    (folder / "chats.jsonl").write_text("".join(rows), encoding="utf-8")
     shutil.copytree(folder / "runs" / "a" / "best", folder / "talker")
     (folder / "talker" / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.content }}{% endfor %}", encoding="utf-8"

@@ -32,6 +32,9 @@ VERBS = {
     "film": "a -p e -n 2 --steps 4",
     "train": "text.txt --dry-run steps=1 model.dropout=2",  # measuring takes a second: it ends at the first problem
     "quickstart": "dropout=2",
+    "tune lora": "bases/d chats.jsonl --dry-run steps=1 model.dropout=2",
+    "tune sft": "bases/d chats.jsonl --dry-run steps=1 model.dropout=2",
+    "tune show": "chats.jsonl bases/d",
     "plan": "text.txt --no-measure n_layer=1 n_head=1 n_embd=8",
     "runs list": "",
     "runs show": "a",
@@ -103,6 +106,15 @@ def test_settings_of_plan(files: Path, record_property: Record, count: int) -> N
     cases = Cases(files)
     for setting in some(SETTINGS, count):
         cases.run("plan text.txt --no-measure n_layer=1 n_head=1 n_embd=8", setting)
+    cases.report(record_property)
+
+
+@pytest.mark.parametrize("count", [15, ALL])
+def test_settings_of_tune(files: Path, record_property: Record, count: int) -> None:
+    cases = Cases(files)
+    settings = [s for s in SETTINGS if not s.startswith((*LONG, "tune.max_length=1000"))]
+    for setting in some(settings, count):
+        cases.run("tune lora bases/d chats.jsonl steps=1 sample_tokens=0 device=cpu dtype=float32 threads=1", setting)
     cases.report(record_property)
 
 

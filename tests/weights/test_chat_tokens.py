@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 import sentencepiece
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glassgpt import assets
 from glassgpt.config import ModelConfig, presets
+from glassgpt.errors import TokenizerError
 from glassgpt.model import GPT
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, chat, pretrained
 from glassgpt.tokenizer.base import adds_bos_token, attach, bos_processor
@@ -83,21 +86,25 @@ def library(kind: str) -> LibraryTokenizer:
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
         trainer = {"unigram": trainers.UnigramTrainer, "bpe": trainers.BpeTrainer}[kind]
         unknown = {"unk_token": "<unk>"} if kind == "unigram" else {}
-        tokenizer.train_from_iterator(TEXT.split("\n") * 9, trainer(vocab_size=60, **options, **unknown, show_progress=False))
+        tokenizer.train_from_iterator(
+            TEXT.split("\n") * 9, trainer(vocab_size=60, **options, **unknown, show_progress=False)
+        )
     content = json.loads(tokenizer.to_str())
     if kind == "bpe":  # a hole in the ids, so that the library would number new tokens in another way
         content["model"]["vocab"]["the_last"] = 99
     return LibraryTokenizer(content, {"bos_token": "<s>", "eos_token": "</s>"})
 
 
-def sentencepiece_model() -> SentencePieceTokenizer:
+def sentencepiece_model(bos: bool = False) -> SentencePieceTokenizer:
     proto = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.split("\n") * 9), model_writer=proto, vocab_size=290, byte_fallback=True,
         model_type="bpe", hard_vocab_limit=False, minloglevel=2, normalization_rule_name="identity",
         remove_extra_whitespaces=False,
     )  # fmt: skip
-    return SentencePieceTokenizer(proto.getvalue())
+    tokenizer = SentencePieceTokenizer(proto.getvalue())
+    attach(tokenizer, PublishedSettings(tokenizer_config={"add_bos_token": bos}))
+    return tokenizer
 
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {
@@ -116,6 +123,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "BPE with a hole": lambda: library("bpe"),
     "library's words": lambda: library("word"),
     "SentencePiece": sentencepiece_model,
+    "SentencePiece, prompts begin with BOS": lambda: sentencepiece_model(bos=True),
 }
 
 
@@ -200,3 +208,20 @@ def test_a_template_that_fails_is_kept(tmp_path: Path) -> None:
     attach(tokenizer, PublishedSettings(chat_templates={"default": "{{ raise_exception('no') }}"}))
     source = saved(tmp_path / "base", tokenizer, CLASSIC)
     assert with_chat_template(source) is source
+
+
+def test_a_tied_head_that_is_in_the_file_stays_tied(tmp_path: Path) -> None:
+    saved(tmp_path / "base", trained(), CLASSIC)
+    path = tmp_path / "base/model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"lm_head.weight": weights["transformer.wte.weight"].clone()}, path)
+    model, tokenizer = load_source(with_chat_template(FolderSource(tmp_path / "base")))
+    assert model.config.tie_embeddings and model.config.vocab_size == tokenizer.vocab_size == trained().vocab_size + 2
+
+
+def test_a_word_of_plain_text_is_not_made_a_control_token(tmp_path: Path) -> None:
+    content = library("word").content or {}
+    content["model"]["vocab"][END] = len(content["model"]["vocab"])
+    source = saved(tmp_path / "base", LibraryTokenizer(content), CLASSIC)
+    with pytest.raises(TokenizerError, match=rf"base: .* as {re.escape(END)} is a token that plain text becomes"):
+        with_chat_template(source)

@@ -37,6 +37,7 @@ REPOS = {
     "org/sharded": {"config.json": b"{}", "model.safetensors.index.json": INDEX, **SHARDS, "model.bin": b"other"},
     "org/old": {"config.json": b"{}", "tokenizer.json": b"{}", "pytorch_model.bin": WEIGHTS},
     "org/gguf-only": {"model.Q4_1.gguf": b"GGUF"},
+    "org/adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS, "optimizer.pt": b"other"},
     "org/nothing": {"config.json": b"{}", "tf_model.h5": b"h5", "flax_model.msgpack": b"f"},
     "org/gated": SINGLE,
     "org/large": {"config.json": b"{}", "model.safetensors": WEIGHTS * 240},  # several of the library's 10 MB
@@ -97,6 +98,13 @@ def test_shards_old_files_and_a_name_without_organisation(server: Hub) -> None:
     assert all((folder / name).read_bytes() == content for name, content in SHARDS.items())
     assert files_in(hub.fetch(hub.parse("org/old"))) == set(REPOS["org/old"])
     assert hub.fetch(hub.parse("gpt2")).name == COMMIT
+
+
+def test_an_adapter_has_no_config_and_is_found_offline_too(server: Hub, offline: Callable[[str], None]) -> None:
+    folder = hub.fetch(hub.HubName("org/adapter"))
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    offline("HF_HUB_OFFLINE")
+    assert hub.fetch(hub.HubName("org/adapter")) == folder
 
 
 def test_a_dropped_connection_is_resumed(server: Hub) -> None:

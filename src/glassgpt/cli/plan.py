@@ -46,7 +46,8 @@ def plan(
     if json:
         print_json(report)
     else:
-        _print(found.config, machine, report)
+        length = found.config.tune.max_length  # of rows, which is what a step computes
+        _print(found.config.replace("model", block_size=length) if length else found.config, machine, report)
 
 
 def _print(config: "RunConfig", machine: "Machine", report: dict[str, Any]) -> None:
@@ -56,6 +57,8 @@ def _print(config: "RunConfig", machine: "Machine", report: dict[str, Any]) -> N
         f"context {model.block_size:,}, vocabulary {model.vocab_size:,}\n"
     )
     _print_parameters(report["parameters"])
+    if lora := report["lora_parameters"]:
+        print_text(f"LoRA trains {lora:,} parameters beside them; they are frozen")
     _print_flops(config, report)
     _print_memory(config, machine, report)
     if report["measured"]:
@@ -78,7 +81,11 @@ def _print_flops(config: "RunConfig", report: dict[str, Any]) -> None:
     tokens = config.train.batch_size * config.model.block_size
     rows = [
         ["forward", format_flops(flops["forward"]), shares],
-        ["training", format_flops(flops["training"]), "forward and backward"],
+        [
+            "training",
+            format_flops(flops["training"]),
+            "forward and backward" + ", for LoRA" * bool(report["lora_parameters"]),
+        ],
     ]
     if update:
         rows.append(["Muon", format_flops(update / tokens), f"{format_flops(update)} a step of {tokens:,} tokens"])

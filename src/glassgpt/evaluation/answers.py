@@ -1,6 +1,5 @@
 """What a model answers to questions, and how likely it finds the reference answers."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from glassgpt.errors import ConfigError, DataError
 from glassgpt.evaluation.questions import Question
 from glassgpt.files import Progress
 from glassgpt.inference.decode import Request, generate_text
-from glassgpt.inference.stream import require_known
+from glassgpt.inference.stream import TextStreamer, require_known
 from glassgpt.model import GPT
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer, chat
@@ -65,7 +64,7 @@ def answer_questions(
         questions: to answer.
         max_new_tokens: of an answer.
         batch_size: questions that are answered at a time.
-        progress: called with the questions that are answered.
+        progress: called at every step, with the questions that are answered.
 
     Raises:
         ConfigError: if the tokenizer has no chat template.
@@ -81,7 +80,11 @@ def answer_questions(
     answers: dict[int, Answer] = {}
     for batch in _batches([len(ids) for ids in prompts], batch_size):
         requests = [Request(prompts[i], max_new_tokens, greedy) for i in batch]
-        ((_, streamers),) = deque(generate_text(model, tokenizer, requests), maxlen=1)  # the last step
+        streamers = list[TextStreamer]()
+        for step, current in generate_text(model, tokenizer, requests):
+            streamers = current
+            if progress:
+                progress("answering", len(answers) + step.active.count(False), len(questions))
         for i, streamer in zip(batch, streamers, strict=True):
             length = len(streamer.tokens)
             answers[i] = Answer(streamer.text.strip(), length, ended=length < max_new_tokens)

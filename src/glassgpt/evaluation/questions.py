@@ -194,7 +194,7 @@ def _is_text(value: Any, *, required: bool = False) -> bool:
 
 
 def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(_is_text(value, required=True) for value in values)
+    return isinstance(values, list) and all(_is_text(value) and _plain(value) for value in values)
 
 
 def first_questions(conversations: Sequence[Sequence[Mapping[str, str]]], count: int = 3) -> list[Question]:

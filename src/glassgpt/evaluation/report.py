@@ -54,9 +54,7 @@ def evaluate_model(
     Raises:
         GlassError: as the functions of :mod:`glassgpt.evaluation.answers`.
     """
-    answers = answer_questions(
-        model, tokenizer, questions, max_new_tokens=max_new_tokens, progress=progress
-    )  # fmt: skip
+    answers = answer_questions(model, tokenizer, questions, max_new_tokens=max_new_tokens, progress=progress)
     losses = reference_loss(model, tokenizer, questions)
     of_text = text_loss(model, tokenizer, text) if text else None
     return Evaluated(list(questions), answers, losses, of_text, max_new_tokens)
@@ -68,7 +66,7 @@ class Summary:
 
     Attributes:
         reference_loss: mean loss per token of the reference answers, in nats.
-        points: share of all rubric points of the questions that are to be answered.
+        points: mean of the rubric points, 0 to 1, of the questions that are to be answered.
         refusals_right: refusals that meet their rubric in full, of ``refusals``.
         wrongly_refused: refusals of questions that are to be answered, of ``answerable``; None without refusals.
         ended: answers that ended by themselves, of ``count``.
@@ -195,7 +193,7 @@ def write_report(path: Path, before: Evaluated, after: Evaluated, title: str) ->
         for message in question.messages:
             lines += _block("" if message["role"] == "user" else message["role"], message["content"])
         if question.answer:
-            lines += _block("reference", question.answer)
+            lines += _block("**reference**", question.answer)
         for name, model in (("before", before), ("after", after)):
             lines += _block(_remarks(name, model, number - 1), model.answers[number - 1].text)
     try:
@@ -206,12 +204,12 @@ def write_report(path: Path, before: Evaluated, after: Evaluated, title: str) ->
 
 def _remarks(name: str, model: Evaluated, at: int) -> str:
     """Describe an answer in one line: the points, the groups that it missed, the wrong words, the loss, its end."""
-    parts, scored, loss = [name], model.scores[at], model.losses[at]
+    parts, scored, loss = [f"**{name}**"], model.scores[at], model.losses[at]
     if scored:
         question = model.questions[at]
         groups = len(question.must)
         parts.append(f"{round(scored.points * groups)} of {groups} points")
-        parts += [f"missed: {' / '.join(group)}" for group in scored.missed]
+        parts += [f"missed: {' / '.join(group[:3])}{' / ...' * (len(group) > 3)}" for group in scored.missed]
         parts += [f"wrong: {text}" for text in scored.wrong]
         parts += ["wrongly refused"] if not question.is_refusal and refuses(model.answers[at].text) else []
     parts += [f"loss of the reference {loss.sum / loss.tokens:.2f}"] if loss.tokens else []

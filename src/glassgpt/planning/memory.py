@@ -12,6 +12,7 @@ from glassgpt.errors import ConfigError
 from glassgpt.estimate import SHARE_OF_FREE, count_parameters, largest_micro_batch
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime
+from glassgpt.weights.adapter import count_lora_parameters
 
 #: Where a control group tells its memory: folder, limit, usage, and the key in memory.stat of files that were read.
 _CGROUP_1 = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
@@ -82,6 +83,7 @@ def memory_settings(config: RunConfig, bytes_per_weight: int, device: str) -> di
         "optimizer": config.optim.optimizer,
         "recompute": config.train.activation_checkpointing,
         "device": device,
+        "lora": count_lora_parameters(config.model, config.tune),
     }
 
 

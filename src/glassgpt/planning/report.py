@@ -21,6 +21,7 @@ from glassgpt.planning.memory import free_memory, memory_settings, require_memor
 from glassgpt.planning.run_plan import RunPlan
 from glassgpt.runtime import resolve
 from glassgpt.training.optim import ITERATIONS
+from glassgpt.weights.adapter import count_lora_parameters
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,17 @@ def memory_problem(config: RunConfig, machine: Machine) -> str:
 def cost_report(plan: RunPlan, machine: Machine, notes: Sequence[str]) -> dict[str, Any]:
     """All numbers, as JSON values; bytes, seconds and FLOPs are plain numbers."""
     config = plan.config
+    config = config.replace("model", block_size=config.tune.max_length or config.model.block_size)
     model = config.model
     groups, flops = count_parameters(model), flops_per_token(model)
     rows = machine.micro_batch_size(config)
     contexts = sorted({max(1, round(model.block_size * factor)) for factor in (0.25, 0.5, 1, 2, 4)})
     return {
         "preset": config.preset,
-        "config": config.to_dict(),
+        "config": plan.config.to_dict(),
         "parameters": groups | {"total": sum(groups.values())},
-        "flops_per_token": dataclasses.asdict(flops) | {"forward": flops.forward, "training": flops.training},
+        "lora_parameters": count_lora_parameters(model, config.tune),
+        "flops_per_token": dataclasses.asdict(flops) | {"forward": flops.forward, "training": _training_flops(config)},
         "optimizer_flops_per_step": optimizer_flops(model, config.optim.optimizer, ITERATIONS),
         "device": machine.device,
         "bytes_per_weight": machine.bytes_per_weight,
@@ -103,12 +106,18 @@ def cost_report(plan: RunPlan, machine: Machine, notes: Sequence[str]) -> dict[s
     }
 
 
+def _training_flops(config: RunConfig) -> int:
+    """FLOPs per token of forward and backward; with LoRA, frozen weights need no product for their own gradient."""
+    flops = flops_per_token(config.model)
+    return 2 * flops.forward if config.tune.method == "lora" else flops.training
+
+
 def _memory_row(config: RunConfig, machine: Machine, rows: int, context: int) -> dict[str, Any]:
     """The memory of the model with another context."""
     longer = config.replace("model", block_size=context)
     needed = machine.memory(longer, rows)
     row = {"context": context, **dataclasses.asdict(needed), "total": needed.total}
-    row["training_flops_per_token"] = flops_per_token(longer.model).training
+    row["training_flops_per_token"] = _training_flops(longer)
     row["largest_micro_batch"] = None
     if machine.free is not None:
         fits = machine.memory(longer, 1).total <= machine.free
@@ -124,7 +133,7 @@ def _measured_values(plan: RunPlan) -> dict[str, Any] | None:
         return None
     config, timing, train = plan.config, plan.timing, plan.config.train
     tokens = config.tokens_per_step
-    flops = tokens * flops_per_token(config.model).training
+    flops = tokens * _training_flops(config)
     flops += optimizer_flops(config.model, config.optim.optimizer, ITERATIONS)
     val_tokens = plan.stream.info.tokens["val"] if plan.stream else 0
     validations = 1 + train.steps // train.eval_interval if val_tokens else 0

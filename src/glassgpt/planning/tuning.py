@@ -14,12 +14,12 @@ from glassgpt.data.conversations.dataset import ChatData, load_chats
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import path_exists
 from glassgpt.model import GPT
+from glassgpt.planning import timing as timings
 from glassgpt.planning.budget import CHAT_TIME_FRACTION, fit_chat_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import INIT, InitialModel, find_initial_model, require_shape, with_run_paths
 from glassgpt.planning.memory import choose_micro_batch_size
 from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings
-from glassgpt.planning.timing import measure_steps
 from glassgpt.processes import Processes
 from glassgpt.runtime import resolve
 from glassgpt.seeds import derive_seed
@@ -103,7 +103,7 @@ def plan_tuning(
     rows = max(1, min(train.micro_batch_size, TIMED_TOKENS // chats.max_length))
     batches = ChatBatches(chats.train, chats.max_length, train.batch_size, train.seed, config.tune.packing)
     batch = batches.get(0, slice(0, rows))
-    timing = measure_steps(_as_timed(config), runtime, 0.5, world_size=processes.world_size, batch=batch)
+    timing = timings.measure_steps(_as_timed(config), runtime, 0.5, world_size=processes.world_size, batch=batch)
     plan = replace(plan, config=config, timing=timing, timed=config.train.steps == 0)
     seconds = parse_duration(config.train.time) - (time.monotonic() - began)
     steps, why = fit_chat_steps(config, chats, timing, seconds) if plan.timed else (config.train.steps, "")

@@ -23,24 +23,25 @@ LossFn = Callable[[GPT, Batch], Tensor]
 
 def next_token_loss(model: GPT, batch: Batch) -> Tensor:
     """Cross-entropy of the next token, summed, in nats."""
-    targets = batch.targets.flatten()  # [B T]
-    hidden_states = model(
-        batch.idx, position_ids=batch.position_ids, document_ids=batch.document_ids, apply_head=False
-    ).flatten(0, 1)  # [B T, C]
-    return _cross_entropy(model, hidden_states, targets)
+    return _cross_entropy(model, _hidden_states(model, batch), batch.targets.flatten())
 
 
 def answer_loss(model: GPT, batch: Batch) -> Tensor:
     """As :func:`next_token_loss`, for batches in which few targets count: only their logits are computed.
 
-    If none counts, the loss is zero, and its gradients are zero, not missing: DDP waits for every one.
+    If none counts, the loss and all gradients are zero (not missing: DDP waits for every one).
     """
     targets = batch.targets.flatten()  # [B T]
+    counts = targets != IGNORE_INDEX
+    return _cross_entropy(model, _hidden_states(model, batch)[counts], targets[counts])
+
+
+def _hidden_states(model: GPT, batch: Batch) -> Tensor:
+    """Compute what the head reads: ``[B T, C]``."""
     hidden_states = model(
         batch.idx, position_ids=batch.position_ids, document_ids=batch.document_ids, apply_head=False
-    ).flatten(0, 1)  # [B T, C]
-    counts = targets != IGNORE_INDEX
-    return _cross_entropy(model, hidden_states[counts], targets[counts])
+    )  # [B, T, C]
+    return hidden_states.flatten(0, 1)
 
 
 def _cross_entropy(model: GPT, hidden_states: Tensor, targets: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.config import TuneConfig
-from glassgpt.errors import ConfigError
 from glassgpt.model import GPT
 from glassgpt.seeds import derive_seed
-from glassgpt.weights.adapter import published_parts, to_peft
+from glassgpt.weights.adapter import chosen_matrices, published_parts, to_peft
 
 
 class LoRALinear(nn.Linear):
@@ -47,6 +46,15 @@ class LoRALinear(nn.Linear):
         """A ``[rank, in]`` and B ``[out of the part, rank]``."""
         return getattr(self, f"lora_A_{name}"), getattr(self, f"lora_B_{name}")
 
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw every A as PEFT does, uniform within 1 / sqrt(in), from a seed of its own. B stays zero."""
+        bound = 1 / math.sqrt(self.in_features)
+        for name in self.targets:
+            generator = torch.Generator().manual_seed(derive_seed(seed, name))
+            a, _ = self.pair(name)
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+
     def _b(self, name: str) -> Tensor:
         """B of a part; without columns if it has no pair."""
         return self.pair(name)[1] if name in self.targets else self.weight.new_zeros(self.parts[name], 0)
@@ -66,50 +74,37 @@ class LoRALinear(nn.Linear):
 def add_lora(model: GPT, config: TuneConfig, seed: int) -> None:
     """Give matrices in the blocks LoRA, in place, and freeze all other parameters.
 
-    A is drawn as PEFT draws it (uniform, at most 1 / sqrt(in)), from a seed of its own for each published matrix.
-
     Args:
         model: that has no LoRA yet.
         config: rank, alpha, dropout, and ``lora_targets``: names of published modules, with as many of the components
             before as needed (``q_proj``, ``mlp.c_proj``), separated by commas; or ``all``.
-        seed: of A.
+        seed: of every A, whatever the other targets are.
 
     Raises:
         ConfigError: if no matrix has such a name.
     """
     assert not is_lora(model), "this model has LoRA already"
     layers = published_parts(model.config)
-    chosen = _chosen([module for parts in layers.values() for module, _ in parts], config.lora_targets)
+    chosen = chosen_matrices(model.config, config.lora_targets)
     model.requires_grad_(False)
     for ours, parts in layers.items():
-        targets = {module.rpartition(".")[2]: module for module, _ in parts if module in chosen}
-        if not targets:
-            continue
-        sizes = {module.rpartition(".")[2]: size for module, size in parts}
-        parent, _, name = ours.rpartition(".")
-        layer = LoRALinear(model.get_submodule(ours), sizes, [*targets], config)  # type: ignore[arg-type]
-        layer.train(model.training)
-        setattr(model.get_submodule(parent), name, layer)
-        for part, module in targets.items():
-            generator = torch.Generator().manual_seed(derive_seed(seed, "lora", module))
-            bound = 1 / math.sqrt(layer.in_features)
-            drawn = torch.empty(layer.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
-            layer.pair(part)[0].data.copy_(drawn)
+        targets = [_last(module) for module in parts if module in chosen]
+        if targets:
+            base = model.get_submodule(ours)
+            assert isinstance(base, nn.Linear)
+            layer = LoRALinear(base, {_last(module): size for module, size in parts.items()}, targets, config)
+            layer.init_weights(derive_seed(seed, "lora", ours))
+            _replace(model, ours, layer)
 
 
-def _chosen(modules: list[str], targets: str) -> set[str]:
-    """The published modules that the targets name. As in PEFT, a target is the end of a module's path."""
-    if targets.strip() == "all":
-        return set(modules)
-    names = [name.strip() for name in targets.split(",")]
-    found = {name: [m for m in modules if f".{m}".endswith(f".{name}")] if name else [] for name in names}
-    if unknown := [name for name, matches in found.items() if not matches]:
-        known = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
-        raise ConfigError(
-            f"tune.lora_targets: this model's blocks have no matrix {', '.join(map(repr, unknown))}; "
-            f"they have {known} (or write all)"
-        )
-    return {module for matches in found.values() for module in matches}
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _replace(model: GPT, name: str, layer: nn.Linear) -> None:
+    parent, _, own = name.rpartition(".")
+    layer.train(model.training)
+    setattr(model.get_submodule(parent), own, layer)
 
 
 def lora_layers(model: GPT) -> list[LoRALinear]:
@@ -156,6 +151,5 @@ def remove_lora(model: GPT) -> None:
         if isinstance(layer, LoRALinear):
             plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
             plain.weight, plain.bias = layer.weight, layer.bias
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, plain.train(layer.training))
+            _replace(model, name, plain)
     model.requires_grad_(True)

@@ -116,6 +116,6 @@ def _note(tokenizer: Tokenizer, old_size: int) -> str:
     tokens = "tokens" if len(new) > 1 else "token"
     numbers = " and ".join(f"{i:,}" for i in new.values())
     return (
-        f"{note}: added {' and '.join(new)} as {tokens} {numbers}: their rows in the embedding are drawn from a normal "
+        f"{note}; added {' and '.join(new)} as {tokens} {numbers}: their rows in the embedding are drawn from a normal "
         "distribution with the mean and standard deviation of the other tokens' rows, per column"
     )

@@ -15,14 +15,25 @@ from pathlib import Path
 
 from glassgpt.errors import CheckpointError, MissingExtraError
 from glassgpt.tokenizer.base import FILES, OLDER_FILES
-from glassgpt.weights.sources import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE, read_json, some, weight_files
+from glassgpt.weights.sources import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    OLD_INDEX,
+    OLD_SINGLE,
+    SINGLE,
+    is_adapter,
+    read_json,
+    some,
+    weight_files,
+)
 
 #: The names without an organisation that are looked up on the hub; others could be mistyped names of runs.
 CLASSICS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 #: Fetched with the weights if they exist; of the tokenizers, the first.
 _SMALL = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja", "LICENSE"),
+    *("added_tokens.json", "chat_template.jinja", "LICENSE", ADAPTER_CONFIG),
 )
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+|" + "|".join(CLASSICS) + r")(?:@(?P<revision>[\w./-]+))?")
 
@@ -102,11 +113,11 @@ def _fetch(name: HubName, token: str | None) -> Path:
         # Fails at once if the hub cannot be reached; the calls below would retry for almost a minute.
         get_hf_file_metadata(hf_hub_url(name.repo, "config.json", revision=name.revision), token=token)
     files = set(HfApi().list_repo_files(name.repo, revision=name.revision, token=token))
-    if "config.json" not in files:
+    if files.isdisjoint(("config.json", ADAPTER_CONFIG)):
         has_gguf = any(file.endswith(".gguf") for file in files)
         hint = "; it has .gguf files: download one of them and give its path" if has_gguf else ""
         raise CheckpointError(f"{name} has no config.json, so it cannot be loaded as a model{hint}")
-    weights = next((file for file in (SINGLE, INDEX, OLD_SINGLE, OLD_INDEX) if file in files), None)
+    weights = next((file for file in (SINGLE, INDEX, OLD_SINGLE, OLD_INDEX, ADAPTER_WEIGHTS) if file in files), None)
     if weights is None:
         listed = some(sorted(files), 6)
         raise CheckpointError(f"{name} has no {SINGLE} or {OLD_SINGLE}, nor shards of them; it has {listed}")
@@ -139,7 +150,8 @@ def _from_cache(name: HubName, error: Exception) -> Path:
             raise
         raise CheckpointError(f"{name} is not {cache}, and {failure}") from None
     try:
-        weight_files(folder)
+        if not is_adapter(folder):
+            weight_files(folder)
     except CheckpointError:
         raise CheckpointError(f"{name} is {cache} only in part, and the rest {failure}") from None
     return folder

@@ -6,10 +6,10 @@ from pathlib import Path
 from glassgpt import assets
 from glassgpt.errors import CheckpointError
 from glassgpt.weights import hub
-from glassgpt.weights.adapter import AdapterSource, is_adapter, open_base
+from glassgpt.weights.adapter_source import AdapterSource, open_base
 from glassgpt.weights.folder import find_complete, verify_weights
 from glassgpt.weights.gguf.reading import GGUFSource
-from glassgpt.weights.sources import FolderSource, WeightSource
+from glassgpt.weights.sources import FolderSource, WeightSource, is_adapter
 
 _NOT_LOCAL = (
     "a folder or a .gguf file: there is none of that name",

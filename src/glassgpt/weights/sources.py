@@ -23,6 +23,8 @@ from glassgpt.tokenizer.base import Tokenizer
 #: The files that hold weights, in the order in which they are looked for.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+#: The files of a LoRA adapter; see :mod:`glassgpt.weights.adapter`.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: torch's dtypes -> the names that safetensors has for them.
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -110,6 +112,12 @@ class FolderSource:
     def tokenizer(self) -> Tokenizer:
         """As :meth:`WeightSource.tokenizer`."""
         return tokenizers.load(self.path)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a LoRA adapter, and no whole model."""
+    whole = any((folder / name).exists() for name in (SINGLE, INDEX, OLD_SINGLE, OLD_INDEX))
+    return (folder / ADAPTER_CONFIG).exists() and not whole
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, options_help, split_arguments, verb_group
-from glassgpt.cli.printing.output import print_json, print_text
+from glassgpt.cli.printing.output import print_json
 from glassgpt.cli.tune.show import show
 from glassgpt.config import ConfigOverrides
 from glassgpt.errors import ConfigError, shell_command
@@ -70,9 +70,9 @@ def _tune(
     from glassgpt.cli.printing.display import make_reporter
 
     if resume is not None:
-        preset, source, layers = split_arguments(arguments)
-        if source or preset or dry_run or name is not None:
+        if _named(arguments) or dry_run or name is not None:
             raise ConfigError("--resume RUN keeps the run's own model, data and name; give only key=value settings")
+        _, _, layers = split_arguments(arguments)
         result = api.resume(resume, _merged(layers), runs=runs, reporter=make_reporter(quiet=json))
         _print_result_and_exit(result, json)
         return
@@ -91,7 +91,7 @@ def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
     Raises:
         ConfigError: with every problem found.
     """
-    named = [a for a in arguments if not a.endswith(".toml") and ("=" not in a or path_exists(a))]
+    named = _named(arguments)
     rest = [a for a in arguments if not named or a is not named[0]]
     preset, _, layers = split_arguments(rest)
     initial: ConfigOverrides = {"train": {"init_from": named[0]}} if named else {}
@@ -107,6 +107,11 @@ def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
             f"what should {named[0] if named else 'the model'} be tuned on? Give a .jsonl file: {example}"
         )
     return layers
+
+
+def _named(arguments: Sequence[str]) -> list[str]:
+    """The model and the data: what is neither a setting nor a file of settings."""
+    return [a for a in arguments if not a.endswith(".toml") and ("=" not in a or path_exists(a))]
 
 
 def _merged(layers: Sequence[ConfigOverrides]) -> dict[str, dict[str, Any]]:
@@ -132,18 +137,17 @@ def _dry_run(layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
 
 
 def _print_result_and_exit(result: "Result", json: bool) -> None:
-    """Print how it ended, answers before and after, and the next commands."""
-    path, resume = result.run.path, shell_command("tune", "lora", "--resume", result.run.path)
+    """Print how it ended, answers before and after, and the next commands; after a signal, exit with its code."""
     if result.interrupted_by is not None:
         if result.is_main_process:
+            command = shell_command("tune", result.run.config().tune.method, "--resume", result.run.path)
             print(
                 f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.\n"
-                f"Resume with:  {resume}",
+                f"Resume with:  {command}",
                 file=sys.stderr,
             )
         raise typer.Exit(128 + result.interrupted_by)
-    if not result.is_main_process:
-        raise typer.Exit
-    assert result.final is not None
-    print_text(f"validation loss {result.final.loss:.4f} nats per trained token ({result.final.tokens:,} tokens)")
-    print(path)
+    if result.is_main_process:
+        from glassgpt.cli.tune.ending import print_ending
+
+        print_ending(result, json)
