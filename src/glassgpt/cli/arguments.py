@@ -27,12 +27,16 @@ def verb_group(name: str, help: str) -> typer.Typer:
     return typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode=None)
 
 
-def options_help(sections: Sequence[str]) -> str:
-    """List the settings of these sections, for the end of a verb's help."""
-    rows = [(option.key, option.type, option.default, option.help) for option in describe_options(sections)]
+def options_help(
+    sections: Sequence[str], defaults: ConfigOverrides | None = None, leave_out: Sequence[str] = ()
+) -> str:
+    """List the settings of these sections, for the end of a verb's help; ``defaults`` are those of the verb."""
+    options = [option for option in describe_options(sections, defaults) if option.key not in leave_out]
+    rows = [(option.key, option.type, option.default, option.help) for option in options]
     width = max(len(row[0]) for row in rows)
     lines = [f"  {key:<{width}}  {help} [{kind}; default {default or '(empty)'}]" for key, kind, default, help in rows]
-    return "\b\nSettings, as key=value (a bare name is enough: steps=100):\n" + "\n".join(lines)
+    example = rows[0][0].partition(".")[2]
+    return f"\b\nSettings, as key=value (a bare name is enough: {example}=8):\n" + "\n".join(lines)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, list[ConfigOverrides]]:

@@ -83,15 +83,21 @@ class OptionHelp:
     help: str
 
 
-def describe_options(sections: Sequence[str] = ("model", "data", "train", "optim", "runtime")) -> Iterator[OptionHelp]:
-    """The configuration keys of these sections with their types, defaults and helps, in reading order."""
+def describe_options(
+    sections: Sequence[str] = ("model", "data", "train", "optim", "runtime"), defaults: ConfigOverrides | None = None
+) -> Iterator[OptionHelp]:
+    """The configuration keys of these sections with their types, defaults and helps, in reading order.
+
+    ``defaults`` replaces some of the defaults.
+    """
     for name in sections:
         part = SECTIONS[name]
         for field in dataclasses.fields(part):
             kind = annotation(part, field.name)
             choices = typing.get_args(kind)
             shown = " | ".join(choices) if choices else kind.__name__
-            default = str(field.default).lower() if kind is bool else str(field.default)
+            value = (defaults or {}).get(name, {}).get(field.name, field.default)
+            default = str(value).lower() if kind is bool else str(value)
             yield OptionHelp(f"{name}.{field.name}", shown, default, field.metadata["help"])
 
 

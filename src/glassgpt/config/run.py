@@ -205,6 +205,9 @@ class TuneConfig(Section):
     lora_targets: str = option(
         "all", "which matrices get LoRA, by their published names: q_proj,v_proj; all: every matrix in the blocks"
     )
+    lora_layers: int = option(
+        0, "only the last so many blocks get LoRA: the others need no backward pass; 0: all blocks", min_value=0
+    )
 
 
 @dataclass(frozen=True)

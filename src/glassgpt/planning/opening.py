@@ -272,7 +272,7 @@ def _load_data(run: Run, config: RunConfig, check_text: bool = True) -> TokenStr
     return tuning.load_data(run, config) if config.tune.method != "none" else _load_stream(run, config, check_text)
 
 
-def _load_stream(run: Run, config: RunConfig, check_text: bool) -> TokenStream:
+def _load_stream(run: Run, config: RunConfig, check_text: bool = True) -> TokenStream:
     """Load the run's tokens; fail if the data changed. A text that was removed is not missed if its tokens are cached.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build, parse_duration
+from glassgpt.config.tuning import tuning_defaults
 from glassgpt.data.conversations.batches import ChatBatches
 from glassgpt.data.conversations.dataset import ChatData, load_chats
 from glassgpt.errors import CheckpointError, ConfigError
@@ -35,13 +36,6 @@ from glassgpt.weights.resolve import open_folder
 from glassgpt.weights.sources import WeightSource
 from glassgpt.weights.transfer import to_folder
 
-#: Settings of both methods below the user's, and those of each.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "train": {"batch_size": 8},
-    "optim": {"optimizer": "adamw", "weight_decay": 0.0},
-    "runtime": {"compile": "false"},
-}
-_LEARNING_RATES = {"lora": 1e-3, "sft": 5e-5}
 #: A step is timed on so many tokens of it, about.
 TIMED_TOKENS = 512
 #: Passes over the conversations at most, if the user does not say.
@@ -135,13 +129,14 @@ def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrid
     if any("block_size" in layer.get("model", {}) for layer in overrides):
         raise ConfigError("model.block_size: tuning keeps the model's context; max_length sets the length of rows")
     method = next(layer["tune"]["method"] for layer in reversed(overrides) if "method" in layer.get("tune", {}))
-    base: dict[str, Any] = {
-        **_DEFAULTS,
+    named = [layer["data"]["source"] for layer in overrides if "source" in layer.get("data", {})]
+    defaults = tuning_defaults(str(method), str(named[-1]) if named else "")
+    base: ConfigOverrides = {
+        **defaults,
         "model": {field.name: getattr(model, field.name) for field in fields(ModelConfig)},
         "data": {"tokenizer": str(found.source.path.absolute())},
-        "optim": {**_DEFAULTS["optim"], "adamw_learning_rate": _LEARNING_RATES.get(str(method), 1e-4)},
+        "train": {**defaults["train"], "format": "native" if family is mapping.NATIVE_FAMILY else "hf"},
     }
-    base["train"] = {**_DEFAULTS["train"], "format": "native" if family is mapping.NATIVE_FAMILY else "hf"}
     return base, initial
 
 

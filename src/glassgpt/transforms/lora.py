@@ -85,7 +85,7 @@ def add_lora(model: GPT, config: TuneConfig, seed: int) -> None:
     """
     assert not is_lora(model), "this model has LoRA already"
     layers = published_parts(model.config)
-    chosen = chosen_matrices(model.config, config.lora_targets)
+    chosen = chosen_matrices(model.config, config)
     model.requires_grad_(False)
     for ours, parts in layers.items():
         targets = [_last(module) for module in parts if module in chosen]

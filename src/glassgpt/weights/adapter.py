@@ -76,13 +76,21 @@ def published_parts(config: ModelConfig) -> dict[str, dict[str, int]]:
     return parts
 
 
-def chosen_matrices(config: ModelConfig, targets: str) -> dict[str, Placement]:
+def lora_blocks(config: ModelConfig, tune: TuneConfig) -> range:
+    """List the blocks that get LoRA."""
+    return range(max(0, config.n_layer - tune.lora_layers) if tune.lora_layers else 0, config.n_layer)
+
+
+def chosen_matrices(config: ModelConfig, tune: TuneConfig) -> dict[str, Placement]:
     """Find the matrices that get LoRA. As in PEFT, a target is the end of a module's path.
 
     Raises:
         ConfigError: if no matrix has such a name.
     """
-    matrices = published_matrices(config)
+    blocks, targets = lora_blocks(config, tune), tune.lora_targets
+    matrices = {
+        module: place for module, place in published_matrices(config).items() if int(place.ours.split(".")[1]) in blocks
+    }
     if targets.strip() == "all":
         return matrices
     names = [name.strip() for name in targets.split(",")]
@@ -100,7 +108,7 @@ def count_lora_parameters(config: ModelConfig, tune: TuneConfig) -> int:
     """Count the parameters of A and B; 0 without LoRA."""
     if tune.method != "lora":
         return 0
-    return sum(tune.lora_rank * sum(p.published_shape) for p in chosen_matrices(config, tune.lora_targets).values())
+    return sum(tune.lora_rank * sum(p.published_shape) for p in chosen_matrices(config, tune).values())
 
 
 def to_peft(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -166,6 +174,7 @@ def _adapter_config(model: ModelConfig, config: TuneConfig, base: Base, modules:
         "fan_in_fan_out": any(place.transpose for place in published_matrices(model).values()),
         "target_modules": sorted({name.strip() for name in names}),
         "modules_to_save": None,
+        "layers_to_transform": [*lora_blocks(model, config)] if config.lora_layers else None,
         "rank_pattern": {},
         "alpha_pattern": {},
     }

@@ -10,7 +10,8 @@ import typer
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, options_help, split_arguments, verb_group
 from glassgpt.cli.printing.output import print_json
 from glassgpt.cli.tune.show import show
-from glassgpt.config import ConfigOverrides
+from glassgpt.config import ConfigOverrides, TuneConfig
+from glassgpt.config.tuning import tuning_defaults
 from glassgpt.errors import ConfigError, shell_command
 from glassgpt.files import path_exists
 
@@ -24,10 +25,15 @@ _ARGUMENTS = typer.Argument(
 _RESUME = typer.Option(None, "--resume", metavar="RUN", help="Resume this run, to its end or for more steps.")
 _NAME = typer.Option(None, "--name", help="Name of the run; by default the file's name.")
 _DRY_RUN = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing.")
-_EPILOG = options_help(("tune", "train", "optim", "runtime"))
 
 
-@app.command(epilog=_EPILOG)
+def _settings(method: str) -> str:
+    sections = ["tune", "train", "optim", "runtime"]
+    lora = [f"tune.{key}" for key in TuneConfig.__dataclass_fields__ if "lora" in key] if method == "sft" else []
+    return options_help(sections, tuning_defaults(method), ["tune.method", "train.init_from", *lora])
+
+
+@app.command(epilog=_settings("lora"))
 def lora(
     arguments: list[str] = _ARGUMENTS,
     resume: str | None = _RESUME,
@@ -44,7 +50,7 @@ def lora(
     _tune("lora", arguments or [], resume, name, dry_run, runs, json)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=_settings("sft"))
 def sft(
     arguments: list[str] = _ARGUMENTS,
     resume: str | None = _RESUME,
