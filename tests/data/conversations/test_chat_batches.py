@@ -223,6 +223,19 @@ def test_a_conversation_that_is_too_long_is_cut_at_a_turn() -> None:
         assert [(p.line, p.kind, p.reason) for p in encoded.problems] == kinds
 
 
+def test_a_plain_text_is_trained_as_a_whole_and_a_long_one_in_pieces() -> None:
+    text = "the cat sat <|im_end|> on the mat. " * 3
+    ids = TOKENIZER.encode(text)
+    for limit in (2, 7, len(ids), len(ids) + 1):
+        encoded = encode(Conversation(4, ({"role": "text", "content": text},)), max_tokens=limit)
+        assert [i for row in encoded.rows for i in row.ids.tolist()] == ids[: sum(len(r.ids) for r in encoded.rows)]
+        assert sum(len(row.ids) for row in encoded.rows) >= len(ids) - 1, "a last piece of one token has no target"
+        assert all(row.trained[1:].all() and not row.trained[0] and row.line == 4 for row in encoded.rows)
+    assert [p.kind for p in encode(Conversation(5, ({"role": "text", "content": "t"},))).problems] == [
+        "nothing to train"
+    ]
+
+
 def test_megabytes_of_text_are_cut_without_encoding_them(monkeypatch: pytest.MonkeyPatch) -> None:
     longest = list[int]()
     encode_plain = BPETokenizer._encode_plain

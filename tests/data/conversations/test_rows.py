@@ -59,6 +59,7 @@ FORMATS: list[tuple[str, Any, list[dict[str, str]]]] = [
      [system("s"), user("q"), assistant("a"), user("r"), assistant("b")]),
     ("ShareGPT", {"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]},
      [user("q"), assistant("a")]),
+    ("plain text", {"text": " t\n", "topic": "x"}, [{"role": "text", "content": " t\n"}]),
 ]  # fmt: skip
 
 
