@@ -72,7 +72,7 @@ def test_every_format_becomes_messages(name: str, row: Any, messages: list[Any],
 
 def test_a_file_of_several_formats_says_how_many_of_each(tmp_path: Path) -> None:
     rows = read(tmp_path, *(row for _, row, _ in FORMATS))
-    assert rows.format == "OpenAI messages (4), Alpaca (4), prompt and completion (2), ShareGPT (2)"
+    assert rows.format == "OpenAI messages (4), Alpaca (4), prompt and completion (2), ShareGPT (2), plain text (1)"
     assert [conversation.line for conversation in rows.conversations] == list(range(1, len(FORMATS) + 1))
 
 
@@ -89,7 +89,9 @@ BAD: list[tuple[Any, str, str]] = [
     (None, "not an object", "the row is null"),
     (3, "not an object", "the row is the number 3"),
     ({}, "missing keys", "it has no keys; expected messages"),
-    ({"text": "x", "id": 1}, "missing keys", "it has text, id; expected messages"),
+    ({"txt": "x", "id": 1}, "missing keys", "it has txt, id; expected messages"),
+    ({"text": " \n"}, "empty turn", "the text is empty"),
+    ({"text": ["x"]}, "not text", "text is a list"),
     ({"prompt": "q", "id": 1}, "missing keys", "it has prompt, id, but not completion"),
     ({"output": "o"}, "missing keys", "it has output, but not instruction"),
     ({"messages": "q"}, "not a list", "messages is a text"),
