@@ -25,8 +25,17 @@ SETTINGS = {name for section in SECTIONS.values() for name in section.__dataclas
 
 
 @functools.cache
-def rows() -> list[dict[str, Any]]:
+def lines() -> list[dict[str, Any]]:
     return [parse_json(line) for line in tutor.conversations_path().read_text(encoding="utf-8").splitlines()]
+
+
+def rows() -> list[dict[str, Any]]:
+    """The conversations, without the general texts."""
+    return [row for row in lines() if "messages" in row]
+
+
+def general_texts() -> list[str]:
+    return [row["text"] for row in lines() if "text" in row]
 
 
 def texts_of(role: str) -> list[str]:
@@ -98,7 +107,9 @@ def check_settings(words: list[str]) -> None:
 def test_there_are_enough_examples_of_every_kind() -> None:
     found = read_rows("tutor")
     assert not found.problems
-    assert len(rows()) == len(found.conversations) >= 400
+    assert len(lines()) == len(found.conversations)
+    assert len(rows()) >= 400
+    assert len(general_texts()) + len(rows()) == len(lines())
     assert sum(len(row["messages"]) > 2 for row in rows()) >= len(rows()) / 10
     assert sum(row["topic"] == "refusal" for row in rows()) >= len(rows()) / 10
 
@@ -114,7 +125,8 @@ def test_every_topic_has_examples_and_questions() -> None:
 
 def test_the_data_card_has_the_numbers() -> None:
     card = tutor.conversations_path().with_name("README.md").read_text(encoding="utf-8")
-    assert f"**{len(rows())}**" in card
+    assert f"**{len(rows())}** conversations" in card
+    assert f"**{len(general_texts())}** pieces" in card
     assert "{n}" not in card
 
 
@@ -162,7 +174,8 @@ def test_no_question_repeats() -> None:
 def test_the_leak_audit_finds_no_held_out_text_in_the_examples() -> None:
     questions = read_questions(tutor.questions_path())
     held_out = [text for question in questions for text in (question.text, question.answer)]
-    found = overlap(Grams.of(held_out), texts_of("user") + texts_of("assistant"))
+    held_out.append(tutor.general_path().read_text(encoding="utf-8"))
+    found = overlap(Grams.of(held_out), texts_of("user") + texts_of("assistant") + general_texts())
     assert found.hit == 0, found.passages
     assert found.documents > 140
 

@@ -11,7 +11,7 @@ _COMMON: dict[str, dict[str, Any]] = {
 }
 _LEARNING_RATES = {"lora": 1e-3, "sft": 5e-5}
 #: Recipes by the name of the conversations. They were chosen by what the tuned model answers to held-out questions.
-_RECIPES: dict[str, dict[str, dict[str, Any]]] = {"tutor": {"train": {"batch_size": 2, "time": "18m"}}}
+_RECIPES: dict[str, dict[str, dict[str, Any]]] = {"tutor": {"train": {"time": "20m"}}}
 
 
 def tuning_defaults(method: str, data: str = "") -> ConfigOverrides:
