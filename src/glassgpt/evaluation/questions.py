@@ -21,14 +21,8 @@ REFUSAL = "refusal"
 #: An answer that has one of these is a refusal.
 REFUSING = (
     *("i only answer", "i only help", "i only know", "only things that i", "a tutor only"),
-    *(
-        "only program that i",
-        "only program is",
-        "my only subject",
-        "are my subjects",
-        "is not my subject",
-        "outside my subject",
-    ),
+    *("only program that i", "only program is"),
+    *("my only subject", "are my subjects", "is not my subject", "outside my subject"),
     *("i cannot help", "i can't help", "i cannot answer", "i can't answer", "i cannot assist", "i can't assist"),
 )
 _KEYS = ("question", "messages", "answer", "must", "must_not", "topic")
