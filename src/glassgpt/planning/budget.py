@@ -90,7 +90,7 @@ def fit_chat_steps(
         )
     steps = min(fit, max(3, round(config.tune.epochs * epoch)) - done)
     why = f"fit into {train.time}" if steps == fit else f"are {config.tune.epochs} passes over the conversations"
-    return steps, f"{steps:,} steps of {timing.seconds_per_step:.2f} s {why} ({epoch:.1f} steps each)"
+    return steps, f"{steps:,} steps of {timing.seconds_per_step:.2f} s {why} ({epoch:.1f} steps a pass)"
 
 
 def eval_tokens(config: RunConfig, timing: Timing, seconds: float) -> int:
