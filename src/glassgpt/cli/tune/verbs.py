@@ -82,6 +82,9 @@ def _tune(
     if resume is not None:
         if _named(arguments) or dry_run or name is not None:
             raise ConfigError("--resume RUN keeps the run's own model, data and name; give only key=value settings")
+        if api.find_run(resume, runs).config().tune.method == "none":
+            command = shell_command("train", "--resume", resume)
+            raise ConfigError(f"{resume} is not a run of `glassgpt tune`; resume it with `{command}`")
         _, _, layers = split_arguments(arguments)
         result = api.resume(resume, _merged(layers), runs=runs, reporter=make_reporter(quiet=json))
         _print_result_and_exit(result, json)
