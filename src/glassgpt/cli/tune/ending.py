@@ -46,8 +46,7 @@ def print_ending(result: "Result", json: bool) -> None:
     print_text(f"\n{_REASONS[result.reason].format(step=result.step, resume=resume)}")
     final = result.final
     print_text(
-        f"validation loss {final.loss:.4f} nats per trained token ({final.tokens:,} tokens of conversations that were "
-        "not trained on)"
+        f"validation loss {final.loss:.4f} nats per trained token ({final.tokens:,} tokens of the validation split)"
     )
     shown = range(len(before.questions)) if len(before.questions) <= 3 else []
     for number in shown:
