@@ -78,6 +78,7 @@ def _tune(
     if resume is not None:
         if _named(arguments) or dry_run or name is not None:
             raise ConfigError("--resume RUN keeps the run's own model, data and name; give only key=value settings")
+        _require_method(resume, method, runs)
         _, _, layers = split_arguments(arguments)
         result = api.resume(resume, _merged(layers), runs=runs, reporter=make_reporter(quiet=json))
         _print_result_and_exit(result, json)
@@ -89,6 +90,19 @@ def _tune(
     _print_result_and_exit(
         api.start_run("auto", layers, name=name, runs=runs, reporter=make_reporter(quiet=json)), json
     )
+
+
+def _require_method(resume: str, method: str, runs: Path) -> None:
+    """Refuse a run of another verb; the message has the command that resumes it."""
+    from glassgpt import api
+
+    run = api.find_run(resume, runs)
+    found = run.config().tune.method
+    if found != method:
+        verb = ["train"] if found == "none" else ["tune", found]
+        raise ConfigError(
+            f"{run.path} is not a run of tune {method}; resume it with: " + shell_command(*verb, "--resume", run.path)
+        )
 
 
 def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
