@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published_models import FAMILIES, TOKENIZER, make
 from torch import Tensor, nn
 
 from glassgpt.errors import ConfigError, DataError
@@ -15,6 +14,7 @@ from glassgpt.glass.inside import ablate
 from glassgpt.glass.inside.ablation import _Pass
 from glassgpt.loss import evaluate, subset
 from glassgpt.model import GPT, Block
+from published_models import FAMILIES, TOKENIZER, make
 
 TEXT = "A text of some length, whose loss is measured without each of the parts. " * 2
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_models import FAMILIES, TOKENIZER, make
 
 from glassgpt import inside
 from glassgpt.config import ModelConfig
@@ -14,6 +13,7 @@ from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.inside.heads import attention_maps, head_statistics, require_comparable
 from glassgpt.model import GPT, FusedAttention
 from glassgpt.tokenizer import CharTokenizer
+from published_models import FAMILIES, TOKENIZER, make
 
 TEXT = "to be, or not to be"
 CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size, block_size=32, n_layer=2, n_head=4, n_embd=24)

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_models import FAMILIES, TOKENIZER, make
 from torch import Tensor
 
 from glassgpt.config import ModelConfig
@@ -15,6 +14,7 @@ from glassgpt.glass.inside.attribution import find_token
 from glassgpt.model import GPT
 from glassgpt.recording import record
 from glassgpt.tokenizer import BPETokenizer, WordTokenizer
+from published_models import FAMILIES, TOKENIZER, make
 
 PROMPT = "Who adds what?"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_models import FAMILIES, TOKENIZER, make
 
 from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.glass.inside import lens
+from published_models import FAMILIES, TOKENIZER, make
 
 PROMPT = "The lens reads what each layer knows."
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published_models import FAMILIES, TOKENIZER, make
 from torch import Tensor, nn
 
 from glassgpt.config import ModelConfig
@@ -17,6 +16,7 @@ from glassgpt.glass.inside import reach
 from glassgpt.glass.inside.reach import expected_reach
 from glassgpt.model import GPT
 from glassgpt.model.attention import causal_mask
+from published_models import FAMILIES, TOKENIZER, make
 
 T = 16
 

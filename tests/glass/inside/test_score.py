@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import published_models
 import pytest
 import torch
 
+import published_models
 from conftest import load_model
 from glassgpt import inside
 from glassgpt.config import ModelConfig

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_models import FAMILIES, TOKENIZER, make
 from torch import Tensor
 
 from glassgpt.config import ModelConfig
@@ -15,6 +14,7 @@ from glassgpt.glass.inside.prompt import read_prompt
 from glassgpt.glass.inside.trace import TensorFacts, Trace, trace
 from glassgpt.model import GPT
 from glassgpt.recording import AXES, record
+from published_models import FAMILIES, TOKENIZER, make
 
 TEXT = "to be, or not to be"
 SMALL = {"vocab_size": TOKENIZER.vocab_size, "block_size": 32, "n_layer": 3, "n_embd": 24, "n_head": 4}
