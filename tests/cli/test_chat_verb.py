@@ -260,7 +260,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(tmp_path: Path) -> None:
         while len(chat.unread) < 50:  # part of the answer, beside what readline prints
             chat.unread += os.read(chat.master, 100).decode()
         chat.interrupt()
-        answer = chat.until("\r\nstopped; what has come is kept\r\n").rpartition("\r")[2]
+        answer = chat.until("\r\nstopped; the answer so far is kept\r\n").rpartition("\r")[2]
         chat.until("> ")
         chat.type("/settings max_new_tokens=5\r")
         chat.until("max_new_tokens=5\r\n")

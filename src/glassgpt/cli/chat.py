@@ -32,9 +32,8 @@ def chat(
 ) -> None:
     """Talk with a model in the terminal. Piped in, each line is a message.
 
-    The conversation is in the model's chat template, as in `sample --chat`. As there, the settings are those given
-    here, not those of the model's generation_config.json. Ctrl-C stops an answer and keeps what has come; /help lists
-    the commands.
+    The conversation is in the model's chat template, as in `sample --chat`. The settings are the options below, not
+    those of the model's generation_config.json. Ctrl-C stops an answer and keeps it so far; /help lists the commands.
     """
     check_modes(given_options(context), num_samples=1)
     check_out(history, "--history")

@@ -58,7 +58,7 @@ def _print(config: "RunConfig", machine: "Machine", report: dict[str, Any]) -> N
     )
     _print_parameters(report["parameters"])
     if lora := report["lora_parameters"]:
-        print_text(f"LoRA trains {lora:,} parameters beside them; they are frozen")
+        print_text(f"LoRA trains {lora:,} parameters beside these, which are frozen")
     _print_flops(config, report)
     _print_memory(config, machine, report)
     if report["measured"]:

@@ -65,7 +65,7 @@ class DataConfig(Section):
     )
     val_fraction: float = option(
         0.1,
-        "share kept for validation: the end of a text, or documents chosen by their content",
+        "share kept for validation: the end of a text, or documents or conversations chosen by their content",
         min_value=0.0001,
         max_value=MAX_VAL_FRACTION,
     )

@@ -20,7 +20,8 @@ from glassgpt.files import is_unicode, parse_json
 REFUSAL = "refusal"
 #: An answer that has one of these is a refusal.
 REFUSING = (
-    *("i only answer", "i only help", "i only know", "only things that i", "only program that i", "a tutor only"),
+    *("i only answer", "i only help", "i only know", "only things that i", "a tutor only"),
+    *("only program that i", "only program is"),
     *("my only subject", "are my subjects", "is not my subject", "outside my subject"),
     *("i cannot help", "i can't help", "i cannot answer", "i can't answer", "i cannot assist", "i can't assist"),
 )

@@ -92,7 +92,7 @@ def fit_chat_steps(
         )
     steps = min(fit, max(3, round(config.tune.epochs * epoch)) - done)
     why = f"fit into {train.time}" if steps == fit else f"are {config.tune.epochs} passes over the conversations"
-    why = f"{steps:,} steps of {timing.seconds_per_step:.2f} s {why} ({epoch:.1f} steps each)"
+    why = f"{steps:,} steps of {timing.seconds_per_step:.2f} s {why} ({epoch:.1f} steps a pass)"
     return {"steps": steps, "eval_tokens": val_tokens}, why
 
 

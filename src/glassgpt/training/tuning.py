@@ -77,13 +77,13 @@ class ChatTuning:
         """There are none."""
 
     def initial_loss_warning(self, loss: float) -> str:
-        """A model that can already speak is better than a uniform guess."""
+        """A trained model is better than a uniform guess."""
         uniform = math.log(self.config.model.vocab_size)
         if loss < uniform:
             return ""
         return (
-            f"initial loss {loss:.3f} is not below ln(V) = {uniform:.3f}: the model knows nothing of these texts. "
-            "Is it trained?"
+            f"initial loss {loss:.3f} is not below ln(V) = {uniform:.3f}: the model is no better than a uniform "
+            "guess. Is it trained?"
         )
 
     def sample(self, model: GPT, seed: int) -> str:
@@ -99,7 +99,7 @@ class ChatTuning:
                 text = streamers[0].text
         except GenerationError as error:
             text = f"(no answer: {error})"
-        return f"{question[-1]['content']}\n> {text}"
+        return f"> {question[-1]['content']}\n{text}"
 
     def close(self) -> None:
         """Nothing reads ahead."""

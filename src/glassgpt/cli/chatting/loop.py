@@ -192,8 +192,9 @@ def _left_out(answer: "Answer", session: "ChatSession") -> str:
 def _remark(answer: "Answer", session: "ChatSession") -> str:
     """Say how an answer ended, unless it ended by itself."""
     if answer.ending == "stopped":
-        kept = bool(answer.text.strip())
-        return "stopped; what has come is kept" if kept else "stopped before the answer began; the message is not kept"
+        if answer.text.strip():
+            return "stopped; the answer so far is kept"
+        return "stopped before the answer began; the message is not kept"
     if not answer.text.strip():
         return "the answer is empty; the message is not kept"
     if answer.ending == "length":

@@ -24,6 +24,7 @@ UNITS = {
     "ablating": "passes",
     "scoring": "tokens",
     "replaying": "steps",
+    "answering": "questions",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -46,7 +46,7 @@ def print_ending(result: "Result", json: bool) -> None:
     print_text(f"\n{_REASONS[result.reason].format(step=result.step, resume=resume)}")
     final = result.final
     print_text(
-        f"validation loss {final.loss:.4f} nats per trained token ({final.tokens:,} tokens of the validation split)"
+        f"validation loss {final.loss:.4f} nats per trained token, over the {final.tokens:,} of the validation split"
     )
     shown = range(len(before.questions)) if len(before.questions) <= 3 else []
     for number in shown:
@@ -83,7 +83,7 @@ def _evaluate_both(run: "Run", config: "RunConfig") -> "tuple[Evaluated, Evaluat
         say("asking the held-out questions before tuning")
         before = _evaluate(base_source(run, config), config, questions, text)
         save_evaluated(kept, before)
-    say("asking them after tuning")
+    say("asking the held-out questions after tuning")
     return before, _evaluate(open_folder(run.best), config, questions, text)
 
 

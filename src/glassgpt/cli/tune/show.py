@@ -33,9 +33,9 @@ def show(
 ) -> None:
     """Show conversations as tuning reads them: the format, bad rows, and which tokens are trained.
 
-    The assistant's tokens are trained, and the token that ends each of its turns. In a terminal each of them has a
-    colour, in two shades in turn; elsewhere they are in brackets. `glassgpt tune` reads the same rows, and keeps some
-    for validation. No weights are loaded.
+    The assistant's tokens are trained, and the token that ends each of its turns. In a terminal they are coloured, in
+    two shades in turn; elsewhere they are in brackets. `tune lora` and `tune sft` read the same rows, and keep some for
+    validation. No weights are loaded.
     """
     from glassgpt import api
     from glassgpt.data.conversations.batches import ChatBatches
@@ -64,13 +64,13 @@ def _print_problems(chats: "ChatData") -> None:
         kinds.setdefault(problem.kind, []).append(f"line {problem.line}: {problem.reason}")
     if not kinds:
         return
-    print_text(f"{pluralize(len(chats.problems), 'problem')}; a row is left out unless it says what is kept:")
+    print_text(f"{pluralize(len(chats.problems), 'problem')}; a row is left out unless the reason says what is kept:")
     table = []
     for kind, reasons in sorted(kinds.items(), key=lambda item: -len(item[1])):
         table += [[kind, f"{len(reasons):,}", reasons[0]], *(["", "", reason] for reason in reasons[1:_EXAMPLES])]
         if len(reasons) > _EXAMPLES:
             table.append(["", "", f"and {len(reasons) - _EXAMPLES:,} more"])
-    print_table(["problem", "rows", ""], [[a, b, _one_line(c)] for a, b, c in table], right=(1,))
+    print_table(["problem", "rows", "line and reason"], [[a, b, _one_line(c)] for a, b, c in table], right=(1,))
 
 
 def _one_line(text: str) -> str:

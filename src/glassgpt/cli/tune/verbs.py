@@ -10,7 +10,7 @@ import typer
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, options_help, split_arguments, verb_group
 from glassgpt.cli.printing.output import print_json
 from glassgpt.cli.tune.show import show
-from glassgpt.config import ConfigOverrides, TuneConfig
+from glassgpt.config import ConfigOverrides, DataConfig, TuneConfig
 from glassgpt.config.tuning import tuning_defaults
 from glassgpt.errors import ConfigError, shell_command
 from glassgpt.files import path_exists
@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 
 app = verb_group("tune", "Fine-tune a model on conversations.")
 _ARGUMENTS = typer.Argument(
-    None, metavar="MODEL DATA [key=value ...]", help="What to tune; a .jsonl file, or `tutor`; settings."
+    None,
+    metavar="MODEL DATA [key=value ...]",
+    help="A run, folder, .gguf file, asset or hub name; a .jsonl file of conversations, or `tutor`; settings.",
 )
 _RESUME = typer.Option(None, "--resume", metavar="RUN", help="Resume this run, to its end or for more steps.")
-_NAME = typer.Option(None, "--name", help="Name of the run; by default the file's name.")
+_NAME = typer.Option(None, "--name", help="Name of the run; by default that of the file.")
 _DRY_RUN = typer.Option(False, "--dry-run", help="Show the resolved configuration; train nothing.")
 
 
 def _settings(method: str) -> str:
-    sections = ["tune", "train", "optim", "runtime"]
+    sections = ["tune", "data", "train", "optim", "runtime"]
     lora = [f"tune.{key}" for key in TuneConfig.__dataclass_fields__ if "lora" in key] if method == "sft" else []
-    return options_help(sections, tuning_defaults(method), ["tune.method", "train.init_from", *lora])
+    data = [f"data.{key}" for key in DataConfig.__dataclass_fields__ if key != "val_fraction"]
+    unused = ["tune.method", "train.init_from", "train.eval_tokens", *lora, *data]
+    return options_help(sections, tuning_defaults(method), unused)
 
 
 @app.command(epilog=_settings("lora"))
@@ -87,9 +91,16 @@ def _tune(
     if dry_run:
         _dry_run(layers, runs, json)
         return
-    _print_result_and_exit(
-        api.start_run("auto", layers, name=name, runs=runs, reporter=make_reporter(quiet=json)), json
-    )
+    name = name or _default_name(layers)
+    result = api.start_run("auto", layers, name=name, runs=runs, reporter=make_reporter(quiet=json))
+    _print_result_and_exit(result, json)
+
+
+def _default_name(layers: Sequence[ConfigOverrides]) -> str | None:
+    """`tutor` for its conversations, whose file has another name."""
+    from glassgpt.data.conversations.rows import TUTOR
+
+    return TUTOR if _merged(layers)["data"]["source"] == TUTOR else None
 
 
 def _require_method(resume: str, method: str, runs: Path) -> None:

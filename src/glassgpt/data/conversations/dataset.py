@@ -57,12 +57,14 @@ class ChatData:
         """What the user should know: the format, the counts, and what was left out."""
         tokens, trained = (sum(int(count(row)) for row in self.train) for count in (_length, _trained))
         notes = [
-            f"{self.path}: {self.format}; {len(self.train):,} conversations to train on, with {tokens:,} tokens, of "
-            f"which {trained:,} ({trained / tokens:.0%}) are trained; {len(self.val):,} to validate on"
+            f"{self.path}: {self.format}; rows to train on: {len(self.train):,}, with {tokens:,} tokens, of which "
+            f"{trained:,} ({trained / tokens:.0%}) are trained; rows to validate on: {len(self.val):,}"
         ]
+        if self.val[0] in self.train:
+            notes.append("no row can be spared for validation: it uses one that is trained; add conversations")
         for kind, count in Counter(problem.kind for problem in self.problems).most_common():
             first = next(problem for problem in self.problems if problem.kind == kind)
-            notes.append(f"{kind}: {count:,} of the rows (line {first.line}: {first.reason})")
+            notes.append(f"{kind}: {count:,} row{'s' * (count != 1)}; line {first.line}: {first.reason}")
         if self.val[0] is self.train[0]:
             notes.append("no conversation can be spared: the one that validates is trained on, too")
         return notes
