@@ -65,8 +65,6 @@ class ChatData:
         for kind, count in Counter(problem.kind for problem in self.problems).most_common():
             first = next(problem for problem in self.problems if problem.kind == kind)
             notes.append(f"{kind}: {count:,} row{'s' * (count != 1)}; line {first.line}: {first.reason}")
-        if self.val[0] is self.train[0]:
-            notes.append("no conversation can be spared: the one that validates is trained on, too")
         return notes
 
 
