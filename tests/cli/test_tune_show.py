@@ -23,7 +23,7 @@ ROWS = [
     {"messages": [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]},
     {"prompt": "the dog", "completion": "\u05d0"},
     {"prompt": "the cat", "completion": "the mat " * 40},
-    {"text": "\x1b[31m"},
+    {"\x1b[31m": "a"},
 ]  # fmt: skip
 
 
