@@ -198,8 +198,8 @@ def test_every_command_in_an_answer_is_accepted() -> None:
 def test_every_option_and_setting_in_an_answer_exists() -> None:
     for whole, answers in conversations():
         named = {verb for verb in all_verbs() if re.search(rf"\b{verb}\b", whole)}
-        named |= {"train"} if named else all_verbs()  # `train` is often meant and not named
-        options = frozenset().union(*map(options_of, named))
+        named |= {"train"} if "training" in whole else set()  # which its answers call by its noun, too
+        options = frozenset().union(*(options_of(verb) for verb in named or all_verbs()))
         for answer in answers:
             spans = re.findall(r"`([^`]+)`", answer)
             for word in re.findall(r"(?<![\w-])--?[a-z][\w-]*", " ".join(spans)):

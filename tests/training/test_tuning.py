@@ -1,8 +1,11 @@
 """Fine-tuning on conversations: exact resuming, checkpoints, processes, one template everywhere, the verb's ending."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +22,13 @@ from glassgpt.data.conversations.batches import ChatBatches
 from glassgpt.errors import CheckpointError, ConfigError, DataError
 from glassgpt.model import GPT
 from glassgpt.planning import tuning
+from glassgpt.processes import Processes
 from glassgpt.tokenizer import BPETokenizer, chat
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.metrics import Reporter
+from glassgpt.training.tuning import ChatTuning
 from glassgpt.weights.adapter import count_lora_parameters
-from glassgpt.weights.folder import read_tensors
+from glassgpt.weights.folder import read_tensors, save_model, write_folder
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -199,7 +204,9 @@ def test_micro_batches_and_packing_change_nothing_but_rounding(
     assert losses["packed"] == pytest.approx(losses["cut"], rel=1e-5)
 
 
-def test_a_mistake_is_one_message_and_leaves_no_run(folder: Path, cli: Any, tmp_path: Path) -> None:
+def test_a_mistake_is_one_message_and_leaves_no_run(
+    folder: Path, tuned: dict[str, Run], cli: Any, tmp_path: Path
+) -> None:
     model, data = str(folder / "model"), str(folder / "chats.jsonl")
     for arguments, expected in {
         (): "which model should be tuned",
@@ -213,7 +220,10 @@ def test_a_mistake_is_one_message_and_leaves_no_run(folder: Path, cli: Any, tmp_
         (model, data, "lora_rnk=3"): "did you mean tune.lora_rank?",
         (model, data, data): "one text at a time",
         (model, data, "--resume", "x"): "--resume RUN keeps",
-        (model, data, "time=1s"): "train.time: 1s is too short",
+        (model, data, "time=0.01s"): "train.time: 0.01s is too short",
+        (model, data, "max_length=129"): "longer than the model's context of 128",
+        (model, data, "tokenizer=gpt2"): "data.tokenizer: tuning does not use it",
+        ("--resume", str(folder / "runs" / "sft")): "glassgpt tune sft --resume",
     }.items():
         code, _, err = cli("tune", "lora", *arguments)
         assert code == 2, arguments
@@ -231,6 +241,8 @@ def test_changed_conversations_are_refused_on_resuming(folder: Path, tmp_path: P
     run = tune(folder, "lora", tmp_path, "run", f"source={data}", "steps=2", "eval_interval=1", "save_interval=1")
     with pytest.raises(CheckpointError, match=r"tune\.lora_rank: 2 in the run, 4 asked for"):
         api.resume(run.path, parse_overrides(["lora_rank=4", "steps=4"]))
+    with pytest.raises(CheckpointError, match=r"tune\.epochs: 10 in the run, 20 asked for"):
+        api.resume(run.path, parse_overrides(["epochs=20"]))
     data.write_bytes(data.read_bytes() + b'{"prompt": "why", "completion": "how"}\n')
     with pytest.raises(CheckpointError, match="have changed since"):
         api.resume(run.path, parse_overrides(["steps=4"]))
@@ -261,3 +273,65 @@ def test_the_verb_ends_with_answers_before_and_after(folder: Path, cli: Any, tmp
     assert 'method = "sft"' in out
     with pytest.raises(ConfigError, match="glassgpt tune"):
         glassgpt.plan(overrides={"lora_rank": 3}, data=data)
+
+
+def test_a_run_killed_before_its_base_is_written_can_resume(folder: Path, tmp_path: Path) -> None:
+    run = tune(folder, "lora", tmp_path, "run", "steps=2", "eval_interval=1", "save_interval=1")
+    expected = written(run)["metrics"]
+    for path in [*run.path.iterdir()]:
+        if path.name != "run.toml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    api.resume(run.path)
+    assert written(run)["metrics"] == expected
+
+
+def test_tuned_weights_need_no_initial_model_and_lora_only_the_one_it_began_with(folder: Path, tmp_path: Path) -> None:
+    """Both begin with a model that has a chat template, which is not copied, and named by a relative path."""
+    base = tmp_path / "base"
+    first = tune(folder, "sft", tmp_path, "first", "steps=1")
+    shutil.copytree(first.best, base)
+    runs = {}
+    with contextlib.chdir(tmp_path):
+        shutil.copy(folder / "chats.jsonl", "tutor")
+        for method in METHODS:
+            given = ["init_from=base", "source=./tutor", "steps=1", "save_interval=1"]
+            runs[method] = tune(folder, method, tmp_path, method, *given)
+    for run in runs.values():
+        config = run.config()
+        assert config.train.init_from == str(base.resolve())
+        assert config.data.source == str(tmp_path / "tutor")
+        api.resume(run.path, parse_overrides(["steps=2"]))  # from another folder
+    again = tune(folder, "lora", tmp_path, "again", f"init_from={runs['lora'].path}", "steps=1")
+    assert torch.isfinite(api.load(again.best)[0](torch.tensor([[1, 2]]))).all(), "LoRA on a model with LoRA"
+    shutil.rmtree(base)
+    shutil.copytree(folder / "runs" / "sft" / "best", base)
+    api.resume(runs["sft"].path, parse_overrides(["steps=3"]))
+    with pytest.raises(CheckpointError, match="has changed since"):
+        api.resume(runs["lora"].path, parse_overrides(["steps=3"]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_no_published_family_expresses_can_be_tuned(folder: Path, method: str, tmp_path: Path) -> None:
+    model, tokenizer = api.load(folder / "model")
+    native = GPT(dataclasses.replace(model.config, norm="layernorm"))
+    native.init_weights(0)
+    with write_folder(tmp_path / "native") as target:
+        save_model(target, native, tokenizer, native=True)
+    run = tune(folder, method, tmp_path, "run", f"init_from={tmp_path / 'native'}", "steps=1")
+    assert api.load(run.path)[0].config.norm == "layernorm"
+
+
+def test_the_predicted_speed_and_the_measured_one_count_the_same_tokens(folder: Path, tmp_path: Path) -> None:
+    """Without packing most positions are padding; the planned number of steps must not shrink by that."""
+    plan = api.plan(overrides=[parse_overrides(settings(folder, "lora", "packing=false"))])
+    assert plan.chats
+    task = ChatTuning(plan.config, plan.chats, torch.device("cpu"), Processes())
+    assert plan.tokens_per_step == task.tokens_per_step < plan.config.tokens_per_step / 2
+
+
+def test_a_large_validation_split_is_validated_in_part(folder: Path, tmp_path: Path) -> None:
+    run = tune(folder, "sft", tmp_path, "run", "val_fraction=0.5", "eval_tokens=60", "steps=1")
+    chats = tuning.load_data(run, run.config())
+    task = ChatTuning(run.config(), chats, torch.device("cpu"), Processes())
+    assert 0 < len(task.val) < len(chats.val)
+    assert sum(len(row.ids) for row in task.val) <= 60

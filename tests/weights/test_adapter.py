@@ -71,7 +71,8 @@ def llama(tmp_path: Path) -> tuple[Path, GPT]:
 def test_peft_computes_with_our_adapters_what_we_compute(family: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     targets, rslora = {"Qwen2": ("q_proj, v_proj", False), "Qwen3": ("all", True)}.get(family, ("all", False))
-    lora = TuneConfig(method="lora", lora_rank=4, lora_alpha=7.5, rslora=rslora, lora_targets=targets)
+    blocks = 1 if family in ("GPT2", "Mistral") else 0
+    lora = TuneConfig("lora", lora_rank=4, lora_alpha=7.5, rslora=rslora, lora_targets=targets, lora_layers=blocks)
     theirs, ours = make(family, tmp_path / "base")
     before = logits(ours)
     folder = saved(tmp_path / "adapter", with_lora(ours, lora), tmp_path / "base", lora)

@@ -7,7 +7,6 @@ from typing import Any
 from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build
 from glassgpt.config.presets import MODERN
 from glassgpt.data import TokenStream
-from glassgpt.data.conversations.batches import ChatBatches
 from glassgpt.data.conversations.dataset import ChatData
 from glassgpt.errors import ConfigError
 from glassgpt.estimate import count_parameters
@@ -69,28 +68,32 @@ def fit_steps(
 
 def fit_chat_steps(
     config: RunConfig, chats: ChatData, timing: Timing, seconds: float, done: int = 0
-) -> tuple[int, str]:
-    """Steps of fine-tuning that fit into so many seconds with validations, and a sentence that says why.
+) -> tuple[dict[str, int], str]:
+    """Steps of fine-tuning that fit into so many seconds with validations.
 
     With those that are ``done``, they are at most ``tune.epochs`` passes over the conversations.
+
+    Returns:
+        Values for ``train`` (``steps`` and ``eval_tokens``), and a sentence that says why.
 
     Raises:
         ConfigError: if not even a few fit.
     """
-    train = config.train
-    batches = ChatBatches(chats.train, chats.max_length, train.batch_size, train.seed, config.tune.packing)
-    epoch = batches.num_rows / train.batch_size  # steps
-    overhead = VALIDATIONS * sum(len(row.ids) for row in chats.val) * timing.seconds_per_val_token
+    train, val_tokens = config.train, eval_tokens(config, timing, seconds)
+    epoch = chats.batches(train.batch_size, train.seed, config.tune.packing).num_rows / train.batch_size  # steps
+    validated = min(val_tokens, sum(len(row.ids) for row in chats.val))
+    overhead = VALIDATIONS * validated * timing.seconds_per_val_token
     fit = int((seconds * CHAT_TIME_FRACTION - overhead) / timing.seconds_per_step)
     if fit < 3:
         raise ConfigError(
             f"train.time: {train.time} is too short for this model on this machine: a step takes "
             f"{timing.seconds_per_step:.2f} s, and validating {overhead:.0f} s. Give more time, a smaller model, a "
-            "smaller batch_size, or the number of steps"
+            "smaller batch_size, fewer eval_tokens, or the number of steps"
         )
     steps = min(fit, max(3, round(config.tune.epochs * epoch)) - done)
     why = f"fit into {train.time}" if steps == fit else f"are {config.tune.epochs} passes over the conversations"
-    return steps, f"{steps:,} steps of {timing.seconds_per_step:.2f} s {why} ({epoch:.1f} steps a pass)"
+    why = f"{steps:,} steps of {timing.seconds_per_step:.2f} s {why} ({epoch:.1f} steps a pass)"
+    return {"steps": steps, "eval_tokens": val_tokens}, why
 
 
 def eval_tokens(config: RunConfig, timing: Timing, seconds: float) -> int:

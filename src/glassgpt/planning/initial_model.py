@@ -11,7 +11,7 @@ from typing import Any
 
 from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build, presets
 from glassgpt.errors import ConfigError
-from glassgpt.files import path_exists, sha256_of
+from glassgpt.files import path_exists
 from glassgpt.model import GPT
 from glassgpt.planning.budget import smallest_size
 from glassgpt.tokenizer.base import Tokenizer
@@ -19,7 +19,7 @@ from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import describe, load_into
 from glassgpt.weights.resolve import open_weights
-from glassgpt.weights.sources import WeightSource
+from glassgpt.weights.sources import WeightSource, file_checksums
 
 #: The preset's name in the run.toml of such a run; and the preset that leaves the size to the machine.
 INIT, AUTO = "init", "auto"
@@ -154,12 +154,11 @@ def provenance(config: RunConfig) -> dict[str, Any]:
     if not config.train.init_from:
         return {}
     initial = find_initial_model(config.train.init_from)
-    files = getattr(initial.source, "files", [initial.source.path])
     return {
         "init": {
             "source": initial.name,
             "model_type": str(initial.source.config.get("model_type")),
-            "sha256": {path.name: sha256_of(path) for path in files},
+            "sha256": file_checksums(initial.source),
             "block_size": initial.model.block_size,
         }
     }

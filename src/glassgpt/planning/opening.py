@@ -148,6 +148,8 @@ def resume_run(
     saved = run.config()
     config = build(saved.preset, [saved.to_dict(), _without_auto(changes or {})])
     _require_resumable(run, saved, config)
+    if config.tune.method != "none":
+        tuning.write_base(run, config)
     data = _load_data(run, config)
     config = fill_derived_settings(config)
     user_settings = (changes or {}).get("train", {})
@@ -181,7 +183,7 @@ def _require_resumable(run: Run, saved: RunConfig, config: RunConfig) -> None:
     fixed = {name: getattr(saved.train, name) for name in FIXED_SETTINGS}
     refused += differences(replace(config.train, **fixed), config.train)
     refused += differences(replace(config.optim, optimizer=saved.optim.optimizer), config.optim)
-    refused += differences(replace(saved.tune, epochs=config.tune.epochs), config.tune)
+    refused += differences(saved.tune, config.tune)
     if refused:
         lines = "\n  ".join(refused)
         raise CheckpointError(f"{run.path} cannot resume with changed settings:\n  {lines}\nStart a new run for that.")

@@ -136,13 +136,15 @@ def _measured_values(plan: RunPlan) -> dict[str, Any] | None:
     flops = tokens * _training_flops(config)
     flops += optimizer_flops(config.model, config.optim.optimizer, ITERATIONS)
     val_tokens = plan.stream.info.tokens["val"] if plan.stream else 0
+    if plan.chats:
+        val_tokens = min(train.eval_tokens, sum(len(row.ids) for row in plan.chats.val))
     validations = 1 + train.steps // train.eval_interval if val_tokens else 0
     validated = validations * min(train.eval_tokens, val_tokens) + val_tokens
     return {
         **plan.runtime.resolved(),
         "tokens_per_second": plan.tokens_per_second,
         "seconds_per_step": timing.seconds_per_step,
-        "tokens_per_step": tokens,
+        "tokens_per_step": plan.tokens_per_step,
         "flops_per_second": flops / timing.seconds_per_step,
         "steps": train.steps,
         "timed": plan.timed,

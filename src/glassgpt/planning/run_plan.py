@@ -77,9 +77,17 @@ class RunPlan:
     chats: ChatData | None = None
 
     @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a global batch, without padding; of conversations on average, as the run measures its speed."""
+        train = self.config.train
+        if self.chats:
+            return self.chats.batches(train.batch_size, train.seed, self.config.tune.packing).tokens_per_batch
+        return self.config.tokens_per_step
+
+    @property
     def tokens_per_second(self) -> float | None:
         """The predicted speed of the steps; None if nothing was timed."""
-        return self.config.tokens_per_step / self.timing.seconds_per_step if self.timing else None
+        return self.tokens_per_step / self.timing.seconds_per_step if self.timing else None
 
     def deadline(self, began: float) -> float | None:
         """When to stop a run that began at a ``time.monotonic``; None if its number of steps was given.
@@ -108,14 +116,14 @@ class RunPlan:
         timing = Timing(self.timing.seconds_per_step * slower, self.timing.seconds_per_val_token * slower)
         try:
             if self.chats:
-                steps, _ = fit_chat_steps(self.config, self.chats, timing, seconds_left, done=step)
+                values, _ = fit_chat_steps(self.config, self.chats, timing, seconds_left, done=step)
             else:
                 assert self.stream
-                steps = fit_steps(self.config, self.stream, timing, seconds_left)[0]["steps"]
+                values, _, _ = fit_steps(self.config, self.stream, timing, seconds_left)
         except ConfigError:
             return None
         derived = dict.fromkeys(self.derived & {*DERIVED_FROM_STEPS}, 0)
-        config = self.config.replace("train", steps=step + steps, **derived)
+        config = self.config.replace("train", steps=step + values["steps"], **derived)
         if "warmup_steps" in self.derived:
             config = config.replace("optim", warmup_steps=0)
         return fill_derived_settings(config)

@@ -10,20 +10,21 @@ import torch
 
 from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build, parse_duration
 from glassgpt.config.tuning import tuning_defaults
-from glassgpt.data.conversations.batches import ChatBatches
 from glassgpt.data.conversations.dataset import ChatData, load_chats
+from glassgpt.data.conversations.rows import TUTOR
 from glassgpt.errors import CheckpointError, ConfigError
-from glassgpt.files import path_exists
 from glassgpt.model import GPT
 from glassgpt.planning import timing as timings
 from glassgpt.planning.budget import CHAT_TIME_FRACTION, fit_chat_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import INIT, InitialModel, find_initial_model, require_shape, with_run_paths
-from glassgpt.planning.memory import choose_micro_batch_size
+from glassgpt.planning.memory import choose_micro_batch_size, require_memory
 from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings
 from glassgpt.processes import Processes
-from glassgpt.runtime import resolve
+from glassgpt.runtime import Runtime, resolve
 from glassgpt.seeds import derive_seed
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer import load as load_tokenizer
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.metrics import Reporter
 from glassgpt.transforms.lora import add_lora
@@ -33,7 +34,7 @@ from glassgpt.weights.chat_tokens import with_chat_template
 from glassgpt.weights.folder import load_weights
 from glassgpt.weights.loading import describe, load_into
 from glassgpt.weights.resolve import open_folder
-from glassgpt.weights.sources import WeightSource
+from glassgpt.weights.sources import WeightSource, file_checksums
 from glassgpt.weights.transfer import to_folder
 
 #: A step is timed on so many tokens of it, about.
@@ -71,15 +72,19 @@ def plan_tuning(
     if config.train.format == "hf":
         mapping.family_of(config.model)
     processes.share(config.train.batch_size)
-    chats = _load(config, initial.source)
+    chats = _load(config, initial.source.tokenizer())
     note(f"{'LoRA on' if config.tune.method == 'lora' else 'fine-tuning all weights of'} {initial.name}")
     for text in (*initial.source.notes, *chats.notes()):
         note(text)
     config = config.replace("tune", max_length=chats.max_length, epochs=config.tune.epochs or EPOCHS)
-    config = config.replace("data", source=_absolute(config.data.source))
-    plan = RunPlan(config, chats.path.stem, chats=chats)
+    tutor = config.data.source == TUTOR
+    config = config.replace("data", source=TUTOR if tutor else str(chats.path.absolute()))
+    config = config.replace("train", init_from=initial.name)  # which finds it again from anywhere
+    plan = RunPlan(config, TUTOR if tutor else chats.path.stem, chats=chats)
     if measure == "nothing":
-        return replace(plan, config=config, notes=tuple(notes))
+        return replace(plan, notes=tuple(notes))
+    if config.tune.method == "sft":
+        require_memory(config.model)
     runtime = resolve(config.runtime, processes.local_rank)
     short = _as_timed(config)
     if config.runtime.dtype == "auto":
@@ -93,22 +98,27 @@ def plan_tuning(
             plan, config=config.replace("runtime", **runtime.resolved()), runtime=runtime, notes=tuple(notes)
         )
     reporter.note("measuring the speed of this machine")
-    train = config.train
-    rows = max(1, min(train.micro_batch_size, TIMED_TOKENS // chats.max_length))
-    batches = ChatBatches(chats.train, chats.max_length, train.batch_size, train.seed, config.tune.packing)
-    batch = batches.get(0, slice(0, rows))
-    timing = timings.measure_steps(_as_timed(config), runtime, 0.5, world_size=processes.world_size, batch=batch)
-    plan = replace(plan, config=config, timing=timing, timed=config.train.steps == 0)
-    seconds = parse_duration(config.train.time) - (time.monotonic() - began)
-    steps, why = fit_chat_steps(config, chats, timing, seconds) if plan.timed else (config.train.steps, "")
-    note(why)
+    timing, timed = _measure(config, chats, runtime, processes), config.train.steps == 0
+    if timed:
+        seconds = parse_duration(config.train.time) - (time.monotonic() - began)
+        values, why = fit_chat_steps(config, chats, timing, seconds)
+        config = config.replace("train", **values)
+        note(why)
     derived = {key for key in DERIVED_FROM_STEPS if not getattr(config.train, key)}
     derived |= set() if config.optim.warmup_steps else {"warmup_steps"}
-    config = fill_derived_settings(config.replace("train", steps=steps)).replace("runtime", **runtime.resolved())
+    config = fill_derived_settings(config).replace("runtime", **runtime.resolved())
     return replace(
-        plan, config=config, runtime=runtime, derived=frozenset(derived), notes=tuple(notes),
-        final_seconds=(1 - CHAT_TIME_FRACTION) / 2 * parse_duration(config.train.time),
+        plan, config=config, runtime=runtime, timing=timing, timed=timed, derived=frozenset(derived),
+        final_seconds=(1 - CHAT_TIME_FRACTION) / 2 * parse_duration(config.train.time), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _measure(config: RunConfig, chats: ChatData, runtime: Runtime, processes: Processes) -> timings.Timing:
+    """Time steps on some rows of the first batch."""
+    train = config.train
+    rows = max(1, min(train.micro_batch_size, TIMED_TOKENS // chats.max_length))
+    batch = chats.batches(train.batch_size, train.seed, config.tune.packing).get(0, slice(0, rows))
+    return timings.measure_steps(_as_timed(config), runtime, 0.5, world_size=processes.world_size, batch=batch)
 
 
 def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrides, InitialModel]:
@@ -128,6 +138,11 @@ def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrid
     require_shape(initial, overrides)
     if any("block_size" in layer.get("model", {}) for layer in overrides):
         raise ConfigError("model.block_size: tuning keeps the model's context; max_length sets the length of rows")
+    if unused := sorted({key for layer in overrides for key in layer.get("data", {})} - {"source", "val_fraction"}):
+        raise ConfigError(
+            f"data.{unused[0]}: tuning does not use it. It reads conversations with the model's own tokenizer; of the "
+            "settings of data, source and val_fraction count"
+        )
     method = next(layer["tune"]["method"] for layer in reversed(overrides) if "method" in layer.get("tune", {}))
     named = [layer["data"]["source"] for layer in overrides if "source" in layer.get("data", {})]
     defaults = tuning_defaults(str(method), str(named[-1]) if named else "")
@@ -140,15 +155,11 @@ def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrid
     return base, initial
 
 
-def _load(config: RunConfig, source: WeightSource) -> ChatData:
+def _load(config: RunConfig, tokenizer: Tokenizer) -> ChatData:
     return load_chats(
-        config.data.source, source.tokenizer(), context=config.model.block_size, max_length=config.tune.max_length,
+        config.data.source, tokenizer, context=config.model.block_size, max_length=config.tune.max_length,
         val_fraction=config.data.val_fraction, seed=config.train.seed,
     )  # fmt: skip
-
-
-def _absolute(source: str) -> str:
-    return str(Path(source).absolute()) if path_exists(source) else source
 
 
 def _as_timed(config: RunConfig) -> RunConfig:
@@ -167,11 +178,16 @@ def data_provenance(chats: ChatData) -> dict[str, Any]:
 
 
 def write_base(run: Run, config: RunConfig) -> None:
-    """Write the model that a run begins with into it, if that was given a chat template."""
+    """Write the model that a run begins with into it, if that was given a chat template.
+
+    It may be there: a killed process may have written it. With the first checkpoint, it is.
+    """
+    if run.own_base.exists() or run.last.exists():
+        return
     found = find_initial_model(config.train.init_from).source
     source = with_chat_template(found)
     if source is not found:
-        to_folder(source, run.own_base, dtype=torch.float32)
+        to_folder(source, run.own_base, dtype=torch.float32, native=config.train.format == "native")
 
 
 def base_source(run: Run, config: RunConfig) -> WeightSource:
@@ -180,16 +196,25 @@ def base_source(run: Run, config: RunConfig) -> WeightSource:
     Raises:
         CheckpointError: if it is gone, or has changed.
     """
-    return open_folder(run.own_base) if run.own_base.exists() else find_initial_model(config.train.init_from).source
+    if run.own_base.exists():
+        return open_folder(run.own_base)
+    source = find_initial_model(config.train.init_from).source
+    if file_checksums(source) != run.base(run.last).sha256:
+        raise CheckpointError(
+            f"the model {config.train.init_from} has changed since {run.path} began with it (the SHA-256 of its "
+            "weights differs); put the old one back, or start a new run"
+        )
+    return source
 
 
 def load_data(run: Run, config: RunConfig) -> ChatData:
-    """The conversations of a run that exists.
+    """The conversations of a run that exists. Their tokenizer is that of its checkpoint, if there is one.
 
     Raises:
         CheckpointError: if the file has changed since the run began.
     """
-    chats = _load(config, base_source(run, config))
+    folder = run.latest_valid()
+    chats = _load(config, load_tokenizer(folder) if folder else base_source(run, config).tokenizer())
     expected = run.provenance().get("data_sha256")
     if chats.sha256 != expected:
         raise CheckpointError(

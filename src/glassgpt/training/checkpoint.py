@@ -21,7 +21,7 @@ from torch import Tensor
 
 from glassgpt.config import RunConfig, TrainConfig, TuneConfig, build, read_toml, write_toml
 from glassgpt.errors import CheckpointError, ConfigError, shell_command
-from glassgpt.files import atomic_write, exclusive_lock, sha256_of, why_not_writable, writing
+from glassgpt.files import atomic_write, exclusive_lock, why_not_writable, writing
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
 from glassgpt.tokenizer.base import Tokenizer
@@ -31,6 +31,7 @@ from glassgpt.transforms.lora import is_lora
 from glassgpt.weights.adapter import Base, save_adapter
 from glassgpt.weights.folder import (
     find_complete,
+    read_checksums,
     read_tensors,
     recover,
     save_model,
@@ -163,8 +164,9 @@ class Run:
     def base(self, folder: Path) -> Base:
         """The model that a LoRA run began with, as an adapter in this folder of the run names it."""
         if self.own_base.exists():
-            files = self.own_base.glob("*.safetensors")
-            return Base(os.path.relpath(self.own_base, folder), {path.name: sha256_of(path) for path in files})
+            saved = read_checksums(self.own_base)  # not computed again for every checkpoint
+            sha256 = {name: digest for name, digest in saved.items() if name.endswith(".safetensors")}
+            return Base(Path(os.path.relpath(self.own_base, folder)).as_posix(), sha256)
         init = self.provenance()["init"]
         return Base(init["source"], init["sha256"])
 

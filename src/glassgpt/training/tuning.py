@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glassgpt.config import RunConfig
 from glassgpt.data.batch import Batch
-from glassgpt.data.conversations.batches import ChatBatches
+from glassgpt.data.conversations.batches import ChatBatches, choose_rows
 from glassgpt.data.conversations.dataset import ChatData
 from glassgpt.errors import GenerationError
 from glassgpt.inference.decode import Request, generate_text
@@ -37,9 +37,10 @@ class ChatTuning:
         self.config, self.chats, self.device, self.processes = config, chats, device, processes
         train, packing = config.train, config.tune.packing
         self.tokenizer, self.batch_size = chats.tokenizer, train.batch_size
-        self.batches = ChatBatches(chats.train, chats.max_length, train.batch_size, train.seed, packing)
+        self.batches = chats.batches(train.batch_size, train.seed, packing)
+        self.val = choose_rows(chats.val, train.eval_tokens, train.seed)
         self.share = processes.share(train.batch_size, self.rows_together)
-        self.tokens_per_step = round(self.batches.num_tokens / self.batches.num_rows * train.batch_size)
+        self.tokens_per_step = self.batches.tokens_per_batch
 
     def batch(self, k: int) -> Batch:
         """This process's rows of batch k."""
@@ -55,8 +56,8 @@ class ChatTuning:
 
     @torch.no_grad()
     def validate(self, model: GPT, *, full: bool = False, max_rows: int | None = None) -> Evaluation:
-        """The loss on all conversations of the validation split, one per row."""
-        rows = self.chats.val
+        """The loss on conversations of the validation split, one per row; on as many as eval_tokens allows."""
+        rows = self.val
         count = len(rows)
         sums, tokens = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         for first in range(0, count, self.processes.world_size):

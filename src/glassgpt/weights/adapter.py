@@ -158,7 +158,8 @@ def save_adapter(
 
 def _adapter_config(model: ModelConfig, config: TuneConfig, base: Base, modules: list[str]) -> dict[str, Any]:
     """Give the entries of adapter_config.json, as `peft` writes them."""
-    names = config.lora_targets.split(",") if config.lora_targets != "all" else [m.rpartition(".")[2] for m in modules]
+    targets = config.lora_targets.strip()
+    names = targets.split(",") if targets != "all" else [module.rpartition(".")[2] for module in modules]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -17,14 +17,14 @@ from torch import Tensor
 from glassgpt import tokenizer as tokenizers
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError
-from glassgpt.files import path_exists, sha256_of
+from glassgpt.files import path_exists
 from glassgpt.tokenizer.base import Tokenizer, find_tokenizer_file
 from glassgpt.weights import mapping
 from glassgpt.weights.adapter import BASE, published_matrices
 from glassgpt.weights.families.family import shortened
 from glassgpt.weights.folder import read_tensors
 from glassgpt.weights.loading import cast_finite, describe
-from glassgpt.weights.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightSource, read_json, some
+from glassgpt.weights.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WeightSource, file_checksums, read_json, some
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<matrix>[AB])(?:\.default)?\.weight")
 #: Features of adapter_config.json that are not implemented, if they are set.
@@ -183,8 +183,7 @@ def open_base(folder: Path, open_weights: Callable[[str], WeightSource]) -> Weig
             f"{folder} is an adapter of {named!r}, which cannot be opened: {error}\n"
             f"(If it has moved, write its new path into {path} as {key})"
         ) from None
-    files = getattr(base, "files", [base.path]) if expected is not None else []
-    if expected is not None and expected != {file.name: sha256_of(file) for file in files}:
+    if expected is not None and expected != file_checksums(base):
         raise CheckpointError(
             f"{folder} is an adapter of {named!r}, whose weights are not those that it was trained on (their SHA-256 "
             "differs); restore them, or train the adapter again"

@@ -214,9 +214,27 @@ def verify(folder: Path, names: list[str] | None = None, *, required: bool = Fal
     Raises:
         CheckpointError: naming the files that differ.
     """
-    path = folder / CHECKSUMS
-    if not path.exists() and not required:
+    if not (folder / CHECKSUMS).exists() and not required:
         return  # not written by glassgpt
+    changed = [
+        name
+        for name, digest in read_checksums(folder).items()
+        if (names is None or name in names) and (not (folder / name).is_file() or sha256_of(folder / name) != digest)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{folder}: {', '.join(changed)} is not what was saved (its SHA-256 differs); "
+            "use another checkpoint of the run"
+        )
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Read a folder's SHA256SUMS: the digests by file name.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    path = folder / CHECKSUMS
     try:
         lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
@@ -225,16 +243,7 @@ def verify(folder: Path, names: list[str] | None = None, *, required: bool = Fal
         lines = []
     if not lines or any(len(line) != 2 for line in lines):
         raise CheckpointError(f"{path} is damaged; use another checkpoint of the run")
-    changed = [
-        name
-        for digest, name in lines
-        if (names is None or name in names) and (not (folder / name).is_file() or sha256_of(folder / name) != digest)
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{folder}: {', '.join(changed)} is not what was saved (its SHA-256 differs); "
-            "use another checkpoint of the run"
-        )
+    return {name: digest for digest, name in lines}
 
 
 def verify_weights(folder: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from glassgpt import tokenizer as tokenizers
 from glassgpt.errors import CheckpointError, first_line
-from glassgpt.files import parse_json, read_json_object
+from glassgpt.files import parse_json, read_json_object, sha256_of
 from glassgpt.tokenizer.base import Tokenizer
 
 #: The files that hold weights, in the order in which they are looked for.
@@ -112,6 +112,11 @@ class FolderSource:
     def tokenizer(self) -> Tokenizer:
         """As :meth:`WeightSource.tokenizer`."""
         return tokenizers.load(self.path)
+
+
+def file_checksums(source: WeightSource) -> dict[str, str]:
+    """Compute the SHA-256 of every file of a source's weights, by file name."""
+    return {path.name: sha256_of(path) for path in getattr(source, "files", [source.path])}
 
 
 def is_adapter(folder: Path) -> bool:

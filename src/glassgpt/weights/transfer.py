@@ -25,9 +25,12 @@ def stored_dtype(source: WeightSource) -> torch.dtype:
 
 
 def to_folder(
-    source: WeightSource, target: Path, *, dtype: torch.dtype | None = None, progress: Progress | None = None
-) -> torch.dtype:
+    source: WeightSource, target: Path, *, dtype: torch.dtype | None = None, native: bool = False,
+    progress: Progress | None = None,
+) -> torch.dtype:  # fmt: skip
     """Write a Hugging Face model folder, with all that the source says about its use, and its licence, atomically.
+
+    ``native`` writes glassgpt's own format instead, which can express any model.
 
     Returns:
         The dtype of the weights: ``dtype``, or by default the source's own (:func:`stored_dtype`).
@@ -42,7 +45,7 @@ def to_folder(
     dtype = dtype or stored_dtype(source)
     model, tokenizer = load_source(source, dtype=dtype, progress=progress)
     with write_folder(target) as folder:
-        save_model(folder, model, tokenizer, dtype=dtype, card=_card(source, dtype))
+        save_model(folder, model, tokenizer, native=native, dtype=dtype, card=_card(source, dtype))
         if source.path.is_dir():
             for path in source.path.glob("LICENSE*"):
                 (folder / path.name).write_bytes(path.read_bytes())

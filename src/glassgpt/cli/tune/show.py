@@ -9,7 +9,6 @@ import typer
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP
 from glassgpt.cli.printing.output import pluralize, print_json, print_table, print_text, say
 from glassgpt.cli.printing.token_tables import marks_of_trained, with_trained
-from glassgpt.errors import ConfigError
 from glassgpt.glass.tokens import escaped, token_json
 
 if TYPE_CHECKING:
@@ -46,8 +45,6 @@ def show(
 
     source = with_chat_template(api.open_source(model, runs=runs))
     context = describe(source)[0].block_size
-    if max_length > context:
-        raise ConfigError(f"--max-length {max_length:,} is longer than the model's context of {context:,} tokens")
     chats = load_chats(data, source.tokenizer(), context=context, max_length=max_length, val_fraction=0.0, seed=0)
     batches = {packing: ChatBatches(chats.train, chats.max_length, batch_size, 0, packing) for packing in (False, True)}
     if json:

@@ -82,9 +82,7 @@ def _tune(
     if resume is not None:
         if _named(arguments) or dry_run or name is not None:
             raise ConfigError("--resume RUN keeps the run's own model, data and name; give only key=value settings")
-        if api.find_run(resume, runs).config().tune.method == "none":
-            command = shell_command("train", "--resume", resume)
-            raise ConfigError(f"{resume} is not a run of `glassgpt tune`; resume it with `{command}`")
+        _require_method(resume, method, runs)
         _, _, layers = split_arguments(arguments)
         result = api.resume(resume, _merged(layers), runs=runs, reporter=make_reporter(quiet=json))
         _print_result_and_exit(result, json)
@@ -103,6 +101,19 @@ def _default_name(layers: Sequence[ConfigOverrides]) -> str | None:
     from glassgpt.data.conversations.rows import TUTOR
 
     return TUTOR if _merged(layers)["data"]["source"] == TUTOR else None
+
+
+def _require_method(resume: str, method: str, runs: Path) -> None:
+    """Refuse a run of another verb; the message has the command that resumes it."""
+    from glassgpt import api
+
+    run = api.find_run(resume, runs)
+    found = run.config().tune.method
+    if found != method:
+        verb = ["train"] if found == "none" else ["tune", found]
+        raise ConfigError(
+            f"{run.path} is not a run of tune {method}; resume it with: " + shell_command(*verb, "--resume", run.path)
+        )
 
 
 def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:

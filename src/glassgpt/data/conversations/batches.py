@@ -62,6 +62,11 @@ class ChatBatches:
         """Input tokens in an epoch, without padding."""
         return sum(self._lengths)
 
+    @property
+    def tokens_per_batch(self) -> int:
+        """Input tokens in a batch on average, without padding."""
+        return round(self.num_tokens / self.num_rows * self.batch_size)
+
     @cached_property
     def num_trained(self) -> int:
         """Targets that count, in an epoch."""
@@ -129,6 +134,13 @@ def split_rows(rows: Sequence[Row], val_fraction: float, seed: int) -> tuple[lis
         validates = shares < (shares.max() if len(rows) else 0)  # something is left to train on
     train = [row for row, val in zip(rows, validates, strict=True) if not val]
     return train, [row for row, val in zip(rows, validates, strict=True) if val]
+
+
+def choose_rows(rows: Sequence[Row], max_tokens: int, seed: int) -> list[Row]:
+    """Choose rows by chance until the next has no room in max_tokens; at least one, always the same ones."""
+    order = permute(np.arange(len(rows)), len(rows), seed, 0)
+    ends = np.cumsum([len(rows[i].ids) for i in order])
+    return [rows[i] for i in sorted(order[: max(1, int((ends <= max_tokens).sum()))].tolist())]
 
 
 def _share(row: Row, seed: int) -> float:

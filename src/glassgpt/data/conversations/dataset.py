@@ -5,10 +5,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from glassgpt.data.conversations.batches import split_rows
+from glassgpt.data.conversations.batches import ChatBatches, split_rows
 from glassgpt.data.conversations.encoding import Row, encode_rows
 from glassgpt.data.conversations.rows import Conversation, Problem, read_rows
-from glassgpt.errors import DataError, TokenizerError
+from glassgpt.errors import ConfigError, DataError, TokenizerError
 from glassgpt.tokenizer.base import Tokenizer
 
 #: A derived length of rows is a multiple of the first, and between the other two.
@@ -40,6 +40,10 @@ class ChatData:
     max_length: int
     train: list[Row]
     val: list[Row]
+
+    def batches(self, batch_size: int, seed: int, packing: bool) -> ChatBatches:
+        """The batches of the training split."""
+        return ChatBatches(self.train, self.max_length, batch_size, seed, packing)
 
     def first_question(self) -> list[dict[str, str]] | None:
         """The messages before the first answer of the first conversation of the validation split, if there is one."""
@@ -78,9 +82,12 @@ def load_chats(
         seed: of the split.
 
     Raises:
+        ConfigError: if max_length is longer than the context.
         DataError: if the file cannot be read, or has no conversation to train on.
         TokenizerError: if the tokenizer has no chat template, or it cannot be used.
     """
+    if max_length > context:
+        raise ConfigError(f"max_length: {max_length:,} is longer than the model's context of {context:,} tokens")
     template = tokenizer.published.chat_templates.get("default")
     if template is None:
         raise TokenizerError("the model has no chat template")
