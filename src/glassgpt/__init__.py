@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from glassgpt.api import generate, load, load_tokenizer, plan, save, train
+    from glassgpt.api import generate, load, load_tokenizer, plan, save, train, tune
     from glassgpt.config import presets
     from glassgpt.glass import choices, inside
 
-__all__ = ["__version__", "choices", "generate", "inside", "load", "load_tokenizer", "plan", "presets", "save", "train"]
+__all__ = [
+    "__version__",
+    "choices",
+    "generate",
+    "inside",
+    "load",
+    "load_tokenizer",
+    "plan",
+    "presets",
+    "save",
+    "train",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The public functions: load, generate, plan, train, save. Re-exported by ``import glassgpt``.
+"""The public functions: load, generate, plan, train, tune, save. Re-exported by ``import glassgpt``.
 
 The command line calls the same functions, so the same settings give the same results.
 """
@@ -307,6 +307,35 @@ def train(
     if result.interrupted_by is not None:
         raise KeyboardInterrupt  # everything is saved; the caller should stop, too
     return result.run
+
+
+def tune(
+    model: str | Path,
+    data: str | Path,
+    *,
+    method: str = "lora",
+    overrides: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    runs: str | Path = RUNS,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Fine-tune a model on conversations and return the run, as :func:`train` does.
+
+    Args:
+        model: what :func:`load` takes.
+        data: a file of conversations, or "tutor".
+        method: "lora" or "sft" (all weights).
+        overrides: configuration values by bare or dotted key, for example ``{"lora_rank": 8, "time": "10m"}``.
+        name: of the run; by default the file's.
+        runs: folder to put it in, and to look for ``model`` in.
+        reporter: receives progress; silent by default.
+
+    Raises:
+        GlassError: for any mistake that the caller can correct.
+    """
+    _require_types(source=model, data=data, overrides=overrides, name=name, runs=runs)
+    given = {**(overrides or {}), "train.init_from": str(model), "tune.method": method}
+    return train(data=data, overrides=given, name=name, runs=runs, reporter=reporter)
 
 
 def _layers_of(data: str | Path | None, overrides: Overrides | None) -> list[ConfigOverrides]:

@@ -335,3 +335,15 @@ def test_a_large_validation_split_is_validated_in_part(folder: Path, tmp_path: P
     task = ChatTuning(run.config(), chats, torch.device("cpu"), Processes())
     assert 0 < len(task.val) < len(chats.val)
     assert sum(len(row.ids) for row in task.val) <= 60
+
+
+def test_tune_from_python_is_the_verb(folder: Path, tuned: dict[str, Run], tmp_path: Path) -> None:
+    config = tuned["lora"].config()
+    given = {"steps": 12, "batch_size": 3, "eval_interval": 4, "dtype": "float32", "lora_rank": 2, "max_length": 128}
+    given |= {"lora_dropout": 0.1, "save_interval": 5, "sample_tokens": 6, "sample_interval": 6, "log_interval": 1}
+    run = glassgpt.tune(folder / "model", folder / "chats.jsonl", overrides=given, runs=tmp_path)
+    assert run.config().tune == config.tune
+    losses = [[row["train/loss"] for row in one.metrics if "train/loss" in row] for one in (run, tuned["lora"])]
+    assert losses[0] == losses[1]
+    with pytest.raises(ConfigError, match="'dpo' is not one of"):
+        glassgpt.tune(folder / "model", folder / "chats.jsonl", method="dpo", runs=tmp_path)

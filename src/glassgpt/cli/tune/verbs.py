@@ -33,7 +33,7 @@ def _settings(method: str) -> str:
     sections = ["tune", "data", "train", "optim", "runtime"]
     lora = [f"tune.{key}" for key in TuneConfig.__dataclass_fields__ if "lora" in key] if method == "sft" else []
     data = [f"data.{key}" for key in DataConfig.__dataclass_fields__ if key != "val_fraction"]
-    unused = ["tune.method", "train.init_from", "train.eval_tokens", *lora, *data]
+    unused = ["tune.method", "train.init_from", *lora, *data]
     return options_help(sections, tuning_defaults(method), unused)
 
 
