@@ -3,7 +3,6 @@
     glassgpt export smollm2-135m-instruct --to hf --dtype float32 -o FOLDER
     python benchmarks/tuning.py --folder FOLDER
     python benchmarks/tuning.py --folder FOLDER --dtype bfloat16 --rows 4 --length 128 --rounds 5 --json FILE
-    python benchmarks/tuning.py --padding DATA --folder FOLDER
     python benchmarks/tuning.py --smoke
 
 Every measurement is a process of its own; they run in turn, for several rounds, and the figures are medians. All train
@@ -16,8 +15,6 @@ transformers  its model with labels, and torch's AdamW; with LoRA, `peft` on all
 
 In bfloat16, both hold the weights in bfloat16; glassgpt trains float32 copies of those that it trains, `transformers`
 the bfloat16 weights themselves (`--autocast`: float32 weights under autocast, as its Trainer does with bf16=True).
-
---padding prints, for a file of conversations, the share of positions in a batch that train, unpacked and packed.
 """
 
 import argparse
@@ -33,6 +30,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from inside import write_tiny_model
 
 RANK, ALPHA = 16, 32.0
 WARMUP = 2
@@ -182,43 +181,6 @@ def compare(options: argparse.Namespace, programs: list[str]) -> list[dict[str, 
     return rows
 
 
-def print_padding(data: str, folder: str, batch_size: int) -> None:
-    """Print how many positions of the batches of an epoch have tokens, and tokens that are trained."""
-    import glassgpt
-    from glassgpt.data.conversations.batches import ChatBatches
-    from glassgpt.data.conversations.dataset import load_chats
-
-    tokenizer = glassgpt.load_tokenizer(folder)
-    chats = load_chats(data, tokenizer, context=8192, max_length=0, val_fraction=0.1, seed=1337)
-    print(f"{len(chats.train)} conversations, rows of at most {chats.max_length} tokens, batches of {batch_size} rows")
-    for packing in (False, True):
-        batches = ChatBatches(chats.train, chats.max_length, batch_size, 1337, packing)
-        steps = -(-batches.num_rows // batch_size)
-        found = [batches.get(k) for k in range(steps)]
-        positions = sum(batch.idx.numel() for batch in found)
-        trained = sum(batch.num_loss_tokens() for batch in found)
-        filled = batches.num_tokens / batches.num_rows * steps * batch_size
-        print(
-            f"{'packed' if packing else 'unpacked':<9} {positions:>8,} positions in {steps:>3} steps: "
-            f"{trained / positions:.1%} train, {1 - filled / positions:.1%} are padding"
-        )
-
-
-def write_tiny_model(folder: Path) -> None:
-    """Write a random Llama model of two layers, with a byte-level tokenizer trained on this script."""
-    import glassgpt
-    from glassgpt.config import build, presets
-    from glassgpt.model import GPT
-    from glassgpt.tokenizer import BPETokenizer
-
-    tokenizer = BPETokenizer.train(Path(__file__).read_text(encoding="utf-8"), 300)
-    llama = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "qk_norm": False}
-    llama["vocab_size"] = tokenizer.vocab_size
-    model = GPT(build("", [presets.get("tiny-modern").layer, {"model": llama}]).model)
-    model.init_weights(0)
-    glassgpt.save(model, tokenizer, folder)
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,7 +192,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed in each process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--padding", metavar="DATA", help="conversations; needs no peer")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one round")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -247,9 +208,6 @@ def main() -> None:
             write_tiny_model(Path(name) / "model")
         elif not options.folder:
             parser.error("--folder: give a model folder, as `glassgpt export --to hf` writes")
-        if options.padding:
-            print_padding(options.padding, options.folder, 8)
-            return
         if importlib.util.find_spec("transformers") and importlib.util.find_spec("peft") and not options.smoke:
             programs.append("transformers")
         print(f"{options.rows} x {options.length} tokens, {options.dtype}, {options.threads} threads, {options.rounds} "

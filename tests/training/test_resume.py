@@ -33,11 +33,12 @@ SETTINGS += " dtype=float32 compile=false"
 WORKER = """
 import os, signal, sys
 from pathlib import Path
+from glassgpt import api
 from glassgpt.config import parse_overrides
-from glassgpt.planning import opening, run_plan
+from glassgpt.planning import opening
 from glassgpt.training.metrics import Reporter
 
-mode, target, kill_at, *settings = sys.argv[1:]
+mode, target, kill_at, preset, *settings = sys.argv[1:]
 
 class Killer(Reporter):
     def on_step(self, event):
@@ -45,7 +46,7 @@ class Killer(Reporter):
             os.kill(os.getpid(), signal.SIGKILL)
 
 if mode == "start":
-    plan = run_plan.plan_run("tiny-modern", [parse_overrides(settings)])
+    plan = api.plan(preset, overrides=[parse_overrides(settings)])
     trainer = opening.start_run(plan, "run", Path(target), reporter=Killer())
 else:
     trainer = opening.resume_run(Path(target) / "run", reporter=Killer())
@@ -53,9 +54,9 @@ trainer.train()
 """
 
 
-def train(folder: Path, mode: str, kill_at: int, *settings: str) -> int:
+def train(folder: Path, mode: str, kill_at: int, *settings: str, preset: str = "tiny-modern") -> int:
     """Train in a process of its own, which kills itself right after a step (-1: never)."""
-    command = [sys.executable, "-c", WORKER, mode, str(folder), str(kill_at), *settings]
+    command = [sys.executable, "-c", WORKER, mode, str(folder), str(kill_at), preset, *settings]
     return subprocess.run(command, check=False, stderr=subprocess.PIPE).returncode
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_resume import train, written
 
 import glassgpt
 from glassgpt import api
@@ -35,29 +36,6 @@ pytestmark = pytest.mark.usefixtures("quick_measuring")
 SETTINGS = "steps=12 batch_size=3 eval_interval=4 save_interval=5 log_interval=1 sample_interval=6 sample_tokens=6"
 SETTINGS += " dtype=float32 lora_rank=2 lora_dropout=0.1 keep_every=6 max_length=128"
 METHODS = ("lora", "sft")
-
-WORKER = """
-import os, signal, sys
-from pathlib import Path
-from glassgpt import api
-from glassgpt.config import parse_overrides
-from glassgpt.planning import opening
-from glassgpt.training.metrics import Reporter
-
-mode, target, kill_at, *settings = sys.argv[1:]
-
-class Killer(Reporter):
-    def on_step(self, event):
-        if event.step == int(kill_at):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-if mode == "start":
-    plan = api.plan(overrides=[parse_overrides(settings)])
-    trainer = opening.start_run(plan, "run", Path(target), reporter=Killer())
-else:
-    trainer = opening.resume_run(Path(target) / "run", reporter=Killer())
-trainer.train()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -96,25 +74,13 @@ def tuned(folder: Path) -> dict[str, Run]:
     return {method: tune(folder, method, folder / "runs", method) for method in METHODS}
 
 
-def written(run: Run) -> dict[str, Any]:
-    """Everything of a run that must not depend on interruptions."""
-    files = {
-        path.relative_to(run.path).as_posix(): path.read_bytes()
-        for path in run.path.rglob("*")
-        if path.is_file() and path.name not in ("metrics.jsonl", "run.toml")
-    }
-    timeless = [{k: v for k, v in row.items() if not k.startswith(("perf/", "time/"))} for row in run.metrics]
-    return {"files": files, "metrics": timeless}
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_and_resumed_tuning_equals_the_uninterrupted_one(
     folder: Path, tuned: dict[str, Run], method: str, tmp_path: Path
 ) -> None:
     for mode, kill_at in (("start", 8), ("resume", -1)):
-        command = [sys.executable, "-c", WORKER, mode, str(tmp_path), str(kill_at), *settings(folder, method)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert done.returncode == (0 if kill_at < 0 else -signal.SIGKILL), done.stderr
+        code = train(tmp_path, mode, kill_at, *settings(folder, method), preset="auto")
+        assert code == (0 if kill_at < 0 else -signal.SIGKILL)
     expected, found = written(tuned[method]), written(Run(tmp_path / "run"))
     assert found["metrics"] == expected["metrics"]
     assert found["files"].keys() == expected["files"].keys()

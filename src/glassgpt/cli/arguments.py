@@ -86,6 +86,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, str | None, l
     return preset, sources[0] if sources else None, overrides
 
 
+def merged(layers: Sequence[ConfigOverrides]) -> dict[str, dict[str, Any]]:
+    """Merge overrides into one; later ones win."""
+    changes: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for section, values in layer.items():
+            changes.setdefault(section, {}).update(values)
+    return changes
+
+
 def check_out(
     out: Path | None, option: str = "--out", *, folder: bool = False, suffix: str | tuple[str, ...] = ""
 ) -> None:

@@ -1,14 +1,14 @@
 """``glassgpt train`` and ``glassgpt quickstart``."""
 
 import math
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, options_help, split_arguments
-from glassgpt.cli.printing.output import print_json
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, merged, options_help, split_arguments
+from glassgpt.cli.printing.endings import exit_unless_finished, how_it_ended, print_next
+from glassgpt.cli.printing.output import print_configuration, print_json
 from glassgpt.config import ConfigOverrides
 from glassgpt.errors import AssetError, ConfigError, GlassError, shell_command
 from glassgpt.files import path_exists, write_text
@@ -58,7 +58,9 @@ def train(
             "`glassgpt train shakespeare`; or --resume RUN"
         )
     elif dry_run:
-        _dry_run(preset, layers, runs, json)
+        from glassgpt import api
+
+        print_configuration(api.plan(preset or "auto", overrides=layers, runs=runs, with_text=True), json)
     else:
         _train(preset, layers, name, runs, json, profile)
 
@@ -112,12 +114,8 @@ def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, pro
     from glassgpt import api
     from glassgpt.cli.printing.display import make_reporter
 
-    changes: dict[str, dict[str, Any]] = {}
-    for layer in layers:
-        for section, values in layer.items():
-            changes.setdefault(section, {}).update(values)
     _print_result_and_exit(
-        api.resume(run, changes, runs=runs, reporter=make_reporter(quiet=json), profile=profile), json
+        api.resume(run, merged(layers), runs=runs, reporter=make_reporter(quiet=json), profile=profile), json
     )
 
 
@@ -134,20 +132,6 @@ def _write_page(model: "GPT", tokenizer: "Tokenizer", run: Path, prompt: str) ->
     return target
 
 
-def _dry_run(preset: str | None, layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
-    import tomli_w
-
-    from glassgpt import api
-
-    resolved = api.plan(preset or "auto", overrides=layers, runs=runs, with_text=True)
-    if json:
-        print_json({"config": resolved.config.to_dict(), "notes": list(resolved.notes)})
-        return
-    for note in resolved.notes:
-        print(f"# {note}")
-    print(tomli_w.dumps(resolved.config.to_dict()), end="")
-
-
 def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") -> None:
     """Print how it ended, a sample of best/, and the next commands; with a prompt, write the page that follows it.
 
@@ -157,14 +141,7 @@ def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") 
 
     path = result.run.path
     resume = shell_command("train", "--resume", path)
-    if not result.is_main_process:
-        raise typer.Exit(128 + result.interrupted_by if result.interrupted_by else 0)
-    if result.interrupted_by is not None:
-        print(
-            f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.", file=sys.stderr
-        )
-        print(f"Resume with:  {resume}", file=sys.stderr)
-        raise typer.Exit(128 + result.interrupted_by)
+    exit_unless_finished(result, resume)
     assert result.final is not None
     model, tokenizer = api.load(result.run.best, device=result.run.config().runtime.device)
     text = api.generate(model, tokenizer, max_new_tokens=400)
@@ -178,12 +155,7 @@ def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") 
             ending["page"] = str(page)
         print_json(ending)
         return
-    reasons = {
-        "finished": f"finished {result.step:,} steps",
-        "patience": f"stopped at step {result.step:,}: the validation loss no longer improves",
-        "time": f"time budget reached at step {result.step:,} (resume with: {resume})",
-    }
-    print(f"\n{reasons[result.reason]}")
+    print(f"\n{how_it_ended(result, resume)}")
     error = f" ± {result.final.stderr:.4f}" if math.isfinite(result.final.stderr) else ""
     print(
         f"validation loss {result.final.loss:.4f}{error} nats per token on the full split "
@@ -197,14 +169,12 @@ def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") 
     print(f"\n--- a sample of {path / 'best'} ---\n{text.strip()}\n---\n")
     if page:
         print(f"{page}\n  open it in a browser: it follows {page_prompt!r} through your model, number by number\n")
-    print("Next:")
-    commands = {
-        shell_command("sample", path, "--prompt", "..."): "let it continue a text",
-        shell_command("sample", path, "--explain"): "see every choice it makes",
-        shell_command("glass", path, "--prompt", "..."): "see every number that it computes for a text",
-        shell_command("plot", path): "draw its curve",
-        shell_command("train", "my.txt"): "train on a text of your own",
-    }
-    width = max(map(len, commands))
-    for command, purpose in commands.items():
-        print(f"  {command:<{width}}   {purpose}")
+    print_next(
+        {
+            shell_command("sample", path, "--prompt", "..."): "let it continue a text",
+            shell_command("sample", path, "--explain"): "see every choice it makes",
+            shell_command("glass", path, "--prompt", "..."): "see every number that it computes for a text",
+            shell_command("plot", path): "draw its curve",
+            shell_command("train", "my.txt"): "train on a text of your own",
+        }
+    )

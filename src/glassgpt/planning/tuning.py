@@ -76,11 +76,8 @@ def plan_tuning(
     note(f"{'LoRA on' if config.tune.method == 'lora' else 'fine-tuning all weights of'} {initial.name}")
     for text in (*initial.source.notes, *chats.notes()):
         note(text)
-    config = config.replace("tune", max_length=chats.max_length, epochs=config.tune.epochs or EPOCHS)
-    tutor = config.data.source == TUTOR
-    config = config.replace("data", source=TUTOR if tutor else str(chats.path.absolute()))
-    config = config.replace("train", init_from=initial.name)  # which finds it again from anywhere
-    plan = RunPlan(config, TUTOR if tutor else chats.path.stem, chats=chats)
+    config = _as_prepared(config, chats, initial)
+    plan = RunPlan(config, TUTOR if config.data.source == TUTOR else chats.path.stem, chats=chats)
     if measure == "nothing":
         return replace(plan, notes=tuple(notes))
     if config.tune.method == "sft":
@@ -111,6 +108,13 @@ def plan_tuning(
         plan, config=config, runtime=runtime, timing=timing, timed=timed, derived=frozenset(derived),
         final_seconds=(1 - CHAT_TIME_FRACTION) / 2 * parse_duration(config.train.time), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _as_prepared(config: RunConfig, chats: ChatData, initial: InitialModel) -> RunConfig:
+    """The configuration as the run keeps it: names that find the model and the data from anywhere, derived lengths."""
+    source = TUTOR if config.data.source == TUTOR else str(chats.path.absolute())
+    config = config.replace("data", source=source).replace("train", init_from=initial.name)
+    return config.replace("tune", max_length=chats.max_length, epochs=config.tune.epochs or EPOCHS)
 
 
 def _measure(config: RunConfig, chats: ChatData, runtime: Runtime, processes: Processes) -> timings.Timing:

@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glassgpt.errors import GlassError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from glassgpt.planning.run_plan import RunPlan
 
 #: Units of progress, by the label that is reported with it. Under any other label, bytes are counted.
 UNITS = {
@@ -32,6 +35,18 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 def print_json(value: Any) -> None:
     """Print a value as JSON; infinities and NaN become null."""
     print(json.dumps(_nan_to_none(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_configuration(plan: "RunPlan", json: bool) -> None:
+    """Print the configuration of a planned run, as a TOML file with its notes as comments, or as JSON."""
+    if json:
+        print_json({"config": plan.config.to_dict(), "notes": list(plan.notes)})
+        return
+    import tomli_w
+
+    for note in plan.notes:
+        print(f"# {note}")
+    print(tomli_w.dumps(plan.config.to_dict()), end="")
 
 
 def _nan_to_none(value: Any) -> Any:

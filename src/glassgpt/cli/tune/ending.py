@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from glassgpt.cli.printing.endings import how_it_ended, print_next
 from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text, say
 from glassgpt.errors import shell_command
 
@@ -15,14 +16,9 @@ if TYPE_CHECKING:
 
 #: Tokens of an answer at most.
 MAX_NEW_TOKENS = 96
-_REASONS = {
-    "finished": "finished {step:,} steps",
-    "patience": "stopped at step {step:,}: the validation loss no longer improves",
-    "time": "time budget reached at step {step:,} (resume with: {resume})",
-}
 
 
-def print_ending(result: "Result", json: bool) -> None:
+def print_ending(result: "Result", resume: str, json: bool) -> None:
     """Ask the held-out questions of the model before and after, print both, and write RUN/report.md."""
     from glassgpt.evaluation.report import compare, summarize, write_report
 
@@ -42,8 +38,7 @@ def print_ending(result: "Result", json: bool) -> None:
         ending["questions"] = [question.text for question in before.questions]
         print_json(ending | {"summary": {"before": asdict(summarize(before)), "after": asdict(summarize(after))}})
         return
-    resume = shell_command("tune", config.tune.method, "--resume", run.path)
-    print_text(f"\n{_REASONS[result.reason].format(step=result.step, resume=resume)}")
+    print_text(f"\n{how_it_ended(result, resume)}")
     final = result.final
     print_text(
         f"validation loss {final.loss:.4f} nats per trained token, over the {final.tokens:,} of the validation split"
@@ -57,17 +52,16 @@ def print_ending(result: "Result", json: bool) -> None:
     print()
     rows = [list(row) for row in compare(before, after)]
     print_table(["held-out questions", "before", "after", "change"], rows, right=(1, 2, 3))
-    print_text(f"\nevery question with its answers: {report}\n\nNext:")
-    commands = {
-        shell_command("chat", run.path): "talk with it",
-        shell_command("sample", run.path, "--chat", "--prompt", "..."): "ask one question",
-        shell_command("tune", "show", config.data.source, run.path): "see which tokens were trained",
-        shell_command("export", run.path, "--to", "gguf"): "write it for llama.cpp"
-        + (", with LoRA merged" if config.tune.method == "lora" else ""),
-    }
-    width = max(map(len, commands))
-    for command, purpose in commands.items():
-        print_text(f"  {command:<{width}}   {purpose}")
+    print_text(f"\nevery question with its answers: {report}\n")
+    merging = ", with LoRA merged" if config.tune.method == "lora" else ""
+    print_next(
+        {
+            shell_command("chat", run.path): "talk with it",
+            shell_command("sample", run.path, "--chat", "--prompt", "..."): "ask one question",
+            shell_command("tune", "show", config.data.source, run.path): "see which tokens were trained",
+            shell_command("export", run.path, "--to", "gguf"): f"write it for llama.cpp{merging}",
+        }
+    )
 
 
 def _evaluate_both(run: "Run", config: "RunConfig") -> "tuple[Evaluated, Evaluated]":

@@ -1,14 +1,14 @@
 """``glassgpt tune sft``, ``tune lora``, ``tune show``."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, options_help, split_arguments, verb_group
-from glassgpt.cli.printing.output import print_json
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, merged, options_help, split_arguments, verb_group
+from glassgpt.cli.printing.endings import exit_unless_finished
+from glassgpt.cli.printing.output import print_configuration
 from glassgpt.cli.tune.show import show
 from glassgpt.config import ConfigOverrides, DataConfig, TuneConfig
 from glassgpt.config.tuning import tuning_defaults
@@ -84,23 +84,15 @@ def _tune(
             raise ConfigError("--resume RUN keeps the run's own model, data and name; give only key=value settings")
         _require_method(resume, method, runs)
         _, _, layers = split_arguments(arguments)
-        result = api.resume(resume, _merged(layers), runs=runs, reporter=make_reporter(quiet=json))
+        result = api.resume(resume, merged(layers), runs=runs, reporter=make_reporter(quiet=json))
         _print_result_and_exit(result, json)
         return
     layers = _layers(method, arguments)
     if dry_run:
-        _dry_run(layers, runs, json)
+        print_configuration(api.plan(overrides=layers, runs=runs), json)
         return
-    name = name or _default_name(layers)
     result = api.start_run("auto", layers, name=name, runs=runs, reporter=make_reporter(quiet=json))
     _print_result_and_exit(result, json)
-
-
-def _default_name(layers: Sequence[ConfigOverrides]) -> str | None:
-    """`tutor` for its conversations, whose file has another name."""
-    from glassgpt.data.conversations.rows import TUTOR
-
-    return TUTOR if _merged(layers)["data"]["source"] == TUTOR else None
 
 
 def _require_method(resume: str, method: str, runs: Path) -> None:
@@ -127,13 +119,13 @@ def _layers(method: str, arguments: Sequence[str]) -> list[ConfigOverrides]:
     preset, _, layers = split_arguments(rest)
     initial: ConfigOverrides = {"train": {"init_from": named[0]}} if named else {}
     layers = [*layers, initial, {"tune": {"method": method}}]
-    merged = _merged(layers)
+    given = merged(layers)
     example = f"for example `glassgpt tune {method} smollm2-135m-instruct my.jsonl`"
     if preset is not None:
         raise ConfigError("tune takes the model's own shape; leave out preset=")
-    if not merged.get("train", {}).get("init_from"):
+    if not given.get("train", {}).get("init_from"):
         raise ConfigError(f"which model should be tuned, on which conversations? {example}")
-    if not merged.get("data", {}).get("source"):
+    if not given.get("data", {}).get("source"):
         raise ConfigError(
             f"what should {named[0] if named else 'the model'} be tuned on? Give a .jsonl file: {example}"
         )
@@ -145,40 +137,10 @@ def _named(arguments: Sequence[str]) -> list[str]:
     return [a for a in arguments if not a.endswith(".toml") and ("=" not in a or path_exists(a))]
 
 
-def _merged(layers: Sequence[ConfigOverrides]) -> dict[str, dict[str, Any]]:
-    merged: dict[str, dict[str, Any]] = {}
-    for layer in layers:
-        for section, values in layer.items():
-            merged.setdefault(section, {}).update(values)
-    return merged
-
-
-def _dry_run(layers: list[ConfigOverrides], runs: Path, json: bool) -> None:
-    import tomli_w
-
-    from glassgpt import api
-
-    resolved = api.plan(overrides=layers, runs=runs)
-    if json:
-        print_json({"config": resolved.config.to_dict(), "notes": list(resolved.notes)})
-        return
-    for note in resolved.notes:
-        print(f"# {note}")
-    print(tomli_w.dumps(resolved.config.to_dict()), end="")
-
-
 def _print_result_and_exit(result: "Result", json: bool) -> None:
     """Print how it ended, answers before and after, and the next commands; after a signal, exit with its code."""
-    if result.interrupted_by is not None:
-        if result.is_main_process:
-            command = shell_command("tune", result.run.config().tune.method, "--resume", result.run.path)
-            print(
-                f"\nStopped by {result.interrupted_by.name} after step {result.step}; everything is saved.\n"
-                f"Resume with:  {command}",
-                file=sys.stderr,
-            )
-        raise typer.Exit(128 + result.interrupted_by)
-    if result.is_main_process:
-        from glassgpt.cli.tune.ending import print_ending
+    resume = shell_command("tune", result.run.config().tune.method, "--resume", result.run.path)
+    exit_unless_finished(result, resume)
+    from glassgpt.cli.tune.ending import print_ending
 
-        print_ending(result, json)
+    print_ending(result, resume, json)
