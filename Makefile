@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow' -o faulthandler_timeout=4000
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ def shortened(command: list[str]) -> list[str]:
     return command
 
 
-@pytest.mark.timeout(1800)  # the guide has some eighty commands
+@pytest.mark.timeout(900)  # the guide has some eighty commands
 @pytest.mark.usefixtures("quick_measuring")
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_every_command_works(page: str, cli: Any, text_file: Path, tmp_path: Path) -> None:

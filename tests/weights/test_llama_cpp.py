@@ -1,18 +1,21 @@
 """Our .gguf files in llama.cpp: the same tokens, and the same greedy text.
 
-xllamacpp runs llama.cpp's server in this process. It is asked over a Unix socket in a temporary folder: no port, no
-network. It computes the attention in float32, too.
+xllamacpp runs llama.cpp's server, which is asked over a Unix socket in a temporary folder: no port, no network. It
+computes the attention in float32, too.
 """
 
 import http.client
 import json
 import random
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -37,6 +40,7 @@ from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import FolderSource
 from glassgpt.weights.transfer import to_gguf
 
+SERVER = str(Path(__file__).parent / "llama_server.py")
 NEW = 32
 TEXT = "the cat sat on the mat, and then 1234 hats' sat on the Größe. I'LL don't\n\n  x  日本語 😀\t\r\n   "
 #: All but those that llama.cpp computes differently, which export warns of: dynamic scaling, and short windows.
@@ -50,17 +54,7 @@ PIECES += ["<|im_start|>", "<|endoftext|>", "<|"]
 class Llama:
     """llama.cpp's server with one model."""
 
-    def __init__(self, path: Path, socket_path: str, context: int):
-        import xllamacpp
-
-        params = xllamacpp.CommonParams()
-        params.model.path, params.hostnames = str(path), [socket_path]
-        params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.warmup, params.fit_params, params.verbosity = False, False, -1
-        self.server = xllamacpp.Server(params)
+    def __init__(self, socket_path: str):
         self.socket_path = socket_path
 
     def ask(self, path: str, **body: Any) -> Any:
@@ -83,9 +77,14 @@ class Llama:
 @contextmanager
 def opened(path: Path, context: int = 320) -> Iterator[Llama]:
     with tempfile.TemporaryDirectory() as folder:  # the path of a socket must be short
-        llama = Llama(path, f"{folder}/llama.sock", context)
-        yield llama
-        del llama.server  # ends its threads
+        arguments = [str(path), f"{folder}/llama.sock", str(context)]
+        with subprocess.Popen([sys.executable, SERVER, *arguments], stdin=PIPE, stdout=PIPE) as process:
+            assert process.stdout
+            try:
+                assert any(line == b"ready\n" for line in process.stdout), "it did not start"
+                yield Llama(arguments[1])
+            finally:
+                process.kill()
 
 
 def ours(model: GPT, tokenizer: Tokenizer, ids: list[int]) -> list[int]:

@@ -84,9 +84,11 @@ class Loader:
         try:
             return next(self._iterator)
         except (RuntimeError, OSError, EOFError) as error:  # the latter two: it died while sending a batch
-            if user_error := worker_error(error):
-                raise user_error from None
-            raise
+            user_error = worker_error(error)
+            if not user_error:
+                raise
+        self.close()  # else torch would raise its own error, too, as soon as the system reports the death
+        raise user_error
 
     def close(self) -> None:
         """Stop the worker processes."""
