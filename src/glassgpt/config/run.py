@@ -170,6 +170,10 @@ class RuntimeConfig(Section):
         "auto", "torch.compile the blocks; auto: if the run is long enough to be worth the compile time"
     )
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", min_value=0, max_value=1024)
+    decode: Literal["auto", "eager", "kernels", "compiled"] = option(
+        "auto",
+        "how samples are generated: eager PyTorch, kernels (numba, CPU), compiled (torch.compile); auto: the fastest",
+    )
     num_workers: int = option(
         0,
         "DataLoader worker processes that read batches ahead; 0: load in the main process",

@@ -252,12 +252,12 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the weights, on which the model computes."""
-        return self.token_embedding.weight.device
+        return self.final_norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, in which the model computes."""
-        return self.token_embedding.weight.dtype
+        """The dtype of the norms' weights and of the activations; other weights may be quantised."""
+        return self.final_norm.weight.dtype
 
     def num_parameters(self) -> int:
         """Count the parameters; a tied head counts once."""
