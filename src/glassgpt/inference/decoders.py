@@ -8,7 +8,10 @@ from glassgpt.model import GPT, KVCache
 
 
 class Decoder(Protocol):
-    """A decode step: ``(idx [B, T], cache) -> logits [B, T, V]``, float32 on the CPU; the tokens join the cache."""
+    """A decode step: ``(idx [B, T], cache) -> logits [B, T, V]``, a new tensor, float32 on the CPU.
+
+    The tokens join the cache. Every row reads T tokens.
+    """
 
     name: str
 
