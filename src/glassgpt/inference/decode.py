@@ -17,10 +17,16 @@ import torch
 from torch import Tensor
 
 from glassgpt.errors import ConfigError, GenerationError, type_problems, wrong_type
+from glassgpt.inference.decoders import Decoder, EagerDecoder
 from glassgpt.inference.stream import TextStreamer, encode_prompt, require_known
 from glassgpt.model import GPT, KVCache
 from glassgpt.sampling import SamplingConfig, next_token, next_uniform, row_generator
 from glassgpt.tokenizer import Tokenizer
+
+#: Tokens (rows x time) of one forward pass of the prefill: the memory of its activations does not grow with the prompt.
+PREFILL_TOKENS = 2048
+#: Unread tokens after a kept cache up to which the decoder reads them; the prefill reads more.
+DECODER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ def generate_rows(
     vocab_size: int | None = None,
     unused_ids: Sequence[int] = (),
     cache: KVCache | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[DecodeStep]:
     """Generate until every row has ended; yields each step, after its tokens were added to the rows.
 
@@ -146,12 +153,14 @@ def generate_rows(
         unused_ids: ids below it that have no token; they are never generated either.
         cache: of a single row: it holds the first tokens of the prompt, but not all, and only the others are read. The
             new ones are added to it, up to its capacity.
+        decoder: computes the decode steps; by default the model itself. The prefill is always the model's.
 
     Raises:
         GenerationError: if a prompt has a token that the model does not have, or if no token can be chosen because
             logits are NaN or infinite.
     """
     V = model.config.vocab_size
+    decoder = decoder or EagerDecoder(model)
     for r, row in enumerate(rows):
         require_known(row.ids, V, f"row {r}: the prompt")
         row.start = max(0, len(row.ids) - model.config.block_size)
@@ -165,9 +174,10 @@ def generate_rows(
             return
         if cache is None or cache.longest == cache.capacity:
             cache, logits = _prefill(model, rows)
+        elif len(unread[0]) > DECODER_TOKENS:
+            logits = _read(model, unread, cache)  # [B, V]
         else:
-            idx = torch.tensor(unread, device=model.device)  # [B, 1]; at first perhaps more
-            logits = model.head(model(idx, cache=cache, apply_head=False)[:, -1])  # [B, V]
+            logits = decoder(torch.tensor(unread), cache)[:, -1]  # [B, V] after [B, 1]; at first perhaps more tokens
         logits = logits.float().cpu()
         logits.index_fill_(1, never, float("-inf"))
         for r, row in enumerate(rows):
@@ -208,20 +218,34 @@ def _prefill(model: GPT, rows: Sequence[Row]) -> tuple[KVCache, Tensor]:
     visible = list(dict.fromkeys(all_visible))  # U different ones
     place = {ids: at for at, ids in enumerate(visible)}
     sources = [place[ids] for ids in all_visible]
-    lengths = [len(ids) for ids in visible]
-    longest = max(lengths)
-    idx = torch.tensor([[*ids] + [0] * (longest - len(ids)) for ids in visible], device=model.device)  # [U, T]
-    capacity = min(context, longest + max(row.remaining for row in rows))
+    capacity = min(context, max(map(len, visible)) + max(row.remaining for row in rows))
     cache = KVCache(
         model.config, len(rows), rows=len(visible), capacity=capacity, device=model.device, dtype=model.dtype
     )
-    hidden_states = model(idx, cache=cache, apply_head=False)  # [U, T, C]
-    ends = torch.tensor(lengths, device=model.device) - 1
-    logits = model.head(hidden_states[torch.arange(len(visible), device=model.device), ends])  # [U, V]
-    for r, length in enumerate(lengths):
-        cache.roll_back(r, length)
+    logits = _read(model, visible, cache)  # [U, V]
     cache.copy_rows(sources)
     return cache, logits[sources]
+
+
+def _read(model: GPT, rows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+    """Add the tokens of each row to the cache, padded on the right; return the logits ``[B, V]`` after the last ones.
+
+    The tokens are read in chunks of PREFILL_TOKENS, and the head computes the last logits only.
+    """
+    lengths = [len(ids) for ids in rows]
+    longest, device = max(lengths), model.device
+    before = list(cache.lengths)
+    idx = torch.tensor([[*ids] + [0] * (longest - len(ids)) for ids in rows], device=device)  # [B, T]
+    ends = torch.tensor(lengths, device=device) - 1  # [B]
+    last = torch.empty(len(rows), model.config.n_embd, device=device, dtype=model.dtype)  # [B, C]
+    width = max(1, PREFILL_TOKENS // len(rows))
+    for start in range(0, longest, width):
+        hidden_states = model(idx[:, start : start + width], cache=cache, apply_head=False)  # [B, width, C]
+        ending = ((ends >= start) & (ends < start + width)).nonzero()[:, 0]  # rows whose last token is in this chunk
+        last[ending] = hidden_states[ending, ends[ending] - start]
+    for r, length in enumerate(lengths):
+        cache.roll_back(r, before[r] + length)
+    return model.head(last)
 
 
 def generate(
@@ -233,21 +257,27 @@ def generate(
     seed: int = 0,
     end_token_ids: Sequence[int] = (),
     vocab_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[DecodeStep]:
     """Generate with the same settings for all prompts; row r uses the random numbers of (seed, r)."""
     rows = [
         Row(Request(ids, max_new_tokens, sampling, seed, r, end_token_ids=end_token_ids))
         for r, ids in enumerate(prompts)
     ]
-    return generate_rows(model, rows, vocab_size=vocab_size)
+    return generate_rows(model, rows, vocab_size=vocab_size, decoder=decoder)
 
 
 def generate_text(
-    model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], *, cache: KVCache | None = None
+    model: GPT,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    *,
+    cache: KVCache | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[tuple[DecodeStep, list[TextStreamer]]]:
     """Generate until every row has ended, also at a stop string; yields each step, and the text so far of every row.
 
-    ``cache`` as for :func:`generate_rows`.
+    ``cache`` and ``decoder`` as for :func:`generate_rows`.
 
     Raises:
         ConfigError: if an end token is not in the vocabulary.
@@ -262,7 +292,9 @@ def generate_text(
     ]
     streamers = [TextStreamer(tokenizer, row.request.stop, row.request.end_token_ids) for row in rows]
     unused_ids = tokenizer.unused_ids()
-    for step in generate_rows(model, rows, vocab_size=tokenizer.vocab_size, unused_ids=unused_ids, cache=cache):
+    for step in generate_rows(
+        model, rows, vocab_size=tokenizer.vocab_size, unused_ids=unused_ids, cache=cache, decoder=decoder
+    ):
         for row, streamer, token, active in zip(rows, streamers, step.tokens, step.active, strict=True):
             if active:
                 streamer.push(token)
@@ -283,6 +315,7 @@ def complete(
     stop: str | Sequence[str] = (),
     min_new_tokens: int = 0,
     end_token_ids: Sequence[int] = (),
+    decoder: Decoder | None = None,
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt, the end token and the stop string.
 
@@ -297,6 +330,6 @@ def complete(
         for r, prompt in enumerate(ids)
     ]
     texts = [""] * len(prompts)
-    for _, streamers in generate_text(model, tokenizer, requests):
+    for _, streamers in generate_text(model, tokenizer, requests, decoder=decoder):
         texts = [streamer.text for streamer in streamers]
     return texts
