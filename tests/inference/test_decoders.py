@@ -25,6 +25,7 @@ from glassgpt.model import GPT, KVCache
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import CharTokenizer
 from glassgpt.training.pretraining import Pretraining
+from glassgpt.transforms.quantize import quantize
 from talking import talker
 
 GREEDY, SAMPLED = SamplingConfig(0.0), SamplingConfig(0.9, top_k=12, top_p=0.95)
@@ -209,6 +210,9 @@ def test_the_faster_one_is_chosen_and_the_line_has_both_speeds(speeds: dict[str,
     speeds["kernels"] = 0.04
     decoder, line = choose_decoder(model)
     assert (decoder.name, line) == ("eager", "decode: eager, 50 tokens/s measured; kernels 25")
+    quantize(model, 8)
+    decoder, line = choose_decoder(model)
+    assert (decoder.name, line.partition(";")[0]) == ("kernels", "decode: kernels (numba), 25 tokens/s measured")
 
 
 def test_nothing_is_measured_for_few_tokens_or_for_a_small_model(
