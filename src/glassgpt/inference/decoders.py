@@ -16,6 +16,8 @@ DECODE = ("auto", "eager", "kernels", "compiled")
 MIN_TOKENS = 16
 #: Seconds of eager decoding below which "auto" measures nothing: loading the kernels takes about as long.
 MIN_SECONDS = 1.0
+#: Tokens in the cache of a measured step at most.
+LONGEST_MEASURED = 4096
 
 
 class Decoder(Protocol):
@@ -87,7 +89,8 @@ def choose_decoder(
         return eager, ""
     if reason := unsupported(model):
         return eager, f"decode: eager; not the kernels: {reason}"
-    return _faster(eager, model, rows, min((context or 0) + (new_tokens or 0) // 2, model.config.block_size - 1))
+    middle = (context or 0) + (new_tokens or 0) // 2
+    return _faster(eager, model, rows, min(middle, model.config.block_size - 1, LONGEST_MEASURED))
 
 
 def decode_problems(decode: object) -> list[str]:
