@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -235,6 +237,21 @@ def test_kernels_that_fail_to_compile_leave_the_model_itself(
     monkeypatch.setattr(kernel_decoder, "KernelDecoder", fail)
     decoder, line = choose_decoder(build(CLASSIC))
     assert decoder.name == "eager" and line.endswith("the kernels failed: LLVM does not know this machine")
+
+
+@pytest.mark.slow
+@needs_numba
+def test_kernels_work_where_no_cache_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import numba.core.caching as caching
+for kind in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheImpl, caching.CacheImpl):
+    kind._locator_classes = []
+from test_decoders import *
+model = build(CLASSIC)
+assert generated(model, prompts(3), 9, GREEDY, None)[0] == generated(model, prompts(3), 9, GREEDY, KernelDecoder(model))[0]
+"""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)
 
 
 def test_without_numba_the_model_itself_decodes_and_the_line_says_how_to_get_it(

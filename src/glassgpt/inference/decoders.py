@@ -124,7 +124,7 @@ def _faster(eager: EagerDecoder, model: GPT, rows: int, tokens: int) -> tuple[De
     except Exception as error:  # whatever numba and LLVM raise on a machine that they do not support
         return eager, f"decode: eager; the kernels failed: {first_line(error)}"
     took = time.perf_counter() - began
-    note = f"; compiling took {took:.0f} s, once on this machine" if took > 2 else ""
+    note = f"; compiling took {took:.0f} s, once if numba can write its cache" if took > 2 else ""
     if fast_speed > speed:
         return fast, f"decode: kernels (numba), {fast_speed:,.0f} tokens/s measured; eager {eager_is}{note}"
     return eager, f"decode: eager, {speed:,.0f} tokens/s measured; kernels {fast_speed:,.0f}{note}"
