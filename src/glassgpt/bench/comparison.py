@@ -14,10 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-import torch
-
 from glassgpt.bench.generation import PAUSE, Grid, alternated, make_decoder, random_prompts
-from glassgpt.bench.peers import STORED, Generated, Peer, why_not
+from glassgpt.bench.peers import STORED, Generated, running, why_not
 from glassgpt.errors import GlassError
 from glassgpt.inference.decode import generate
 from glassgpt.inference.decoders import Decoder
@@ -119,7 +117,7 @@ def compare(
         tokenizer: of the model; it is written with the weights.
         peers: names in STORED.
         grid: what to measure; ``steps`` is the number of new tokens, and a prompt fills the rest of the context.
-        threads: of all programs.
+        threads: of the peers; the caller has set those of torch.
         progress: called with a description before each measurement.
     """
     notify = progress or (lambda message: None)
@@ -129,29 +127,27 @@ def compare(
         for dtype, model in models.items():
             rows = [Compared(OURS, name, dtype, 0, 0) for name in grid.decoders]
             rows += [Compared(peer, STORED[peer].get(dtype, ""), dtype, 0, 0) for peer in peers]
-            with ExitStack() as running:
+            with ExitStack() as stack:
                 programs: dict[Compared, Program | str] = {}
                 for row in rows:
                     notify(f"{row.program} ({row.stored}): loading")
-                    programs[row] = _start(row, model, exports, max(grid.contexts), threads, running)
+                    programs[row] = _start(row, model, exports, max(grid.contexts), threads, stack)
                 for batch, context in product(grid.batches, grid.contexts):
                     case = {replace(row, batch=batch, context=context): program for row, program in programs.items()}
                     results += _rounds(case, model, tokenizer, grid, notify)
     return results
 
 
-def _start(
-    row: Compared, model: GPT, exports: Exports, context: int, threads: int, running: ExitStack
-) -> Program | str:
+def _start(row: Compared, model: GPT, exports: Exports, context: int, threads: int, stack: ExitStack) -> Program | str:
     """Start a program; return why, if it cannot be."""
     if row.program == OURS:
-        decoder = make_decoder(row.stored, model, threads)
+        decoder = make_decoder(row.stored, model)
         return decoder if isinstance(decoder, str) else Own(model, decoder)
     if reason := why_not(row.program, row.dtype, 1, model.device.type):
         return reason
     try:
         settings = {"path": exports.path(row.program, row.stored), "stored": row.stored, "device": str(model.device)}
-        return running.enter_context(Peer(row.program, **settings, threads=threads, context=context))
+        return stack.enter_context(running(row.program, **settings, threads=threads, context=context))
     except GlassError as error:
         return str(error)
 
@@ -200,7 +196,9 @@ def _compared(
             yield replace(row, skipped=skipped[row])
             continue
         first, speed = median(round.first_token_seconds for round in rounds), speeds[row]
-        ratios = [] if best is None or row.program == OURS else [a / b for a, b in zip(speeds[best], speed, strict=True)]
+        ratios = (
+            [] if best is None or row.program == OURS else [a / b for a, b in zip(speeds[best], speed, strict=True)]
+        )
         yield replace(
             row,
             prefill_tokens_per_second=row.batch * length / first,

@@ -14,16 +14,23 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from glassgpt.bench.roofline import read_bandwidth
-from glassgpt.errors import first_line, is_out_of_memory
+from glassgpt.errors import ConfigError, first_line, is_out_of_memory
+from glassgpt.files import Progress
 from glassgpt.inference.decode import Request, Row, generate_rows
-from glassgpt.inference.decoders import Decoder, EagerDecoder
+from glassgpt.inference.decoders import Decoder, choose_decoder
 from glassgpt.model import GPT, KVCache
 from glassgpt.planning.memory import free_memory
 from glassgpt.runtime import synchronise
 from glassgpt.sampling import SamplingConfig
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.transforms.quantize import quantize
+from glassgpt.weights.loading import load_source
+from glassgpt.weights.sources import WeightSource
 
 #: The types that weights can have here, the largest first, and the ways to compute a step.
 DTYPES, DECODERS = ("float32", "bfloat16", "int8", "int4"), ("eager", "kernels", "compiled")
+#: Of them, those that are made by quantising.
+BITS = {"int8": 8, "int4": 4}
 #: Seconds after which a round of decode steps ends, though not before MIN_STEPS; seconds that a prefill may take.
 ROUND_SECONDS, MIN_STEPS, PREFILL_SECONDS = 1.0, 3, 20.0
 #: Seconds between two measurements, in which the threads of the one before stop waiting for work.
@@ -89,8 +96,8 @@ def weight_bytes(model: GPT, rows: int) -> int:
     parts = (model.blocks, model.final_norm, model.head)
     read = {t.data_ptr(): t.nbytes for part in parts for t in chain(part.parameters(), part.buffers())}
     tables = [table for table in (model.token_embedding, model.position_embedding) if table is not None]
-    looked_up = [t[0].nbytes for table in tables for t in chain(table.parameters(), table.buffers())]
-    return sum(read.values()) + rows * sum(looked_up)
+    row_bytes = [t[:1].nbytes for table in tables for t in chain(table.parameters(), table.buffers())]
+    return sum(read.values()) + rows * sum(row_bytes)
 
 
 def cache_bytes(model: GPT, rows: int, context: int) -> int:
@@ -101,7 +108,7 @@ def cache_bytes(model: GPT, rows: int, context: int) -> int:
 
 
 def bench_generation(
-    models: Mapping[str, GPT], grid: Grid, *, threads: int, progress: Callable[[str], None] | None = None
+    models: Mapping[str, GPT], grid: Grid, *, progress: Callable[[str], None] | None = None
 ) -> GenerationBench:
     """Measure the prefill and the decode steps of a model.
 
@@ -111,7 +118,6 @@ def bench_generation(
     Args:
         models: by the type of their weights, one of DTYPES; all of one configuration, on one device, in eval mode.
         grid: what to measure.
-        threads: of the kernels; those of torch are set by the caller.
         progress: called with a description before each measurement.
     """
     notify = progress or (lambda message: None)
@@ -120,7 +126,7 @@ def bench_generation(
     before = read_bandwidth(device)
     prefill = [row for case in product(grid.batches, grid.contexts) for row in _prefills(models, *case, grid, notify)]
     pairs = list(product(models, grid.decoders))
-    decoders = {(dtype, name): make_decoder(name, models[dtype], threads) for dtype, name in pairs}
+    decoders = {(dtype, name): make_decoder(name, models[dtype]) for dtype, name in pairs}
     measured = [
         (batch, context, _decode_rounds(models, decoders, batch, context, grid, notify))
         for batch, context in product(grid.batches, grid.contexts)
@@ -135,11 +141,12 @@ def bench_generation(
     return GenerationBench(bandwidth, prefill, decode)
 
 
-def make_decoder(name: str, model: GPT, threads: int) -> Decoder | str:
+def make_decoder(name: str, model: GPT) -> Decoder | str:
     """Return the decoder of that name, or the reason why it cannot be used here."""
-    if name == "eager":
-        return EagerDecoder(model)
-    return f"{name}: not yet"
+    try:
+        return choose_decoder(model, name)[0]
+    except ConfigError as error:
+        return str(error)
 
 
 def random_prompts(vocab_size: int, batch: int, tokens: int) -> list[list[int]]:
@@ -165,7 +172,7 @@ def _prefills(
             next(generate_rows(models[dtype], rows))
             seconds[dtype].append(time.perf_counter() - start)
         except (RuntimeError, MemoryError) as error:
-            skipped[dtype] = _out_of_memory(error)
+            skipped[dtype] = _reason(error, "eager")
     rows_of = []
     for dtype, times in seconds.items():
         first = median(times) if times else None
@@ -218,7 +225,7 @@ def _decode_rounds(
 ) -> dict[tuple[str, str], Steps | str]:
     """Measure the steps of every decoder in turn; the result is a string where one is skipped: why."""
     results: dict[tuple[str, str], Steps | str] = {}
-    caches: dict[torch.dtype, KVCache] = {}
+    caches: dict[tuple[torch.dtype, str], KVCache] = {}  # one for all models that decode alike
     for (dtype, name), decoder in decoders.items():
         model = models[dtype]
         if isinstance(decoder, str):
@@ -226,11 +233,11 @@ def _decode_rounds(
             continue
         notify(f"batch {batch}, context {context:,}: {dtype}, {name}, the first step")
         try:
-            if model.dtype not in caches:
-                caches[model.dtype] = _filled_cache(model, batch, context)
-            results[dtype, name] = Steps(decoder, caches[model.dtype], model.device)
-        except (RuntimeError, MemoryError) as error:
-            results[dtype, name] = _out_of_memory(error)
+            if (model.dtype, name) not in caches:
+                caches[model.dtype, name] = _filled_cache(model, batch, context)
+            results[dtype, name] = Steps(decoder, caches[model.dtype, name], model.device)
+        except Exception as error:
+            results[dtype, name] = _reason(error, name)
     running = {key: steps for key, steps in results.items() if isinstance(steps, Steps)}
     for key in alternated(list(running), grid.rounds):
         notify(f"batch {batch}, context {context:,}: {', '.join(key)}")
@@ -252,11 +259,11 @@ def _filled_cache(model: GPT, rows: int, context: int) -> KVCache:
     return cache
 
 
-def _out_of_memory(error: Exception) -> str:
-    """The message of this error, if memory ran out; else it is raised again."""
-    if not is_out_of_memory(error):
+def _reason(error: Exception, decode: str) -> str:
+    """Say why a step failed: for lack of memory, or in a compiler; other errors are raised again."""
+    if decode == "eager" and not is_out_of_memory(error):
         raise error
-    return first_line(error)
+    return f"{decode}: {first_line(error)}"
 
 
 def _decode_row(model: GPT, row: Decode, result: Steps | str, bandwidth: float) -> Decode:
@@ -280,6 +287,25 @@ def _decode_row(model: GPT, row: Decode, result: Steps | str, bandwidth: float) 
 
 
 T = TypeVar("T")
+
+
+def load_models(
+    source: WeightSource, dtypes: Sequence[str], device: torch.device, progress: Progress | None = None
+) -> tuple[dict[str, GPT], Tokenizer]:
+    """Load a model once for each of DTYPES; INT8 and INT4 are quantised from float32.
+
+    Raises:
+        GlassError: if it cannot be loaded.
+    """
+    models, tokenizer = {}, None
+    for dtype in dtypes:
+        floating = dtype if dtype not in BITS else "float32"
+        model, tokenizer = load_source(source, dtype=getattr(torch, floating), device=device, progress=progress)
+        if dtype in BITS:
+            quantize(model, BITS[dtype])
+        models[dtype] = model
+    assert tokenizer is not None, "no dtype"
+    return models, tokenizer
 
 
 def alternated(items: Sequence[T], rounds: int) -> list[T]:

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from subprocess import PIPE
 from typing import IO, Any, NamedTuple
 
-from glassgpt.errors import GenerationError
+from glassgpt.errors import ConfigError, GenerationError
 
 #: For each peer and type of our weights: the type in which the peer holds them, as it calls it.
 STORED = {
@@ -35,8 +37,6 @@ class Generated(NamedTuple):
 
 def why_not(peer: str, dtype: str, batch: int, device: str) -> str:
     """Return why a peer cannot be compared in this configuration; empty if it can."""
-    if not importlib.util.find_spec(peer):
-        return f"{peer} is not installed; pip install {peer}"
     if dtype not in STORED[peer]:
         return f"{peer} has no type like {dtype} here"
     if peer == "xllamacpp" and batch > 1:
@@ -44,51 +44,61 @@ def why_not(peer: str, dtype: str, batch: int, device: str) -> str:
     return "xllamacpp is run on the CPU only" if peer == "xllamacpp" and device != "cpu" else ""
 
 
-class Peer:
-    """A running program, as a context manager that ends it.
-
-    Args:
-        name: a key of STORED.
-        settings: of its class below.
+def require_installed(peers: Sequence[str]) -> None:
+    """Check that these peers are known, and installed.
 
     Raises:
-        GenerationError: if it ends by itself, with its last line of standard error.
+        ConfigError: with what is wrong.
     """
+    if unknown := [peer for peer in peers if peer not in STORED]:
+        raise ConfigError(f"--against: {unknown[0]!r} is not one of {', '.join(STORED)}")
+    if missing := [peer for peer in peers if not importlib.util.find_spec(peer)]:
+        names = " ".join(missing)
+        raise ConfigError(f"--against: not installed: {names}. `pip install {names}`, or leave it out")
 
-    def __init__(self, name: str, **settings: Any):
+
+@contextmanager
+def running(name: str, **settings: Any) -> Iterator["Peer"]:
+    """Start a peer, with the settings of its class below; it has loaded the model. End it at the end.
+
+    Raises:
+        GenerationError: if it ends by itself, now or later, with its last line of standard error.
+    """
+    command = [sys.executable, "-c", "from glassgpt.bench.peers import main; main()", name, json.dumps(settings)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": str(settings["threads"]),
+        "HF_HUB_OFFLINE": "1",
+    }
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, env=environment, text=True) as process,
+    ):
+        try:
+            peer = Peer(name, process, errors)
+            peer.answer()  # it is ready
+            yield peer
+        finally:
+            process.kill()
+
+
+class Peer:
+    """A running program, which answers requests."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str], errors: IO[str]):
         self.name = name
-        self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        command = [sys.executable, "-c", "from glassgpt.bench.peers import main; main()", name, json.dumps(settings)]
-        threads = str(settings["threads"])
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_NUM_THREADS": threads,
-            "HF_HUB_OFFLINE": "1",
-        }
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment, text=True
-        )
-
-    def __enter__(self) -> "Peer":
-        self._answer()  # it is ready
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+        self._process, self._errors = process, errors
 
     def generate(self, prompts: Sequence[Sequence[int]], new: int) -> Generated:
         """Continue the prompts greedily by ``new`` tokens each, through end tokens."""
         assert self._process.stdin
-        try:
+        with suppress(BrokenPipeError):  # it has ended: the answer says why
             self._process.stdin.write(json.dumps({"prompts": prompts, "new": new}) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer says why
-        return Generated(**self._answer())
+        return Generated(**self.answer())
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """Wait for the next answer."""
         assert self._process.stdout
         if line := self._process.stdout.readline():
             return json.loads(line)
@@ -102,7 +112,7 @@ def main() -> None:
     """In the process of a peer: load the model, then answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    program = {"transformers": _Transformers, "xllamacpp": _LlamaCpp}[sys.argv[1]](**json.loads(sys.argv[2]))
+    program = _PROGRAMS[sys.argv[1]](**json.loads(sys.argv[2]))
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(program.generate(**json.loads(line))._asdict()), file=answers, flush=True)
@@ -116,7 +126,8 @@ class _Transformers:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, stored)).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, stored))
+        self.model = model.to(device).eval()
         settings = self.model.generation_config
         settings.eos_token_id, settings.pad_token_id = None, 0  # no text ends early
 
@@ -172,3 +183,6 @@ class _LlamaCpp:
         steps = new - 1  # predicted_ms begins with the first new token
         seconds = [timings["predicted_ms"] / 1000 / steps] * steps if steps else []
         return Generated(timings["prompt_ms"] / 1000, seconds, None, answer["choices"][0]["text"])
+
+
+_PROGRAMS: dict[str, Any] = {"transformers": _Transformers, "xllamacpp": _LlamaCpp}
