@@ -126,7 +126,7 @@ def compare(
         exports = Exports(load, tokenizer, Path(folder))
         for dtype, model in models.items():
             rows = [Compared(OURS, name, dtype, 0, 0) for name in grid.decoders]
-            rows += [Compared(peer, STORED[peer].get(dtype, ""), dtype, 0, 0) for peer in peers]
+            rows += [Compared(peer, STORED[peer][dtype], dtype, 0, 0) for peer in peers if dtype in STORED[peer]]
             with ExitStack() as stack:
                 programs: dict[Compared, Program | str] = {}
                 for row in rows:
@@ -143,7 +143,7 @@ def _start(row: Compared, model: GPT, exports: Exports, context: int, threads: i
     if row.program == OURS:
         decoder = make_decoder(row.stored, model)
         return decoder if isinstance(decoder, str) else Own(model, decoder)
-    if reason := why_not(row.program, row.dtype, 1, model.device.type):
+    if reason := why_not(row.program, 1, model.device.type):
         return reason
     try:
         settings = {"path": exports.path(row.program, row.stored), "stored": row.stored, "device": str(model.device)}
@@ -177,7 +177,7 @@ def _rounds(
 
 
 def _skip(row: Compared, model: GPT) -> str:
-    return "" if row.program == OURS else why_not(row.program, row.dtype, row.batch, model.device.type)
+    return "" if row.program == OURS else why_not(row.program, row.batch, model.device.type)
 
 
 def _compared(

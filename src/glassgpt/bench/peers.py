@@ -35,10 +35,8 @@ class Generated(NamedTuple):
     text: str = ""  # of the first row, if there are no tokens
 
 
-def why_not(peer: str, dtype: str, batch: int, device: str) -> str:
+def why_not(peer: str, batch: int, device: str) -> str:
     """Return why a peer cannot be compared in this configuration; empty if it can."""
-    if dtype not in STORED[peer]:
-        return f"{peer} has no type like {dtype} here"
     if peer == "xllamacpp" and batch > 1:
         return "xllamacpp is asked for one text at a time"
     return "xllamacpp is run on the CPU only" if peer == "xllamacpp" and device != "cpu" else ""

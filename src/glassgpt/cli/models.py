@@ -52,7 +52,7 @@ def export(
     to: str = typer.Option(..., "--to", help="gguf (llama.cpp), hf (a model folder), or tiktoken (the tokenizer)."),
     out: Path = typer.Option(None, "--out", "-o", help="File or folder to write; by default named after the model."),
     dtype: str = typer.Option(
-        "auto", "--dtype", help="gguf: f32, f16 (default), bf16, q8_0. hf: float32, bfloat16, float16."
+        "auto", "--dtype", help="gguf: f32, f16 (default), bf16, q8_0, q4_0. hf: float32, bfloat16, float16."
     ),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
