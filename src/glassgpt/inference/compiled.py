@@ -70,9 +70,7 @@ class CompiledDecoder:
 
     def __init__(self, model: GPT, *, compile: bool = True):
         if compile and not compiler_found(model.device):
-            raise ConfigError(
-                "decode=compiled: torch.compile needs a C++ compiler, and none was found; use decode=auto"
-            )
+            raise ConfigError("decode=compiled needs a C++ compiler, and none was found; decode=auto does without")
         self.model, self._compiled = model, compile
         self._step: Any = self._static_step
         if compile:
@@ -88,7 +86,8 @@ class CompiledDecoder:
         cache.next_slots(T)  # raises if they do not fit
         if self._owner() is not cache or cache.keys is not self._memory[0]:
             self._adopt(cache)
-        arguments = (idx.to(device), torch.tensor(cache.lengths, device=device), *self._memory)
+        keys, values = self._memory
+        arguments = (idx.to(device), torch.tensor(cache.lengths, device=device), keys, values)
         if self.model.config.position == "rope" and longest + T > len(self.model.rope_cos):
             logits = self._static_step(*arguments, longest)  # the model's rotary tables grow in this pass
         else:

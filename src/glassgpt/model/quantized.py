@@ -8,7 +8,7 @@ Shapes: O out_features, I in_features, G groups in a row (I / group_size).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -105,3 +105,19 @@ class QuantizedEmbedding(QuantizedMatrix):
     def forward(self, idx: Tensor) -> Tensor:
         """``[...] -> [..., I]``, in the model's dtype."""
         return dequantize_rows(self.values[idx], self.scales[idx], self.kind).to(self.like.dtype)
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedMatrix]:
+    """Give the quantised layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedMatrix)}
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model has quantised weights."""
+    return any(isinstance(module, QuantizedMatrix) for module in model.modules())
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of the one with that name."""
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, layer.train(model.training))

@@ -17,8 +17,10 @@ from glassgpt.model.quantized import (
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedMatrix,
-    dequantize_rows,
+    is_quantized,
     pack_nibbles,
+    quantized_layers,
+    replace_layer,
 )
 
 __all__ = [
@@ -100,8 +102,8 @@ def quantize(model: GPT, bits: int, group_size: int | None = None) -> None:
         else:
             own = choose_kind(bits, layer.in_features, group_size)
             values, scales = quantize_matrix(layer.weight, own)
-        _replace(model, name, QuantizedLinear(values, scales, own, dtype, layer.bias))
-    _replace(model, "token_embedding", QuantizedEmbedding(*shared, kind, dtype))
+        replace_layer(model, name, QuantizedLinear(values, scales, own, dtype, layer.bias))
+    replace_layer(model, "token_embedding", QuantizedEmbedding(*shared, kind, dtype))
 
 
 @torch.no_grad()
@@ -115,21 +117,6 @@ def dequantize(model: GPT) -> None:
         else:
             plain = nn.Embedding(layer.out_features, layer.in_features, device="meta")
         plain.weight = nn.Parameter(layer.weight)
-        _replace(model, name, plain)
+        replace_layer(model, name, plain)
     if model.config.tie_embeddings:
         model.head.weight = model.token_embedding.weight
-
-
-def quantized_layers(model: GPT) -> dict[str, QuantizedMatrix]:
-    """The quantised layers by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedMatrix)}
-
-
-def is_quantized(model: GPT) -> bool:
-    """Whether a model has quantised weights."""
-    return any(isinstance(module, QuantizedMatrix) for module in model.modules())
-
-
-def _replace(model: GPT, name: str, layer: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, layer.train(model.training))
