@@ -184,7 +184,7 @@ def test_ratios_are_those_within_a_round(monkeypatch: pytest.MonkeyPatch, tokeni
     assert failed.skipped == "xllamacpp is asked for one text at a time"
     monkeypatch.setattr(comparison, "_start", lambda *arguments: Fake("", [], calls, fails=True))
     rows = comparison.compare(
-        {"int4": model}, lambda: model, tokenizer, [*peers.STORED], grid._replace(batches=[1]), threads=1
+        {"int4": model}, lambda: model, tokenizer, [*peers.PEER_TYPES], grid._replace(batches=[1]), threads=1
     )
     assert [(row.program, row.stored, row.skipped, row.tokens_per_second) for row in rows] == [
         ("glassgpt", "eager", "it failed", None), ("glassgpt", "kernels", "it failed", None),

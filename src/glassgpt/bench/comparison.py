@@ -15,7 +15,7 @@ from statistics import median
 from typing import Protocol
 
 from glassgpt.bench.generation import PAUSE, Grid, alternated, make_decoder, random_prompts
-from glassgpt.bench.peers import STORED, Generated, running, why_not
+from glassgpt.bench.peers import PEER_TYPES, Generated, running, why_not
 from glassgpt.errors import GlassError
 from glassgpt.inference.decode import generate
 from glassgpt.inference.decoders import Decoder
@@ -105,7 +105,6 @@ def compare(
     tokenizer: Tokenizer,
     peers: Sequence[str],
     grid: Grid,
-    *,
     threads: int,
     progress: Callable[[str], None] | None = None,
 ) -> list[Compared]:
@@ -115,7 +114,7 @@ def compare(
         models: by the type of their weights; all on one device, in eval mode.
         load: returns the model with plain weights in float32, to be written for the peers.
         tokenizer: of the model; it is written with the weights.
-        peers: names in STORED.
+        peers: names in PEER_TYPES.
         grid: what to measure; ``steps`` is the number of new tokens, and a prompt fills the rest of the context.
         threads: of the peers; the caller has set those of torch.
         progress: called with a description before each measurement.
@@ -126,7 +125,9 @@ def compare(
         exports = Exports(load, tokenizer, Path(folder))
         for dtype, model in models.items():
             rows = [Compared(OURS, name, dtype, 0, 0) for name in grid.decoders]
-            rows += [Compared(peer, STORED[peer][dtype], dtype, 0, 0) for peer in peers if dtype in STORED[peer]]
+            rows += [
+                Compared(peer, PEER_TYPES[peer][dtype], dtype, 0, 0) for peer in peers if dtype in PEER_TYPES[peer]
+            ]
             with ExitStack() as stack:
                 programs: dict[Compared, Program | str] = {}
                 for row in rows:

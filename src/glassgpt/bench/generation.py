@@ -29,8 +29,10 @@ from glassgpt.weights.sources import WeightSource
 
 #: The types that weights can have here, the largest first, and the ways to compute a step.
 DTYPES, DECODERS = ("float32", "bfloat16", "int8", "int4"), ("eager", "kernels", "compiled")
-#: Of them, those that are made by quantising.
+#: Of the types, those that are made by quantising.
 BITS = {"int8": 8, "int4": 4}
+#: One more: as the model is stored, if that is quantised, such as a .gguf file in Q8_0; else float32.
+STORED = "stored"
 #: Seconds after which a round of decode steps ends, though not before MIN_STEPS; seconds that a prefill may take.
 ROUND_SECONDS, MIN_STEPS, PREFILL_SECONDS = 1.0, 3, 20.0
 #: Seconds between two measurements, in which the threads of the one before stop waiting for work.
@@ -297,14 +299,15 @@ def load_models(
     Raises:
         GlassError: if it cannot be loaded.
     """
-    models, tokenizer = {}, None
+    assert dtypes
+    models: dict[str, GPT] = {}
     for dtype in dtypes:
-        floating = dtype if dtype not in BITS else "float32"
-        model, tokenizer = load_source(source, dtype=getattr(torch, floating), device=device, progress=progress)
+        floating = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        models[dtype], tokenizer = load_source(
+            source, dtype=floating, device=device, keep_quantized=dtype == STORED, progress=progress
+        )
         if dtype in BITS:
-            quantize(model, BITS[dtype])
-        models[dtype] = model
-    assert tokenizer is not None, "no dtype"
+            quantize(models[dtype], BITS[dtype])
     return models, tokenizer
 
 

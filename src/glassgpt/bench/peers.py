@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 from glassgpt.errors import ConfigError, GenerationError
 
 #: For each peer and type of our weights: the type in which the peer holds them, as it calls it.
-STORED = {
+PEER_TYPES = {
     "transformers": {"float32": "float32", "bfloat16": "bfloat16"},
     "xllamacpp": {"float32": "f32", "bfloat16": "f16", "int8": "q8_0", "int4": "q4_0"},
 }
@@ -48,8 +48,8 @@ def require_installed(peers: Sequence[str]) -> None:
     Raises:
         ConfigError: with what is wrong.
     """
-    if unknown := [peer for peer in peers if peer not in STORED]:
-        raise ConfigError(f"--against: {unknown[0]!r} is not one of {', '.join(STORED)}")
+    if unknown := [peer for peer in peers if peer not in PEER_TYPES]:
+        raise ConfigError(f"--against: {unknown[0]!r} is not one of {', '.join(PEER_TYPES)}")
     if missing := [peer for peer in peers if not importlib.util.find_spec(peer)]:
         names = " ".join(missing)
         raise ConfigError(f"--against: not installed: {names}. `pip install {names}`, or leave it out")

@@ -23,12 +23,14 @@ def generate(
     run: str = RUN_ARGUMENT,
     batch: str = typer.Option("1", "--batch", metavar="B,B,...", help="Texts that are generated together."),
     context: str = typer.Option("128", "--context", metavar="T,T,...", help="Tokens that a step attends to."),
-    dtype: str = typer.Option("", "--dtype", help="float32, bfloat16, int8, int4, or several: a,b. By default all."),
+    dtype: str = typer.Option(
+        "", "--dtype", metavar="A,B,...", help="float32, bfloat16, int8, int4: by default all; or stored, if quantised."
+    ),
     decode: str = typer.Option(
-        "", "--decode", help="eager, kernels, compiled, or several: a,b. By default eager and the faster way here."
+        "", "--decode", metavar="A,B,...", help="eager, kernels, compiled: by default eager, and the faster way here."
     ),
     against: str = typer.Option(
-        "", "--against", help="Also measure transformers, xllamacpp (llama.cpp), or both: a,b."
+        "", "--against", metavar="A,B", help="Other programs to compare with: transformers, xllamacpp (llama.cpp)."
     ),
     steps: int = typer.Option(32, "--steps", min=1, max=10**6, help="Decode steps of a round, for at most a second."),
     rounds: int = typer.Option(3, "--rounds", min=1, max=10_000, help="Rounds; what is compared runs in turn."),
@@ -44,16 +46,16 @@ def generate(
     With --against, other programs generate from the same weights and prompts, in turn with this one.
     """
     from glassgpt.bench.comparison import compare
-    from glassgpt.bench.generation import DECODERS, DTYPES, Grid, bench_generation, load_models
-    from glassgpt.bench.peers import STORED, require_installed
+    from glassgpt.bench.generation import DECODERS, DTYPES, STORED, Grid, bench_generation, load_models
+    from glassgpt.bench.peers import PEER_TYPES, require_installed
     from glassgpt.estimate import count_parameters
     from glassgpt.runtime import resolve
     from glassgpt.weights.loading import load_source
 
     batches, contexts = _numbers("--batch", batch, 2**16), _numbers("--context", context, 2**31)
-    dtypes = _names("--dtype", dtype, DTYPES) or list(DTYPES)
+    dtypes = _names("--dtype", dtype, (*DTYPES, STORED)) or list(DTYPES)
     decoders = _names("--decode", decode, DECODERS)
-    peers = _names("--against", against, tuple(STORED))
+    peers = _names("--against", against, tuple(PEER_TYPES))
     require_installed(peers)
     runtime = resolve(RuntimeConfig(device=device, threads=threads))
     decoders = decoders or ["eager", "kernels" if runtime.device.type == "cpu" else "compiled"]
@@ -64,19 +66,17 @@ def generate(
     if max(contexts) > config.block_size:
         say(f"note: the model's context is {config.block_size:,} tokens; longer ones are measured with that")
     contexts = list(dict.fromkeys(min(length, config.block_size) for length in contexts))
-    grid = Grid(decoders, batches, contexts, rounds, steps)
-    show = None if json else show_line
+    grid, show = Grid(decoders, batches, contexts, rounds, steps), None if json else show_line
     result = bench_generation(models, grid, progress=show)
-    compared = compare(
-        models, lambda: load_source(source)[0], tokenizer, peers, grid, threads=runtime.threads, progress=show
-    ) if peers else []  # fmt: skip
+    compared: list[Compared] = []
+    if peers:
+        compared = compare(models, lambda: load_source(source)[0], tokenizer, peers, grid, runtime.threads, show)
     show_line("")
     parameters = sum(count_parameters(config).values())
     if json:
-        place = {key: value for key, value in runtime.resolved().items() if key in ("device", "threads")}
-        settings = {"model": str(source.path), "parameters": parameters, "steps": steps, "rounds": rounds}
-        rows = [dataclasses.asdict(row) for row in compared]
-        print_json(settings | place | dataclasses.asdict(result) | {"compared": rows})
+        settings = {"model": str(source.path), "device": str(runtime.device), "threads": runtime.threads}
+        settings |= {"parameters": parameters, "steps": steps, "rounds": rounds}
+        print_json(settings | dataclasses.asdict(result) | {"compared": [dataclasses.asdict(row) for row in compared]})
         return
     print_text(f"{source.path}: {parameters:,} parameters, context {config.block_size:,}\n{_place(runtime)}")
     _print_result(result)
