@@ -124,11 +124,14 @@ def test_a_model_is_measured_in_every_combination_and_is_the_same_afterwards() -
 
 def test_what_cannot_be_measured_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "free_memory", lambda device: 2**10)
+    monkeypatch.setattr(generation, "PREFILL_SECONDS", 0.0)
     result = bench_generation({"float32": model_of("gpt2")}, Grid(["eager"], [1], [48], 1, 1))
     [row] = result.decode
     assert row.tokens_per_second is None
     assert "the cache takes 0.0 GiB, more than half of what is free" in row.skipped
-    assert result.prefill[0].tokens_per_second
+    [prefill] = result.prefill
+    assert prefill.tokens_per_second is None
+    assert prefill.skipped == "the prefill of 1 x 48 tokens would take 0 s or more"
 
     def refuse(model: GPT, decode: str) -> Any:
         raise ConfigError("no compiler")

@@ -33,8 +33,9 @@ DTYPES, DECODERS = ("float32", "bfloat16", "int8", "int4"), ("eager", "kernels",
 BITS = {"int8": 8, "int4": 4}
 #: One more: as the model is stored, if that is quantised, such as a .gguf file in Q8_0; else float32.
 STORED = "stored"
-#: Seconds after which a round of decode steps ends, though not before MIN_STEPS; seconds that a prefill may take.
-ROUND_SECONDS, MIN_STEPS, PREFILL_SECONDS = 1.0, 3, 20.0
+#: Seconds after which a round of decode steps ends, though not before MIN_STEPS; seconds that a prefill may take, by
+#: the speed of one of SHORT tokens.
+ROUND_SECONDS, MIN_STEPS, PREFILL_SECONDS, SHORT = 1.0, 3, 20.0, 128
 #: Seconds between two measurements, in which the threads of the one before stop waiting for work.
 PAUSE = 0.05
 
@@ -126,7 +127,8 @@ def bench_generation(
     device = next(iter(models.values())).device
     notify("read bandwidth")
     before = read_bandwidth(device)
-    prefill = [row for case in product(grid.batches, grid.contexts) for row in _prefills(models, *case, grid, notify)]
+    prefills = Prefills(models, grid.rounds, notify)
+    prefill = [row for case in product(grid.batches, grid.contexts) for row in prefills.measure(*case)]
     pairs = list(product(models, grid.decoders))
     decoders = {(dtype, name): make_decoder(name, models[dtype]) for dtype, name in pairs}
     measured = [
@@ -157,30 +159,44 @@ def random_prompts(vocab_size: int, batch: int, tokens: int) -> list[list[int]]:
     return torch.randint(vocab_size, (batch, tokens), generator=generator).tolist()
 
 
-def _prefills(
-    models: Mapping[str, GPT], batch: int, context: int, grid: Grid, notify: Callable[[str], None]
-) -> list[Prefill]:
-    """Measure the prefill of each model, in rounds. If the first takes long, it is the only one."""
-    prompts = random_prompts(next(iter(models.values())).config.vocab_size, batch, context)
-    seconds: dict[str, list[float]] = {dtype: [] for dtype in models}
-    skipped: dict[str, str] = {}
-    for dtype in alternated(list(models), grid.rounds):
-        if skipped.get(dtype) or sum(seconds[dtype]) > PREFILL_SECONDS / 2:
-            continue
-        notify(f"prefill of {batch} x {context:,} tokens, {dtype}")
+class Prefills:
+    """Measures how long it takes to read prompts and to choose the first new token, in rounds."""
+
+    def __init__(self, models: Mapping[str, GPT], rounds: int, notify: Callable[[str], None]):
+        self.models, self.rounds, self.notify = models, rounds, notify
+        self.speeds: dict[str, float] = {}  # tokens/s of a short prompt, by dtype
+        for dtype, model in models.items():
+            notify(f"a short prefill, {dtype}")
+            prompts = random_prompts(model.config.vocab_size, 1, min(SHORT, model.config.block_size))
+            self.speeds[dtype] = len(prompts[0]) / min(self.seconds(dtype, prompts) for _ in range(2))
+
+    def seconds(self, dtype: str, prompts: Sequence[Sequence[int]]) -> float:
+        """Read the prompts once, and return the seconds."""
         rows = [Row(Request(prompt, 1, SamplingConfig(temperature=0))) for prompt in prompts]
         start = time.perf_counter()
-        try:
-            next(generate_rows(models[dtype], rows))
-            seconds[dtype].append(time.perf_counter() - start)
-        except (RuntimeError, MemoryError) as error:
-            skipped[dtype] = _reason(error, "eager")
-    rows_of = []
-    for dtype, times in seconds.items():
-        first = median(times) if times else None
-        speed = batch * context / first if first else None
-        rows_of.append(Prefill(dtype, batch, context, first, speed, skipped.get(dtype, "")))
-    return rows_of
+        next(generate_rows(self.models[dtype], rows))
+        return time.perf_counter() - start
+
+    def measure(self, batch: int, context: int) -> list[Prefill]:
+        """Measure the prefill of every model in turn; only once if it takes long, and not at all if very long."""
+        seconds: dict[str, list[float]] = {dtype: [] for dtype in self.models}
+        skipped: dict[str, str] = {}
+        prompts = random_prompts(next(iter(self.models.values())).config.vocab_size, batch, context)
+        for dtype in alternated(list(self.models), self.rounds):
+            if (expected := batch * context / self.speeds[dtype]) > PREFILL_SECONDS:
+                skipped[dtype] = f"the prefill of {batch} x {context:,} tokens would take {expected:,.0f} s or more"
+            if dtype in skipped or sum(seconds[dtype]) > PREFILL_SECONDS / 4:
+                continue
+            self.notify(f"prefill of {batch} x {context:,} tokens, {dtype}")
+            try:
+                seconds[dtype].append(self.seconds(dtype, prompts))
+            except (RuntimeError, MemoryError) as error:
+                skipped[dtype] = _reason(error, "eager")
+        middle = {dtype: median(times) if times else None for dtype, times in seconds.items()}
+        return [
+            Prefill(dtype, batch, context, first, batch * context / first if first else None, skipped.get(dtype, ""))
+            for dtype, first in middle.items()
+        ]
 
 
 class Steps:
