@@ -40,7 +40,7 @@ def pull(
     if explain:
         _explain(source, json)
         return
-    target = out or Path(_default_name(name, source))
+    target = out or Path(default_name(name, source))
     check_out(target, folder=True)
     with ProgressLine() as progress:
         weights_dtype = transfer.to_folder(source, target, dtype=weights_dtype, progress=progress)
@@ -68,7 +68,7 @@ def export(
         raise ConfigError("--dtype is for weights; a .tiktoken file holds the tokenizer alone")
     check_out(out, folder=to == "hf")
     source = _open(name, runs)
-    target, notes = out or Path(_default_name(name, source) + _SUFFIXES[to]), list[str]()
+    target, notes = out or Path(default_name(name, source) + _SUFFIXES[to]), list[str]()
     check_out(target, folder=to == "hf")
     with ProgressLine() as progress:
         if to == "hf":
@@ -92,7 +92,7 @@ def _open(name: str, runs: Path, revision: str | None = None, token: str | None 
     return source
 
 
-def _default_name(name: str, source: "WeightSource") -> str:
+def default_name(name: str, source: "WeightSource") -> str:
     """Return the name of a model without its folders: ``gpt2``, or ``my-best`` for ``runs/my/best``."""
     if source.path.suffix == ".gguf":
         return source.path.stem if Path(name).suffix == ".gguf" else name
