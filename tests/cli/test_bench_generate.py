@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from glassgpt import api
 from glassgpt.bench import comparison, generation, roofline
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT
+from glassgpt.runtime import compiler_found
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer
 
 QUICK = ["--device", "cpu", "--steps", 2, "--rounds", 1]
@@ -72,6 +74,23 @@ def test_json_has_what_was_measured_and_why_something_was_not(
     assert "needs a C++ compiler" in rows["int8", "compiled"]["skipped"]
     assert rows["int8", "compiled"]["tokens_per_second"] is None
     assert found["compared"] == []
+
+
+@pytest.mark.slow  # compiles each
+@pytest.mark.parametrize("decode", generation.DECODERS)
+def test_every_decoder_measures_every_type(cli: Any, model: Path, decode: str) -> None:
+    if decode == "kernels":
+        pytest.importorskip("numba")
+    if decode == "compiled" and not compiler_found(torch.device("cpu")):
+        pytest.skip("there is no C++ compiler")
+    code, out, _ = cli(
+        "bench", "generate", model, *QUICK, "--decode", decode, "--batch", "1,2", "--context", 8, "--json"
+    )
+    assert code == 0
+    rows = json.loads(out)["decode"]
+    assert [(row["dtype"], row["batch"]) for row in rows] == [(d, b) for b in (1, 2) for d in generation.DTYPES]
+    assert [row["skipped"] for row in rows] == [""] * len(rows)
+    assert all(row["tokens_per_second"] > 0 for row in rows)
 
 
 def test_peers_are_compared_and_a_model_that_they_cannot_have_is_said(cli: Any, model: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from glassgpt.bench.generation import PAUSE, Grid, alternated, make_decoder, random_prompts
+from glassgpt.bench.generation import PAUSE, Grid, alternated, make_decoder, random_prompts, reason_for
 from glassgpt.bench.peers import PEER_TYPES, Generated, running, why_not
 from glassgpt.errors import GlassError
 from glassgpt.inference.decode import generate
@@ -167,8 +167,8 @@ def _rounds(
             notify(f"{row.program} ({row.stored}), batch {batch}, context {context:,}: the first text")
             try:
                 program.generate(prompts, min(new, 4))
-            except GlassError as error:
-                skipped[row] = str(error)
+            except Exception as error:
+                skipped[row] = str(error) if isinstance(error, GlassError) else reason_for(error, row.stored)
     for row, program in alternated(list(case.items()), grid.rounds):
         if not isinstance(program, str) and not skipped[row]:
             notify(f"{row.program} ({row.stored}), batch {batch}, context {context:,}")

@@ -36,8 +36,12 @@ STORED = "stored"
 #: Seconds after which a round of decode steps ends, though not before MIN_STEPS; seconds that a prefill may take, by
 #: the speed of one of SHORT tokens.
 ROUND_SECONDS, MIN_STEPS, PREFILL_SECONDS, SHORT = 1.0, 3, 20.0, 128
+#: Tokens after which a prompt repeats itself.
+PERIOD = 16
 #: Seconds between two measurements, in which the threads of the one before stop waiting for work.
 PAUSE = 0.05
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,14 @@ def make_decoder(name: str, model: GPT) -> Decoder | str:
 
 
 def random_prompts(vocab_size: int, batch: int, tokens: int) -> list[list[int]]:
-    """Make ``batch`` different prompts of random tokens, always the same."""
+    """Make ``batch`` prompts, always the same: each repeats PERIOD random tokens.
+
+    A trained model continues the repetition, and no two of the next tokens are equally likely. So programs that round
+    differently generate the same text.
+    """
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (batch, tokens), generator=generator).tolist()
+    period = torch.randint(vocab_size, (batch, PERIOD), generator=generator)
+    return period.repeat(1, -(-tokens // PERIOD))[:, :tokens].tolist()
 
 
 class Prefills:
@@ -191,7 +200,7 @@ class Prefills:
             try:
                 seconds[dtype].append(self.seconds(dtype, prompts))
             except (RuntimeError, MemoryError) as error:
-                skipped[dtype] = _reason(error, "eager")
+                skipped[dtype] = reason_for(error, "eager")
         middle = {dtype: median(times) if times else None for dtype, times in seconds.items()}
         return [
             Prefill(dtype, batch, context, first, batch * context / first if first else None, skipped.get(dtype, ""))
@@ -199,18 +208,24 @@ class Prefills:
         ]
 
 
+class Timings(NamedTuple):
+    """Seconds of the very first step, and of each step of every round."""
+
+    first: float
+    rounds: list[list[float]]
+
+
 class Steps:
     """Decode steps of one configuration; each is the ``context``-th token of every row, as the cache forgets it again.
 
     Attributes:
-        rounds: the seconds of each step, by round.
+        timings: so far.
     """
 
     def __init__(self, decoder: Decoder, cache: KVCache, device: torch.device):
         self.decoder, self.cache, self.device = decoder, cache, device
         self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.int64)  # [B, 1]
-        self.first_seconds = self.step()
-        self.rounds: list[list[float]] = []
+        self.timings = Timings(self.step(), [])
 
     @torch.inference_mode()
     def step(self) -> float:
@@ -230,7 +245,7 @@ class Steps:
         seconds: list[float] = []
         while len(seconds) < steps and (len(seconds) < MIN_STEPS or sum(seconds) < ROUND_SECONDS):
             seconds.append(self.step())
-        self.rounds.append(seconds)
+        self.timings.rounds.append(seconds)
 
 
 def _decode_rounds(
@@ -240,9 +255,10 @@ def _decode_rounds(
     context: int,
     grid: Grid,
     notify: Callable[[str], None],
-) -> dict[tuple[str, str], Steps | str]:
+) -> dict[tuple[str, str], Timings | str]:
     """Measure the steps of every decoder in turn; the result is a string where one is skipped: why."""
-    results: dict[tuple[str, str], Steps | str] = {}
+    results: dict[tuple[str, str], Timings | str] = {}
+    running: dict[tuple[str, str], Steps] = {}
     caches: dict[tuple[torch.dtype, str], KVCache] = {}  # one for all models that decode alike
     for (dtype, name), decoder in decoders.items():
         model = models[dtype]
@@ -253,10 +269,10 @@ def _decode_rounds(
         try:
             if (model.dtype, name) not in caches:
                 caches[model.dtype, name] = _filled_cache(model, batch, context)
-            results[dtype, name] = Steps(decoder, caches[model.dtype, name], model.device)
+            running[dtype, name] = Steps(decoder, caches[model.dtype, name], model.device)
+            results[dtype, name] = running[dtype, name].timings
         except Exception as error:
-            results[dtype, name] = _reason(error, name)
-    running = {key: steps for key, steps in results.items() if isinstance(steps, Steps)}
+            results[dtype, name] = reason_for(error, name)
     for key in alternated(list(running), grid.rounds):
         notify(f"batch {batch}, context {context:,}: {', '.join(key)}")
         time.sleep(PAUSE)
@@ -277,14 +293,14 @@ def _filled_cache(model: GPT, rows: int, context: int) -> KVCache:
     return cache
 
 
-def _reason(error: Exception, decode: str) -> str:
+def reason_for(error: Exception, decode: str) -> str:
     """Say why a step failed: for lack of memory, or in a compiler; other errors are raised again."""
     if decode == "eager" and not is_out_of_memory(error):
         raise error
     return f"{decode}: {first_line(error)}"
 
 
-def _decode_row(model: GPT, row: Decode, result: Steps | str, bandwidth: float) -> Decode:
+def _decode_row(model: GPT, row: Decode, result: Timings | str, bandwidth: float) -> Decode:
     if isinstance(result, str):
         return replace(row, skipped=result)
     step = median(chain.from_iterable(result.rounds))
@@ -295,16 +311,13 @@ def _decode_row(model: GPT, row: Decode, result: Steps | str, bandwidth: float) 
         tokens_per_second=row.batch / step,
         slowest=min(rounds),
         fastest=max(rounds),
-        first_step_seconds=result.first_seconds,
+        first_step_seconds=result.first,
         weight_bytes=weights,
         cache_bytes=cached,
         bytes_per_token=(weights + cached) / row.batch,
         bytes_per_second=(weights + cached) / step,
         bandwidth_share=(weights + cached) / step / bandwidth,
     )
-
-
-T = TypeVar("T")
 
 
 def load_models(
