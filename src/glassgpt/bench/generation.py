@@ -151,6 +151,8 @@ def bench_generation(
 
 def make_decoder(name: str, model: GPT) -> Decoder | str:
     """Return the decoder of that name, or the reason why it cannot be used here."""
+    if name == "compiled":  # once for each dtype, batch and context: more often than the 8 times that torch allows
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     try:
         return choose_decoder(model, name)[0]
     except ConfigError as error:
@@ -222,6 +224,7 @@ class Steps:
         timings: so far.
     """
 
+    @torch.inference_mode()  # a compiled step distinguishes tensors that were made in this mode from others
     def __init__(self, decoder: Decoder, cache: KVCache, device: torch.device):
         self.decoder, self.cache, self.device = decoder, cache, device
         self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.int64)  # [B, 1]
