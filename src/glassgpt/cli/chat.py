@@ -52,7 +52,7 @@ def chat(
 
     sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     source = open_run(model, runs)
-    loaded, tokenizer = load_model(source, device, dtype)
+    loaded, tokenizer = load_model(source, device, dtype, decode)
     from glassgpt.cli.chatting import loop
     from glassgpt.inference.conversation import ChatSession
     from glassgpt.inference.decode import Request
