@@ -20,6 +20,8 @@ from glassgpt.transforms.quantize import Quantization, quantize, quantized_layer
 
 #: Tokens of the text whose logits are compared, and tokens that INT4 is calibrated on, at most.
 LOGIT_TOKENS, CALIBRATION_TOKENS = 256, 8192
+#: The length of a text whose decoding is measured: a short one does not pay for loading the kernels.
+DECODED_TOKENS = 128
 #: Characters of the built-in text for the calibration.
 _CALIBRATION_CHARACTERS = 40_000
 
@@ -131,7 +133,7 @@ def calibration_ids(model: GPT, tokenizer: Tokenizer) -> Tensor | None:
 def decoding_speed(model: GPT, context: int = 64, steps: int = 5) -> tuple[float, str]:
     """Measure tokens per second of one text, and name the decoder that was chosen for this model here."""
     context = min(context, model.config.block_size - 1)
-    decoder, _ = choose_decoder(model, context=context)
+    decoder, _ = choose_decoder(model, context=context, new_tokens=DECODED_TOKENS)
     cache = KVCache(model.config, 1, capacity=context + 1, device=model.device, dtype=model.dtype)
     idx, seconds = torch.zeros(1, 1, dtype=torch.int64), list[float]()
     for _ in range(steps + 1):  # the first one, which may compile, does not count
