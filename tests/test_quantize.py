@@ -30,7 +30,8 @@ from glassgpt.model.quantized import (
     unpack_nibbles,
 )
 from glassgpt.tokenizer import CharTokenizer
-from glassgpt.transforms.quantize import choose_kind, dequantize, quantize, quantize_matrix
+from glassgpt.transforms.gptq import over_blocks, quantize_with_inputs
+from glassgpt.transforms.quantize import choose_kind, dequantize, find_scales, quantize, quantize_matrix
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.quantized import QuantizedFolderSource
 from glassgpt.weights.resolve import open_folder
@@ -46,7 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": LLAMA | {"sliding_window": 8},
     "qwen2": LLAMA | {"qkv_bias": True, "tie_embeddings": True},
     "qwen3": LLAMA | {"qk_norm": True, "head_dim": 16},
-    "odd": LLAMA | {"n_embd": 36, "intermediate_size": 51, "tie_embeddings": True},
+    "odd": LLAMA | {"n_embd": 36, "head_dim": 10, "intermediate_size": 51, "tie_embeddings": True, "mlp_bias": True},
 }
 
 
@@ -132,6 +133,31 @@ def test_groups_are_chosen_that_divide_the_inputs() -> None:
         576: (4, 64), 96: (4, 32), 100: (4, 50), 34: (4, 34), 51: (8, 51), 2: (4, 2)
     }  # fmt: skip
     assert choose_kind(8, 51) == (8, 51) and choose_kind(8, 96, 32) == (8, 32) and choose_kind(4, 96, 48) == (4, 48)
+
+
+def test_compensation_without_correlation_is_plain_rounding_and_with_it_better() -> None:
+    weight, kind = torch.randn(12, 96), Quantization(4, 32)
+    plain = quantize_matrix(weight, kind)
+    compensated = quantize_with_inputs(weight, torch.eye(96), kind, find_scales)
+    assert all(torch.equal(a, b) for a, b in zip(plain, compensated, strict=True))
+    x = torch.randn(400, 20) @ torch.randn(20, 96) + 0.1 * torch.randn(400, 96)  # inputs that correlate
+    compensated = quantize_with_inputs(weight, x.T @ x, kind, find_scales)
+    errors = [(x @ (dequantize_rows(*pair, kind) - weight).T).norm() for pair in (plain, compensated)]
+    assert errors[1] < 0.6 * errors[0]
+
+
+@pytest.mark.parametrize("which", ["gpt2", "mistral"])
+def test_every_layer_is_visited_with_the_products_of_its_inputs(which: str) -> None:
+    model, read, seen = model_of(which), dict[str, Any](), dict[str, Any]()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("blocks.")}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, x, name=name: read.update({name: x[0].flatten(0, 1)}))
+    model(ids())
+    expected = {name: x.T @ x for name, x in read.items()}
+    over_blocks(model, ids(), lambda name, layer, H: seen.update({name: H}))
+    assert set(seen) == set(layers)
+    for name, H in seen.items():
+        torch.testing.assert_close(H, expected[name], rtol=1e-4, atol=1e-4)
 
 
 # --- models

@@ -84,7 +84,7 @@ def quantize_and_measure(
     logits, (speed_before, _) = model(idx).float(), decoding_speed(model)
     bytes_before = _weight_bytes(model)
     tell("quantising", 1, 4)
-    errors = quantize(model, bits)
+    errors = quantize(model, bits, calibration=calibration_ids(model, tokenizer) if bits == 4 else None)
     tell("quantising", 2, 4)
     loss_after = text_loss(model, tokenizer, text)
     tell("quantising", 3, 4)

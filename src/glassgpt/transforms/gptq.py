@@ -19,7 +19,7 @@ from glassgpt.model.quantized import Quantization, pack_nibbles
 DAMPING = 0.01
 #: Tokens that go through a block at a time.
 _TOKENS = 2048
-#: Finds the scales of groups ``[O, G, group_size]`` with weights of their errors ``[G, group_size]``: ``[O, G]``.
+#: Finds scales ``[O, G]`` for groups ``[O, G, group_size]``; squared errors count by a weight ``[G, group_size]``.
 FindScales = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -55,47 +55,46 @@ def quantize_with_inputs(
 
 @torch.no_grad()
 def over_blocks(model: GPT, idx: Tensor, visit: Callable[[str, nn.Linear, Tensor], None]) -> None:
-    """Visit every linear layer of the blocks with the sum of x x' over its inputs ``[I, I]``, block by block.
+    """Visit every linear layer of the blocks with the sum of x x' over its inputs, ``[I, I]``, block by block.
 
     Args:
         model: in eval mode.
-        idx: a text ``[B, T]``; what visit has changed in earlier blocks is used.
+        idx: a text ``[B, T]``. A block reads what the blocks before give after their visits.
         visit: called with the layer's name, the layer, and the sum; it may replace the layer.
     """
     states, arguments = _block_inputs(model, idx)
+    parts = [*states.split(max(1, _TOKENS // idx.size(1)))]
     for number, block in enumerate(model.blocks):
-        sums: dict[str, Tensor] = {}
-
-        def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...], sums: dict[str, Tensor] = sums) -> None:
-            x = inputs[0].flatten(0, -2).float()
-            sums[name] = sums.get(name, 0) + x.T @ x
-
-        layers = {f"blocks.{number}.{n}": m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-        hooks = [
-            layer.register_forward_pre_hook(lambda module, inputs, name=name: add(name, module, inputs))
-            for name, layer in layers.items()
-        ]
-        rows = max(1, _TOKENS // idx.size(1))
-        for part in states.split(rows):
+        layers = {name: layer for name, layer in block.named_modules() if isinstance(layer, nn.Linear)}
+        sums = {name: torch.zeros(layer.in_features, layer.in_features) for name, layer in layers.items()}
+        hooks = [layer.register_forward_pre_hook(_adder(sums[name])) for name, layer in layers.items()]
+        for part in parts:
             block(part, *arguments[number])
         for hook in hooks:
             hook.remove()
         for name, layer in layers.items():
-            visit(name, layer, sums[name])
-        states = torch.cat([block(part, *arguments[number]) for part in states.split(rows)])
+            visit(f"blocks.{number}.{name}", layer, sums[name])
+        parts = [block(part, *arguments[number]) for part in parts]
+
+
+def _adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Make a hook that adds x x' of a layer's inputs x to a sum."""
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].flatten(0, -2).float()
+        total.add_((x.T @ x).to(total.device))
+
+    return add
 
 
 def _block_inputs(model: GPT, idx: Tensor) -> tuple[Tensor, list[tuple[Any, ...]]]:
-    """The input of the first block ``[B, T, C]``, and the other arguments of every block."""
+    """Give the input of the first block ``[B, T, C]``, and the other arguments of every block, alike for all rows."""
     seen: list[tuple[Any, ...]] = []
-    hooks = [b.register_forward_pre_hook(lambda _, inputs: seen.append(inputs)) for b in model.blocks]
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs)) for block in model.blocks]
     model(idx[:1], apply_head=False)
-    arguments = [inputs[1:] for inputs in seen]
-    for hook in hooks[1:]:
+    for hook in hooks:
         hook.remove()
-    seen.clear()
     x = model.token_embedding(idx)
     if model.position_embedding is not None:
         x = x + model.position_embedding.weight[: idx.size(1)]
-    hooks[0].remove()
-    return x, arguments
+    return x, [inputs[1:] for inputs in seen]
