@@ -119,7 +119,7 @@ def known_part(tokenizer: Tokenizer, text: str) -> str:
 def calibration_ids(model: GPT, tokenizer: Tokenizer) -> Tensor | None:
     """Encode the built-in text that INT4 is calibrated on, ``[B, T]``; None if too little of it can be encoded."""
     lines = tutor.conversations_path().read_text(encoding="utf-8").splitlines()
-    contents = (message["content"] for line in lines for message in json.loads(line)["messages"])
+    contents = (message["content"] for line in lines for message in json.loads(line).get("messages", ()))
     text = known_part(tokenizer, "\n\n".join(contents)[:_CALIBRATION_CHARACTERS])
     ids = torch.from_numpy(tokenizer.encode_array(text)[:CALIBRATION_TOKENS].astype("int64"))
     T = min(512, model.config.block_size)
