@@ -19,7 +19,7 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.transforms.quantize import Quantization, quantize, quantized_layers
 
 #: Tokens of the text whose logits are compared, and tokens that INT4 is calibrated on, at most.
-LOGIT_TOKENS, CALIBRATION_TOKENS = 256, 8192
+LOGIT_TOKENS, CALIBRATION_TOKENS = 256, 6144
 #: The length of a text whose decoding is measured: a short one does not pay for loading the kernels.
 DECODED_TOKENS = 128
 #: Characters of the built-in text for the calibration.

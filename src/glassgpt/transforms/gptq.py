@@ -19,6 +19,8 @@ from glassgpt.model.quantized import Quantization, pack_nibbles
 DAMPING = 0.01
 #: Tokens that go through a block at a time.
 _TOKENS = 2048
+#: Inputs whose errors reach the others only together, as one product.
+_BLOCK = 64
 #: Finds scales ``[O, G]`` for groups ``[O, G, group_size]``; squared errors count by a weight ``[G, group_size]``.
 FindScales = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,26 +33,24 @@ def quantize_with_inputs(
     Returns:
         Values and scales, as :class:`~glassgpt.model.quantized.QuantizedMatrix` has them.
     """
-    size, weight = kind.group_size, weight.detach().float().clone()
-    importance = H.diagonal().clone().clamp(min=1e-12)
+    importance = H.diagonal().clamp(min=1e-12)  # [I]
+    order = importance.argsort(descending=True)  # the most important inputs are rounded while most can make up for them
+    scales = find_scales(weight.float().unflatten(1, (-1, kind.group_size)), importance.view(-1, kind.group_size))
+    scale_of = scales.repeat_interleave(kind.group_size, dim=1)[:, order]  # [O, I]
+    weight, H = weight.float()[:, order], H[order][:, order]
     H = H + (DAMPING * importance.mean()) * torch.eye(len(H), device=H.device)
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)  # [I, I]
     values = torch.empty_like(weight, dtype=torch.int8)
-    scales = []
-    for start in range(0, weight.size(1), size):
-        stop = start + size
-        group, root = weight[:, start:stop], inverse[start:stop, start:stop]
-        scale = find_scales(group.unsqueeze(1), importance[None, start:stop])  # [O, 1]
-        scales.append(scale)
-        scale, errors = scale.squeeze(1), torch.empty_like(group)
-        per_step = torch.where(scale == 0, 0, 1 / scale)
-        for i in range(size):
-            rounded = (group[:, i] * per_step).round().clamp(-8, 7)  # [O]
-            values[:, start + i] = rounded.to(torch.int8)
-            errors[:, i] = (group[:, i] - rounded * scale) / root[i, i]
-            group[:, i + 1 :] -= errors[:, i, None] * root[i, i + 1 :]
-        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
-    return pack_nibbles(values, size), torch.cat(scales, dim=1)
+    for start in range(0, weight.size(1), _BLOCK):
+        stop = min(start + _BLOCK, weight.size(1))
+        block, root, errors = weight[:, start:stop], inverse[start:stop, start:stop], []
+        for i, scale in enumerate(scale_of[:, start:stop].unbind(1)):
+            rounded = (block[:, i] * torch.where(scale == 0, 0, 1 / scale)).round().clamp(-8, 7)  # [O]
+            values[:, order[start + i]] = rounded.to(torch.int8)
+            errors.append((block[:, i] - rounded * scale) / root[i, i])
+            block[:, i + 1 :] -= errors[-1][:, None] * root[i, i + 1 :]
+        weight[:, stop:] -= torch.stack(errors, dim=1) @ inverse[start:stop, stop:]
+    return pack_nibbles(values, kind.group_size), scales
 
 
 @torch.no_grad()
