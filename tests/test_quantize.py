@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conftest import Cli, thread_count
-from glassgpt import api
+from glassgpt import api, assets
+from glassgpt.assets import tutor
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.evaluation.answers import text_loss
 from glassgpt.model import GPT
 from glassgpt.model.quantized import (
     Quantization,
@@ -30,7 +33,7 @@ from glassgpt.model.quantized import (
     unpack_nibbles,
 )
 from glassgpt.tokenizer import CharTokenizer
-from glassgpt.transforms.gptq import over_blocks, quantize_with_inputs
+from glassgpt.transforms.gptq import over_blocks, own_text, quantize_with_inputs
 from glassgpt.transforms.quantize import choose_kind, dequantize, find_scales, quantize, quantize_matrix
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.quantized import QuantizedFolderSource
@@ -158,6 +161,15 @@ def test_every_layer_is_visited_with_the_products_of_its_inputs(which: str) -> N
     assert set(seen) == set(layers)
     for name, H in seen.items():
         torch.testing.assert_close(H, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_text_to_calibrate_on_is_a_function_of_the_model_and_the_seed() -> None:
+    model = model_of("llama")
+    text = own_text(model, rows=3, length=99)
+    assert text.shape == (3, 16) and int(text.min()) >= 0 and int(text.max()) < 9
+    assert torch.equal(text, own_text(model, rows=3, length=99)) and not torch.equal(
+        text, own_text(model, 3, 99, seed=1)
+    )
 
 
 # --- models
@@ -346,3 +358,16 @@ def test_the_python_function_refuses_what_it_cannot_do() -> None:
     api.quantize(model, 4)
     with pytest.raises(ConfigError, match="already"):
         api.quantize(model, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.01), (4, 0.08)])
+def test_the_perplexity_of_a_published_model_stays_close(bits: int, limit: float) -> None:
+    if assets.available("smollm2-135m-instruct") is None:
+        pytest.skip("SmolLM2 is not here")
+    model, tokenizer = api.load("smollm2-135m-instruct", keep_quantized=False)
+    texts = [tutor.general_path().read_text(encoding="utf-8"), tutor.questions_path().read_text(encoding="utf-8")]
+    text = "\n\n".join(texts)  # 48 kB
+    before = text_loss(model, tokenizer, text)
+    api.quantize(model, bits)
+    assert math.expm1(text_loss(model, tokenizer, text) - before) < limit
