@@ -27,6 +27,7 @@ VERBS = {
     "score": "a text.txt --tokens 5",
     "pull": "a -o out",
     "export": "a --to hf -o out",
+    "quantize": "a --to int8 -o out",
     "plot": "a",
     "glass": "a -p a -o out.html",
     "film": "a -p e -n 2 --steps 4",

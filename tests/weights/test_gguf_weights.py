@@ -21,12 +21,14 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError, GlassError, MissingExtraError, TokenizerError
 from glassgpt.gguf_header import read_header
 from glassgpt.model import GPT
+from glassgpt.model.quantized import dequantize_rows, quantized_layers
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from glassgpt.tokenizer.base import adds_bos_token, attach, bos_processor
 from glassgpt.tokenizer.bpe.bytelevel import BPEModel, to_json
 from glassgpt.tokenizer.gguf import tokenizer_from_metadata
 from glassgpt.tokenizer.pretokenize import PATTERNS
 from glassgpt.tokenizer.published import PublishedSettings
+from glassgpt.transforms.quantize import dequantize
 from glassgpt.weights import mapping
 from glassgpt.weights.gguf.export import write_gguf
 from glassgpt.weights.gguf.reading import GGUFSource
@@ -240,6 +242,28 @@ def test_every_type_is_dequantised_as_the_library_does(kind: str, tmp_path: Path
     expected = expected.reshape(4, 32, 2, 256).swapaxes(1, 2).reshape(256, 256)
     found = source.read("model.layers.0.self_attn.k_proj.weight", 60, 200)
     assert np.array_equal(found.float().numpy(), expected[60:200], equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_blocks_of_two_types_can_be_kept_as_they_are(kind: str, tmp_path: Path) -> None:
+    source = GGUFSource(llama_file(tmp_path / "a.gguf", kind))
+    assert len(source.quantized) == 9 and set(source.quantized) == {n for n, s in source.stored.items() if s == kind}
+    for name, stored in source.quantized.items():
+        assert stored == ({"Q8_0": 8, "Q4_0": 4}[kind], 32)
+        values, scales = source.read_quantized(name)
+        assert torch.equal(
+            dequantize_rows(values, scales, stored), source.read(name)
+        )  # the library's, by the test above
+
+
+@pytest.mark.parametrize("which", ["gpt2", "llama-untied", "qwen2", "qwen3"])
+def test_a_model_of_kept_blocks_computes_as_the_dequantised_one(which: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "a.gguf", model_of(which), dtype="q8_0")
+    kept, plain = (load_source(source, keep_quantized=keep)[0] for keep in (True, False))
+    assert len(quantized_layers(kept)) == 2 + (8 if which == "gpt2" else 10) and not quantized_layers(plain)
+    assert torch.equal(kept(ids()), plain(ids()))
+    dequantize(kept)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), plain.parameters(), strict=True))
 
 
 def test_rope_factors_are_converted_back_to_their_settings(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """Quantise a model and measure what it costs: bytes, errors, perplexity, and the speed of decoding here."""
 
-import json
 import math
 import statistics
 import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from glassgpt.assets import tutor
 from glassgpt.errors import TokenizerError
@@ -16,12 +14,13 @@ from glassgpt.files import Progress
 from glassgpt.inference.decoders import choose_decoder
 from glassgpt.model import GPT, KVCache
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.transforms.gptq import own_text
 from glassgpt.transforms.quantize import Quantization, quantize, quantized_layers
 
-#: Tokens of the text whose logits are compared, and tokens that INT4 is calibrated on, at most.
-LOGIT_TOKENS, CALIBRATION_TOKENS = 256, 8192
-#: Characters of the built-in text for the calibration.
-_CALIBRATION_CHARACTERS = 40_000
+#: Tokens of the text whose logits are compared, at most.
+LOGIT_TOKENS = 256
+#: The length of a text whose decoding is measured: a short one does not pay for loading the kernels.
+DECODED_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def quantize_and_measure(
     Args:
         model: plain, in eval mode.
         tokenizer: its tokenizer.
-        bits: 8 or 4. INT4 is calibrated on a built-in text, as far as the tokenizer knows its characters.
+        bits: 8 or 4. INT4 is fitted to a text that the model writes.
         text: to measure the loss on.
         progress: called as the steps are done.
 
@@ -82,7 +81,7 @@ def quantize_and_measure(
     logits, (speed_before, _) = model(idx).float(), decoding_speed(model)
     bytes_before = _weight_bytes(model)
     tell("quantising", 1, 4)
-    errors = quantize(model, bits)
+    errors = quantize(model, bits, calibration=own_text(model) if bits == 4 else None)
     tell("quantising", 2, 4)
     loss_after = text_loss(model, tokenizer, text)
     tell("quantising", 3, 4)
@@ -114,24 +113,11 @@ def known_part(tokenizer: Tokenizer, text: str) -> str:
     return "".join(character for character in text if character in known)
 
 
-def calibration_ids(model: GPT, tokenizer: Tokenizer) -> Tensor | None:
-    """Encode the built-in text that INT4 is calibrated on, ``[B, T]``; None if too little of it can be encoded."""
-    lines = tutor.conversations_path().read_text(encoding="utf-8").splitlines()
-    contents = (message["content"] for line in lines for message in json.loads(line)["messages"])
-    text = known_part(tokenizer, "\n\n".join(contents)[:_CALIBRATION_CHARACTERS])
-    ids = torch.from_numpy(tokenizer.encode_array(text)[:CALIBRATION_TOKENS].astype("int64"))
-    T = min(512, model.config.block_size)
-    rows = len(ids) // T
-    if not rows or int(ids.max()) >= model.config.vocab_size:
-        return None
-    return ids[: rows * T].view(rows, T).to(model.device)
-
-
 @torch.inference_mode()
 def decoding_speed(model: GPT, context: int = 64, steps: int = 5) -> tuple[float, str]:
     """Measure tokens per second of one text, and name the decoder that was chosen for this model here."""
     context = min(context, model.config.block_size - 1)
-    decoder, _ = choose_decoder(model, context=context)
+    decoder, _ = choose_decoder(model, context=context, new_tokens=DECODED_TOKENS)
     cache = KVCache(model.config, 1, capacity=context + 1, device=model.device, dtype=model.dtype)
     idx, seconds = torch.zeros(1, 1, dtype=torch.int64), list[float]()
     for _ in range(steps + 1):  # the first one, which may compile, does not count

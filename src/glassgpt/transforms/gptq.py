@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glassgpt.model import GPT
+from glassgpt.model import GPT, KVCache
 from glassgpt.model.quantized import Quantization, pack_nibbles
 
 #: Added to the diagonal of H, as a part of its mean.
 DAMPING = 0.01
 #: Tokens that go through a block at a time.
 _TOKENS = 2048
-#: Finds the scales of groups ``[O, G, group_size]`` with weights of their errors ``[G, group_size]``: ``[O, G]``.
+#: Inputs whose errors reach the others only together, as one product.
+_BLOCK = 64
+#: Finds scales ``[O, G]`` for groups ``[O, G, group_size]``; squared errors count by a weight ``[G, group_size]``.
 FindScales = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -31,71 +33,80 @@ def quantize_with_inputs(
     Returns:
         Values and scales, as :class:`~glassgpt.model.quantized.QuantizedMatrix` has them.
     """
-    size, weight = kind.group_size, weight.detach().float().clone()
-    importance = H.diagonal().clone().clamp(min=1e-12)
+    importance = H.diagonal().clamp(min=1e-12)  # [I]
+    order = importance.argsort(descending=True)  # the most important inputs are rounded while most can make up for them
+    scales = find_scales(weight.float().unflatten(1, (-1, kind.group_size)), importance.view(-1, kind.group_size))
+    scale_of = scales.repeat_interleave(kind.group_size, dim=1)[:, order]  # [O, I]
+    weight, H = weight.float()[:, order], H[order][:, order]
     H = H + (DAMPING * importance.mean()) * torch.eye(len(H), device=H.device)
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)  # [I, I]
     values = torch.empty_like(weight, dtype=torch.int8)
-    scales = []
-    for start in range(0, weight.size(1), size):
-        stop = start + size
-        group, root = weight[:, start:stop], inverse[start:stop, start:stop]
-        scale = find_scales(group.unsqueeze(1), importance[None, start:stop])  # [O, 1]
-        scales.append(scale)
-        scale, errors = scale.squeeze(1), torch.empty_like(group)
-        per_step = torch.where(scale == 0, 0, 1 / scale)
-        for i in range(size):
-            rounded = (group[:, i] * per_step).round().clamp(-8, 7)  # [O]
-            values[:, start + i] = rounded.to(torch.int8)
-            errors[:, i] = (group[:, i] - rounded * scale) / root[i, i]
-            group[:, i + 1 :] -= errors[:, i, None] * root[i, i + 1 :]
-        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
-    return pack_nibbles(values, size), torch.cat(scales, dim=1)
+    for start in range(0, weight.size(1), _BLOCK):
+        stop = min(start + _BLOCK, weight.size(1))
+        block, root, errors = weight[:, start:stop], inverse[start:stop, start:stop], []
+        for i, scale in enumerate(scale_of[:, start:stop].unbind(1)):
+            rounded = (block[:, i] * torch.where(scale == 0, 0, 1 / scale)).round().clamp(-8, 7)  # [O]
+            values[:, order[start + i]] = rounded.to(torch.int8)
+            errors.append((block[:, i] - rounded * scale) / root[i, i])
+            block[:, i + 1 :] -= errors[-1][:, None] * root[i, i + 1 :]
+        weight[:, stop:] -= torch.stack(errors, dim=1) @ inverse[start:stop, stop:]
+    return pack_nibbles(values, kind.group_size), scales
+
+
+@torch.inference_mode()
+def own_text(model: GPT, rows: int = 24, length: int = 256, seed: int = 0) -> Tensor:
+    """Let a model write the text to calibrate on, ``[B, T]``: sampled at temperature 1, after a random token each."""
+    length, generator = min(length, model.config.block_size), torch.Generator().manual_seed(seed)
+    cache = KVCache(model.config, rows, capacity=length, device=model.device, dtype=model.dtype)
+    idx = torch.randint(model.config.vocab_size, (rows, 1), generator=generator)
+    while idx.size(1) < length:
+        logits = model(idx[:, -1:].to(model.device), cache=cache)[:, -1].float().cpu()
+        idx = torch.cat([idx, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+    return idx.to(model.device)
 
 
 @torch.no_grad()
 def over_blocks(model: GPT, idx: Tensor, visit: Callable[[str, nn.Linear, Tensor], None]) -> None:
-    """Visit every linear layer of the blocks with the sum of x x' over its inputs ``[I, I]``, block by block.
+    """Visit every linear layer of the blocks with the sum of x x' over its inputs, ``[I, I]``, block by block.
 
     Args:
         model: in eval mode.
-        idx: a text ``[B, T]``; what visit has changed in earlier blocks is used.
+        idx: a text ``[B, T]``. A block reads what the blocks before give after their visits.
         visit: called with the layer's name, the layer, and the sum; it may replace the layer.
     """
     states, arguments = _block_inputs(model, idx)
+    parts = [*states.split(max(1, _TOKENS // idx.size(1)))]
     for number, block in enumerate(model.blocks):
-        sums: dict[str, Tensor] = {}
-
-        def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...], sums: dict[str, Tensor] = sums) -> None:
-            x = inputs[0].flatten(0, -2).float()
-            sums[name] = sums.get(name, 0) + x.T @ x
-
-        layers = {f"blocks.{number}.{n}": m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-        hooks = [
-            layer.register_forward_pre_hook(lambda module, inputs, name=name: add(name, module, inputs))
-            for name, layer in layers.items()
-        ]
-        rows = max(1, _TOKENS // idx.size(1))
-        for part in states.split(rows):
+        layers = {name: layer for name, layer in block.named_modules() if isinstance(layer, nn.Linear)}
+        sums = {name: torch.zeros(layer.in_features, layer.in_features) for name, layer in layers.items()}
+        hooks = [layer.register_forward_pre_hook(_adder(sums[name])) for name, layer in layers.items()]
+        for part in parts:
             block(part, *arguments[number])
         for hook in hooks:
             hook.remove()
         for name, layer in layers.items():
-            visit(name, layer, sums[name])
-        states = torch.cat([block(part, *arguments[number]) for part in states.split(rows)])
+            visit(f"blocks.{number}.{name}", layer, sums[name])
+        parts = [block(part, *arguments[number]) for part in parts]
+
+
+def _adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Make a hook that adds x x' of a layer's inputs x to a sum."""
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].flatten(0, -2).float()
+        total.add_((x.T @ x).to(total.device))
+
+    return add
 
 
 def _block_inputs(model: GPT, idx: Tensor) -> tuple[Tensor, list[tuple[Any, ...]]]:
-    """The input of the first block ``[B, T, C]``, and the other arguments of every block."""
+    """Give the input of the first block ``[B, T, C]``, and the other arguments of every block, alike for all rows."""
     seen: list[tuple[Any, ...]] = []
-    hooks = [b.register_forward_pre_hook(lambda _, inputs: seen.append(inputs)) for b in model.blocks]
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs)) for block in model.blocks]
     model(idx[:1], apply_head=False)
-    arguments = [inputs[1:] for inputs in seen]
-    for hook in hooks[1:]:
+    for hook in hooks:
         hook.remove()
-    seen.clear()
     x = model.token_embedding(idx)
     if model.position_embedding is not None:
         x = x + model.position_embedding.weight[: idx.size(1)]
-    hooks[0].remove()
-    return x, arguments
+    return x, [inputs[1:] for inputs in seen]

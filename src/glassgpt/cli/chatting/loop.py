@@ -116,8 +116,11 @@ def _piped_lines() -> Iterator[str]:
 
 def _talk(chat: Chat) -> None:
     """Chat in a terminal until Ctrl-D, /exit, or Ctrl-C twice at the prompt."""
+    from glassgpt.estimate import count_parameters
+
     session = chat.session
-    count, context = session.model.num_parameters(), session.model.config.block_size
+    config = session.model.config
+    count, context = sum(count_parameters(config).values()), config.block_size  # also of a quantised model
     print(f"{session.name}: {count:,} parameters, context of {context:,} tokens")
     if session.turns:
         print(f"continued: {pluralize(len(session.messages), 'message')} of {chat.history}")
