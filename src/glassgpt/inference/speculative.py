@@ -187,7 +187,7 @@ class Pace:
     def add_seconds(self, seconds: float, drafted: int) -> None:
         """Learn from the time of a pass. One that is far too long was interrupted, and counts for less."""
         if drafted and self.seconds:
-            slope = min(max(0.0, seconds / self.seconds - 1) / drafted, 1.5)
+            slope = min(max(0.0, seconds / self.seconds - 1) / drafted, 1.0)
             self.slope += self.TIME_RATE * (slope - self.slope)
         elif not drafted:
             slower = self.seconds + self.TIME_RATE * (min(seconds, 2 * self.seconds) - self.seconds)
