@@ -15,8 +15,10 @@ from glassgpt.config import ConfigOverrides, RuntimeConfig, locate
 from glassgpt.errors import CheckpointError, ConfigError, type_problems
 from glassgpt.files import Progress, path_exists
 from glassgpt.inference.decode import complete, request_problems
+from glassgpt.inference.decoders import choose_decoder, decode_problems
 from glassgpt.model import GPT
 from glassgpt.planning import opening, tuning
+from glassgpt.planning.compute_dtype import inference_dtype
 from glassgpt.planning.initial_model import AUTO
 from glassgpt.planning.run_plan import Measure, RunPlan, names_a_text, plan_run
 from glassgpt.processes import Processes, join_processes
@@ -27,9 +29,10 @@ from glassgpt.training.checkpoint import Run, require_run_folder
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
 from glassgpt.weights import resolve as sources
-from glassgpt.weights.folder import DTYPES, save_model, write_folder
+from glassgpt.weights.folder import DTYPES, dtype_name, save_model, write_folder
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import WeightSource
+from glassgpt.weights.transfer import stored_dtype
 
 #: The default folder of runs.
 RUNS = Path("runs")
@@ -95,6 +98,18 @@ def load_from_source(
     """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is a callback."""
     where = resolve(RuntimeConfig(device=device)).device
     return load_source(source, dtype=weights_dtype(dtype), device=where, progress=progress)
+
+
+def resolve_dtype(source: WeightSource, *, device: str = "auto", dtype: str = "auto") -> tuple[str, str]:
+    """Resolve the dtype "auto" for generating with what :func:`open_source` found; return it, and a line that says why.
+
+    It is bfloat16 if the weights are stored so and matrix products are faster in it, else float32. The line is empty
+    for float32, and for a dtype that was named.
+    """
+    if dtype != "auto":
+        return dtype, ""
+    chosen, why = inference_dtype(stored_dtype(source), resolve(RuntimeConfig(device=device)).device)
+    return dtype_name(chosen), why
 
 
 def open_source(
@@ -184,6 +199,7 @@ def generate(
     end_token_ids: Sequence[int] = (),
     min_new_tokens: int = 0,
     seed: int = 0,
+    decode: str = "auto",
 ) -> str:
     """Continue a prompt; return the continuation alone, which ends before the first end token or stop string.
 
@@ -201,15 +217,18 @@ def generate(
         end_token_ids: tokens that end the text, besides those of the model.
         min_new_tokens: before as many tokens, no end token is generated. A stop string still ends the text.
         seed: of the random numbers.
+        decode: how the steps are computed: eager, kernels (numba, on a CPU), compiled (torch.compile), or auto: the
+            faster of the first two, by a measurement if many tokens are to come. Results are equal but for rounding.
 
     Raises:
-        ConfigError: with every argument of a wrong type or out of range.
+        ConfigError: with every argument of a wrong type or out of range, or if ``decode`` cannot run this model here.
         TokenizerError: if the prompt has characters that the tokenizer does not know.
         GenerationError: if the model's logits are not numbers.
     """
     problems = _type_problems(model=model, tokenizer=tokenizer, prompt=prompt) + request_problems(
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, seed=seed, stop=stop, end_token_ids=end_token_ids
     )
+    problems += decode_problems(decode)
     try:
         sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     except ConfigError as error:
@@ -217,9 +236,10 @@ def generate(
     if problems:
         raise ConfigError(problems)
     model.eval()
+    decoder, _ = choose_decoder(model, decode, new_tokens=max_new_tokens)
     return complete(
         model, tokenizer, [prompt], max_new_tokens, sampling,
-        seed=seed, stop=stop, min_new_tokens=min_new_tokens, end_token_ids=end_token_ids,
+        seed=seed, stop=stop, min_new_tokens=min_new_tokens, end_token_ids=end_token_ids, decoder=decoder,
     )[0]  # fmt: skip
 
 

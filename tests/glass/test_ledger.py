@@ -211,8 +211,8 @@ def test_an_interrupted_generation_keeps_its_steps_and_they_are_replayed(
     glassgpt.save(model, chars, tmp_path / "model")
 
     def until(count: int, error: BaseException) -> Any:
-        def generate(*arguments: Any) -> Any:
-            yield from itertools.islice(generate_text(*arguments), count)
+        def generate(*arguments: Any, **options: Any) -> Any:
+            yield from itertools.islice(generate_text(*arguments, **options), count)
             raise error
 
         return generate

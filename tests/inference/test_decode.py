@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from conftest import thread_count
-from glassgpt.config import ModelConfig, TrainConfig
+from glassgpt.config import ModelConfig, RuntimeConfig, TrainConfig
 from glassgpt.config.presets import MODERN
 from glassgpt.errors import ConfigError, GenerationError, TokenizerError
 from glassgpt.inference.decode import DecodeStep, Request, Row, complete, generate, generate_rows, generate_text
@@ -389,7 +389,7 @@ def test_logits_that_are_not_numbers_are_named_by_step_and_row(
 def test_a_sample_of_a_model_without_numbers_does_not_end_the_training() -> None:
     model = build(CLASSIC)
     model.head.weight.data.fill_(math.nan)
-    task = SimpleNamespace(config=SimpleNamespace(train=TrainConfig()), tokenizer=Letters())
+    task = SimpleNamespace(config=SimpleNamespace(train=TrainConfig(), runtime=RuntimeConfig()), tokenizer=Letters())
     assert "19 logits are NaN" in Pretraining.sample(task, model, seed=0)
 
 

@@ -5,7 +5,16 @@ from pathlib import Path
 import typer
 
 from glassgpt.cli.arguments import RUNS_OPTION, SOURCE_HELP, check_out, decode_argument
-from glassgpt.cli.prompt import DEVICE_OPTION, load_model, open_run
+from glassgpt.cli.prompt import (
+    DECODE_OPTION,
+    DEVICE_OPTION,
+    DTYPE_OPTION,
+    Decode,
+    Dtype,
+    load_decoder,
+    load_model,
+    open_run,
+)
 from glassgpt.cli.sampling.requests import check_modes, given_options
 
 
@@ -24,6 +33,8 @@ def chat(
     history: Path = typer.Option(
         None, "--history", metavar="FILE.jsonl", help="Keep the conversation in this file, and continue the one in it."
     ),
+    decode: Decode = DECODE_OPTION,
+    dtype: Dtype = DTYPE_OPTION,
     device: str = DEVICE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = typer.Option(
@@ -41,14 +52,17 @@ def chat(
 
     sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     source = open_run(model, runs)
-    loaded, tokenizer = load_model(source, device)
+    loaded, tokenizer = load_model(source, device, dtype)
     from glassgpt.cli.chatting import loop
     from glassgpt.inference.conversation import ChatSession
     from glassgpt.inference.decode import Request
 
-    session = ChatSession(loaded, tokenizer, Request((), max_new_tokens, sampling, seed), model or str(source.path))
+    settings = Request((), max_new_tokens, sampling, seed)
+    session = ChatSession(loaded, tokenizer, settings, model or str(source.path))
     if history and history.exists() and history.stat().st_size:
         session.load(history)
     if system is not None:
         session.system = decode_argument("--system", system)
+    middle = loaded.config.block_size // 2
+    session.decoder = load_decoder(loaded, decode, rows=1, context=middle, new_tokens=max_new_tokens, json=json)
     raise typer.Exit(loop.run(session, history, json))

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from glassgpt.errors import ConfigError
 from glassgpt.glass.pictures import require_matplotlib
 
 if TYPE_CHECKING:
+    from glassgpt.inference.decoders import Decoder
     from glassgpt.model import GPT
     from glassgpt.tokenizer import Tokenizer
     from glassgpt.training.checkpoint import Run
@@ -23,6 +24,17 @@ RUN_ARGUMENT = typer.Argument("", metavar="RUN", help=f"{SOURCE_HELP} By default
 PROMPT_OPTION = typer.Option("", "--prompt", "-p", help="The text that the model reads; - reads standard input.")
 PROMPT_FILE_OPTION = typer.Option(None, "--prompt-file", help="File with that text.")
 DEVICE_OPTION = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:N or mps.")
+DTYPE_OPTION = typer.Option(
+    "auto", "--dtype", help="Of the weights; auto: bfloat16 if they are stored so and it is faster here, else float32."
+)
+DECODE_OPTION = typer.Option(
+    "auto",
+    "--decode",
+    help="Compute each token by eager PyTorch, by kernels (numba, on a CPU), or compiled (torch.compile, for CUDA); "
+    "auto: eager or kernels, by a short measurement.",
+)
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Decode = Literal["auto", "eager", "kernels", "compiled"]
 PICTURE_OPTION = typer.Option(None, "--out", "-o", metavar="FILE", help="Also draw it, as FILE.png or FILE.svg.")
 
 
@@ -64,16 +76,33 @@ def newest_run(runs: Path) -> "Run":
     return found[-1]
 
 
-def load_model(source: "WeightSource", device: str) -> "tuple[GPT, Tokenizer]":
-    """Load what :func:`open_run` found, with a progress line.
+def load_model(source: "WeightSource", device: str, dtype: Dtype = "float32") -> "tuple[GPT, Tokenizer]":
+    """Load what :func:`open_run` found, with a progress line; say why an "auto" dtype is not float32.
 
     Raises:
         GlassError: if it cannot be loaded.
     """
     from glassgpt import api
 
+    name, why = api.resolve_dtype(source, device=device, dtype=dtype)
+    if why:
+        say(why)
     with ProgressLine() as progress:
-        return api.load_from_source(source, device=device, progress=progress)
+        return api.load_from_source(source, device=device, dtype=name, progress=progress)
+
+
+def load_decoder(model: "GPT", decode: Decode, *, rows: int, context: int, new_tokens: int, json: bool) -> "Decoder":
+    """Choose how to compute each token, and say so unless ``json``; other arguments as those of ``choose_decoder``.
+
+    Raises:
+        ConfigError: if ``decode`` cannot run this model here.
+    """
+    from glassgpt.inference.decoders import choose_decoder
+
+    decoder, why = choose_decoder(model, decode, rows=rows, context=context, new_tokens=new_tokens)
+    if why and not json:
+        say(why)
+    return decoder
 
 
 def read_prompt_text(prompt: str, prompt_file: Path | None) -> str:

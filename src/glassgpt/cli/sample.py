@@ -5,7 +5,19 @@ from pathlib import Path
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out
-from glassgpt.cli.prompt import DEVICE_OPTION, RUN_ARGUMENT, check_picture, load_model, open_run, read_prompt_text
+from glassgpt.cli.prompt import (
+    DECODE_OPTION,
+    DEVICE_OPTION,
+    DTYPE_OPTION,
+    RUN_ARGUMENT,
+    Decode,
+    Dtype,
+    check_picture,
+    load_decoder,
+    load_model,
+    open_run,
+    read_prompt_text,
+)
 from glassgpt.cli.sampling.compare import NEW_TOKENS, compared_settings, print_comparison
 from glassgpt.cli.sampling.generate import print_samples
 from glassgpt.cli.sampling.replay import replay_ledger
@@ -36,6 +48,8 @@ def sample(
     replay: Path = typer.Option(None, "--replay", metavar="FILE.json", help="Generate a ledger again, and compare."),
     compare: bool = typer.Option(False, "--compare", help="Compare temperatures, top-k and top-p on the next token."),
     out: Path = typer.Option(None, "--out", "-o", metavar="FILE", help="Draw --compare as FILE.png or FILE.svg."),
+    decode: Decode = DECODE_OPTION,
+    dtype: Dtype = DTYPE_OPTION,
     device: str = DEVICE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
@@ -52,7 +66,8 @@ def sample(
     text = read_prompt_text(prompt, prompt_file)
     sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     source = open_run(run, runs)
-    model, tokenizer = load_model(source, device)
+    exact = compare or ledger is not None  # the reference: eager, in float32
+    model, tokenizer = load_model(source, device, "float32" if exact and dtype == "auto" else dtype)
     from glassgpt.inference.decode import Request
 
     ids = prompt_ids(source.path, tokenizer, text, chat)
@@ -65,7 +80,10 @@ def sample(
             prompt=text, candidates=candidates, num_samples=num_samples, out=out, json=json,
         )  # fmt: skip
         return
+    decoder = load_decoder(
+        model, "eager" if exact else decode, rows=num_samples, context=len(ids), new_tokens=count, json=json or exact
+    )
     print_samples(
         model, tokenizer, request, num_samples, candidates=candidates if explain else 0,
-        prompt=text, chat=chat, name=str(source.path), ledger=ledger, json=json,
+        prompt=text, chat=chat, name=str(source.path), ledger=ledger, json=json, decoder=decoder,
     )  # fmt: skip

@@ -170,9 +170,8 @@ class RuntimeConfig(Section):
         "auto", "torch.compile the blocks; auto: if the run is long enough to be worth the compile time"
     )
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", min_value=0, max_value=1024)
-    decode: Literal["auto", "eager", "kernels", "compiled"] = option(
-        "auto",
-        "how samples are generated: eager PyTorch, kernels (numba, CPU), compiled (torch.compile); auto: the fastest",
+    decode: Literal["eager", "kernels"] = option(
+        "eager", "how samples in training are generated: eager PyTorch, or kernels (numba, on a CPU)"
     )
     num_workers: int = option(
         0,

@@ -18,6 +18,7 @@ from glassgpt.data.conversations.rows import USER_TURN_CUT, read_rows
 from glassgpt.errors import ConfigError, DataError, GenerationError, TokenizerError, shell_command
 from glassgpt.files import write_text
 from glassgpt.inference.decode import DecodeStep, Request, generate_text
+from glassgpt.inference.decoders import Decoder
 from glassgpt.model import GPT, KVCache
 from glassgpt.tokenizer import Tokenizer, chat
 from glassgpt.tokenizer.base import join_surrogates
@@ -101,6 +102,7 @@ class ChatSession:
         tokenizer: of the model, with a chat template.
         settings: of every answer; prompt and sample_index are not used. Answer k draws the random numbers of (seed, k).
         name: of the model, for errors.
+        decoder: computes the decode steps of all answers; by default the model itself.
 
     Attributes:
         system: the system message, or None.
@@ -113,11 +115,15 @@ class ChatSession:
         TokenizerError: if it is damaged.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, settings: Request, name: str = "the model"):
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, settings: Request, name: str = "the model",
+        decoder: Decoder | None = None,
+    ):  # fmt: skip
         chat.render(
             chat_template(tokenizer, name), [{"role": "user", "content": ""}], **dict[str, Any](tokenizer.roles())
         )
         self.model, self.tokenizer, self.settings, self.name = model, tokenizer, settings, name
+        self.decoder = decoder
         self.system: str | None = None
         self.turns: list[dict[str, str]] = []
         self.last: Answer | None = None
@@ -177,7 +183,9 @@ class ChatSession:
         cache = self._prepare_cache(answer)
         self.last = answer
         try:
-            for step, (streamer,) in generate_text(self.model, self.tokenizer, [answer.settings], cache=cache):
+            for step, (streamer,) in generate_text(
+                self.model, self.tokenizer, [answer.settings], cache=cache, decoder=self.decoder
+            ):
                 answer.tokens += step.tokens
                 answer.steps.append(step)
                 new, answer.text = streamer.text[len(answer.text) :], streamer.text

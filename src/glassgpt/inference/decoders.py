@@ -1,10 +1,20 @@
 """The ways to compute a decode step: the logits after a few new tokens, given a cache that holds all tokens before."""
 
+import statistics
+import time
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from glassgpt.errors import ConfigError, first_line
 from glassgpt.model import GPT, KVCache
+
+DECODE = ("auto", "eager", "kernels", "compiled")
+#: New tokens per row below which "auto" measures nothing.
+MIN_TOKENS = 16
+#: Seconds of eager decoding below which "auto" measures nothing: loading the kernels takes about as long.
+MIN_SECONDS = 1.0
 
 
 class Decoder(Protocol):
@@ -30,3 +40,96 @@ class EagerDecoder:
     def __call__(self, idx: Tensor, cache: KVCache) -> Tensor:
         """Compute the logits after each new token."""
         return self.model(idx.to(self.model.device), cache=cache).float().cpu()
+
+
+def choose_decoder(
+    model: GPT,
+    decode: str = "auto",
+    *,
+    rows: int = 1,
+    context: int | None = None,
+    new_tokens: int | None = None,
+) -> tuple[Decoder, str]:
+    """Choose how to decode; return the decoder, and a line that says which it is and why, empty if nothing was tried.
+
+    "auto" is eager PyTorch or the kernels, whichever a few steps of the real model show to be faster. That takes about
+    0.2 s, and on the first use on a machine the seconds that numba compiles for. It is eager without measuring where
+    the kernels cannot run, or where so little is to come that loading them costs more than they can save. A compiled
+    step is for those who ask for it: compiling takes about a minute.
+
+    Args:
+        model: in eval mode.
+        decode: one of DECODE.
+        rows: that will be decoded together.
+        context: tokens of the prompt.
+        new_tokens: that will be generated in each row; None for many.
+
+    Raises:
+        ConfigError: for an unknown ``decode``, or one that cannot run this model here.
+    """
+    if problems := decode_problems(decode):
+        raise ConfigError(problems)
+    eager = EagerDecoder(model)
+    if decode == "eager":
+        return eager, "decode: eager"
+    if decode == "compiled":
+        from glassgpt.inference.compiled import CompiledDecoder
+
+        return CompiledDecoder(model), "decode: compiled (torch.compile); the first tokens wait until it is compiled"
+    from glassgpt.inference.kernel_decoder import KernelDecoder, unsupported
+
+    if decode == "kernels":
+        if reason := unsupported(model):
+            raise ConfigError(f"decode=kernels cannot run this model here: {reason}. decode=eager can")
+        return KernelDecoder(model), "decode: kernels (numba)"
+    if new_tokens is not None and (new_tokens < MIN_TOKENS or new_tokens * _eager_seconds(model) < MIN_SECONDS):
+        return eager, ""
+    if reason := unsupported(model):
+        return eager, f"decode: eager; not the kernels: {reason}"
+    return _faster(eager, model, rows, min((context or 0) + (new_tokens or 0) // 2, model.config.block_size - 1))
+
+
+def decode_problems(decode: object) -> list[str]:
+    """Return what is wrong with a value of ``decode``."""
+    return [] if decode in DECODE else [f"decode: {decode!r} is not one of {', '.join(DECODE)}"]
+
+
+def _eager_seconds(model: GPT) -> float:
+    """Estimate an eager step on a CPU: the calls of each block, and reading all weights at about 15 GB/s."""
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return 0.0004 * model.config.n_layer + weights / 15e9
+
+
+def _faster(eager: EagerDecoder, model: GPT, rows: int, tokens: int) -> tuple[Decoder, str]:
+    """Measure a step of eager PyTorch and of the kernels on a cache of so many tokens; return the faster one."""
+    from glassgpt.inference.kernel_decoder import KernelDecoder
+
+    speed = rows / _seconds_per_step(eager, model, rows, tokens)
+    measured = f"decode: eager, {speed:,.0f} tokens/s measured"
+    began = time.perf_counter()
+    try:
+        fast = KernelDecoder(model)
+        fast_speed = rows / _seconds_per_step(fast, model, rows, tokens)
+    except Exception as error:  # whatever numba and LLVM raise on a machine that they do not support
+        return eager, f"{measured}; the kernels failed: {first_line(error)}"
+    took = time.perf_counter() - began
+    note = f"; compiling them took {took:.0f} s, once on this machine" if took > 2 else ""
+    if fast_speed > speed:
+        return fast, f"decode: kernels (numba), {fast_speed:,.0f} tokens/s measured; eager {speed:,.0f}{note}"
+    return eager, f"{measured}; kernels {fast_speed:,.0f}{note}"
+
+
+@torch.inference_mode()
+def _seconds_per_step(decoder: Decoder, model: GPT, rows: int, tokens: int) -> float:
+    """Measure a step of one token per row after so many tokens; the first step, which may compile, is not counted."""
+    cache = KVCache(model.config, rows, capacity=tokens + 1, device=model.device, dtype=model.dtype)
+    idx = torch.zeros(rows, 1, dtype=torch.int64)
+    seconds: list[float] = []
+    for _ in range(6):
+        cache.lengths = [tokens] * rows
+        began = time.perf_counter()
+        decoder(idx, cache)
+        seconds.append(time.perf_counter() - began)
+        if sum(seconds[1:]) > 0.05:
+            break
+    return statistics.median(seconds[1:])

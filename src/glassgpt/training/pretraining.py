@@ -10,9 +10,10 @@ from glassgpt.data.batch import Batch
 from glassgpt.data.batches.loader import Loader
 from glassgpt.data.batches.windows import Batches
 from glassgpt.data.corpus.manifest import TokenStream
-from glassgpt.errors import GenerationError
+from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.estimate import LOGITS_AT_A_TIME, TOKENS_PER_PASS
 from glassgpt.inference.decode import complete
+from glassgpt.inference.decoders import choose_decoder
 from glassgpt.loss import Baselines, Evaluation, counting_baselines, evaluate, subset
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
@@ -95,8 +96,11 @@ class Pretraining:
         """A text from the empty prompt; or why there is none, since a sample never ends a run."""
         tokens = self.config.train.sample_tokens
         try:
-            return complete(model, self.tokenizer, [""], tokens, SamplingConfig(temperature=0.8), seed=seed)[0]
-        except GenerationError as error:
+            decoder, _ = choose_decoder(model, self.config.runtime.decode)
+            return complete(
+                model, self.tokenizer, [""], tokens, SamplingConfig(temperature=0.8), seed=seed, decoder=decoder
+            )[0]
+        except (ConfigError, GenerationError) as error:
             return f"(no sample: {error})"
 
     def close(self) -> None:

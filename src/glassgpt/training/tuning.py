@@ -9,8 +9,9 @@ from glassgpt.config import RunConfig
 from glassgpt.data.batch import Batch
 from glassgpt.data.conversations.batches import ChatBatches, choose_rows
 from glassgpt.data.conversations.dataset import ChatData
-from glassgpt.errors import GenerationError
+from glassgpt.errors import ConfigError, GenerationError
 from glassgpt.inference.decode import Request, generate_text
+from glassgpt.inference.decoders import choose_decoder
 from glassgpt.loss import Evaluation
 from glassgpt.model import GPT
 from glassgpt.processes import Processes
@@ -95,9 +96,10 @@ class ChatTuning:
         request = Request(prompt, self.config.train.sample_tokens, SamplingConfig(temperature=0.0))
         text = ""
         try:
-            for _, streamers in generate_text(model, self.tokenizer, [request]):
+            decoder, _ = choose_decoder(model, self.config.runtime.decode)
+            for _, streamers in generate_text(model, self.tokenizer, [request], decoder=decoder):
                 text = streamers[0].text
-        except GenerationError as error:
+        except (ConfigError, GenerationError) as error:
             text = f"(no answer: {error})"
         return f"> {question[-1]['content']}\n{text}"
 

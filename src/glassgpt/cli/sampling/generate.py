@@ -13,6 +13,7 @@ from glassgpt.errors import GenerationError
 if TYPE_CHECKING:
     from glassgpt.glass.choices.ledger import Ledger
     from glassgpt.inference.decode import Request
+    from glassgpt.inference.decoders import Decoder
     from glassgpt.model import GPT
     from glassgpt.tokenizer import Tokenizer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def print_samples(
     model: "GPT", tokenizer: "Tokenizer", request: "Request", num_samples: int, *,
     prompt: str, chat: bool, name: str, candidates: int, ledger: Path | None, json: bool,
+    decoder: "Decoder | None" = None,
 ) -> None:  # fmt: skip
     """Generate samples of a request, and print them: one as it comes, several with a line between them, or as JSON.
 
@@ -34,11 +36,12 @@ def print_samples(
         candidates: how many to show at every step; 0 shows only the text.
         ledger: the file to write, if any.
         json: whether to print JSON.
+        decoder: computes each token; by default the model itself.
     """
     prefix = "" if chat else prompt
     live = not json and num_samples == 1
     with _saved_ledger(ledger, model, tokenizer, request, name=name, prompt=prompt, chat=chat) as record:
-        rows = _generate(model, tokenizer, request, num_samples, record, prefix if live else None, candidates)
+        rows = _generate(model, tokenizer, request, num_samples, record, prefix if live else None, candidates, decoder)
     if json:
         print_json([{"prompt": prompt, **row} for row in rows])
     elif not live:
@@ -47,7 +50,7 @@ def print_samples(
 
 def _generate(
     model: "GPT", tokenizer: "Tokenizer", request: "Request", num_samples: int, ledger: "Ledger | None",
-    prefix: str | None, candidates: int,
+    prefix: str | None, candidates: int, decoder: "Decoder | None",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Generate the text and tokens of every sample, and add every step to the ledger.
 
@@ -62,7 +65,7 @@ def _generate(
     if live and not candidates:
         print(prefix, end="", flush=True)
     try:
-        for step, streamers in generate_text(model, tokenizer, requests):
+        for step, streamers in generate_text(model, tokenizer, requests, decoder=decoder):
             text = streamers[0].text
             if ledger:
                 ledger.add(step, tokenizer, text)

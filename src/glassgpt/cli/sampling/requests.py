@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: With --replay, everything else is read from the file.
 _BESIDE_REPLAY = {"run", "replay", "device", "runs", "json"}
 #: Options that --compare sets itself, or that show one sample.
-_NOT_BESIDE_COMPARE = ("explain", "ledger", "temperature", "greedy")
+_NOT_BESIDE_COMPARE = ("explain", "ledger", "temperature", "greedy", "decode")
 
 
 def given_options(context: typer.Context) -> set[str]:
@@ -39,6 +39,12 @@ def check_modes(given: set[str], num_samples: int) -> None:
         problems = ["-o draws a comparison of settings; add --compare"] if "out" in given else []
         shown = [name for name in ("explain", "ledger") if name in given and num_samples > 1]
         problems += [f"--{name} shows one sample at a time; leave out --num-samples" for name in shown]
+        if "ledger" in given:
+            problems += [
+                f"a ledger is of eager PyTorch in float32, which a replay repeats; leave out --{name}"
+                for name in ("decode", "dtype")
+                if name in given
+            ]
         problems += ["--greedy is a temperature of 0; leave out --temperature"] * ({"greedy", "temperature"} <= given)
     if problems:
         raise ConfigError(problems)
