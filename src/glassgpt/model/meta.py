@@ -1,5 +1,6 @@
 """A model without memory for its weights: to know its shapes, or to load the weights later."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -24,11 +25,16 @@ def meta_model(config: ModelConfig) -> GPT:
         return GPT(config)
 
 
-def materialize(model: GPT, dtype: torch.dtype, device: torch.device) -> None:
-    """Allocate the weights of a model on the meta device, uninitialised. (``to_empty`` imports torch's compiler.)"""
+def materialize(model: GPT, dtype: torch.dtype, device: torch.device, skip: Collection[str] = frozenset()) -> None:
+    """Allocate the weights of a model on the meta device, uninitialised. (``to_empty`` imports torch's compiler.)
+
+    Those in ``skip`` stay on the meta device.
+    """
     state: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
+        if name in skip:
+            continue
         tied = name == "head.weight" and model.config.tie_embeddings
         state[name] = state["token_embedding.weight"] if tied else torch.empty(tensor.shape, dtype=dtype, device=device)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights_and_build_rope()

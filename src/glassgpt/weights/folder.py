@@ -21,11 +21,13 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError
 from glassgpt.files import sha256_of, sync_to_disk, writing
 from glassgpt.model import GPT
+from glassgpt.model.quantized import is_quantized
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.tokenizer.base import save as save_tokenizer
 from glassgpt.tokenizer.published import GENERATION_CONFIG
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import cast_finite, load_into
+from glassgpt.weights.quantized import QUANTIZATION_KEY, SCALES, to_published
 from glassgpt.weights.sources import INDEX, SINGLE, FolderSource, reading
 
 CHECKSUMS = "SHA256SUMS"
@@ -72,9 +74,13 @@ def save_model(
     published_ids = tokenizer.published.ids_below(tokenizer.vocab_size)
     entries = mapping.to_hf_config(config, family) | _special_ids(tokenizer) | published_ids
     entries |= {"dtype": dtype_name(dtype), "torch_dtype": dtype_name(dtype), "glassgpt_version": __version__}
+    if is_quantized(model):
+        weights, entries[QUANTIZATION_KEY] = to_published(model, family)
+    else:
+        weights = mapping.to_published(state, config, family)
     write_json(folder / "config.json", entries)
     write_generation_config(folder, tokenizer)
-    _save_weights(folder, mapping.to_published(state, config, family), dtype, max_shard_bytes)
+    _save_weights(folder, weights, dtype, max_shard_bytes)
     save_tokenizer(tokenizer, folder, config.block_size)
     (folder / "README.md").write_text(card or _card(config), encoding="utf-8", newline="\n")
 
@@ -99,7 +105,7 @@ def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
     shards: list[list[str]] = [[]]
     size = total = 0
     for name, tensor in weights.items():
-        nbytes = tensor.numel() * dtype.itemsize
+        nbytes = tensor.numel() * _saved_dtype(name, tensor, dtype).itemsize
         if size + nbytes > max_bytes and shards[-1]:
             shards.append([])
             size = 0
@@ -109,11 +115,19 @@ def _save_weights(folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtyp
     if len(shards) == 1:
         files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
-        copied = {name: cast_finite(weights[name].detach(), dtype, name).cpu().contiguous() for name in names}
+        copied = dict[str, Tensor]()
+        for name in names:
+            tensor = weights[name].detach()
+            copied[name] = cast_finite(tensor, _saved_dtype(name, tensor, dtype), name).cpu().contiguous()
         save_file(copied, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         file_of = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
+
+
+def _saved_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype to save a tensor in: that of the model, but for integers and their scales."""
+    return dtype if tensor.is_floating_point() and not name.endswith(SCALES) else tensor.dtype
 
 
 def load_weights(folder: Path, model: GPT) -> None:

@@ -6,21 +6,23 @@ No weight is read before every name and shape matches. Beside the model, memory 
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import Progress
 from glassgpt.model import GPT, materialize, meta_model
+from glassgpt.model.quantized import QuantizedEmbedding, QuantizedLinear, replace_layer
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.weights import mapping
 from glassgpt.weights.families.family import Family
 from glassgpt.weights.mapping import Placement
-from glassgpt.weights.sources import WeightSource
+from glassgpt.weights.sources import QuantizedSource, WeightSource
 
 #: Bytes of a tensor that are read at a time.
 PART = 2**24
@@ -39,9 +41,12 @@ def load_source(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    keep_quantized: bool = False,
     progress: Progress | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """Load a source's model, in eval mode, and its tokenizer. The weights are float32 and on the CPU by default.
+
+    With ``keep_quantized``, weights that the source has as integers with scales stay so; else they are dequantised.
 
     Raises:
         CheckpointError: if weights are missing, damaged, unexpected or of another shape (all of them are listed), or
@@ -57,10 +62,43 @@ def load_source(
             f"{config.vocab_size:,} rows; they do not belong together, or the embedding was not resized when tokens "
             "were added"
         )
+    kept = _quantized_layers(source, placements) if keep_quantized and isinstance(source, QuantizedSource) else {}
     model = meta_model(config)
-    materialize(model, dtype or torch.float32, device or torch.device("cpu"))
-    _fill(model, source, placements, progress)
+    skip = {f"{name}.weight" for name in kept}
+    skip |= {"head.weight"} if config.tie_embeddings and "token_embedding" in kept else set()
+    materialize(model, dtype or torch.float32, device or torch.device("cpu"), skip=skip)
+    _fill(model, source, [place for place in placements if place.ours not in skip], progress)
+    if isinstance(source, QuantizedSource):
+        _fill_quantized(model, source, kept)
     return model.eval(), tokenizer
+
+
+def _quantized_layers(source: QuantizedSource, placements: list[Placement]) -> dict[str, list[str]]:
+    """Name our layers whose weight is quantised, with the published parts of it; they are stored alike."""
+    parts = defaultdict[str, list[str]](list)
+    for place in placements:
+        parts[place.ours].append(place.published)
+    kinds = {ours: {source.quantized.get(name) for name in names} for ours, names in parts.items()}
+    quantized = {ours for ours, found in kinds.items() if len(found) == 1 and None not in found}
+    return {ours.removesuffix(".weight"): parts[ours] for ours in quantized}
+
+
+def _fill_quantized(model: GPT, source: QuantizedSource, layers: Mapping[str, list[str]]) -> None:
+    """Replace layers by quantised ones; a tied head shares the tensors of the embedding."""
+    for name, parts in layers.items():
+        pairs = [source.read_quantized(part) for part in parts]
+        for part, (_, scales) in zip(parts, pairs, strict=True):
+            cast_finite(scales, torch.float32, f"{source.path}: {part}")
+        values, scales = (torch.cat(tensors).to(model.device) for tensors in zip(*pairs, strict=True))
+        kind = source.quantized[parts[0]]
+        if name != "token_embedding":
+            bias = model.get_submodule(name).bias
+            assert bias is None or isinstance(bias, nn.Parameter)
+            replace_layer(model, name, QuantizedLinear(values, scales, kind, model.dtype, bias))
+            continue
+        replace_layer(model, name, QuantizedEmbedding(values, scales, kind, model.dtype))
+        if model.config.tie_embeddings:
+            replace_layer(model, "head", QuantizedLinear(values, scales, kind, model.dtype))
 
 
 def load_into(model: GPT, source: WeightSource) -> None:

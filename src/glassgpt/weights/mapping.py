@@ -15,7 +15,7 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import meta_model
 from glassgpt.weights.families import FAMILIES
-from glassgpt.weights.families.family import Family, ParsedConfig, Rule
+from glassgpt.weights.families.family import Family, ParsedConfig, Rule, shortened
 from glassgpt.weights.sources import some
 
 #: model_type of glassgpt's own format, which has our names and can hold every configuration.
@@ -155,8 +155,12 @@ def from_hf_config(content: Mapping[str, Any]) -> tuple[ModelConfig, Family]:
         for key, value in family.expected.items()
         if content.get(key, value) != value
     ]
-    if content.get("quantization_config"):
-        unsupported.append("quantization_config (weights in float32, float16 or bfloat16 are supported)")
+    if entry := content.get("quantization_config"):
+        method = entry.get("quant_method") if isinstance(entry, dict) else entry
+        unsupported.append(
+            f"quantization_config, quant_method={shortened(method)} (weights in float32, float16, bfloat16, or "
+            "quantised by glassgpt, are supported)"
+        )
     parsed = family.read(content)
     if unsupported := unsupported + parsed.unsupported:
         raise CheckpointError(

@@ -9,6 +9,7 @@ from glassgpt.weights import hub
 from glassgpt.weights.adapter_source import AdapterSource, open_base
 from glassgpt.weights.folder import find_complete, verify_weights
 from glassgpt.weights.gguf.reading import GGUFSource
+from glassgpt.weights.quantized import QuantizedFolderSource, is_quantized_folder
 from glassgpt.weights.sources import FolderSource, WeightSource, is_adapter
 
 _NOT_LOCAL = (
@@ -60,7 +61,9 @@ def open_folder(folder: Path) -> WeightSource:
         CheckpointError: if they differ, it is not a complete folder, or the base of an adapter is missing or another.
     """
     verify_weights(folder)
-    return AdapterSource(folder, open_base(folder, open_weights)) if is_adapter(folder) else FolderSource(folder)
+    if is_adapter(folder):
+        return AdapterSource(folder, open_base(folder, open_weights))
+    return QuantizedFolderSource(folder) if is_quantized_folder(folder) else FolderSource(folder)
 
 
 def _open_local(path: Path) -> WeightSource | None:

@@ -9,7 +9,7 @@ import contextlib
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,7 @@ from torch import Tensor
 from glassgpt import tokenizer as tokenizers
 from glassgpt.errors import CheckpointError, first_line
 from glassgpt.files import parse_json, read_json_object, sha256_of
+from glassgpt.model.quantized import Quantization
 from glassgpt.tokenizer.base import Tokenizer
 
 #: The files that hold weights, in the order in which they are looked for.
@@ -67,6 +68,24 @@ class WeightSource(Protocol):
 
         Raises:
             TokenizerError: if it is missing or damaged.
+        """
+
+
+@runtime_checkable
+class QuantizedSource(WeightSource, Protocol):
+    """A source that has integers with scales for some matrices; ``read`` dequantises them.
+
+    Attributes:
+        quantized: how they are stored, by the published name of the weight.
+    """
+
+    quantized: Mapping[str, Quantization]
+
+    def read_quantized(self, name: str) -> tuple[Tensor, Tensor]:
+        """Read values and scales of a matrix, ``[out, in]``, as QuantizedMatrix has them.
+
+        Raises:
+            CheckpointError: if they cannot be read.
         """
 
 

@@ -6,7 +6,8 @@ names                     ``blk.0.attn_q.weight`` is ``model.layers.0.self_attn.
 queries and keys          architecture `llama` (Llama, Mistral, SmolLM2, TinyLlama) rotates neighbouring dimensions of a
                           head, Hugging Face rotates halves: the rows are reordered. Qwen's are stored in halves
 GPT-2's matrices          (out, in) in the file, (in, out) as published
-values                    F32, F16 and BF16 as stored; quantised ones are dequantised by the `gguf` library, in parts
+values                    F32, F16 and BF16 as stored; quantised ones are dequantised by the `gguf` library, in parts,
+                          but Q8_0 and Q4_0 can also be read as they are: integers and a scale for 32 of them
 ``rope_freqs``            a tensor with the RoPE scaling factors of Llama 3: converted back to its configuration
 ========================  =============================================================================================
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from glassgpt import gguf_header
 from glassgpt.errors import CheckpointError, MissingExtraError
 from glassgpt.gguf_header import TensorInfo
+from glassgpt.model.quantized import Quantization
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.tokenizer.gguf import tokenizer_from_metadata
 from glassgpt.weights.gguf.config import hf_config
@@ -32,11 +34,13 @@ from glassgpt.weights.gguf.tables import ARCHITECTURES, ROPE_FACTORS, Architectu
 #: Values in each row that the library dequantises; it works on 16 rows at a time, which then fit into a cache.
 _ROW = 16384
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+#: Types whose blocks can be read as they are: bytes of a block, and how it is stored.
+_KEPT = {"Q8_0": (34, Quantization(8, 32)), "Q4_0": (18, Quantization(4, 32))}
 _TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
 class GGUFSource:
-    """The weights in a .gguf file; see :class:`glassgpt.weights.sources.WeightSource`. Opening it reads its header.
+    """The weights in a .gguf file; see :class:`glassgpt.weights.sources.QuantizedSource`. Opening it reads its header.
 
     Raises:
         CheckpointError: if it is missing, damaged or truncated, or its architecture is not supported.
@@ -64,6 +68,11 @@ class GGUFSource:
                 published, entry = _published_name(theirs, self.architecture)
                 self._names[published], stored[published] = (theirs, entry), self._type(theirs)
                 shapes[published] = info.shape[::-1] if self._is_transposed(entry, info.shape) else info.shape
+        self.quantized: Mapping[str, Quantization] = {
+            name: _KEPT[stored[name]][1]
+            for name, (theirs, entry) in self._names.items()
+            if stored[name] in _KEPT and len(self.header.tensors[theirs].shape) == 2 and entry != "position_embd"
+        }
         self.stored: Mapping[str, str] = stored
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
         matrix_types = {self._type(theirs) for theirs, info in self.header.tensors.items() if len(info.shape) == 2}
@@ -89,13 +98,35 @@ class GGUFSource:
                     self._transposed = name, self._rows(theirs, 0, info.shape[0]).T
                 return self._transposed[1][start:stop]
             if entry in self.architecture.permuted:
-                key = "num_attention_heads" if entry.endswith("q") else "num_key_value_heads"
-                order = rotated_halves(shape[0], self.config[key])[start:stop]
+                order = self._row_order(entry, shape[0])[start:stop]
                 first = int(order.min())
                 return self._rows(theirs, first, int(order.max()) + 1)[torch.from_numpy(order - first)]
             return self._rows(theirs, start, stop)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path} can no longer be read: {error}") from None
+
+    def read_quantized(self, name: str) -> tuple[Tensor, Tensor]:
+        """As :meth:`~glassgpt.weights.sources.QuantizedSource.read_quantized`.
+
+        A block is a float16 scale, and then 32 int8 (Q8_0), or 16 bytes that are packed as ours are (Q4_0).
+        """
+        theirs, entry = self._names[name]
+        size, kind = _KEPT[self.stored[name]]
+        rows, columns = self.header.tensors[theirs].shape
+        try:
+            raw = self._raw(theirs, 0, rows)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path} can no longer be read: {error}") from None
+        blocks = raw.reshape(rows, columns // kind.group_size, size)
+        if entry in self.architecture.permuted:
+            blocks = blocks[self._row_order(entry, rows)]
+        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0].astype(np.float32)
+        values = np.ascontiguousarray(blocks[..., 2:]).reshape(rows, -1)
+        return torch.from_numpy(values.view(np.int8) if kind.bits == 8 else values), torch.from_numpy(scales)
+
+    def _row_order(self, entry: str, rows: int) -> np.ndarray:
+        """Give the file's rows of queries or keys in the published order, ``[rows]``."""
+        return rotated_halves(rows, self.config["num_attention_heads" if entry.endswith("q") else "num_key_value_heads"])
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer in the file, as :func:`tokenizer_from_metadata`."""
@@ -132,6 +163,11 @@ class GGUFSource:
 
     def _rows(self, theirs: str, start: int, stop: int) -> Tensor:
         """Read rows of a tensor in the file's layout, dequantised."""
+        values = self._dequantize(self._raw(theirs, start, stop), self._type(theirs))
+        return values.view(stop - start, -1) if len(self.header.tensors[theirs].shape) == 2 else values[start:stop]
+
+    def _raw(self, theirs: str, start: int, stop: int) -> np.ndarray:
+        """Read the bytes of rows of a tensor; of a vector, all bytes."""
         info, nbytes = self.header.tensors[theirs], self._nbytes[theirs]
         per_row = nbytes // info.shape[0] if len(info.shape) == 2 else 0
         begin, count = (start * per_row, (stop - start) * per_row) if per_row else (0, nbytes)
@@ -140,8 +176,7 @@ class GGUFSource:
             raw = np.fromfile(file, dtype=np.uint8, count=count)
         if len(raw) != count:
             raise ValueError(f"{theirs} is truncated")
-        values = self._dequantize(raw, self._type(theirs))
-        return values.view(stop - start, -1) if per_row else values[start:stop]
+        return raw
 
     def _dequantize(self, raw: np.ndarray, type_name: str) -> Tensor:
         """Convert stored bytes to numbers, in one dimension."""

@@ -1,0 +1,143 @@
+"""A Decoder that runs a model's own weights through the compiled functions of ``kernels.py``."""
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glassgpt.model import GPT, KVCache
+from glassgpt.model.attention import FusedAttention
+from glassgpt.model.rope import rotary_tables
+
+if TYPE_CHECKING:
+    from glassgpt.inference.kernels import Layer, Matrix
+
+
+def unsupported(model: GPT) -> str | None:
+    """Say why the kernels cannot run this model; None if they can."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed: pip install 'glassgpt[fast]'"
+    if model.device.type != "cpu":
+        return f"they run on the CPU, and the model is on {model.device.type}"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} has hooks, which they do not call"
+        if name.endswith("attend") and type(module) is not FusedAttention:
+            return f"{name} is {type(module).__name__}, which they do not call"
+    kinds = {tuple(_kind(matrix) for matrix in block_matrices(block)) for block in model.blocks}
+    if wrong := {kind for block in kinds for kind in block if kind not in KINDS} | {_kind(model.head)} - KINDS:
+        return f"they cannot read a layer of {min(wrong)}"
+    return "the same layer has different types in different blocks" if len(kinds) > 1 else None
+
+
+#: What the kernels read: nn.Linear by its dtype, quantised layers by that of their values.
+KINDS = {"float32", "bfloat16", "int8", "uint8"}
+
+
+def _kind(linear: Any) -> str:
+    if type(linear) is nn.Linear:
+        return str(linear.weight.dtype).removeprefix("torch.")
+    return str(linear.values.dtype).removeprefix("torch.") if hasattr(linear, "values") else type(linear).__name__
+
+
+def block_matrices(block: nn.Module) -> list[nn.Module]:
+    """Return the linear layers of a block: qkv, out, gate (or up again, where there is none), up, down."""
+    attention, mlp = block.attention, block.mlp
+    return [attention.qkv, attention.out, mlp.gate or mlp.up, mlp.up, mlp.down]
+
+
+class KernelDecoder:
+    """A decode step by numba: see :mod:`glassgpt.inference.kernels`.
+
+    The weights of the matrices are read where they are; norms and biases are copied.
+
+    Args:
+        model: on the CPU; nn.Linear in float32 or bfloat16, or quantised layers.
+        threads: that share the work; by default as many as PyTorch uses.
+    """
+
+    name = "kernels"
+
+    def __init__(self, model: GPT, threads: int | None = None):
+        import numba
+
+        from glassgpt.inference import kernels
+
+        assert unsupported(model) is None
+        self.model, self._step = model, kernels.step
+        self.threads = max(1, min(threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        config = model.config
+        mlp = {"gelu": kernels.GELU, "gelu_tanh": kernels.GELU_TANH, "swiglu": kernels.SWIGLU}[config.mlp]
+        rms, rope = config.norm == "rmsnorm", config.position == "rope"
+        self.shape = kernels.Shape(
+            config.n_head, config.n_kv_head, config.head_dim, rms, config.norm_eps, mlp, rope
+        )
+        self.layers = numba.typed.List([_layer(block) for block in model.blocks])
+        self.windows = np.array(config.windows)
+        self.final_norm, self.head = _norm(model.final_norm), _matrix(model.head)
+        self._build_rope(0)
+
+    def _build_rope(self, positions: int) -> None:
+        cos, sin = rotary_tables(self.model.config, positions=positions)
+        half = self.model.config.head_dim // 2
+        self.cos, self.sin = cos[:, :half].contiguous().numpy(), sin[:, :half].contiguous().numpy()
+
+    @torch.inference_mode()
+    def __call__(self, idx: Tensor, cache: KVCache) -> Tensor:
+        """Compute the logits after each new token."""
+        import numba
+
+        B, T = idx.shape
+        slots = cache.next_slots(T).expand(B, T)  # [B, T]
+        if self.shape.rope and cache.longest + T > len(self.cos):
+            self._build_rope(cache.capacity)
+        x = self.model.token_embedding(idx)  # [B, T, C]
+        if self.model.position_embedding is not None:
+            x = x + self.model.position_embedding.weight[slots]
+        x = x.float().reshape(B * T, -1).numpy()
+        rows = np.repeat(np.arange(B), T)
+        logits = torch.empty(B * T, self.model.config.vocab_size)
+        numba.set_num_threads(self.threads)
+        self._step(
+            self.layers, self.windows, self.final_norm, self.head, self.shape, x, rows, slots.flatten().contiguous().numpy(),
+            self.cos, self.sin, _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
+        )  # fmt: skip
+        cache.advance(T)
+        return logits.view(B, T, -1)
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """Return the memory of a tensor as an array; bfloat16 as uint16."""
+    tensor = tensor.detach()
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _norm(norm: Any) -> np.ndarray:
+    """Return weight and bias of a norm: ``[2, C]``."""
+    weight = norm.weight.detach().float()
+    return torch.stack([weight, weight * 0 if norm.bias is None else norm.bias.detach().float()]).numpy()
+
+
+def _matrix(linear: Any) -> "Matrix":
+    from glassgpt.inference.kernels import Matrix
+
+    bias = torch.empty(0) if linear.bias is None else linear.bias.detach().float()
+    if isinstance(linear, nn.Linear):
+        values = _bits(linear.weight)
+        return Matrix(values[:, None], np.ones((len(values), 1), np.float32), bias.numpy())
+    values, scales = linear.values.numpy(), linear.scales.numpy()
+    return Matrix(values.reshape(*scales.shape, -1), scales, bias.numpy())
+
+
+def _layer(block: Any) -> "Layer":
+    from glassgpt.inference.kernels import Layer
+
+    attention = block.attention
+    D = attention.head_dim
+    qk_norm = np.empty((0, 2, D), np.float32)
+    if not isinstance(attention.q_norm, nn.Identity):
+        qk_norm = np.stack([_norm(attention.q_norm), _norm(attention.k_norm)])
+    qkv, out, gate, up, down = map(_matrix, block_matrices(block))
+    return Layer(_norm(block.norm_1), qkv, qk_norm, out, _norm(block.norm_2), gate, up, down)

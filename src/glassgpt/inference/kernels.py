@@ -1,0 +1,407 @@
+"""A decode step in plain Python that numba compiles: the logits after a few new tokens, on the CPU.
+
+Why it is fast. One token at a time, each weight is used once, so a step takes the time in which the memory can deliver
+the weights: bytes of the weights / bytes per second. Each matrix is therefore read exactly once per step, in the form
+in which it is stored (float32, bfloat16, INT8, INT4), front to back, by all threads, and becomes float32 in registers
+only; several tokens share one reading. The inner loops are sums of products over neighbouring numbers, which the
+compiler turns into vector instructions by itself. All else (norms, rotation, softmax) is small beside the weights.
+
+Shapes: N new tokens (of all rows), C n_embd, H query heads, KV key/value heads, D head_dim, S slots of the cache,
+R rows and K columns of a matrix, in G groups of K/G columns with one scale each. The arithmetic is that of
+:class:`glassgpt.model.GPT`, in float32.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import njit, prange
+from numba.extending import overload
+
+f32, i32, u32 = np.float32, np.int32, np.uint32
+#: Keys that one task of the attention reads: long contexts are shared among the threads.
+CHUNK = 256
+COMPILE: dict[str, Any] = {"fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"}, "nogil": True, "error_model": "numpy", "cache": True}
+INLINE = {"fastmath": COMPILE["fastmath"], "error_model": "numpy"}
+GELU, GELU_TANH, SWIGLU = range(3)
+
+
+class Matrix(NamedTuple):
+    """The weights of a linear layer: ``y = values * scales @ x + bias``.
+
+    Attributes:
+        values: ``[R, G, K/G]`` float32, uint16 (the bits of bfloat16) or int8; or ``[R, G, K/G/2]`` uint8: byte i of a
+            group holds input i in its low and input i + K/G/2 in its high four bits, both plus 8 (INT4).
+        scales: ``[R, G]`` float32.
+        bias: ``[R]`` float32.
+    """
+
+    values: Any
+    scales: Any
+    bias: Any
+
+
+class Layer(NamedTuple):
+    """The weights of a block. Norms are ``[2, C]`` float32: weight and bias."""
+
+    norm_1: Any
+    qkv: Matrix
+    qk_norm: Any  # [2, 2, D]: of q and of k; [0, 2, D]: none
+    out: Matrix
+    norm_2: Any
+    gate: Matrix  # unused without a gate
+    up: Matrix
+    down: Matrix
+
+
+class Shape(NamedTuple):
+    """What the configuration says: see :class:`glassgpt.config.ModelConfig`."""
+
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    rms: bool
+    eps: float
+    mlp: int  # 0 gelu, 1 gelu_tanh, 2 swiglu
+    rope: bool
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def as_float(value: Any) -> Any:
+    """Turn a stored number into float32."""
+
+
+@overload(as_float, jit_options=INLINE)
+def _as_float(value):
+    if value == numba.uint16:  # bfloat16 is the upper half of a float32
+        return lambda value: u32(u32(value) << u32(16)).view(f32)
+    return lambda value: f32(value)
+
+
+def as_stored(value: Any, like: Any) -> Any:
+    """Turn a float32 into the type of ``like``: float32, or uint16 for bfloat16, rounded to nearest even."""
+
+
+@overload(as_stored, jit_options=INLINE)
+def _as_stored(value, like):
+    if like != numba.uint16:
+        return lambda value, like: value
+
+    def rounded(value, like):
+        bits = f32(value).view(u32)
+        return np.uint16(u32(bits + u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))) >> u32(16))
+
+    return rounded
+
+
+@njit(**INLINE)
+def exp(x):
+    """e^x to 2e-7, in a form that becomes vector instructions: 2^n times a polynomial (Cody and Waite, 1980)."""
+    x = min(max(x, f32(-87.0)), f32(88.0))
+    n = np.floor(x * f32(1.44269504) + f32(0.5))
+    r = x - n * f32(0.693359375) + n * f32(2.12194440e-4)  # the rest: |r| <= ln(2) / 2
+    p = (f32(1.9875691500e-4) * r + f32(1.3981999507e-3)) * r + f32(8.3334519073e-3)
+    p = ((p * r + f32(4.1665795894e-2)) * r + f32(1.6666665459e-1)) * r + f32(0.5)
+    return (p * r * r + r + f32(1)) * u32(u32(i32(n) + i32(127)) << u32(23)).view(f32)
+
+
+# --- matrices times vectors -------------------------------------------------------------------------------------------
+
+
+def dot(w: Matrix, j: int, x: Any) -> Any:
+    """Row j times one token ``x [G, K/G]``."""
+
+
+def tile(w: Matrix, i: int, j: int, x: Any) -> Any:
+    """Rows i and j times four tokens ``x [4, G, K/G]``: eight sums, for which each weight is read once."""
+
+
+@overload(dot, jit_options=INLINE)
+def _dot(w, j, x):
+    def whole(w, j, x):
+        total = f32(0)
+        for g in range(w.values.shape[1]):
+            s = f32(0)
+            for k in range(w.values.shape[2]):
+                s += as_float(w.values[j, g, k]) * x[g, k]
+            total += w.scales[j, g] * s
+        return total
+
+    def packed(w, j, x):
+        total = f32(0)
+        half = w.values.shape[2]
+        for g in range(w.values.shape[1]):
+            s = f32(0)
+            low, high = x[g, :half], x[g, half:]
+            for k in range(half):
+                byte = i32(w.values[j, g, k])
+                s += f32(i32(byte & i32(15)) - i32(8)) * low[k] + f32(i32(byte >> i32(4)) - i32(8)) * high[k]
+            total += w.scales[j, g] * s
+        return total
+
+    return packed if w.types[0].dtype == numba.uint8 else whole
+
+
+@overload(tile, jit_options=INLINE)
+def _tile(w, i, j, x):
+    def whole(w, i, j, x):
+        a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = f32(0)
+        for g in range(w.values.shape[1]):
+            p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = f32(0)
+            for k in range(w.values.shape[2]):
+                p, q = as_float(w.values[i, g, k]), as_float(w.values[j, g, k])
+                x0, x1, x2, x3 = x[0, g, k], x[1, g, k], x[2, g, k], x[3, g, k]
+                p0, p1, p2, p3 = p0 + p * x0, p1 + p * x1, p2 + p * x2, p3 + p * x3
+                q0, q1, q2, q3 = q0 + q * x0, q1 + q * x1, q2 + q * x2, q3 + q * x3
+            p, q = w.scales[i, g], w.scales[j, g]
+            a0, a1, a2, a3 = a0 + p * p0, a1 + p * p1, a2 + p * p2, a3 + p * p3
+            b0, b1, b2, b3 = b0 + q * q0, b1 + q * q1, b2 + q * q2, b3 + q * q3
+        return a0, a1, a2, a3, b0, b1, b2, b3
+
+    def packed(w, i, j, x):
+        return (
+            dot(w, i, x[0]), dot(w, i, x[1]), dot(w, i, x[2]), dot(w, i, x[3]),
+            dot(w, j, x[0]), dot(w, j, x[1]), dot(w, j, x[2]), dot(w, j, x[3]),
+        )  # fmt: skip
+
+    return packed if w.types[0].dtype == numba.uint8 else whole
+
+
+@njit(**INLINE)
+def product(w, x, y, t, threads):
+    """Compute thread t's share of ``y [N, R] = x [N, K] @ w.T + bias``; return the rows: first and last + 1."""
+    N, K = x.shape
+    R, G, _ = w.values.shape
+    groups = x.reshape(N, G, K // G)
+    pairs = (R + 1) // 2
+    first, last = t * pairs // threads, (t + 1) * pairs // threads
+    for pair in range(first, last):
+        i = 2 * pair
+        j = min(i + 1, R - 1)
+        for n in range(0, N - 3, 4):
+            a0, a1, a2, a3, b0, b1, b2, b3 = tile(w, i, j, groups[n : n + 4])
+            y[n, i], y[n + 1, i], y[n + 2, i], y[n + 3, i] = a0, a1, a2, a3
+            y[n, j], y[n + 1, j], y[n + 2, j], y[n + 3, j] = b0, b1, b2, b3
+        for n in range(N - N % 4, N):
+            y[n, i] = dot(w, i, groups[n])
+            y[n, j] = dot(w, j, groups[n])
+    first, last = 2 * first, min(2 * last, R)
+    if w.bias.size:
+        for n in range(N):
+            for j in range(first, last):
+                y[n, j] += w.bias[j]
+    return first, last
+
+
+# --- the small steps between ------------------------------------------------------------------------------------------
+
+
+@njit(**INLINE)
+def norm(x, weight, rms, eps, y):
+    """LayerNorm or RMSNorm: ``x [C] -> y [C]``."""
+    C = len(x)
+    mean, square = f32(0), f32(0)
+    if not rms:
+        for c in range(C):
+            mean += x[c]
+        mean /= f32(C)
+    for c in range(C):
+        square += (x[c] - mean) * (x[c] - mean)
+    scale = f32(1) / np.sqrt(square / f32(C) + f32(eps))
+    for c in range(C):
+        y[c] = (x[c] - mean) * scale * weight[0, c] + weight[1, c]
+
+
+@njit(**INLINE)
+def add_and_norm(x, change, weight, shape, y):
+    """Add a change to the residual stream ``x [N, C]``, and normalise it into ``y [N, C]``."""
+    for n in range(len(x)):
+        for c in range(x.shape[1]):
+            x[n, c] += change[n, c]
+        norm(x[n], weight, shape.rms, shape.eps, y[n])
+
+
+@njit(**INLINE)
+def rotate(x, cos, sin):
+    """Rotate a head ``x [D]`` in place: channel i with channel i + D/2."""
+    half = len(x) // 2
+    for d in range(half):
+        a, b = x[d], x[d + half]
+        x[d] = a * cos[d] - b * sin[d]
+        x[d + half] = b * cos[d] + a * sin[d]
+
+
+@njit(**INLINE)
+def place(qkv, layer, shape, cos, sin, rows, positions, keys, values):
+    """Finish q ``[N, H, D]`` in place; put k and v of ``qkv [N, H + 2 KV, D]`` into the cache ``[B, KV, S, D]``."""
+    N, _, D = qkv.shape
+    H, KV = shape.n_head, shape.n_kv_head
+    scale = f32(1) / np.sqrt(f32(D))
+    for n in range(N):
+        at = positions[n]
+        for h in range(H + KV):
+            head = qkv[n, h]
+            if len(layer.qk_norm):
+                norm(head, layer.qk_norm[0 if h < H else 1], True, shape.eps, head)
+            if shape.rope:
+                rotate(head, cos[at], sin[at])
+        for h in range(H):
+            for d in range(D):
+                qkv[n, h, d] *= scale
+        for h in range(KV):
+            key, value = keys[rows[n], h, at], values[rows[n], h, at]
+            for d in range(D):
+                key[d] = as_stored(qkv[n, H + h, d], key[d])
+                value[d] = as_stored(qkv[n, H + KV + h, d], value[d])
+
+
+@njit(**INLINE)
+def activate(gate, up, shape, first, last):
+    """The nonlinearity of the MLP, on columns first..last of ``up [N, I]``, in place."""
+    for n in range(len(up)):
+        g, u = gate[n, first:last], up[n, first:last]
+        if shape.mlp == SWIGLU:
+            for i in range(len(u)):
+                u[i] *= g[i] / (f32(1) + exp(-g[i]))
+        elif shape.mlp == GELU_TANH:
+            for i in range(len(u)):
+                inner = f32(0.7978845608) * (u[i] + f32(0.044715) * u[i] * u[i] * u[i])
+                u[i] *= f32(1) - f32(1) / (exp(f32(2) * inner) + f32(1))  # (1 + tanh(inner)) / 2
+        else:
+            for i in range(len(u)):
+                u[i] *= f32(0.5 + 0.5 * math.erf(u[i] * 0.7071067811865476))
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+@njit(**INLINE)
+def attend(q, keys, values, scores, out):
+    """Attention of one query over a chunk of keys: ``q [D]``, keys and values ``[S, D]``, scores ``[S]`` to work in.
+
+    Writes the sum of the values, weighted by exp(score - largest), to ``out [D]``; returns largest and sum of weights.
+    """
+    S, D = keys.shape
+    largest = f32(-np.inf)
+    for s in range(S):
+        score = f32(0)
+        for d in range(D):
+            score += q[d] * as_float(keys[s, d])
+        scores[s] = score
+        largest = max(largest, score)
+    total = f32(0)
+    for s in range(S):
+        scores[s] = exp(scores[s] - largest)
+        total += scores[s]
+    out[:] = 0
+    for s in range(0, S - 3, 4):
+        p0, p1, p2, p3 = scores[s], scores[s + 1], scores[s + 2], scores[s + 3]
+        v0, v1, v2, v3 = values[s], values[s + 1], values[s + 2], values[s + 3]
+        for d in range(D):
+            out[d] += p0 * as_float(v0[d]) + p1 * as_float(v1[d]) + p2 * as_float(v2[d]) + p3 * as_float(v3[d])
+    for s in range(S - S % 4, S):
+        for d in range(D):
+            out[d] += scores[s] * as_float(values[s, d])
+    return largest, total
+
+
+@njit(**INLINE)
+def attend_share(qkv, shape, window, rows, positions, keys, values, parts, t, threads):
+    """Compute thread t's share of the attention: every (token, key/value head, chunk of keys) is a task."""
+    group = shape.n_head // shape.n_kv_head
+    scores = np.empty(CHUNK, f32)
+    task = 0
+    for n in range(len(qkv)):
+        end = positions[n] + 1
+        start = max(0, end - window) if window else 0
+        for h in range(shape.n_kv_head):
+            for c, s in enumerate(range(start, end, CHUNK)):
+                task += 1
+                if task % threads != t:
+                    continue
+                k, v = keys[rows[n], h, s : min(s + CHUNK, end)], values[rows[n], h, s : min(s + CHUNK, end)]
+                for head in range(h * group, (h + 1) * group):
+                    largest, total = attend(qkv[n, head], k, v, scores, parts[n, head, c, 2:])
+                    parts[n, head, c, 0], parts[n, head, c, 1] = largest, total
+
+
+@njit(**INLINE)
+def merge(parts, positions, window, y):
+    """Join the chunks ``parts [N, H, chunks, 2 + D]``, each with its largest score and sum: the softmax of all keys."""
+    N, H, _, D = parts.shape
+    D -= 2
+    for n in range(N):
+        end = positions[n] + 1
+        chunks = (min(end, window) if window else end) + CHUNK - 1
+        chunks //= CHUNK
+        for h in range(H):
+            out = y[n, h * D : (h + 1) * D]
+            largest, total = f32(-np.inf), f32(0)
+            for c in range(chunks):
+                largest = max(largest, parts[n, h, c, 0])
+            out[:] = 0
+            for c in range(chunks):
+                weight = exp(parts[n, h, c, 0] - largest)
+                total += weight * parts[n, h, c, 1]
+                part = parts[n, h, c, 2:]
+                for d in range(D):
+                    out[d] += weight * part[d]
+            for d in range(D):
+                out[d] /= total
+
+
+# --- the step ---------------------------------------------------------------------------------------------------------
+
+
+@njit(parallel=True, **COMPILE)
+def step(layers, windows, final_norm, head, shape, x, rows, positions, cos, sin, keys, values, logits, threads):
+    """Compute ``logits [N, V]`` of N tokens.
+
+    Args:
+        layers: a :class:`Layer` for each block.
+        windows: the sliding window of each block; 0: none.
+        final_norm: ``[2, C]``.
+        head: the matrix to the vocabulary.
+        shape: of the model.
+        x: the embedded tokens ``[N, C]``; overwritten.
+        rows: the row of the cache of each token.
+        positions: the slot, and position, of each token: tokens of a row in order.
+        cos: of the rotary embedding, ``[S, D/2]``; so is ``sin``.
+        sin: see ``cos``.
+        keys: of the cache, ``[L, B, KV, S, D]``; so are ``values``.
+        values: see ``keys``.
+        logits: the result.
+        threads: how many share the work.
+    """
+    N, C = x.shape
+    H, KV, D = shape.n_head, shape.n_kv_head, shape.head_dim
+    I = layers[0].up.values.shape[0]
+    normed, change, hidden = np.empty((N, C), f32), np.zeros((N, C), f32), np.empty((N, I), f32)
+    gate, qkv, y = np.empty((N, I), f32), np.empty((N, (H + 2 * KV) * D), f32), np.empty((N, H * D), f32)
+    parts = np.empty((N, H, (positions.max() + CHUNK) // CHUNK, 2 + D), f32)
+    heads = qkv.reshape(N, H + 2 * KV, D)
+    for i in range(len(layers)):
+        layer, window = layers[i], windows[i]
+        add_and_norm(x, change, layer.norm_1, shape, normed)
+        for t in prange(threads):
+            product(layers[i].qkv, normed, qkv, t, threads)
+        place(heads, layer, shape, cos, sin, rows, positions, keys[i], values[i])
+        for t in prange(threads):
+            attend_share(heads, shape, window, rows, positions, keys[i], values[i], parts, t, threads)
+        merge(parts, positions, window, y)
+        for t in prange(threads):
+            product(layers[i].out, y, change, t, threads)
+        add_and_norm(x, change, layer.norm_2, shape, normed)
+        for t in prange(threads):
+            first, last = product(layers[i].up, normed, hidden, t, threads)
+            if shape.mlp == SWIGLU:
+                product(layers[i].gate, normed, gate, t, threads)
+            activate(gate, hidden, shape, first, last)
+        for t in prange(threads):
+            product(layers[i].down, hidden, change, t, threads)
+    add_and_norm(x, change, final_norm, shape, normed)
+    for t in prange(threads):
+        product(head, normed, logits, t, threads)

@@ -1,0 +1,122 @@
+"""Quantise a finished model: weights as 8-bit or 4-bit integers, and back.
+
+INT8 has one scale for each row, ``amax / 127``. INT4 has one for each group of neighbouring inputs, the one of a few
+candidates that has the smallest squared error: the largest weight may be clipped, so that the others are finer. The
+range is -8 to 7, and a scale may be negative, so that the largest weight of a group can take the longer side.
+
+Norms, biases and learned positions stay as they are: they are small. In an INT4 model the embedding and the head are
+INT8.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from glassgpt.model import GPT
+from glassgpt.model.quantized import (
+    Quantization,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedMatrix,
+    is_quantized,
+    pack_nibbles,
+    quantized_layers,
+    replace_layer,
+)
+
+__all__ = [
+    "Quantization", "QuantizedEmbedding", "QuantizedLinear", "QuantizedMatrix", "dequantize", "is_quantized",
+    "quantize", "quantize_matrix", "quantized_layers",
+]  # fmt: skip
+
+#: The default number of inputs that share a scale in INT4, and the second choice.
+GROUP_SIZES = (64, 32)
+#: How many steps the largest weight of a group may be from zero, among the candidates for its scale.
+_STEPS = (6.0, 6.5, 7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5, 8.75, 9.0, 9.5, 10.0)
+#: Weights that are quantised at a time; they and their candidates then fit into a cache.
+_PART = 2**18
+
+
+def choose_kind(bits: int, in_features: int, group_size: int | None = None) -> Quantization:
+    """Choose how a matrix with so many inputs is stored.
+
+    INT8 has one group by default. INT4 has groups of 64 inputs, or of 32, or of the largest even divisor below 64. A
+    group size that does not divide the inputs is replaced by the default; a matrix without an even divisor is INT8.
+    """
+    assert bits in (4, 8), bits
+    if group_size is not None and in_features % group_size == 0 and (bits == 8 or group_size % 2 == 0):
+        return Quantization(bits, group_size)
+    if bits == 4:
+        for size in (*GROUP_SIZES, *range(62, 1, -2)):
+            if in_features % size == 0:
+                return Quantization(4, size)
+    return Quantization(8, in_features)
+
+
+def quantize_matrix(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
+    """Quantise a matrix ``[O, I]`` of finite weights; returns values and scales as QuantizedMatrix has them."""
+    rows = max(1, _PART // weight.size(1))
+    parts = [_quantize_rows(part.float(), kind) for part in weight.detach().split(rows)]
+    values, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return values, scales
+
+
+def _quantize_rows(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
+    groups = weight.unflatten(1, (-1, kind.group_size))  # [O, G, group_size]
+    if kind.bits == 8:
+        scales = groups.abs().amax(-1) / 127  # [O, G]
+        return _round(groups, scales, -127, 127).flatten(1), scales
+    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)  # [O, G], with its sign
+    best = torch.full_like(largest, torch.inf)
+    scales = torch.zeros_like(largest)
+    for steps in _STEPS:
+        candidate = largest / -steps
+        errors = (_round(groups, candidate, -8, 7) * candidate.unsqueeze(-1) - groups).square().sum(-1)  # [O, G]
+        better = errors < best
+        best, scales = torch.where(better, errors, best), torch.where(better, candidate, scales)
+    return pack_nibbles(_round(groups, scales, -8, 7).flatten(1), kind.group_size), scales
+
+
+def _round(groups: Tensor, scales: Tensor, low: int, high: int) -> Tensor:
+    """Round weights ``[O, G, group_size]`` to int8 multiples of their scales; zero where the scale is zero."""
+    inverse = torch.where(scales == 0, 0, 1 / scales).unsqueeze(-1)
+    return (groups * inverse).round().clamp(low, high).to(torch.int8)
+
+
+@torch.no_grad()
+def quantize(model: GPT, bits: int, group_size: int | None = None) -> None:
+    """Quantise a model in place; see :func:`choose_kind` for the groups.
+
+    With 4 bits the linear layers of the blocks are INT4, and the embedding and the head are INT8.
+    """
+    assert not is_quantized(model), "this model is quantised already"
+    dtype, tied = model.dtype, model.config.tie_embeddings
+    embedding = model.token_embedding.weight
+    kind = choose_kind(8, embedding.size(1), group_size if bits == 8 else None)
+    shared = quantize_matrix(embedding, kind)
+    for name, layer in [*model.named_modules()]:
+        if not isinstance(layer, nn.Linear):
+            continue
+        if name == "head":
+            values, scales = shared if tied else quantize_matrix(layer.weight, kind)
+            own = kind
+        else:
+            own = choose_kind(bits, layer.in_features, group_size)
+            values, scales = quantize_matrix(layer.weight, own)
+        replace_layer(model, name, QuantizedLinear(values, scales, own, dtype, layer.bias))
+    replace_layer(model, "token_embedding", QuantizedEmbedding(*shared, kind, dtype))
+
+
+@torch.no_grad()
+def dequantize(model: GPT) -> None:
+    """Make a quantised model plain again, in place: its weights are the dequantised ones, in the model's dtype."""
+    for name, layer in [*quantized_layers(model).items()]:
+        plain: nn.Linear | nn.Embedding
+        if isinstance(layer, QuantizedLinear):
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+            plain.bias = layer.bias
+        else:
+            plain = nn.Embedding(layer.out_features, layer.in_features, device="meta")
+        plain.weight = nn.Parameter(layer.weight)
+        replace_layer(model, name, plain)
+    if model.config.tie_embeddings:
+        model.head.weight = model.token_embedding.weight
