@@ -12,7 +12,6 @@ from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
 from glassgpt.errors import GenerationError
-from glassgpt.inference import speculative
 from glassgpt.inference.decode import DecodeStep, Request, Row, generate_rows, generate_text
 from glassgpt.inference.decoders import EagerDecoder
 from glassgpt.inference.speculative import DraftModel, Pace, PromptLookup, SpeculativeDecoder
@@ -284,9 +283,9 @@ def test_the_measured_pace_is_near_the_best_and_never_slow(slope: float, right: 
 
 
 def test_time_decides_only_where_it_cannot_change_a_token() -> None:
-    class Named(EagerDecoder):
-        name = speculative.INVARIANT[0]
+    class Invariant(EagerDecoder):
+        invariant = True
 
     model = build(CLASSIC)
     assert not lookup(model).pace.timed
-    assert SpeculativeDecoder(Named(model), PromptLookup()).pace.timed
+    assert SpeculativeDecoder(Invariant(model), PromptLookup()).pace.timed

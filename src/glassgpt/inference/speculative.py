@@ -13,7 +13,9 @@ as prompt lookup is, both accept a draft with the same probability, the model's.
 numbers that the model will draw with, which accepts somewhat less often than rejection sampling would.
 
 One difference is left: the logits of a pass over several tokens equal those of passes over one token only to rounding,
-unless the decoder adds up in the same order (:data:`INVARIANT`). Rounding can change a token that is almost a tie.
+unless the decoder adds up in the same order (then its attribute ``invariant`` is True). Rounding can change a token that
+is almost a tie. So the number of drafts may depend on measured time only with such a decoder. With others it depends on
+the text alone, and the same seed gives the same text every time.
 """
 
 import time
@@ -24,21 +26,25 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from glassgpt.inference.decoders import Decoder, EagerDecoder
+from glassgpt.errors import ConfigError, wrong_type
+from glassgpt.inference.decoders import Decoder, EagerDecoder, choose_decoder
 from glassgpt.model import GPT, KVCache
 from glassgpt.sampling import next_token, next_uniform
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer.base import same_tokens
 
 if TYPE_CHECKING:
     from glassgpt.inference.decode import Row
 
-#: Decoders whose logits do not depend on how many tokens are in a pass, to the last bit.
-INVARIANT = ("kernels",)
+#: How to speculate without a draft model. "auto" is lookup with the kernels, whose pass over a few tokens costs little
+#: more than one over one token; with other decoders it is off.
+SPECULATE = ("off", "auto", "lookup")
 #: Tokens that are drafted at a time, at most.
 MAX_DRAFTS = 8
 #: The longest and the shortest n-gram that prompt lookup searches. Single tokens were drafted in vain too often.
 MAX_NGRAM, MIN_NGRAM = 3, 2
 #: Cost of reading one more token in a pass, as a part of a pass over one token, where it is not measured.
-TOKEN_COST = 0.1
+TOKEN_COST = 0.15
 #: Tokens of a prompt that a draft model reads at a time.
 _CHUNK = 512
 
@@ -212,7 +218,7 @@ class SpeculativeDecoder:
 
     def __init__(self, decoder: Decoder, proposer: Proposer):
         self.decoder, self.proposer, self.name = decoder, proposer, decoder.name
-        self.pace = Pace(TOKEN_COST + proposer.cost, timed=decoder.name in INVARIANT)
+        self.pace = Pace(TOKEN_COST + proposer.cost, timed=getattr(decoder, "invariant", False))
         self.tokens = self.passes = self.drafted = self.accepted = 0
 
     def begin(self, rows: "Sequence[Row]") -> None:
@@ -263,3 +269,41 @@ class SpeculativeDecoder:
             f"speculation: {self.tokens / self.passes:.1f} tokens per pass of the model; "
             f"{self.accepted:,} of {self.drafted:,} drafted tokens accepted"
         )
+
+
+def speculate_problems(how: object) -> list[str]:
+    """Return what is wrong with a value of ``how`` of :func:`add_speculation`."""
+    if isinstance(how, tuple) and len(how) == 2 and isinstance(how[0], GPT) and isinstance(how[1], Tokenizer):
+        return []
+    if isinstance(how, str) and how in SPECULATE:
+        return []
+    return [wrong_type("speculate", how, f"{', '.join(SPECULATE)}, or a model and its tokenizer, as load returns them")]
+
+
+def add_speculation(
+    decoder: Decoder, how: str | tuple[GPT, Tokenizer], model: GPT, tokenizer: Tokenizer, name: str = "the draft model"
+) -> Decoder:
+    """Let a decoder of this model speculate.
+
+    Args:
+        decoder: to speculate with.
+        how: one of SPECULATE, or a smaller model with its tokenizer, which drafts.
+        model: the large model.
+        tokenizer: of this model.
+        name: of the smaller model, for the error.
+
+    Raises:
+        ConfigError: if the smaller model has other tokens, or the way of the decoder cannot run it.
+    """
+    if how == "off" or (how == "auto" and decoder.name != "kernels"):
+        return decoder
+    if isinstance(how, str):
+        return SpeculativeDecoder(decoder, PromptLookup())
+    draft, draft_tokenizer = how
+    if not same_tokens(tokenizer, draft_tokenizer):
+        raise ConfigError(
+            f"{name} cannot draft for this model: its {draft_tokenizer.vocab_size:,} tokens are not the "
+            f"{tokenizer.vocab_size:,} of the model. Name a smaller model with the same tokenizer, or lookup"
+        )
+    draft_decoder, _ = choose_decoder(draft.eval(), decoder.name)
+    return SpeculativeDecoder(decoder, DraftModel(draft, model, draft_decoder))
