@@ -222,8 +222,8 @@ def generate(
         decode: how the steps are computed: eager, kernels (numba, on a CPU), compiled (torch.compile), or auto: the
             faster of the first two, by a measurement if many tokens are to come. Results are equal but for rounding.
         speculate: draft tokens, which the model checks several at a time: "lookup" (what followed the same tokens
-            before), a smaller model and its tokenizer as :func:`load` returns them, "off", or "auto": lookup with the
-            kernels, else off. The text is the same, but for rounding.
+            before), a smaller model and its tokenizer as :func:`load` returns them, "off", or "auto": lookup where it
+            cannot change the text, as long as it is faster. The text is the same, but for rounding.
 
     Raises:
         ConfigError: with every argument of a wrong type or out of range, if ``decode`` cannot run this model here, or

@@ -2,27 +2,31 @@
 
 import dataclasses
 import random
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conftest import thread_count
+from conftest import Cli, thread_count
+from glassgpt import api
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
-from glassgpt.errors import GenerationError
+from glassgpt.errors import ConfigError, GenerationError
+from glassgpt.inference.conversation import ChatSession
 from glassgpt.inference.decode import DecodeStep, Request, Row, generate_rows, generate_text
 from glassgpt.inference.decoders import EagerDecoder
 from glassgpt.inference.speculative import DraftModel, Pace, PromptLookup, SpeculativeDecoder
 from glassgpt.model import GPT, KVCache
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import CharTokenizer
+from talking import talker
 
 GREEDY, SAMPLED = SamplingConfig(0.0), SamplingConfig(0.4, top_k=12, top_p=0.95)
 PENALIZED = SamplingConfig(0.5, min_p=0.02, repetition_penalty=1.1)
 CLASSIC = ModelConfig(vocab_size=19, block_size=24, n_layer=2, n_head=4, n_embd=32, tie_embeddings=False)
-SMALLER = dataclasses.replace(CLASSIC, n_layer=1, n_embd=16)
 LLAMA = dataclasses.replace(CLASSIC, **{**MODERN, "qk_norm": False}, n_kv_head=2, intermediate_size=48)
 CONFIGS = {
     "gpt2": CLASSIC,
@@ -289,3 +293,42 @@ def test_time_decides_only_where_it_cannot_change_a_token() -> None:
     model = build(CLASSIC)
     assert not lookup(model).pace.timed
     assert SpeculativeDecoder(Invariant(model), PromptLookup()).pace.timed
+
+
+# --- where it is used
+
+
+def test_a_chat_answers_the_same() -> None:
+    """Over several answers, for which the caches of both models are kept."""
+    model, tokenizer = talker(ends=False)
+    settings, answers = Request((), 30, SAMPLED), []
+    for decoder in (None, lookup(model), drafted_by(talker(ends=False)[0], model)):
+        session = ChatSession(model, tokenizer, settings, decoder=decoder)
+        answers.append(["".join(session.stream(session.ask(text))) for text in ("abcabc", "no", "abcabcabc")])
+        assert decoder is None or decoder.accepted
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_options_of_the_command_and_of_generate(cli: Cli, tmp_path: Path) -> None:
+    model, tokenizer = talker(ends=False)
+    api.save(model, tokenizer, tmp_path / "model")
+    smaller = build(dataclasses.replace(CLASSIC, n_layer=1, tie_embeddings=True))
+    api.save(smaller, Letters(), tmp_path / "letters")
+    command = ["sample", "model", "-p", "abcabcabc", "-n", 60, "--temperature", 0.3, "--decode", "eager"]
+    code, plain, error = cli(*command)
+    assert (code, "speculation" in error) == (0, False), "auto is off where rounding may change the text"
+    code, text, error = cli(*command, "--speculate", "lookup")
+    assert (code, text) == (0, plain)
+    assert re.search(r"speculation: 1\.\d tokens per pass of the model; \d+ of \d+ drafted tokens accepted", error)
+    code, text, error = cli(*command, "--speculate", "model")
+    assert (code, text, "nothing was drafted" in error) == (0, plain, True), "a pass of the same model saves no time"
+    for wrong, message in (("letters", "its 19 tokens are not the 258"), ("x", "lookup or a model"), ("", "is empty")):
+        code, text, error = cli(*command, f"--speculate={wrong}")
+        assert (code, text, message in error) == (2, "", True)
+    code, text, error = cli(*command, "--speculate", "lookup", "--num-samples", 2)
+    assert (code, "without speculation" in error) == (0, True)
+    arguments: dict[str, Any] = {"max_new_tokens": 60, "temperature": 0.3, "decode": "eager"}
+    for how in ("lookup", (model, tokenizer)):
+        assert "abcabcabc" + api.generate(model, tokenizer, "abcabcabc", speculate=how, **arguments) + "\n" == plain
+    with pytest.raises(ConfigError, match="speculate: expected off, auto, lookup"):
+        api.generate(model, tokenizer, "a", speculate="on")

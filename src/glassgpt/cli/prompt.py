@@ -10,7 +10,7 @@ import typer
 
 from glassgpt.cli.arguments import PICTURES, SOURCE_HELP, check_out, stdin_is_piped
 from glassgpt.cli.printing.output import ProgressLine, say
-from glassgpt.errors import ConfigError
+from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.glass.pictures import require_matplotlib
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ SPECULATE_OPTION = typer.Option(
     "--speculate",
     metavar="off|auto|lookup|MODEL",
     help="Draft tokens, which the model checks several at a time: lookup (what followed the same tokens before), or a "
-    "smaller MODEL with the same tokenizer. The same text, but for rounding. auto: lookup with the kernels, else off.",
+    "smaller MODEL with the same tokenizer. The text is the same, but for rounding. auto: lookup where rounding is the "
+    "same, too, as long as it is faster; else off.",
 )
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Decode = Literal["auto", "eager", "kernels", "compiled"]
@@ -129,7 +130,12 @@ def add_speculation(
         return decoder
     if speculate in speculative.SPECULATE:
         return speculative.add_speculation(decoder, speculate, model, tokenizer)
-    draft = load_model(open_run(speculate, runs), device, dtype)
+    if not speculate:
+        raise ConfigError("--speculate is empty; give off, auto, lookup or a model")
+    try:
+        draft = load_model(open_run(speculate, runs), device, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"--speculate takes off, auto, lookup or a model: {error}") from None
     return speculative.add_speculation(decoder, draft, model, tokenizer, speculate)
 
 

@@ -13,9 +13,9 @@ as prompt lookup is, both accept a draft with the same probability, the model's.
 numbers that the model will draw with, which accepts somewhat less often than rejection sampling would.
 
 One difference is left: the logits of a pass over several tokens equal those of passes over one token only to rounding,
-unless the decoder adds up in the same order (then its attribute ``invariant`` is True). Rounding can change a token that
-is almost a tie. So the number of drafts may depend on measured time only with such a decoder. With others it depends on
-the text alone, and the same seed gives the same text every time.
+unless the decoder adds up in the same order (then its attribute ``invariant`` is True). Rounding can change a token
+that is almost a tie. So the number of drafts may depend on measured time only with such a decoder. With others it
+depends on the text alone, and the same seed gives the same text every time.
 """
 
 import time
@@ -36,15 +36,15 @@ from glassgpt.tokenizer.base import same_tokens
 if TYPE_CHECKING:
     from glassgpt.inference.decode import Row
 
-#: How to speculate without a draft model. "auto" is lookup with the kernels, whose pass over a few tokens costs little
-#: more than one over one token; with other decoders it is off.
+#: How to speculate without a draft model. "auto" is lookup with an invariant decoder: there it cannot change the text,
+#: and it is measured whether it is faster. With other decoders it is off.
 SPECULATE = ("off", "auto", "lookup")
 #: Tokens that are drafted at a time, at most.
 MAX_DRAFTS = 8
 #: The longest and the shortest n-gram that prompt lookup searches. Single tokens were drafted in vain too often.
 MAX_NGRAM, MIN_NGRAM = 3, 2
 #: Cost of reading one more token in a pass, as a part of a pass over one token, where it is not measured.
-TOKEN_COST = 0.15
+TOKEN_COST = 0.2
 #: Tokens of a prompt that a draft model reads at a time.
 _CHUNK = 512
 
@@ -218,7 +218,7 @@ class SpeculativeDecoder:
 
     def __init__(self, decoder: Decoder, proposer: Proposer):
         self.decoder, self.proposer, self.name = decoder, proposer, decoder.name
-        self.pace = Pace(TOKEN_COST + proposer.cost, timed=getattr(decoder, "invariant", False))
+        self.pace = Pace(TOKEN_COST + proposer.cost, timed=_invariant(decoder))
         self.tokens = self.passes = self.drafted = self.accepted = 0
 
     def begin(self, rows: "Sequence[Row]") -> None:
@@ -262,13 +262,18 @@ class SpeculativeDecoder:
         return logits[:, :T].clone()
 
     def summary(self) -> str:
-        """Say in one line how many tokens a pass gave; nothing if no token was drafted."""
+        """Say in one line how many tokens a pass gave; nothing if prompt lookup drafted nothing."""
         if not self.drafted:
-            return ""
+            return "speculation: nothing was drafted, because it would not be faster" if self.proposer.cost else ""
         return (
             f"speculation: {self.tokens / self.passes:.1f} tokens per pass of the model; "
             f"{self.accepted:,} of {self.drafted:,} drafted tokens accepted"
         )
+
+
+def _invariant(decoder: Decoder) -> bool:
+    """Return whether the logits after a token are the same to the last bit, however many tokens are in its pass."""
+    return bool(getattr(decoder, "invariant", False))
 
 
 def speculate_problems(how: object) -> list[str]:
@@ -295,7 +300,7 @@ def add_speculation(
     Raises:
         ConfigError: if the smaller model has other tokens, or the way of the decoder cannot run it.
     """
-    if how == "off" or (how == "auto" and decoder.name != "kernels"):
+    if how == "off" or (how == "auto" and not _invariant(decoder)):
         return decoder
     if isinstance(how, str):
         return SpeculativeDecoder(decoder, PromptLookup())

@@ -139,8 +139,8 @@ def check_tokenizer_matches(initial: InitialModel, tokenizer: Tokenizer) -> str:
     if not same_tokens(tokenizer, own):
         raise ConfigError(
             f"data.tokenizer: its {tokenizer.vocab_size} tokens are not the {own.vocab_size} that {initial.name} was "
-            "trained with, so their ids would mean something else to it. Leave data.tokenizer out to use the model's own, "
-            "or train.init_from to train from scratch"
+            "trained with, so their ids would mean something else to it. Leave data.tokenizer out to use the model's "
+            "own, or train.init_from to train from scratch"
         )
     defaults = ", ".join(f"{key}={value}" for key, value in FINE_TUNING_DEFAULTS.items())
     notes = "".join(f"; {note}" for note in initial.source.notes)
