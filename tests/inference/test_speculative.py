@@ -15,10 +15,11 @@ from glassgpt import api
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN
 from glassgpt.errors import ConfigError, GenerationError
+from glassgpt.inference.compiled import CompiledDecoder
 from glassgpt.inference.conversation import ChatSession
 from glassgpt.inference.decode import DecodeStep, Request, Row, generate_rows, generate_text
 from glassgpt.inference.decoders import EagerDecoder
-from glassgpt.inference.speculative import DraftModel, Pace, PromptLookup, SpeculativeDecoder
+from glassgpt.inference.speculative import DraftModel, Pace, PromptLookup, SpeculativeDecoder, add_speculation
 from glassgpt.model import GPT, KVCache
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import CharTokenizer
@@ -330,5 +331,7 @@ def test_the_options_of_the_command_and_of_generate(cli: Cli, tmp_path: Path) ->
     arguments: dict[str, Any] = {"max_new_tokens": 60, "temperature": 0.3, "decode": "eager"}
     for how in ("lookup", (model, tokenizer)):
         assert "abcabcabc" + api.generate(model, tokenizer, "abcabcabc", speculate=how, **arguments) + "\n" == plain
+    with pytest.raises(ConfigError, match="compiled do not go together"):
+        add_speculation(CompiledDecoder(model, compile=False), "lookup", model, tokenizer)
     with pytest.raises(ConfigError, match="speculate: expected off, auto, lookup"):
         api.generate(model, tokenizer, "a", speculate="on")

@@ -38,8 +38,8 @@ SPECULATE_OPTION = typer.Option(
     "--speculate",
     metavar="off|auto|lookup|MODEL",
     help="Draft tokens, which the model checks several at a time: lookup (what followed the same tokens before), or a "
-    "smaller MODEL with the same tokenizer. The text is the same, but for rounding. auto: lookup where rounding is the "
-    "same, too, as long as it is faster; else off.",
+    "smaller MODEL with the same tokenizer. The text is the same, but for rounding, which in bfloat16 changes a "
+    "token now and then. auto: lookup where rounding is the same, too, as long as it is faster; else off.",
 )
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Decode = Literal["auto", "eager", "kernels", "compiled"]
