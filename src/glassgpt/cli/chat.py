@@ -62,17 +62,16 @@ def chat(
     from glassgpt.inference.decode import Request
 
     settings = Request((), max_new_tokens, sampling, seed)
-    session = ChatSession(loaded, tokenizer, settings, model or str(source.path))
+    decoder = load_decoder(
+        loaded, decode, rows=1, context=loaded.config.block_size // 2, new_tokens=max_new_tokens, json=json
+    )
+    decoder = add_speculation(decoder, speculate, loaded, tokenizer, rows=1, device=device, dtype=dtype, runs=runs)
+    session = ChatSession(loaded, tokenizer, settings, model or str(source.path), decoder)
     if history and history.exists() and history.stat().st_size:
         session.load(history)
     if system is not None:
         session.system = decode_argument("--system", system)
-    middle = loaded.config.block_size // 2
-    decoder = load_decoder(loaded, decode, rows=1, context=middle, new_tokens=max_new_tokens, json=json)
-    session.decoder = add_speculation(
-        decoder, speculate, loaded, tokenizer, rows=1, device=device, dtype=dtype, runs=runs
-    )
     code = loop.run(session, history, json)
     if not json:
-        say_speculation(session.decoder)
+        say_speculation(decoder)
     raise typer.Exit(code)
