@@ -287,13 +287,39 @@ def test_the_measured_pace_is_near_the_best_and_never_slow(slope: float, right: 
     assert tokens / seconds > max(0.97, 0.85 * best)
 
 
-def test_time_decides_only_where_it_cannot_change_a_token() -> None:
-    class Invariant(EagerDecoder):
-        invariant = True
+class OneByOne(EagerDecoder):
+    """Reads the tokens of a pass one after the other, as if by the kernels."""
 
-    model = build(CLASSIC)
-    assert not lookup(model).pace.timed
-    assert SpeculativeDecoder(Invariant(model), PromptLookup()).pace.timed
+    name = "kernels"
+
+    def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        return torch.cat([EagerDecoder.__call__(self, token, cache) for token in idx.split(1, dim=1)], dim=1)
+
+
+class Together(EagerDecoder):
+    """Depends on the number of tokens in the pass, in the last bits."""
+
+    name = "kernels"
+
+    def __call__(self, idx: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        return super().__call__(idx, cache) * (1 + 1e-6 * idx.size(1))
+
+
+def test_time_decides_only_where_it_cannot_change_a_token() -> None:
+    """Then the text is the same to the last bit, whatever the time. Elsewhere "auto" is off."""
+    model, tokenizer = build(LLAMA), Letters()
+    for decoder in (EagerDecoder(model), Together(model)):
+        assert add_speculation(decoder, "auto", model, tokenizer) is decoder
+        explicit = add_speculation(decoder, "lookup", model, tokenizer)
+        assert isinstance(explicit, SpeculativeDecoder)
+        assert not explicit.pace.timed
+    decoder = add_speculation(OneByOne(model), "auto", model, tokenizer)
+    assert isinstance(decoder, SpeculativeDecoder)
+    assert decoder.pace.timed
+    request = Request(prompt_of(14), 80, SAMPLED)
+    steps = [run(model, request, decode)[1] for decode in (OneByOne(model), decoder)]
+    assert decoder.drafted
+    assert all(torch.equal(a.logits, b.logits) for a, b in zip(*steps, strict=True))
 
 
 # --- where it is used

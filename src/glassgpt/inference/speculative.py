@@ -13,10 +13,10 @@ as prompt lookup is, both accept a draft with the same probability, the model's.
 numbers that the model will draw with, which accepts somewhat less often than rejection sampling would.
 
 One difference is left: the logits of a pass over several tokens equal those of passes over one token only to rounding,
-unless the decoder adds up in the same order (then its attribute ``invariant`` is True). Rounding can change a token
-that is almost a tie: in float32 rarely, in bfloat16 once in some tens of tokens. So the number of drafts may depend on
-measured time only with an invariant decoder. With others it depends on the text alone, and the same seed gives the same
-text every time.
+unless the decoder adds up in the same order (:func:`is_invariant`; the kernels mostly do, PyTorch does not). Rounding
+can change a token that is almost a tie: in float32 rarely, in bfloat16 once in some tens of tokens. So the number of
+drafts may depend on measured time only with an invariant decoder. With others it depends on the text alone, and the
+same seed gives the same text every time.
 """
 
 import time
@@ -209,6 +209,7 @@ class SpeculativeDecoder:
     Args:
         decoder: of the model.
         proposer: drafts the tokens.
+        timed: as of :class:`Pace`.
 
     Attributes:
         tokens: that were read, without rejected drafts.
@@ -217,9 +218,9 @@ class SpeculativeDecoder:
         accepted: of these.
     """
 
-    def __init__(self, decoder: Decoder, proposer: Proposer):
+    def __init__(self, decoder: Decoder, proposer: Proposer, *, timed: bool = False):
         self.decoder, self.proposer, self.name = decoder, proposer, decoder.name
-        self.pace = Pace(TOKEN_COST.get(decoder.name, 0.1) + proposer.cost, timed=_invariant(decoder))
+        self.pace = Pace(TOKEN_COST.get(decoder.name, 0.1) + proposer.cost, timed)
         self.tokens = self.passes = self.drafted = self.accepted = 0
 
     def begin(self, rows: "Sequence[Row]") -> None:
@@ -272,9 +273,22 @@ class SpeculativeDecoder:
         )
 
 
-def _invariant(decoder: Decoder) -> bool:
-    """Return whether the logits after a token are the same to the last bit, however many tokens are in its pass."""
-    return bool(getattr(decoder, "invariant", False))
+@torch.inference_mode()
+def is_invariant(decoder: Decoder, model: GPT) -> bool:
+    """Return whether the logits of a pass over several tokens are those of passes over one, to the last bit.
+
+    A pass over MAX_DRAFTS + 1 tokens is compared. The kernels sum several tokens at a time and the others one by one,
+    by two compiled loops: if their order of summation differed, some of these many sums would. PyTorch may choose
+    another way for each size, so a comparison would prove nothing.
+    """
+    if decoder.name != "kernels":
+        return False
+    T = min(MAX_DRAFTS + 1, model.config.block_size)
+    cache = KVCache(model.config, 1, capacity=T, device=model.device, dtype=model.dtype)
+    idx = (torch.arange(T) * 7919 % model.config.vocab_size)[None]  # [1, T]: different tokens
+    together = decoder(idx, cache)
+    cache.roll_back(0, 0)
+    return torch.equal(together, torch.cat([decoder(idx[:, i : i + 1], cache) for i in range(T)], dim=1))
 
 
 def speculate_problems(how: object) -> list[str]:
@@ -301,15 +315,16 @@ def add_speculation(
     Raises:
         ConfigError: if the decoder cannot speculate or cannot run the smaller model, or if that has other tokens.
     """
-    if how == "off" or (how == "auto" and not _invariant(decoder)):
+    if how == "off" or (how == "auto" and decoder.name != "kernels"):
         return decoder
     if decoder.name == "compiled":
         raise ConfigError(
             "speculation and decode=compiled do not go together: each number of tokens in a pass would be compiled for "
             "a minute. Choose decode=eager or kernels"
         )
+    timed = is_invariant(decoder, model)
     if isinstance(how, str):
-        return SpeculativeDecoder(decoder, PromptLookup())
+        return SpeculativeDecoder(decoder, PromptLookup(), timed=timed) if timed or how == "lookup" else decoder
     draft, draft_tokenizer = how
     if not same_tokens(tokenizer, draft_tokenizer):
         raise ConfigError(
@@ -317,4 +332,4 @@ def add_speculation(
             f"{tokenizer.vocab_size:,} of the model. Name a smaller model with the same tokenizer, or lookup"
         )
     draft_decoder, _ = choose_decoder(draft.eval(), decoder.name)
-    return SpeculativeDecoder(decoder, DraftModel(draft, model, draft_decoder))
+    return SpeculativeDecoder(decoder, DraftModel(draft, model, draft_decoder), timed=timed)
