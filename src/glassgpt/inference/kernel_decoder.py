@@ -42,7 +42,7 @@ def _kind(linear: Any) -> str:
     return str(linear.values.dtype).removeprefix("torch.") if hasattr(linear, "values") else type(linear).__name__
 
 
-def block_matrices(block: nn.Module) -> list[nn.Module]:
+def block_matrices(block: Any) -> list[nn.Module]:
     """Return the linear layers of a block: qkv, out, gate (or up again, where there is none), up, down."""
     attention, mlp = block.attention, block.mlp
     return [attention.qkv, attention.out, mlp.gate or mlp.up, mlp.up, mlp.down]
@@ -55,7 +55,7 @@ class KernelDecoder:
 
     Args:
         model: on the CPU; nn.Linear in float32 or bfloat16, or quantised layers.
-        threads: that share the work; by default as many as PyTorch uses.
+        threads: among which the work is shared; by default as many as PyTorch uses.
     """
 
     name = "kernels"
@@ -67,13 +67,11 @@ class KernelDecoder:
 
         assert unsupported(model) is None
         self.model, self._step = model, kernels.step
-        self.threads = max(1, min(threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        self.threads = threads or torch.get_num_threads()
         config = model.config
         mlp = {"gelu": kernels.GELU, "gelu_tanh": kernels.GELU_TANH, "swiglu": kernels.SWIGLU}[config.mlp]
         rms, rope = config.norm == "rmsnorm", config.position == "rope"
-        self.shape = kernels.Shape(
-            config.n_head, config.n_kv_head, config.head_dim, rms, config.norm_eps, mlp, rope
-        )
+        self.shape = kernels.Shape(config.n_head, config.n_kv_head, config.head_dim, rms, config.norm_eps, mlp, rope)
         self.layers = numba.typed.List([_layer(block) for block in model.blocks])
         self.windows = np.array(config.windows)
         self.final_norm, self.head = _norm(model.final_norm), _matrix(model.head)
@@ -97,11 +95,11 @@ class KernelDecoder:
         if self.model.position_embedding is not None:
             x = x + self.model.position_embedding.weight[slots]
         x = x.float().reshape(B * T, -1).numpy()
-        rows = np.repeat(np.arange(B), T)
+        rows, positions = np.repeat(np.arange(B), T), slots.flatten().contiguous().numpy()
         logits = torch.empty(B * T, self.model.config.vocab_size)
-        numba.set_num_threads(self.threads)
+        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         self._step(
-            self.layers, self.windows, self.final_norm, self.head, self.shape, x, rows, slots.flatten().contiguous().numpy(),
+            self.layers, self.windows, self.final_norm, self.head, self.shape, x, rows, positions,
             self.cos, self.sin, _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
         )  # fmt: skip
         cache.advance(T)

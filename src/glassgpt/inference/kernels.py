@@ -22,8 +22,9 @@ from numba.extending import overload
 f32, i32, u32 = np.float32, np.int32, np.uint32
 #: Keys that one task of the attention reads: long contexts are shared among the threads.
 CHUNK = 256
-COMPILE: dict[str, Any] = {"fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"}, "nogil": True, "error_model": "numpy", "cache": True}
-INLINE = {"fastmath": COMPILE["fastmath"], "error_model": "numpy"}
+#: Sums in any order, so that they become vector instructions; but infinities and NaN stay what they are.
+FAST: Any = {"fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"}, "error_model": "numpy"}
+INLINE = FAST | {"forceinline": True}
 GELU, GELU_TANH, SWIGLU = range(3)
 
 
@@ -111,86 +112,114 @@ def exp(x):
 # --- matrices times vectors -------------------------------------------------------------------------------------------
 
 
-def dot(w: Matrix, j: int, x: Any) -> Any:
-    """Row j times one token ``x [G, K/G]``."""
-
-
-def tile(w: Matrix, i: int, j: int, x: Any) -> Any:
-    """Rows i and j times four tokens ``x [4, G, K/G]``: eight sums, for which each weight is read once."""
-
-
-@overload(dot, jit_options=INLINE)
-def _dot(w, j, x):
-    def whole(w, j, x):
-        total = f32(0)
-        for g in range(w.values.shape[1]):
-            s = f32(0)
-            for k in range(w.values.shape[2]):
-                s += as_float(w.values[j, g, k]) * x[g, k]
-            total += w.scales[j, g] * s
-        return total
-
-    def packed(w, j, x):
-        total = f32(0)
-        half = w.values.shape[2]
-        for g in range(w.values.shape[1]):
-            s = f32(0)
-            low, high = x[g, :half], x[g, half:]
-            for k in range(half):
-                byte = i32(w.values[j, g, k])
-                s += f32(i32(byte & i32(15)) - i32(8)) * low[k] + f32(i32(byte >> i32(4)) - i32(8)) * high[k]
-            total += w.scales[j, g] * s
-        return total
-
-    return packed if w.types[0].dtype == numba.uint8 else whole
-
-
-@overload(tile, jit_options=INLINE)
-def _tile(w, i, j, x):
-    def whole(w, i, j, x):
-        a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = f32(0)
-        for g in range(w.values.shape[1]):
-            p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = f32(0)
-            for k in range(w.values.shape[2]):
-                p, q = as_float(w.values[i, g, k]), as_float(w.values[j, g, k])
-                x0, x1, x2, x3 = x[0, g, k], x[1, g, k], x[2, g, k], x[3, g, k]
-                p0, p1, p2, p3 = p0 + p * x0, p1 + p * x1, p2 + p * x2, p3 + p * x3
-                q0, q1, q2, q3 = q0 + q * x0, q1 + q * x1, q2 + q * x2, q3 + q * x3
-            p, q = w.scales[i, g], w.scales[j, g]
-            a0, a1, a2, a3 = a0 + p * p0, a1 + p * p1, a2 + p * p2, a3 + p * p3
-            b0, b1, b2, b3 = b0 + q * q0, b1 + q * q1, b2 + q * q2, b3 + q * q3
-        return a0, a1, a2, a3, b0, b1, b2, b3
-
-    def packed(w, i, j, x):
-        return (
-            dot(w, i, x[0]), dot(w, i, x[1]), dot(w, i, x[2]), dot(w, i, x[3]),
-            dot(w, j, x[0]), dot(w, j, x[1]), dot(w, j, x[2]), dot(w, j, x[3]),
-        )  # fmt: skip
-
-    return packed if w.types[0].dtype == numba.uint8 else whole
+@njit(**INLINE)
+def dot(values, scales, x):
+    """A row ``[G, K/G]``, with its scales ``[G]``, times one token ``x [G, K/G]``."""
+    total = f32(0)
+    for g in range(values.shape[0]):
+        s = f32(0)
+        for k in range(values.shape[1]):
+            s += as_float(values[g, k]) * x[g, k]
+        total += scales[g] * s
+    return total
 
 
 @njit(**INLINE)
+def dot_4(values, scales, x0, x1, x2, x3):
+    """A row times four tokens: each weight is read and made a float32 once."""
+    t0 = t1 = t2 = t3 = f32(0)
+    for g in range(values.shape[0]):
+        s0 = s1 = s2 = s3 = f32(0)
+        for k in range(values.shape[1]):
+            v = as_float(values[g, k])
+            s0, s1, s2, s3 = s0 + v * x0[g, k], s1 + v * x1[g, k], s2 + v * x2[g, k], s3 + v * x3[g, k]
+        t0, t1, t2, t3 = t0 + scales[g] * s0, t1 + scales[g] * s1, t2 + scales[g] * s2, t3 + scales[g] * s3
+    return t0, t1, t2, t3
+
+
+@njit(**INLINE)
+def low(byte):
+    """The low four bits n of an INT4 pair as (n - 8) / 16: n is put into the bits of the float32 1 + n / 16."""
+    return u32(u32(u32(byte) << u32(19)) & u32(0x780000) | u32(0x3F800000)).view(f32) - f32(1.5)
+
+
+@njit(**INLINE)
+def high(byte):
+    """The high four bits, as :func:`low`."""
+    return u32(u32(u32(byte) << u32(15)) & u32(0x780000) | u32(0x3F800000)).view(f32) - f32(1.5)
+
+
+@njit(**INLINE)
+def dot_int4(values, scales, x):
+    """A packed row ``[G, K/G/2]`` times one token ``x [G, 2, K/G/2]``."""
+    total = f32(0)
+    for g in range(values.shape[0]):
+        s = f32(0)
+        if values.shape[1] == 32:  # the usual size: the compiler does better with a fixed one
+            for k in range(32):
+                s += low(values[g, k]) * x[g, 0, k] + high(values[g, k]) * x[g, 1, k]
+        else:
+            for k in range(values.shape[1]):
+                s += low(values[g, k]) * x[g, 0, k] + high(values[g, k]) * x[g, 1, k]
+        total += f32(16) * scales[g] * s
+    return total
+
+
+@njit(**INLINE)
+def unpack_int4(values, scales, row):
+    """Unpack a row ``[G, K/G/2]`` into ``row [G, 2, K/G/2]``, float32."""
+    for g in range(values.shape[0]):
+        scale = f32(16) * scales[g]
+        if values.shape[1] == 32:
+            for k in range(32):
+                row[g, 0, k], row[g, 1, k] = scale * low(values[g, k]), scale * high(values[g, k])
+        else:
+            for k in range(values.shape[1]):
+                row[g, 0, k], row[g, 1, k] = scale * low(values[g, k]), scale * high(values[g, k])
+
+
+def product_rows(w: Matrix, x: Any, y: Any, first: int, last: int) -> None:
+    """Compute the rows first..last of ``y [N, R] = x [N, K] @ w.T``."""
+
+
+@overload(product_rows, jit_options=INLINE)
+def _rows(w, x, y, first, last):
+    def whole(w, x, y, first, last):
+        N, G = len(x), w.values.shape[1]
+        x = x.reshape(N, G, -1)
+        for j in range(first, last):
+            values, scales = w.values[j], w.scales[j]
+            for n in range(0, N - 3, 4):
+                s = dot_4(values, scales, x[n], x[n + 1], x[n + 2], x[n + 3])
+                y[n, j], y[n + 1, j], y[n + 2, j], y[n + 3, j] = s
+            for n in range(N - N % 4, N):
+                y[n, j] = dot(values, scales, x[n])
+
+    def packed(w, x, y, first, last):
+        N, K = x.shape
+        _, G, half = w.values.shape
+        pairs, row, one = x.reshape(N, G, 2, half), np.empty((G, 2, half), f32), np.ones(1, f32)
+        for j in range(first, last):
+            if N >= 4:  # then it pays to unpack the row into the cache of the CPU
+                unpack_int4(w.values[j], w.scales[j], row)
+            for n in range(0, N - 3, 4):
+                x4 = x[n : n + 4].reshape(4, 1, K)
+                s = dot_4(row.reshape(1, K), one, x4[0], x4[1], x4[2], x4[3])
+                y[n, j], y[n + 1, j], y[n + 2, j], y[n + 3, j] = s
+            for n in range(N - N % 4, N):
+                y[n, j] = dot_int4(w.values[j], w.scales[j], pairs[n])
+
+    return packed if w.types[0].dtype == numba.uint8 else whole
+
+
+@njit(**FAST)
 def product(w, x, y, t, threads):
-    """Compute thread t's share of ``y [N, R] = x [N, K] @ w.T + bias``; return the rows: first and last + 1."""
-    N, K = x.shape
-    R, G, _ = w.values.shape
-    groups = x.reshape(N, G, K // G)
-    pairs = (R + 1) // 2
-    first, last = t * pairs // threads, (t + 1) * pairs // threads
-    for pair in range(first, last):
-        i = 2 * pair
-        j = min(i + 1, R - 1)
-        for n in range(0, N - 3, 4):
-            a0, a1, a2, a3, b0, b1, b2, b3 = tile(w, i, j, groups[n : n + 4])
-            y[n, i], y[n + 1, i], y[n + 2, i], y[n + 3, i] = a0, a1, a2, a3
-            y[n, j], y[n + 1, j], y[n + 2, j], y[n + 3, j] = b0, b1, b2, b3
-        for n in range(N - N % 4, N):
-            y[n, i] = dot(w, i, groups[n])
-            y[n, j] = dot(w, j, groups[n])
-    first, last = 2 * first, min(2 * last, R)
+    """Compute thread t's rows of ``y [N, R] = x [N, K] @ w.T + bias``; return the first and the last + 1."""
+    R = len(w.values)
+    first, last = t * R // threads, (t + 1) * R // threads
+    product_rows(w, x, y, first, last)
     if w.bias.size:
-        for n in range(N):
+        for n in range(len(y)):
             for j in range(first, last):
                 y[n, j] += w.bias[j]
     return first, last
@@ -215,7 +244,7 @@ def norm(x, weight, rms, eps, y):
         y[c] = (x[c] - mean) * scale * weight[0, c] + weight[1, c]
 
 
-@njit(**INLINE)
+@njit(**FAST)
 def add_and_norm(x, change, weight, shape, y):
     """Add a change to the residual stream ``x [N, C]``, and normalise it into ``y [N, C]``."""
     for n in range(len(x)):
@@ -234,8 +263,8 @@ def rotate(x, cos, sin):
         x[d + half] = b * cos[d] + a * sin[d]
 
 
-@njit(**INLINE)
-def place(qkv, layer, shape, cos, sin, rows, positions, keys, values):
+@njit(**FAST)
+def place(qkv, qk_norm, shape, cos, sin, rows, positions, keys, values):
     """Finish q ``[N, H, D]`` in place; put k and v of ``qkv [N, H + 2 KV, D]`` into the cache ``[B, KV, S, D]``."""
     N, _, D = qkv.shape
     H, KV = shape.n_head, shape.n_kv_head
@@ -244,8 +273,8 @@ def place(qkv, layer, shape, cos, sin, rows, positions, keys, values):
         at = positions[n]
         for h in range(H + KV):
             head = qkv[n, h]
-            if len(layer.qk_norm):
-                norm(head, layer.qk_norm[0 if h < H else 1], True, shape.eps, head)
+            if len(qk_norm):
+                norm(head, qk_norm[0 if h < H else 1], True, shape.eps, head)
             if shape.rope:
                 rotate(head, cos[at], sin[at])
         for h in range(H):
@@ -258,9 +287,9 @@ def place(qkv, layer, shape, cos, sin, rows, positions, keys, values):
                 value[d] = as_stored(qkv[n, H + KV + h, d], value[d])
 
 
-@njit(**INLINE)
+@njit(**FAST)
 def activate(gate, up, shape, first, last):
-    """The nonlinearity of the MLP, on columns first..last of ``up [N, I]``, in place."""
+    """The nonlinearity of the MLP, on columns first..last of ``up [N, intermediate_size]``, in place."""
     for n in range(len(up)):
         g, u = gate[n, first:last], up[n, first:last]
         if shape.mlp == SWIGLU:
@@ -308,7 +337,7 @@ def attend(q, keys, values, scores, out):
     return largest, total
 
 
-@njit(**INLINE)
+@njit(**FAST)
 def attend_share(qkv, shape, window, rows, positions, keys, values, parts, t, threads):
     """Compute thread t's share of the attention: every (token, key/value head, chunk of keys) is a task."""
     group = shape.n_head // shape.n_kv_head
@@ -328,7 +357,7 @@ def attend_share(qkv, shape, window, rows, positions, keys, values, parts, t, th
                     parts[n, head, c, 0], parts[n, head, c, 1] = largest, total
 
 
-@njit(**INLINE)
+@njit(**FAST)
 def merge(parts, positions, window, y):
     """Join the chunks ``parts [N, H, chunks, 2 + D]``, each with its largest score and sum: the softmax of all keys."""
     N, H, _, D = parts.shape
@@ -355,10 +384,21 @@ def merge(parts, positions, window, y):
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 
+#: The parts of a step that the threads share. Each begins when all threads have ended the one before.
+QKV, ATTENTION, OUT, UP, DOWN, HEAD = range(6)
 
-@njit(parallel=True, **COMPILE)
+
+def compiled(function: Any) -> Any:
+    """Compile for several threads; keep the result on disk, if there is any folder that can be written."""
+    try:
+        return njit(parallel=True, nogil=True, cache=True, **FAST)(function)
+    except RuntimeError:
+        return njit(parallel=True, nogil=True, **FAST)(function)
+
+
+@compiled
 def step(layers, windows, final_norm, head, shape, x, rows, positions, cos, sin, keys, values, logits, threads):
-    """Compute ``logits [N, V]`` of N tokens.
+    """Compute ``logits [N, V]`` of N tokens, and put their keys and values into the cache.
 
     Args:
         layers: a :class:`Layer` for each block.
@@ -378,30 +418,38 @@ def step(layers, windows, final_norm, head, shape, x, rows, positions, cos, sin,
     """
     N, C = x.shape
     H, KV, D = shape.n_head, shape.n_kv_head, shape.head_dim
-    I = layers[0].up.values.shape[0]
-    normed, change, hidden = np.empty((N, C), f32), np.zeros((N, C), f32), np.empty((N, I), f32)
-    gate, qkv, y = np.empty((N, I), f32), np.empty((N, (H + 2 * KV) * D), f32), np.empty((N, H * D), f32)
+    L, width = len(layers), len(layers[0].up.values)
+    normed, change, y = np.empty((N, C), f32), np.zeros((N, C), f32), np.empty((N, H * D), f32)
+    hidden, gate, qkv = np.empty((N, width), f32), np.empty((N, width), f32), np.empty((N, (H + 2 * KV) * D), f32)
     parts = np.empty((N, H, (positions.max() + CHUNK) // CHUNK, 2 + D), f32)
     heads = qkv.reshape(N, H + 2 * KV, D)
-    for i in range(len(layers)):
-        layer, window = layers[i], windows[i]
-        add_and_norm(x, change, layer.norm_1, shape, normed)
-        for t in prange(threads):
-            product(layers[i].qkv, normed, qkv, t, threads)
-        place(heads, layer, shape, cos, sin, rows, positions, keys[i], values[i])
-        for t in prange(threads):
-            attend_share(heads, shape, window, rows, positions, keys[i], values[i], parts, t, threads)
-        merge(parts, positions, window, y)
-        for t in prange(threads):
-            product(layers[i].out, y, change, t, threads)
-        add_and_norm(x, change, layer.norm_2, shape, normed)
-        for t in prange(threads):
-            first, last = product(layers[i].up, normed, hidden, t, threads)
-            if shape.mlp == SWIGLU:
-                product(layers[i].gate, normed, gate, t, threads)
-            activate(gate, hidden, shape, first, last)
-        for t in prange(threads):
-            product(layers[i].down, hidden, change, t, threads)
-    add_and_norm(x, change, final_norm, shape, normed)
-    for t in prange(threads):
-        product(head, normed, logits, t, threads)
+    for number in range(5 * L + 1):
+        part = number % 5 if number < 5 * L else HEAD
+        i = min(number // 5, L - 1)
+        window, k, v = windows[i], keys[i], values[i]
+        if part == QKV:  # what one thread does first
+            add_and_norm(x, change, layers[i].norm_1, shape, normed)
+        elif part == ATTENTION:
+            place(heads, layers[i].qk_norm, shape, cos, sin, rows, positions, k, v)
+        elif part == OUT:
+            merge(parts, positions, window, y)
+        elif part == UP:
+            add_and_norm(x, change, layers[i].norm_2, shape, normed)
+        elif part == HEAD:
+            add_and_norm(x, change, final_norm, shape, normed)
+        for t in prange(threads):  # one loop for all parts: numba takes a second to compile each
+            if part == QKV:
+                product(layers[i].qkv, normed, qkv, t, threads)
+            elif part == ATTENTION:
+                attend_share(heads, shape, window, rows, positions, k, v, parts, t, threads)
+            elif part == OUT:
+                product(layers[i].out, y, change, t, threads)
+            elif part == UP:
+                first, last = product(layers[i].up, normed, hidden, t, threads)
+                if shape.mlp == SWIGLU:
+                    product(layers[i].gate, normed, gate, t, threads)
+                activate(gate, hidden, shape, first, last)
+            elif part == DOWN:
+                product(layers[i].down, hidden, change, t, threads)
+            else:
+                product(head, normed, logits, t, threads)

@@ -23,7 +23,9 @@ _TOKENS = 2048
 FindScales = Callable[[Tensor, Tensor], Tensor]
 
 
-def quantize_with_inputs(weight: Tensor, H: Tensor, kind: Quantization, find_scales: FindScales) -> tuple[Tensor, Tensor]:
+def quantize_with_inputs(
+    weight: Tensor, H: Tensor, kind: Quantization, find_scales: FindScales
+) -> tuple[Tensor, Tensor]:
     """Quantise a matrix ``[O, I]`` to INT4; ``H [I, I]`` is the sum of x x' over its inputs x.
 
     Returns:

@@ -126,7 +126,9 @@ class GGUFSource:
 
     def _row_order(self, entry: str, rows: int) -> np.ndarray:
         """Give the file's rows of queries or keys in the published order, ``[rows]``."""
-        return rotated_halves(rows, self.config["num_attention_heads" if entry.endswith("q") else "num_key_value_heads"])
+        return rotated_halves(
+            rows, self.config["num_attention_heads" if entry.endswith("q") else "num_key_value_heads"]
+        )
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer in the file, as :func:`tokenizer_from_metadata`."""
