@@ -17,6 +17,7 @@ from glassgpt.errors import CheckpointError, ConfigError, type_problems
 from glassgpt.files import Progress, path_exists
 from glassgpt.inference.decode import complete, request_problems
 from glassgpt.inference.decoders import choose_decoder, decode_problems
+from glassgpt.inference.speculative import add_speculation, speculate_problems
 from glassgpt.model import GPT
 from glassgpt.planning import opening, tuning
 from glassgpt.planning.compute_dtype import inference_dtype
@@ -224,6 +225,7 @@ def generate(
     min_new_tokens: int = 0,
     seed: int = 0,
     decode: str = "auto",
+    speculate: str | tuple[GPT, Tokenizer] = "auto",
 ) -> str:
     """Continue a prompt; return the continuation alone, which ends before the first end token or stop string.
 
@@ -243,16 +245,20 @@ def generate(
         seed: of the random numbers.
         decode: how the steps are computed: eager, kernels (numba, on a CPU), compiled (torch.compile), or auto: the
             faster of the first two, by a measurement if many tokens are to come. Results are equal but for rounding.
+        speculate: draft tokens, which the model checks several at a time: "lookup" (what followed the same tokens
+            before), a smaller model and its tokenizer as :func:`load` returns them, "off", or "auto": lookup where it
+            cannot change the text, as long as it is faster. The text is the same, but for rounding.
 
     Raises:
-        ConfigError: with every argument of a wrong type or out of range, or if ``decode`` cannot run this model here.
+        ConfigError: with every argument of a wrong type or out of range, if ``decode`` cannot run this model here, or
+            if the smaller model has other tokens.
         TokenizerError: if the prompt has characters that the tokenizer does not know.
         GenerationError: if the model's logits are not numbers.
     """
     problems = _type_problems(model=model, tokenizer=tokenizer, prompt=prompt) + request_problems(
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, seed=seed, stop=stop, end_token_ids=end_token_ids
     )
-    problems += decode_problems(decode)
+    problems += decode_problems(decode) + speculate_problems(speculate)
     try:
         sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     except ConfigError as error:
@@ -261,6 +267,7 @@ def generate(
         raise ConfigError(problems)
     model.eval()
     decoder, _ = choose_decoder(model, decode, new_tokens=max_new_tokens)
+    decoder = add_speculation(decoder, speculate, model, tokenizer)
     return complete(
         model, tokenizer, [prompt], max_new_tokens, sampling,
         seed=seed, stop=stop, min_new_tokens=min_new_tokens, end_token_ids=end_token_ids, decoder=decoder,

@@ -9,11 +9,14 @@ from glassgpt.cli.prompt import (
     DECODE_OPTION,
     DEVICE_OPTION,
     DTYPE_OPTION,
+    SPECULATE_OPTION,
     Decode,
     Dtype,
+    add_speculation,
     load_decoder,
     load_model,
     open_run,
+    say_speculation,
 )
 from glassgpt.cli.sampling.requests import check_modes, given_options
 
@@ -34,6 +37,7 @@ def chat(
         None, "--history", metavar="FILE.jsonl", help="Keep the conversation in this file, and continue the one in it."
     ),
     decode: Decode = DECODE_OPTION,
+    speculate: str = SPECULATE_OPTION,
     dtype: Dtype = DTYPE_OPTION,
     device: str = DEVICE_OPTION,
     runs: Path = RUNS_OPTION,
@@ -61,9 +65,13 @@ def chat(
     decoder = load_decoder(
         loaded, decode, rows=1, context=loaded.config.block_size // 2, new_tokens=max_new_tokens, json=json
     )
+    decoder = add_speculation(decoder, speculate, loaded, tokenizer, rows=1, device=device, dtype=dtype, runs=runs)
     session = ChatSession(loaded, tokenizer, settings, model or str(source.path), decoder)
     if history and history.exists() and history.stat().st_size:
         session.load(history)
     if system is not None:
         session.system = decode_argument("--system", system)
-    raise typer.Exit(loop.run(session, history, json))
+    code = loop.run(session, history, json)
+    if not json:
+        say_speculation(decoder)
+    raise typer.Exit(code)

@@ -10,7 +10,7 @@ import typer
 
 from glassgpt.cli.arguments import PICTURES, SOURCE_HELP, check_out, stdin_is_piped
 from glassgpt.cli.printing.output import ProgressLine, say
-from glassgpt.errors import ConfigError
+from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.glass.pictures import require_matplotlib
 
 if TYPE_CHECKING:
@@ -32,6 +32,14 @@ DECODE_OPTION = typer.Option(
     "--decode",
     help="Compute each token by eager PyTorch, by kernels (numba, on a CPU), or compiled (torch.compile, for CUDA); "
     "auto: eager or kernels, by a short measurement.",
+)
+SPECULATE_OPTION = typer.Option(
+    "auto",
+    "--speculate",
+    metavar="off|auto|lookup|MODEL",
+    help="Draft tokens, which the model checks several at a time: lookup (what followed the same tokens before), or a "
+    "smaller MODEL with the same tokenizer. The text is the same, but for rounding, which in bfloat16 changes a "
+    "token now and then. auto: lookup where rounding is the same, too, as long as it is faster; else off.",
 )
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Decode = Literal["auto", "eager", "kernels", "compiled"]
@@ -108,6 +116,40 @@ def load_decoder(model: "GPT", decode: Decode, *, rows: int, context: int, new_t
     if why and not json:
         say(why)
     return decoder
+
+
+def add_speculation(
+    decoder: "Decoder", speculate: str, model: "GPT", tokenizer: "Tokenizer", *,
+    rows: int, device: str, dtype: Dtype, runs: Path,
+) -> "Decoder":  # fmt: skip
+    """Let a decoder speculate as --speculate says; only one row can.
+
+    Raises:
+        GlassError: if the draft model cannot be loaded, or has other tokens.
+    """
+    from glassgpt.inference import speculative
+
+    if rows > 1:
+        if speculate not in ("off", "auto"):
+            say(f"note: {rows} samples at a time are generated without speculation; leave out --num-samples for it")
+        return decoder
+    if speculate in speculative.SPECULATE:
+        return speculative.add_speculation(decoder, speculate, model, tokenizer)
+    if not speculate:
+        raise ConfigError("--speculate is empty; give off, auto, lookup or a model")
+    try:
+        draft = load_model(open_run(speculate, runs), device, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"--speculate takes off, auto, lookup or a model: {error}") from None
+    return speculative.add_speculation(decoder, draft, model, tokenizer, speculate)
+
+
+def say_speculation(decoder: "Decoder") -> None:
+    """Print what speculation gave, if anything was drafted."""
+    from glassgpt.inference.speculative import SpeculativeDecoder
+
+    if isinstance(decoder, SpeculativeDecoder) and (line := decoder.summary()):
+        say(line)
 
 
 def read_prompt_text(prompt: str, prompt_file: Path | None) -> str:

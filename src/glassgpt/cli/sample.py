@@ -10,13 +10,16 @@ from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     DTYPE_OPTION,
     RUN_ARGUMENT,
+    SPECULATE_OPTION,
     Decode,
     Dtype,
+    add_speculation,
     check_picture,
     load_decoder,
     load_model,
     open_run,
     read_prompt_text,
+    say_speculation,
 )
 from glassgpt.cli.sampling.compare import NEW_TOKENS, compared_settings, print_comparison
 from glassgpt.cli.sampling.generate import print_samples
@@ -49,6 +52,7 @@ def sample(
     compare: bool = typer.Option(False, "--compare", help="Compare temperatures, top-k and top-p on the next token."),
     out: Path = typer.Option(None, "--out", "-o", metavar="FILE", help="Draw --compare as FILE.png or FILE.svg."),
     decode: Decode = DECODE_OPTION,
+    speculate: str = SPECULATE_OPTION,
     dtype: Dtype = DTYPE_OPTION,
     device: str = DEVICE_OPTION,
     runs: Path = RUNS_OPTION,
@@ -81,8 +85,16 @@ def sample(
             prompt=text, candidates=candidates, num_samples=num_samples, out=out, json=json,
         )  # fmt: skip
         return
-    decoder = load_decoder(model, decode, rows=num_samples, context=len(ids), new_tokens=count, json=json or exact)
+    decoder = load_decoder(
+        model, decode, rows=num_samples, context=len(ids), new_tokens=count, json=json or exact
+    )
+    decoder = add_speculation(
+        decoder, "off" if exact else speculate, model, tokenizer,
+        rows=num_samples, device=device, dtype=dtype, runs=runs,
+    )  # fmt: skip
     print_samples(
         model, tokenizer, request, num_samples, candidates=candidates if explain else 0,
         prompt=text, chat=chat, name=str(source.path), ledger=ledger, json=json, decoder=decoder,
     )  # fmt: skip
+    if not json:
+        say_speculation(decoder)

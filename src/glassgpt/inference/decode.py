@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glassgpt.errors import ConfigError, GenerationError, type_problems, wrong_type
 from glassgpt.inference.decoders import Decoder, EagerDecoder
+from glassgpt.inference.speculative import SpeculativeDecoder
 from glassgpt.inference.stream import TextStreamer, encode_prompt, require_known
 from glassgpt.model import GPT, KVCache
 from glassgpt.sampling import SamplingConfig, next_token, next_uniform, row_generator
@@ -161,6 +162,8 @@ def generate_rows(
     """
     V = model.config.vocab_size
     decoder = decoder or EagerDecoder(model)
+    if isinstance(decoder, SpeculativeDecoder):
+        decoder.begin(rows)
     for r, row in enumerate(rows):
         require_known(row.ids, V, f"row {r}: the prompt")
         row.start = max(0, len(row.ids) - model.config.block_size)

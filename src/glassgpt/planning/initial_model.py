@@ -14,7 +14,7 @@ from glassgpt.errors import ConfigError, shell_command
 from glassgpt.files import path_exists
 from glassgpt.model import GPT
 from glassgpt.planning.budget import smallest_size
-from glassgpt.tokenizer.base import Tokenizer
+from glassgpt.tokenizer.base import Tokenizer, same_tokens
 from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import describe, load_into
@@ -152,13 +152,11 @@ def check_tokenizer_matches(initial: InitialModel, tokenizer: Tokenizer) -> str:
         ConfigError: if the ids mean something else.
     """
     own = initial.source.tokenizer()
-    size = own.vocab_size
-    same = tokenizer.vocab_size == size and tokenizer.special_ids() == own.special_ids()
-    if not same or any(tokenizer.token_bytes(i) != own.token_bytes(i) for i in range(size)):
+    if not same_tokens(tokenizer, own):
         raise ConfigError(
-            f"data.tokenizer: its {tokenizer.vocab_size} tokens are not the {size} that {initial.name} was trained "
-            "with, so their ids would mean something else to it. Leave data.tokenizer out to use the model's own, "
-            "or train.init_from to train from scratch"
+            f"data.tokenizer: its {tokenizer.vocab_size} tokens are not the {own.vocab_size} that {initial.name} was "
+            "trained with, so their ids would mean something else to it. Leave data.tokenizer out to use the model's "
+            "own, or train.init_from to train from scratch"
         )
     defaults = ", ".join(f"{key}={value}" for key, value in FINE_TUNING_DEFAULTS.items())
     notes = "".join(f"; {note}" for note in initial.source.notes)

@@ -169,6 +169,13 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
         raise TokenizerError(f"ids are from 0 to {vocab_size - 1}, got {wrong}")
 
 
+def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
+    """Return whether each id is the same token in both tokenizers, so that a model of one can read ids of the other."""
+    if a.vocab_size != b.vocab_size or a.special_ids() != b.special_ids():
+        return False
+    return all(a.token_bytes(i) == b.token_bytes(i) for i in range(a.vocab_size))
+
+
 def join_surrogates(text: str) -> str:
     """Replace surrogate pairs, as UTF-16 has them, by the characters that they stand for."""
     try:

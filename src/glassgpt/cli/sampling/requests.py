@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: With --replay, everything else is read from the file.
 _BESIDE_REPLAY = {"run", "replay", "device", "runs", "json"}
 #: Options that --compare sets itself, or that show one sample.
-_NOT_BESIDE_COMPARE = ("explain", "ledger", "temperature", "greedy", "decode")
+_NOT_BESIDE_COMPARE = ("explain", "ledger", "temperature", "greedy", "decode", "speculate")
 
 
 def given_options(context: typer.Context) -> set[str]:
@@ -42,7 +42,7 @@ def check_modes(given: set[str], num_samples: int) -> None:
         if "ledger" in given:
             problems += [
                 f"a ledger is of eager PyTorch in float32, which a replay repeats; leave out --{name}"
-                for name in ("decode", "dtype")
+                for name in ("decode", "dtype", "speculate")
                 if name in given
             ]
         problems += ["--greedy is a temperature of 0; leave out --temperature"] * ({"greedy", "temperature"} <= given)
