@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from glassgpt.api import generate, load, load_tokenizer, plan, save, train, tune
+    from glassgpt.api import generate, load, load_tokenizer, plan, quantize, save, train, tune
     from glassgpt.config import presets
     from glassgpt.glass import choices, inside
 
@@ -21,6 +21,7 @@ __all__ = [
     "load_tokenizer",
     "plan",
     "presets",
+    "quantize",
     "save",
     "train",
     "tune",

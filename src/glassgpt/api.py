@@ -3,6 +3,7 @@
 The command line calls the same functions, so the same settings give the same results.
 """
 
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ from glassgpt.tokenizer import Tokenizer, specs
 from glassgpt.training.checkpoint import Run, require_run_folder
 from glassgpt.training.loop import Result, Trainer
 from glassgpt.training.metrics import Reporter
+from glassgpt.transforms.quantize import is_quantized
+from glassgpt.transforms.quantize import quantize as quantize_model
 from glassgpt.weights import resolve as sources
 from glassgpt.weights.folder import DTYPES, dtype_name, save_model, write_folder
 from glassgpt.weights.loading import load_source
@@ -59,6 +62,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     runs: str | Path = RUNS,
+    keep_quantized: bool | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """Load a model and its tokenizer, ready to generate.
 
@@ -70,6 +74,8 @@ def load(
         revision: of a model on the hub.
         token: for the hub.
         runs: where to look for runs by name.
+        keep_quantized: whether quantised weights (of :func:`quantize`; Q8_0 and Q4_0 of .gguf files) stay integers,
+            which have no gradients, or are dequantised; by default they stay where decoding is faster with them.
 
     Raises:
         CheckpointError: if it is not found (the message says where it was looked for), or damaged.
@@ -78,7 +84,8 @@ def load(
     _require_types(source=source, device=device, dtype=dtype, revision=revision, token=token, runs=runs)
     weights_dtype(dtype)  # before anything is fetched
     found = open_source(source, revision=revision, token=token, runs=runs)
-    return load_from_source(found, device=device, dtype=dtype)
+    keep = runs_quantized(device) if keep_quantized is None else keep_quantized
+    return load_from_source(found, device=device, dtype=dtype, keep_quantized=keep)
 
 
 def _type_problems(**arguments: object) -> list[str]:
@@ -93,11 +100,27 @@ def _require_types(**arguments: object) -> None:
 
 
 def load_from_source(
-    source: WeightSource, *, device: str = "auto", dtype: str = "float32", progress: Progress | None = None
+    source: WeightSource,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    keep_quantized: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is a callback."""
     where = resolve(RuntimeConfig(device=device)).device
-    return load_source(source, dtype=weights_dtype(dtype), device=where, progress=progress)
+    return load_source(
+        source, dtype=weights_dtype(dtype), device=where, keep_quantized=keep_quantized, progress=progress
+    )
+
+
+def runs_quantized(device: str = "auto", decode: str = "auto") -> bool:
+    """Whether decoding reads quantised weights as they are: the kernels do, on a CPU with numba.
+
+    Otherwise every step would dequantise all weights again, which is slower than to do it once.
+    """
+    on_cpu = resolve(RuntimeConfig(device=device)).device.type == "cpu"
+    return on_cpu and decode in ("auto", "kernels") and importlib.util.find_spec("numba") is not None
 
 
 def resolve_dtype(source: WeightSource, *, device: str = "auto", dtype: str = "auto") -> tuple[str, str]:
@@ -256,6 +279,28 @@ def save(model: GPT, tokenizer: Tokenizer, folder: str | Path) -> None:
         raise CheckpointError(f"{target} exists and is no model folder; choose another name")
     with write_folder(target) as temporary:
         save_model(temporary, model, tokenizer)
+
+
+def quantize(model: GPT, bits: int = 8, group_size: int | None = None) -> None:
+    """Quantise a model in place: 8-bit or 4-bit integers with scales; :func:`save` writes them as they are.
+
+    Args:
+        model: from :func:`load`, plain.
+        bits: 8, a scale for each row; 4, a scale for each ``group_size`` inputs (embedding and head: 8 bits).
+        group_size: inputs that share a scale; by default the whole row (8 bits), or 64 where it divides them (4 bits).
+
+    Raises:
+        ConfigError: if the model is quantised already, or for other bits or sizes.
+    """
+    _require_types(model=model)
+    problems = [] if bits in (4, 8) else [f"bits: {bits!r} is neither 4 nor 8"]
+    if group_size is not None and (type(group_size) is not int or group_size < 1):
+        problems.append(f"group_size: {group_size!r} is not a whole number above 0")
+    if is_quantized(model):
+        problems.append("this model is quantised already; load it with keep_quantized=False first")
+    if problems:
+        raise ConfigError(problems)
+    quantize_model(model, bits, group_size)
 
 
 def plan(

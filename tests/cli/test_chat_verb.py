@@ -253,7 +253,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(tmp_path: Path) -> None:
     model, tokenizer = talker(block_size=2**19, ends=False)
     glassgpt.save(model, tokenizer, tmp_path / "talker")
     history = tmp_path / "h.jsonl"
-    with terminal(tmp_path / "talker", "-n", 2**18, "--history", history, TERM="dumb") as chat:
+    with terminal(tmp_path / "talker", "-n", 2**18, "--decode", "eager", "--history", history, TERM="dumb") as chat:
         chat.until("> ")
         chat.type("Hello!\r")
         chat.until("Hello!\r\n")

@@ -138,7 +138,7 @@ MISTAKES = {
     "an existing file": (["export", "m", "--to", "gguf", "-o", "bad.gguf"], ["bad.gguf exists"]),
     "no such format": (["export", "m", "--to", "onnx"], ["--to 'onnx' is not one of hf, gguf, tiktoken"]),
     "no format": (["export", "m"], ["--to"]),
-    "a type of the other format": (["export", "m", "--to", "gguf", "--dtype", "float16"], ["f32, f16, bf16, q8_0"]),
+    "a type of the other format": (["export", "m", "--to", "gguf", "--dtype", "float16"], ["f32, f16, bf16, q8_0, q4"]),
     "a type that is none": (["pull", "m", "-o", "x", "--dtype", "f16"], ["'f16' is not one of float32, float16"]),
     "a type of a tokenizer": (["export", "m", "--to", "tiktoken", "--dtype", "f16"], ["the tokenizer alone"]),
     "characters as GGUF": (["export", "c", "--to", "gguf"], ["byte-level BPE", "'char'", "tokenizer=bpe:N"]),

@@ -46,11 +46,14 @@ VERBS = {
     "tokenizer show": "a hello",
     "tokenizer compare": "text.txt char",
     "bench train": f"{SMALL} --steps 1",
+    "bench generate": "a --context 4 --dtype float32 --decode eager --steps 1 --rounds 1",
     "bench attention": "device=cpu dtype=float32 --contexts 4 --heads 1 --head-dim 4",
     "bench tokenizer": "text.txt --vocab-size 260 --processes 1 --repeat 1",
 }
 #: Measuring takes seconds by intent: of `bench`, only values that are refused at once.
 REFUSED = ["-1", "nan", "inf", "1e308", "0.5", "abc", ""]
+#: Its options with a list of numbers, and with a list of names, which may be empty.
+LISTS, NAMES = ("--contexts", "--context", "--batch"), ("--dtype", "--decode", "--against")
 
 
 def options(group: typer.Typer = app, prefix: str = "") -> Iterator[tuple[str, str, bool]]:
@@ -75,7 +78,7 @@ def may_write(name: str) -> Check:
 
 def values(verb: str, option: str, number: bool) -> list[str]:
     if verb.startswith("bench"):
-        return REFUSED if number or option == "--contexts" else []
+        return REFUSED if number or option in LISTS else REFUSED[:-1] if option in NAMES else []
     return NUMBERS if number else TEXTS
 
 

@@ -160,7 +160,7 @@ def test_names_are_those_of_the_library() -> None:
             assert names.get_name(ours.format(i=2)) == theirs.format(i=2)
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0", "q4_0"])
 def test_smaller_types_are_rounded_as_the_library_does(dtype: str, tmp_path: Path) -> None:
     for which in ("gpt2", "llama"):
         model = model_of(which, intermediate_size=40)  # a row of 40 takes no blocks of 32
@@ -176,7 +176,8 @@ def test_smaller_types_are_rounded_as_the_library_does(dtype: str, tmp_path: Pat
             values = (tensor.T if turned else tensor).contiguous().numpy()
             expected = gguf.dequantize(gguf.quantize(values, kind), kind)
             assert np.array_equal(found[name].numpy(), expected.T if turned else expected), name
-        assert stored == {"F32", "F16", "BF16", "Q8_0"} & {"F32", dtype.upper(), *(["F16"] if dtype == "q8_0" else [])}
+        others = {"q8_0": ["F16"], "q4_0": ["F16", "Q8_0"]}  # of the short rows, and of the embedding
+        assert stored == {"F32", dtype.upper(), *others.get(dtype, [])}
 
 
 def test_rows_and_parts_are_those_of_the_whole(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def with_pattern(pattern: str, **more: Any) -> BPETokenizer:
         (LLAMA | BIASES | {"qk_norm": True}, {}, ConfigError, "qwen3 has no bias on the attention's output"),
         (LLAMA | {"qkv_bias": True, "head_dim": 16}, {}, ConfigError, "qwen2 has heads that fill n_embd=32"),
         ({"n_kv_head": 2}, {}, ConfigError, "no published family"),
-        ({}, {"dtype": "q4_0"}, ConfigError, "--dtype f32, f16, bf16, q8_0; got 'q4_0'"),
+        ({}, {"dtype": "q5_0"}, ConfigError, "--dtype f32, f16, bf16, q8_0, q4_0; got 'q5_0'"),
     ],
 )
 def test_unsupported_models_and_tokenizers_are_not_written(

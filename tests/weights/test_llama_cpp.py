@@ -124,7 +124,7 @@ def test_greedy_text_is_the_same(which: str, tmp_path: Path) -> None:
         assert len(seen) > 5
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0", "q4_0"])
 def test_smaller_types_load(dtype: str, tmp_path: Path) -> None:
     tokenizer = trained("gpt2")
     for name, shape in {"gpt2": GPT2, "llama": LLAMA}.items():

@@ -10,7 +10,7 @@ from glassgpt.runtime import synchronise
 
 #: Sizes of the square matrices. Small ones do not reach the peak of a GPU; large ones are too slow on a CPU.
 MATRIX_SIZES = {"cpu": (512, 1024, 2048), "mps": (1024, 2048, 4096), "cuda": (2048, 4096, 8192)}
-#: Size of the copied tensor in bytes: larger than any cache.
+#: Size of the tensor that is copied or read, in bytes: larger than any cache.
 COPY_BYTES = {"cpu": 2**28, "mps": 2**28, "cuda": 2**30}
 
 
@@ -41,6 +41,12 @@ def memory_bandwidth(device: torch.device, seconds: float = 1.0) -> float:
     source = torch.ones(COPY_BYTES[device.type] // 4, device=device)  # float32
     target = torch.zeros_like(source)  # touch every page before the timing
     return 2 * source.nbytes / fastest(lambda: target.copy_(source), device, seconds)
+
+
+def read_bandwidth(device: torch.device, seconds: float = 1.0) -> float:
+    """Measure the bytes/s at which a large tensor is read, by its sum, with all threads, in about ``seconds``."""
+    source = torch.ones(COPY_BYTES[device.type] // 4, device=device)  # float32
+    return source.nbytes / fastest(source.sum, device, seconds)
 
 
 def fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:

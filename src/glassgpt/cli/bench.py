@@ -1,4 +1,4 @@
-"""``glassgpt bench train | attention | tokenizer``: measure speed and memory on this machine."""
+"""``glassgpt bench train | generate | attention | tokenizer``: measure speed and memory on this machine."""
 
 import dataclasses
 import os
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, PATTERNS_HELP, PICTURES, check_out, split_arguments, verb_group
+from glassgpt.cli.bench_generate import generate
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
@@ -60,6 +61,9 @@ def train(
         print_json({"config": config.to_dict(), **runtime.resolved(), **dataclasses.asdict(result)})
     else:
         _print_train(config, runtime, result)
+
+
+app.command()(generate)
 
 
 @app.command()

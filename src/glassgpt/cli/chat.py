@@ -52,17 +52,18 @@ def chat(
 
     sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     source = open_run(model, runs)
-    loaded, tokenizer = load_model(source, device, dtype)
+    loaded, tokenizer = load_model(source, device, dtype, decode)
     from glassgpt.cli.chatting import loop
     from glassgpt.inference.conversation import ChatSession
     from glassgpt.inference.decode import Request
 
     settings = Request((), max_new_tokens, sampling, seed)
-    session = ChatSession(loaded, tokenizer, settings, model or str(source.path))
+    decoder = load_decoder(
+        loaded, decode, rows=1, context=loaded.config.block_size // 2, new_tokens=max_new_tokens, json=json
+    )
+    session = ChatSession(loaded, tokenizer, settings, model or str(source.path), decoder)
     if history and history.exists() and history.stat().st_size:
         session.load(history)
     if system is not None:
         session.system = decode_argument("--system", system)
-    middle = loaded.config.block_size // 2
-    session.decoder = load_decoder(loaded, decode, rows=1, context=middle, new_tokens=max_new_tokens, json=json)
     raise typer.Exit(loop.run(session, history, json))

@@ -40,7 +40,7 @@ def pull(
     if explain:
         _explain(source, json)
         return
-    target = out or Path(_default_name(name, source))
+    target = out or Path(default_name(name, source))
     check_out(target, folder=True)
     with ProgressLine() as progress:
         weights_dtype = transfer.to_folder(source, target, dtype=weights_dtype, progress=progress)
@@ -52,7 +52,7 @@ def export(
     to: str = typer.Option(..., "--to", help="gguf (llama.cpp), hf (a model folder), or tiktoken (the tokenizer)."),
     out: Path = typer.Option(None, "--out", "-o", help="File or folder to write; by default named after the model."),
     dtype: str = typer.Option(
-        "auto", "--dtype", help="gguf: f32, f16 (default), bf16, q8_0. hf: float32, bfloat16, float16."
+        "auto", "--dtype", help="gguf: f32, f16 (default), bf16, q8_0, q4_0. hf: float32, bfloat16, float16."
     ),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
@@ -68,7 +68,7 @@ def export(
         raise ConfigError("--dtype is for weights; a .tiktoken file holds the tokenizer alone")
     check_out(out, folder=to == "hf")
     source = _open(name, runs)
-    target, notes = out or Path(_default_name(name, source) + _SUFFIXES[to]), list[str]()
+    target, notes = out or Path(default_name(name, source) + _SUFFIXES[to]), list[str]()
     check_out(target, folder=to == "hf")
     with ProgressLine() as progress:
         if to == "hf":
@@ -92,7 +92,7 @@ def _open(name: str, runs: Path, revision: str | None = None, token: str | None 
     return source
 
 
-def _default_name(name: str, source: "WeightSource") -> str:
+def default_name(name: str, source: "WeightSource") -> str:
     """Return the name of a model without its folders: ``gpt2``, or ``my-best`` for ``runs/my/best``."""
     if source.path.suffix == ".gguf":
         return source.path.stem if Path(name).suffix == ".gguf" else name

@@ -76,8 +76,12 @@ def newest_run(runs: Path) -> "Run":
     return found[-1]
 
 
-def load_model(source: "WeightSource", device: str, dtype: Dtype = "float32") -> "tuple[GPT, Tokenizer]":
+def load_model(
+    source: "WeightSource", device: str, dtype: Dtype = "float32", decode: Decode = "eager"
+) -> "tuple[GPT, Tokenizer]":
     """Load what :func:`open_run` found, with a progress line; say why an "auto" dtype is not float32.
+
+    Quantised weights stay so where ``decode`` reads them as they are; else they are dequantised.
 
     Raises:
         GlassError: if it cannot be loaded.
@@ -88,7 +92,8 @@ def load_model(source: "WeightSource", device: str, dtype: Dtype = "float32") ->
     if why:
         say(why)
     with ProgressLine() as progress:
-        return api.load_from_source(source, device=device, dtype=name, progress=progress)
+        keep = api.runs_quantized(device, decode)
+        return api.load_from_source(source, device=device, dtype=name, keep_quantized=keep, progress=progress)
 
 
 def load_decoder(model: "GPT", decode: Decode, *, rows: int, context: int, new_tokens: int, json: bool) -> "Decoder":

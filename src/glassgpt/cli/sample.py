@@ -67,7 +67,8 @@ def sample(
     sampling = SamplingConfig(0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty)
     source = open_run(run, runs)
     exact = compare or ledger is not None  # the reference: eager, in float32
-    model, tokenizer = load_model(source, device, "float32" if exact and dtype == "auto" else dtype)
+    decode = "eager" if exact else decode
+    model, tokenizer = load_model(source, device, "float32" if exact and dtype == "auto" else dtype, decode)
     from glassgpt.inference.decode import Request
 
     ids = prompt_ids(source.path, tokenizer, text, chat)
@@ -80,9 +81,7 @@ def sample(
             prompt=text, candidates=candidates, num_samples=num_samples, out=out, json=json,
         )  # fmt: skip
         return
-    decoder = load_decoder(
-        model, "eager" if exact else decode, rows=num_samples, context=len(ids), new_tokens=count, json=json or exact
-    )
+    decoder = load_decoder(model, decode, rows=num_samples, context=len(ids), new_tokens=count, json=json or exact)
     print_samples(
         model, tokenizer, request, num_samples, candidates=candidates if explain else 0,
         prompt=text, chat=chat, name=str(source.path), ledger=ledger, json=json, decoder=decoder,

@@ -24,7 +24,7 @@ from glassgpt.sampling import SamplingConfig, next_token, next_uniform, row_gene
 from glassgpt.tokenizer import Tokenizer
 
 #: Tokens (rows x time) of one forward pass of the prefill: the memory of its activations does not grow with the prompt.
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 4096
 #: Unread tokens after a kept cache up to which the decoder reads them; the prefill reads more.
 DECODER_TOKENS = 16
 

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from glassgpt.errors import ConfigError, first_line
 from glassgpt.model import GPT, KVCache
+from glassgpt.model.quantized import is_quantized
 
 DECODE = ("auto", "eager", "kernels", "compiled")
 #: New tokens per row below which "auto" measures nothing.
 MIN_TOKENS = 16
 #: Seconds of eager decoding below which "auto" measures nothing: loading the kernels takes about as long.
 MIN_SECONDS = 1.0
+#: Tokens in the cache of a measured step at most.
+LONGEST_MEASURED = 4096
 
 
 class Decoder(Protocol):
@@ -86,7 +89,8 @@ def choose_decoder(
         return eager, ""
     if reason := unsupported(model):
         return eager, f"decode: eager; not the kernels: {reason}"
-    return _faster(eager, model, rows, min((context or 0) + (new_tokens or 0) // 2, model.config.block_size - 1))
+    middle = (context or 0) + (new_tokens or 0) // 2
+    return _faster(eager, model, rows, min(middle, model.config.block_size - 1, LONGEST_MEASURED))
 
 
 def decode_problems(decode: object) -> list[str]:
@@ -95,28 +99,35 @@ def decode_problems(decode: object) -> list[str]:
 
 
 def _eager_seconds(model: GPT) -> float:
-    """Estimate an eager step on a CPU: the calls of each block, and reading all weights at about 15 GB/s."""
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    """Estimate an eager step on a CPU: the calls of each block, and the weights at 15 GB/s, or 1 GB/s if quantised."""
+    weights = sum(
+        tensor.nbytes * (1 if tensor.is_floating_point() else 15) for tensor in (*model.parameters(), *model.buffers())
+    )
     return 0.0004 * model.config.n_layer + weights / 15e9
 
 
 def _faster(eager: EagerDecoder, model: GPT, rows: int, tokens: int) -> tuple[Decoder, str]:
-    """Measure a step of eager PyTorch and of the kernels on a cache of so many tokens; return the faster one."""
+    """Measure a step of eager PyTorch and of the kernels on a cache of so many tokens; return the faster one.
+
+    Of a quantised model, only the kernels are tried: an eager step dequantises every weight, which is ten times slower.
+    """
     from glassgpt.inference.kernel_decoder import KernelDecoder
 
-    speed = rows / _seconds_per_step(eager, model, rows, tokens)
-    measured = f"decode: eager, {speed:,.0f} tokens/s measured"
+    speed, eager_is = 0.0, "would dequantise every weight in each step"
+    if not is_quantized(model):
+        speed = rows / _seconds_per_step(eager, model, rows, tokens)
+        eager_is = f"{speed:,.0f}"
     began = time.perf_counter()
     try:
         fast = KernelDecoder(model)
         fast_speed = rows / _seconds_per_step(fast, model, rows, tokens)
     except Exception as error:  # whatever numba and LLVM raise on a machine that they do not support
-        return eager, f"{measured}; the kernels failed: {first_line(error)}"
+        return eager, f"decode: eager; the kernels failed: {first_line(error)}"
     took = time.perf_counter() - began
-    note = f"; compiling them took {took:.0f} s, once on this machine" if took > 2 else ""
+    note = f"; compiling took {took:.0f} s, once if numba can write its cache" if took > 2 else ""
     if fast_speed > speed:
-        return fast, f"decode: kernels (numba), {fast_speed:,.0f} tokens/s measured; eager {speed:,.0f}{note}"
-    return eager, f"{measured}; kernels {fast_speed:,.0f}{note}"
+        return fast, f"decode: kernels (numba), {fast_speed:,.0f} tokens/s measured; eager {eager_is}{note}"
+    return eager, f"decode: eager, {speed:,.0f} tokens/s measured; kernels {fast_speed:,.0f}{note}"
 
 
 @torch.inference_mode()

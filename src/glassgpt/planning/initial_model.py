@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.config import ConfigOverrides, ModelConfig, RunConfig, build, presets
-from glassgpt.errors import ConfigError
+from glassgpt.errors import ConfigError, shell_command
 from glassgpt.files import path_exists
 from glassgpt.model import GPT
 from glassgpt.planning.budget import smallest_size
@@ -18,6 +18,7 @@ from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.training.checkpoint import Run
 from glassgpt.weights import mapping
 from glassgpt.weights.loading import describe, load_into
+from glassgpt.weights.quantized import QuantizedFolderSource
 from glassgpt.weights.resolve import open_weights
 from glassgpt.weights.sources import WeightSource, file_checksums
 
@@ -61,6 +62,7 @@ def starting_point(
             "out"
         )
     initial = find_initial_model(given[-1])
+    require_trainable(initial)
     require_shape(initial, overrides)
     family = describe(initial.source)[1]
     block_sizes = [layer["model"]["block_size"] for layer in overrides if "block_size" in layer.get("model", {})]
@@ -88,6 +90,20 @@ def find_initial_model(init_from: str) -> InitialModel:
     source = open_weights(folder or init_from)
     local = folder is not None or path.exists()
     return InitialModel(str((folder or path).resolve()) if local else init_from, source, describe(source)[0])
+
+
+def require_trainable(initial: InitialModel) -> None:
+    """Refuse a folder of quantised weights for training all of them.
+
+    Raises:
+        ConfigError: if it is one.
+    """
+    if isinstance(initial.source, QuantizedFolderSource):
+        raise ConfigError(
+            f"train.init_from: {initial.name} has quantised weights, which have no gradients. Train the model that it "
+            f"was made from, or make it plain: `{shell_command('quantize', initial.name, '--to', 'float32')}`; "
+            "`glassgpt tune lora` trains matrices beside the weights"
+        )
 
 
 def with_run_paths(overrides: Sequence[ConfigOverrides], runs: Path) -> list[ConfigOverrides]:

@@ -17,7 +17,14 @@ from glassgpt.model import GPT
 from glassgpt.planning import timing as timings
 from glassgpt.planning.budget import CHAT_TIME_FRACTION, fit_chat_steps
 from glassgpt.planning.compute_dtype import measured_dtype
-from glassgpt.planning.initial_model import INIT, InitialModel, find_initial_model, require_shape, with_run_paths
+from glassgpt.planning.initial_model import (
+    INIT,
+    InitialModel,
+    find_initial_model,
+    require_shape,
+    require_trainable,
+    with_run_paths,
+)
 from glassgpt.planning.memory import choose_micro_batch_size, require_memory
 from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings
 from glassgpt.processes import Processes
@@ -148,6 +155,8 @@ def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrid
             "settings of data, source and val_fraction count"
         )
     method = next(layer["tune"]["method"] for layer in reversed(overrides) if "method" in layer.get("tune", {}))
+    if method == "sft":
+        require_trainable(found)
     named = [layer["data"]["source"] for layer in overrides if "source" in layer.get("data", {})]
     defaults = tuning_defaults(str(method), str(named[-1]) if named else "")
     base: ConfigOverrides = {

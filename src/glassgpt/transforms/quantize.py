@@ -4,8 +4,7 @@ INT8 has one scale for each row, ``amax / 127``. INT4 has one for each group of 
 candidates that has the smallest squared error: the largest weight may be clipped, so that the others are finer. The
 range is -8 to 7, and a scale may be negative, so that the largest weight of a group can take the longer side.
 
-Norms, biases and learned positions stay as they are: they are small. In an INT4 model the embedding and the head are
-INT8.
+Norms, biases and learned positions stay as they are: they are small.
 """
 
 import torch
@@ -17,6 +16,7 @@ from glassgpt.model.quantized import (
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedMatrix,
+    dequantize_rows,
     is_quantized,
     pack_nibbles,
     quantized_layers,
@@ -34,6 +34,8 @@ GROUP_SIZES = (64, 32)
 _STEPS = (6.0, 6.5, 7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5, 8.75, 9.0, 9.5, 10.0)
 #: Weights that are quantised at a time; they and their candidates then fit into a cache.
 _PART = 2**18
+#: Layers of the blocks that stay in 8 bits in an INT4 model: there 4 bits cost most of the perplexity.
+IN_8_BITS = ("attention.qkv", "mlp.down")
 
 
 def choose_kind(bits: int, in_features: int, group_size: int | None = None) -> Quantization:
@@ -83,39 +85,44 @@ def _round(groups: Tensor, scales: Tensor, low: int, high: int) -> Tensor:
 
 
 @torch.no_grad()
-def quantize(model: GPT, bits: int, group_size: int | None = None) -> None:
+def quantize(model: GPT, bits: int, group_size: int | None = None) -> dict[str, float]:
     """Quantise a model in place; see :func:`choose_kind` for the groups.
 
-    With 4 bits the linear layers of the blocks are INT4, and the embedding and the head are INT8.
+    With 4 bits, the linear layers of the blocks but for IN_8_BITS are INT4; those, the embedding and the head are INT8.
+
+    Returns:
+        The error of each layer's weights: root mean square, relative to that of the weights.
     """
     assert not is_quantized(model), "this model is quantised already"
-    dtype, tied = model.dtype, model.config.tie_embeddings
-    embedding = model.token_embedding.weight
-    kind = choose_kind(8, embedding.size(1), group_size if bits == 8 else None)
-    shared = quantize_matrix(embedding, kind)
+    errors, made = dict[str, float](), dict[str, tuple[Tensor, Tensor]]()
     for name, layer in [*model.named_modules()]:
-        if not isinstance(layer, nn.Linear):
+        if not isinstance(layer, nn.Linear | nn.Embedding) or name == "position_embedding":
             continue
-        if name == "head":
-            values, scales = shared if tied else quantize_matrix(layer.weight, kind)
-            own = kind
+        is_4_bit = bits == 4 and name.startswith("blocks.") and not name.endswith(IN_8_BITS)
+        kind = choose_kind(4 if is_4_bit else 8, layer.weight.size(1), group_size if is_4_bit or bits == 8 else None)
+        tied = name == "head" and model.config.tie_embeddings
+        values, scales = made["token_embedding"] if tied else quantize_matrix(layer.weight, kind)
+        made[name], errors[name] = (values, scales), _relative_error(layer.weight, values, scales, kind)
+        if isinstance(layer, nn.Embedding):
+            replace_layer(model, name, QuantizedEmbedding(values, scales, kind, model.dtype))
         else:
-            own = choose_kind(bits, layer.in_features, group_size)
-            values, scales = quantize_matrix(layer.weight, own)
-        replace_layer(model, name, QuantizedLinear(values, scales, own, dtype, layer.bias))
-    replace_layer(model, "token_embedding", QuantizedEmbedding(*shared, kind, dtype))
+            replace_layer(model, name, QuantizedLinear(values, scales, kind, model.dtype, layer.bias))
+    return errors
+
+
+def _relative_error(weight: Tensor, values: Tensor, scales: Tensor, kind: Quantization) -> float:
+    difference = dequantize_rows(values, scales, kind) - weight.float()
+    return float(difference.norm() / weight.float().norm().clamp(min=1e-30))
 
 
 @torch.no_grad()
 def dequantize(model: GPT) -> None:
     """Make a quantised model plain again, in place: its weights are the dequantised ones, in the model's dtype."""
     for name, layer in [*quantized_layers(model).items()]:
-        plain: nn.Linear | nn.Embedding
+        plain: nn.Module = nn.Embedding(layer.out_features, layer.in_features, device="meta")
         if isinstance(layer, QuantizedLinear):
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-            plain.bias = layer.bias
-        else:
-            plain = nn.Embedding(layer.out_features, layer.in_features, device="meta")
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            plain.register_parameter("bias", layer.bias)
         plain.weight = nn.Parameter(layer.weight)
         replace_layer(model, name, plain)
     if model.config.tie_embeddings:

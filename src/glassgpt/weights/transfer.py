@@ -7,12 +7,15 @@ import torch
 from glassgpt import __version__
 from glassgpt.errors import CheckpointError, TokenizerError
 from glassgpt.files import Progress, atomic_write
-from glassgpt.tokenizer import BPETokenizer
+from glassgpt.model import GPT
+from glassgpt.model.quantized import quantized_layers
+from glassgpt.tokenizer import BPETokenizer, Tokenizer
 from glassgpt.tokenizer.bpe.tokenizer import require_bpe
 from glassgpt.tokenizer.tiktoken_file import tiktoken_files
+from glassgpt.weights import mapping
 from glassgpt.weights.folder import dtype_name, require_not_current, save_model, write_folder
 from glassgpt.weights.gguf.export import write_gguf
-from glassgpt.weights.loading import load_source
+from glassgpt.weights.loading import describe, load_source
 from glassgpt.weights.sources import WeightSource
 
 
@@ -41,15 +44,35 @@ def to_folder(
         TokenizerError: if the tokenizer is missing or damaged.
     """
     require_not_current(target)
-    _refuse_existing(target, "folder")
+    refuse_existing(target, "folder")
     dtype = dtype or stored_dtype(source)
     model, tokenizer = load_source(source, dtype=dtype, progress=progress)
     with write_folder(target) as folder:
-        save_model(folder, model, tokenizer, native=native, dtype=dtype, card=_card(source, dtype))
-        if source.path.is_dir():
-            for path in source.path.glob("LICENSE*"):
-                (folder / path.name).write_bytes(path.read_bytes())
+        save_model(folder, model, tokenizer, native=native, dtype=dtype, card=_card(source, dtype_name(dtype)))
+        _copy_licence(source, folder)
     return dtype
+
+
+def write_quantized(source: WeightSource, model: GPT, tokenizer: Tokenizer, target: Path) -> int:
+    """Write the folder of a model that was loaded from a source and then quantised; return the bytes of its weights.
+
+    Raises:
+        CheckpointError: if the target exists.
+    """
+    require_not_current(target)
+    refuse_existing(target, "folder")
+    native = describe(source)[1] is mapping.NATIVE_FAMILY
+    kinds = " and ".join(sorted({f"INT{layer.bits}" for layer in quantized_layers(model).values()}))
+    with write_folder(target) as folder:
+        save_model(folder, model, tokenizer, native=native, card=_card(source, kinds, library="glassgpt"))
+        _copy_licence(source, folder)
+    return sum(path.stat().st_size for path in target.glob("*.safetensors"))
+
+
+def _copy_licence(source: WeightSource, folder: Path) -> None:
+    if source.path.is_dir():
+        for path in source.path.glob("LICENSE*"):
+            (folder / path.name).write_bytes(path.read_bytes())
 
 
 def to_gguf(source: WeightSource, target: Path, *, dtype: str = "f16", progress: Progress | None = None) -> list[str]:
@@ -61,7 +84,7 @@ def to_gguf(source: WeightSource, target: Path, *, dtype: str = "f16", progress:
     Raises:
         GlassError: as :func:`write_gguf` and :func:`load_source`; if the file exists.
     """
-    _refuse_existing(target)
+    refuse_existing(target)
     model, tokenizer = load_source(source, dtype=stored_dtype(source), progress=progress)
     return write_gguf(target, model, tokenizer, dtype=dtype, progress=progress)
 
@@ -76,7 +99,7 @@ def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
         TokenizerError: if it is not byte-level BPE, or tiktoken would encode differently.
         CheckpointError: if a file exists.
     """
-    _refuse_existing(target)
+    refuse_existing(target)
     tokenizer = require_bpe(source.tokenizer(), "tiktoken runs")
     if len(tokenizer.model.patterns) > 1 or tokenizer.model.normal_form:
         raise TokenizerError(
@@ -86,25 +109,30 @@ def to_tiktoken(source: WeightSource, target: Path) -> BPETokenizer:
         raise TokenizerError(f"tiktoken needs a rank for every byte, and this tokenizer lacks {len(missing)} of them")
     files = tiktoken_files(tokenizer, target)
     for path in files:
-        _refuse_existing(path)
+        refuse_existing(path)
     for path, content in files.items():
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     return tokenizer
 
 
-def _refuse_existing(target: Path, kind: str = "file") -> None:
+def refuse_existing(target: Path, kind: str = "file") -> None:
+    """Refuse to write where there is something.
+
+    Raises:
+        CheckpointError: if there is.
+    """
     found = target.resolve()  # "missing/.." exists
     if found.exists() and (kind == "file" or not found.is_dir() or any(found.iterdir())):
         raise CheckpointError(f"{target} exists, and is not overwritten; name another with -o, or delete it")
 
 
-def _card(source: WeightSource, dtype: torch.dtype) -> str:
+def _card(source: WeightSource, dtype: str, library: str = "transformers") -> str:
     """Write a model card that names the original."""
     kinds = ", ".join(sorted(set(source.stored.values())))
     return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
+        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n---\n\n"
         f"# {source.path.stem if source.path.suffix == '.gguf' else source.path.name}\n\n"
-        f"The weights of {source.path.name} (stored as {kinds}) in {dtype_name(dtype)}, written by glassgpt "
+        f"The weights of {source.path.name} (stored as {kinds}) in {dtype}, written by glassgpt "
         f"{__version__}. The licence of the original holds.\n"
     )

@@ -39,10 +39,13 @@ from glassgpt.weights.gguf.tables import (
 )
 
 #: The values of --dtype: ggml's name of the type, and llama.cpp's number for a file of mostly this type.
-TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
+TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-#: The largest value that a type can hold; in Q8_0, the scale of 127 steps is a float16.
-_LARGEST = {"F16": ("float16", 65504), "Q8_0": ("q8_0", 127 * 65504), "BF16": ("bfloat16", 3.3895e38)}
+#: The largest value that a type can hold; in Q8_0 and Q4_0, the scale of 127 or 8 steps is a float16.
+_LARGEST = {
+    "F16": ("float16", 65504), "Q8_0": ("q8_0", 127 * 65504), "Q4_0": ("q4_0", 8 * 65504),
+    "BF16": ("bfloat16", 3.3895e38),
+}  # fmt: skip
 
 
 def write_gguf(
@@ -59,7 +62,8 @@ def write_gguf(
         path: of the file, in an existing folder; its name is the model's.
         model: of a family that llama.cpp supports.
         tokenizer: byte-level BPE; written with its chat templates and end tokens.
-        dtype: of the matrices: f32, f16, bf16 or q8_0 (f16 if the row length is not a multiple of 32).
+        dtype: of the matrices: f32, f16, bf16, q8_0 or q4_0 (f16 if the row length is not a multiple of 32). With
+            q4_0, the embedding and the head are q8_0.
         progress: called as tensors are written.
 
     Returns:
@@ -238,4 +242,6 @@ def _renamed(published: Mapping[str, Tensor], architecture: Architecture) -> Ite
 def _stored_type(tensor: Tensor, entry: str, matrix_type: str) -> str:
     if tensor.dim() < 2 or entry == "position_embd":
         return "F32"
-    return "F16" if matrix_type == "Q8_0" and tensor.size(1) % 32 else matrix_type
+    if matrix_type == "Q4_0" and entry in ("token_embd", "output"):
+        matrix_type = "Q8_0"
+    return "F16" if matrix_type in ("Q8_0", "Q4_0") and tensor.size(1) % 32 else matrix_type
