@@ -314,14 +314,14 @@ def attend(q, keys, values, scores, out):
     Writes the sum of the values, weighted by exp(score - largest), to ``out [D]``; returns largest and sum of weights.
     """
     S, D = keys.shape
-    largest = f32(-np.inf)
+    largest, total = f32(-np.inf), f32(0)
     for s in range(S):
         score = f32(0)
         for d in range(D):
             score += q[d] * as_float(keys[s, d])
         scores[s] = score
-        largest = max(largest, score)
-    total = f32(0)
+    for s in range(S):
+        largest = max(largest, scores[s])
     for s in range(S):
         scores[s] = exp(scores[s] - largest)
         total += scores[s]
@@ -445,9 +445,9 @@ def step(layers, windows, final_norm, head, shape, x, rows, positions, cos, sin,
             elif part == OUT:
                 product(layers[i].out, y, change, t, threads)
             elif part == UP:
-                first, last = product(layers[i].up, normed, hidden, t, threads)
                 if shape.mlp == SWIGLU:
                     product(layers[i].gate, normed, gate, t, threads)
+                first, last = product(layers[i].up, normed, hidden, t, threads)
                 activate(gate, hidden, shape, first, last)
             elif part == DOWN:
                 product(layers[i].down, hidden, change, t, threads)
