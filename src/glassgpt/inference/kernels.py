@@ -19,9 +19,11 @@ import numpy as np
 from numba import njit, prange
 from numba.extending import overload
 
-f32, i32, u32 = np.float32, np.int32, np.uint32
+f32, i8, u8, i32, u32 = np.float32, np.int8, np.uint8, np.int32, np.uint32
 #: Keys that one task of the attention reads: long contexts are shared among the threads.
 CHUNK = 256
+#: Rows of a matrix that are read again, out of a cache, for every four tokens.
+ROWS = 16
 #: Sums in any order, so that they become vector instructions; but infinities and NaN stay what they are.
 FAST: Any = {"fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"}, "error_model": "numpy"}
 INLINE = FAST | {"forceinline": True}
@@ -166,16 +168,14 @@ def dot_int4(values, scales, x):
 
 
 @njit(**INLINE)
-def unpack_int4(values, scales, row):
-    """Unpack a row ``[G, K/G/2]`` into ``row [G, 2, K/G/2]``, float32."""
+def unpack_int4(values, row):
+    """Unpack a row ``[G, K/G/2]`` into ``row [G, 2, K/G/2]``, int8."""
     for g in range(values.shape[0]):
-        scale = f32(16) * scales[g]
-        if values.shape[1] == 32:
-            for k in range(32):
-                row[g, 0, k], row[g, 1, k] = scale * low(values[g, k]), scale * high(values[g, k])
-        else:
-            for k in range(values.shape[1]):
-                row[g, 0, k], row[g, 1, k] = scale * low(values[g, k]), scale * high(values[g, k])
+        packed, first, second = values[g], row[g, 0], row[g, 1]
+        for k in range(len(packed)):
+            first[k] = i8(i8(packed[k] & u8(15)) - i8(8))
+        for k in range(len(packed)):
+            second[k] = i8(i8(packed[k] >> u8(4)) - i8(8))
 
 
 def product_rows(w: Matrix, x: Any, y: Any, first: int, last: int) -> None:
@@ -183,28 +183,33 @@ def product_rows(w: Matrix, x: Any, y: Any, first: int, last: int) -> None:
 
 
 @overload(product_rows, jit_options=INLINE)
-def _rows(w, x, y, first, last):
+def _product_rows(w, x, y, first, last):
     def whole(w, x, y, first, last):
         N, G = len(x), w.values.shape[1]
         x = x.reshape(N, G, -1)
-        for j in range(first, last):
-            values, scales = w.values[j], w.scales[j]
-            for n in range(0, N - 3, 4):
-                s = dot_4(values, scales, x[n], x[n + 1], x[n + 2], x[n + 3])
-                y[n, j], y[n + 1, j], y[n + 2, j], y[n + 3, j] = s
+        for start in range(first, last, ROWS):
+            stop = min(start + ROWS, last)
+            for n in range(0, N - 3, 4):  # four tokens stay in the nearest cache while the rows are read again
+                x0, x1, x2, x3 = x[n], x[n + 1], x[n + 2], x[n + 3]
+                for j in range(start, stop):
+                    values, scales = w.values[j], w.scales[j]
+                    y[n, j], y[n + 1, j], y[n + 2, j], y[n + 3, j] = dot_4(values, scales, x0, x1, x2, x3)
             for n in range(N - N % 4, N):
-                y[n, j] = dot(values, scales, x[n])
+                x0 = x[n]
+                for j in range(start, stop):
+                    values, scales = w.values[j], w.scales[j]
+                    y[n, j] = dot(values, scales, x0)
 
     def packed(w, x, y, first, last):
-        N, K = x.shape
-        _, G, half = w.values.shape
-        pairs, row, one = x.reshape(N, G, 2, half), np.empty((G, 2, half), f32), np.ones(1, f32)
+        N, G, half = len(x), w.values.shape[1], w.values.shape[2]
+        pairs, x = x.reshape(N, G, 2, half), x.reshape(N, G, 2 * half)
+        row = np.empty((G, 2, half), i8)
+        unpacked = row.reshape(G, 2 * half)
         for j in range(first, last):
-            if N >= 4:  # then it pays to unpack the row into the cache of the CPU
-                unpack_int4(w.values[j], w.scales[j], row)
+            if N >= 4:
+                unpack_int4(w.values[j], row)
             for n in range(0, N - 3, 4):
-                x4 = x[n : n + 4].reshape(4, 1, K)
-                s = dot_4(row.reshape(1, K), one, x4[0], x4[1], x4[2], x4[3])
+                s = dot_4(unpacked, w.scales[j], x[n], x[n + 1], x[n + 2], x[n + 3])
                 y[n, j], y[n + 1, j], y[n + 2, j], y[n + 3, j] = s
             for n in range(N - N % 4, N):
                 y[n, j] = dot_int4(w.values[j], w.scales[j], pairs[n])
@@ -314,14 +319,14 @@ def attend(q, keys, values, scores, out):
     Writes the sum of the values, weighted by exp(score - largest), to ``out [D]``; returns largest and sum of weights.
     """
     S, D = keys.shape
-    largest = f32(-np.inf)
+    largest, total = f32(-np.inf), f32(0)
     for s in range(S):
         score = f32(0)
         for d in range(D):
             score += q[d] * as_float(keys[s, d])
         scores[s] = score
-        largest = max(largest, score)
-    total = f32(0)
+    for s in range(S):
+        largest = max(largest, scores[s])
     for s in range(S):
         scores[s] = exp(scores[s] - largest)
         total += scores[s]
@@ -445,9 +450,9 @@ def step(layers, windows, final_norm, head, shape, x, rows, positions, cos, sin,
             elif part == OUT:
                 product(layers[i].out, y, change, t, threads)
             elif part == UP:
-                first, last = product(layers[i].up, normed, hidden, t, threads)
                 if shape.mlp == SWIGLU:
                     product(layers[i].gate, normed, gate, t, threads)
+                first, last = product(layers[i].up, normed, hidden, t, threads)
                 activate(gate, hidden, shape, first, last)
             elif part == DOWN:
                 product(layers[i].down, hidden, change, t, threads)
