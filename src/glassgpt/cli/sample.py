@@ -85,9 +85,7 @@ def sample(
             prompt=text, candidates=candidates, num_samples=num_samples, out=out, json=json,
         )  # fmt: skip
         return
-    decoder = load_decoder(
-        model, decode, rows=num_samples, context=len(ids), new_tokens=count, json=json or exact
-    )
+    decoder = load_decoder(model, decode, rows=num_samples, context=len(ids), new_tokens=count, json=json or exact)
     decoder = add_speculation(
         decoder, "off" if exact else speculate, model, tokenizer,
         rows=num_samples, device=device, dtype=dtype, runs=runs,
