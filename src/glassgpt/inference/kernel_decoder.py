@@ -31,6 +31,8 @@ def unsupported(model: GPT) -> str | None:
     kinds = {tuple(_kind(matrix) for matrix in block_matrices(block)) for block in model.blocks}
     if wrong := {kind for block in kinds for kind in block if kind not in KINDS} | {_kind(model.head)} - KINDS:
         return f"they cannot read a layer of {min(wrong)}"
+    if _kind(model.token_embedding) not in KINDS - {"uint8"}:
+        return f"they cannot read an embedding of {_kind(model.token_embedding)}"
     return "the same layer has different types in different blocks" if len(kinds) > 1 else None
 
 
@@ -39,7 +41,7 @@ KINDS = {"float32", "bfloat16", "int8", "uint8"}
 
 
 def _kind(linear: Any) -> str:
-    if type(linear) is nn.Linear:
+    if type(linear) in (nn.Linear, nn.Embedding):
         return str(linear.weight.dtype).removeprefix("torch.")
     return str(linear.values.dtype).removeprefix("torch.") if hasattr(linear, "values") else type(linear).__name__
 
@@ -68,44 +70,56 @@ class KernelDecoder:
 
         assert unsupported(model) is None
         into_one_block(model)
-        self.model, self._step = model, kernels.step
+        self.config, self._step = model.config, kernels.step
         self.threads = threads or torch.get_num_threads()
         config = model.config
         mlp = {"gelu": kernels.GELU, "gelu_tanh": kernels.GELU_TANH, "swiglu": kernels.SWIGLU}[config.mlp]
         rms, rope = config.norm == "rmsnorm", config.position == "rope"
-        self.shape = kernels.Shape(config.n_head, config.n_kv_head, config.head_dim, rms, config.norm_eps, mlp, rope)
-        self.layers = numba.typed.List([_layer(block) for block in model.blocks])
-        self.windows = np.array(config.windows)
-        self.final_norm, self.head = _norm(model.final_norm), _matrix(model.head)
+        table = torch.empty(0, config.n_embd, dtype=model.dtype)
+        if model.position_embedding is not None:
+            table = model.position_embedding.weight
+        self.model = kernels.Model(
+            numba.typed.List([_layer(block) for block in model.blocks]),
+            np.array(config.windows),
+            _norm(model.final_norm),
+            _matrix(model.head),
+            _matrix(model.token_embedding),
+            _bits(table),
+            kernels.Shape(config.n_head, config.n_kv_head, config.head_dim, rms, config.norm_eps, mlp, rope),
+        )
         self._build_rope(0)
 
     def _build_rope(self, positions: int) -> None:
-        cos, sin = rotary_tables(self.model.config, positions=positions)
-        half = self.model.config.head_dim // 2
+        cos, sin = rotary_tables(self.config, positions=positions)
+        half = self.config.head_dim // 2
         self.cos, self.sin = cos[:, :half].contiguous().numpy(), sin[:, :half].contiguous().numpy()
 
-    @torch.inference_mode()
     def __call__(self, idx: Tensor, cache: KVCache) -> Tensor:
         """Compute the logits after each new token."""
         import numba
 
         B, T = idx.shape
-        slots = cache.next_slots(T).expand(B, T)  # [B, T]
-        if self.shape.rope and cache.longest + T > len(self.cos):
+        tokens, end, V = idx.flatten().numpy(), cache.longest + T, self.config.vocab_size
+        if end > min(cache.capacity, self.config.block_size):
+            raise ValueError(f"{end} tokens do not fit {min(cache.capacity, self.config.block_size)}")
+        if tokens.min() < 0 or tokens.max() >= V:  # the kernels check no index
+            raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {V}")
+        if self.model.shape.rope and end > len(self.cos):
             self._build_rope(cache.capacity)
-        x = self.model.token_embedding(idx)  # [B, T, C]
-        if self.model.position_embedding is not None:
-            x = x + self.model.position_embedding.weight[slots]
-        x = x.float().reshape(B * T, -1).numpy()
-        rows, positions = np.repeat(np.arange(B), T), slots.flatten().contiguous().numpy()
-        logits = torch.empty(B * T, self.model.config.vocab_size)
+        rows = np.arange(B).repeat(T)
+        positions = np.array(cache.lengths).repeat(T) + np.tile(np.arange(T), B)
+        logits = torch.empty(B * T, V)
         numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         self._step(
-            self.layers, self.windows, self.final_norm, self.head, self.shape, x, rows, positions,
-            self.cos, self.sin, _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
+            *self.model, tokens, rows, positions, self.cos, self.sin,
+            _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
         )  # fmt: skip
         cache.advance(T)
         return logits.view(B, T, -1)
+
+
+#: Bytes of a large page.
+PAGE = 2**21
 
 
 @torch.no_grad()
@@ -122,7 +136,8 @@ def into_one_block(model: GPT) -> None:
     sizes = [math.ceil(tensor.nbytes / 64) * 64 for tensor in tensors.values()]
     if [*tensors] == list(itertools.accumulate(sizes[:-1], initial=next(iter(tensors)))):
         return  # it has been done
-    block = torch.from_numpy(np.empty(sum(sizes), np.uint8))  # numpy asks for large pages
+    memory = np.empty(sum(sizes) + PAGE, np.uint8)  # numpy asks for large pages
+    block = torch.from_numpy(memory[-memory.ctypes.data % PAGE :][: sum(sizes)])
     for tensor, place in zip(tensors.values(), block.split(sizes), strict=True):
         moved = place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         tensor.set_(moved.copy_(tensor))
@@ -143,8 +158,9 @@ def _norm(norm: Any) -> np.ndarray:
 def _matrix(linear: Any) -> "Matrix":
     from glassgpt.inference.kernels import Matrix
 
-    bias = torch.empty(0) if linear.bias is None else linear.bias.detach().float()
-    if isinstance(linear, nn.Linear):
+    bias = getattr(linear, "bias", None)
+    bias = torch.empty(0) if bias is None else bias.detach().float()
+    if isinstance(linear, nn.Linear | nn.Embedding):
         values = _bits(linear.weight)
         return Matrix(values[:, None], np.ones((len(values), 1), np.float32), bias.numpy())
     values, scales = linear.values.numpy(), linear.scales.numpy()

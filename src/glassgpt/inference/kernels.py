@@ -70,6 +70,18 @@ class Shape(NamedTuple):
     rope: bool
 
 
+class Model(NamedTuple):
+    """The weights of a model, and what else a step has to know of it."""
+
+    layers: Any  # a Layer for each block
+    windows: Any  # [L]: the sliding window of each block; 0: none
+    final_norm: Any  # [2, C]
+    head: Matrix
+    embedding: Matrix
+    table: Any  # [S, C]: the learned positions; [0, C]: none
+    shape: Shape
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +245,14 @@ def product(w, x, y, t, threads):
 # --- the small steps between ------------------------------------------------------------------------------------------
 
 
+@njit(**FAST)
+def room(rows, columns):
+    """Return memory for ``[rows, columns]`` that begins at a multiple of 64 bytes, as the reading of vectors likes."""
+    memory = np.empty(rows * columns + 16, f32)
+    start = -(memory.ctypes.data // 4) % 16
+    return memory[start : start + rows * columns].reshape(rows, columns)
+
+
 @njit(**INLINE)
 def norm(x, weight, rms, eps, y):
     """LayerNorm or RMSNorm: ``x [C] -> y [C]``."""
@@ -247,6 +267,21 @@ def norm(x, weight, rms, eps, y):
     scale = f32(1) / np.sqrt(square / f32(C) + f32(eps))
     for c in range(C):
         y[c] = (x[c] - mean) * scale * weight[0, c] + weight[1, c]
+
+
+@njit(**FAST)
+def embed(embedding, table, tokens, positions, x):
+    """Look up the tokens, and their positions in ``table [S, C]`` if it has any: ``x [N, C]``."""
+    N, G = len(tokens), embedding.values.shape[1]
+    groups = x.reshape(N, G, -1)
+    for n in range(N):
+        for g in range(G):
+            values, scale = embedding.values[tokens[n], g], embedding.scales[tokens[n], g]
+            for k in range(len(values)):
+                groups[n, g, k] = scale * as_float(values[k])
+        if len(table):
+            for c in range(x.shape[1]):
+                x[n, c] += as_float(table[positions[n], c])
 
 
 @njit(**FAST)
@@ -345,8 +380,8 @@ def attend(q, keys, values, scores, out):
 @njit(**FAST)
 def attend_share(qkv, shape, window, rows, positions, keys, values, parts, t, threads):
     """Compute thread t's share of the attention: every (token, key/value head, chunk of keys) is a task."""
-    group = shape.n_head // shape.n_kv_head
-    scores = np.empty(CHUNK, f32)
+    group, D = shape.n_head // shape.n_kv_head, shape.head_dim
+    scores = room(1, CHUNK)[0]
     task = 0
     for n in range(len(qkv)):
         end = positions[n] + 1
@@ -358,15 +393,14 @@ def attend_share(qkv, shape, window, rows, positions, keys, values, parts, t, th
                     continue
                 k, v = keys[rows[n], h, s : min(s + CHUNK, end)], values[rows[n], h, s : min(s + CHUNK, end)]
                 for head in range(h * group, (h + 1) * group):
-                    largest, total = attend(qkv[n, head], k, v, scores, parts[n, head, c, 2:])
-                    parts[n, head, c, 0], parts[n, head, c, 1] = largest, total
+                    part = parts[n, head, c]
+                    part[D], part[D + 1] = attend(qkv[n, head], k, v, scores, part[:D])
 
 
 @njit(**FAST)
 def merge(parts, positions, window, y):
-    """Join the chunks ``parts [N, H, chunks, 2 + D]``, each with its largest score and sum: the softmax of all keys."""
-    N, H, _, D = parts.shape
-    D -= 2
+    """Join the chunks ``parts [N, H, chunks, D + 16]``: values, largest score, sum. It is the softmax of all keys."""
+    N, H, D = len(parts), parts.shape[1], y.shape[1] // parts.shape[1]
     for n in range(N):
         end = positions[n] + 1
         chunks = (min(end, window) if window else end) + CHUNK - 1
@@ -375,12 +409,12 @@ def merge(parts, positions, window, y):
             out = y[n, h * D : (h + 1) * D]
             largest, total = f32(-np.inf), f32(0)
             for c in range(chunks):
-                largest = max(largest, parts[n, h, c, 0])
+                largest = max(largest, parts[n, h, c, D])
             out[:] = 0
             for c in range(chunks):
-                weight = exp(parts[n, h, c, 0] - largest)
-                total += weight * parts[n, h, c, 1]
-                part = parts[n, h, c, 2:]
+                weight = exp(parts[n, h, c, D] - largest)
+                total += weight * parts[n, h, c, D + 1]
+                part = parts[n, h, c]
                 for d in range(D):
                     out[d] += weight * part[d]
             for d in range(D):
@@ -402,16 +436,21 @@ def compiled(function: Any) -> Any:
 
 
 @compiled
-def step(layers, windows, final_norm, head, shape, x, rows, positions, cos, sin, keys, values, logits, threads):
+def step(
+    layers, windows, final_norm, head, embedding, table, shape,
+    tokens, rows, positions, cos, sin, keys, values, logits, threads,
+):  # fmt: skip
     """Compute ``logits [N, V]`` of N tokens, and put their keys and values into the cache.
 
     Args:
-        layers: a :class:`Layer` for each block.
-        windows: the sliding window of each block; 0: none.
-        final_norm: ``[2, C]``.
-        head: the matrix to the vocabulary.
-        shape: of the model.
-        x: the embedded tokens ``[N, C]``; overwritten.
+        layers: and the six after it: of :class:`Model`.
+        windows: see there.
+        final_norm: see there.
+        head: see there.
+        embedding: see there.
+        table: see there.
+        shape: see there.
+        tokens: ``[N]``.
         rows: the row of the cache of each token.
         positions: the slot, and position, of each token: tokens of a row in order.
         cos: of the rotary embedding, ``[S, D/2]``; so is ``sin``.
@@ -421,12 +460,15 @@ def step(layers, windows, final_norm, head, shape, x, rows, positions, cos, sin,
         logits: the result.
         threads: how many share the work.
     """
-    N, C = x.shape
+    N, C = len(tokens), final_norm.shape[1]
     H, KV, D = shape.n_head, shape.n_kv_head, shape.head_dim
     L, width = len(layers), len(layers[0].up.values)
-    normed, change, y = np.empty((N, C), f32), np.zeros((N, C), f32), np.empty((N, H * D), f32)
-    hidden, gate, qkv = np.empty((N, width), f32), np.empty((N, width), f32), np.empty((N, (H + 2 * KV) * D), f32)
-    parts = np.empty((N, H, (positions.max() + CHUNK) // CHUNK, 2 + D), f32)
+    x, normed, change, y, qkv = room(N, C), room(N, C), room(N, C), room(N, H * D), room(N, (H + 2 * KV) * D)
+    hidden, gate = room(N, width), room(N, width)
+    change[:] = 0
+    embed(embedding, table, tokens, positions, x)
+    chunks = (positions.max() + CHUNK) // CHUNK
+    parts = room(N, H * chunks * (D + 16)).reshape(N, H, chunks, D + 16)
     heads = qkv.reshape(N, H + 2 * KV, D)
     for number in range(5 * L + 1):
         part = number % 5 if number < 5 * L else HEAD
