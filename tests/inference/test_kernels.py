@@ -44,8 +44,8 @@ def random_config(seed: int) -> ModelConfig:
     rope = choose.choice([True, False])
     settings: dict[str, Any] = {
         "vocab_size": choose.choice([50, 97]), "block_size": 700, "n_layer": 2, "n_head": kv * group, "n_kv_head": kv,
-        "head_dim": choose.choice([4, 10, 16]), "n_embd": choose.choice([24, 40]),
-        "intermediate_size": choose.choice([30, 44, 64]), "norm": choose.choice(["layernorm", "rmsnorm"]),
+        "head_dim": choose.choice([4, 12, 16]), "n_embd": choose.choice([24, 40]),
+        "intermediate_size": choose.choice([28, 44, 64]), "norm": choose.choice(["layernorm", "rmsnorm"]),
         "norm_eps": choose.choice([1e-5, 1e-6]), "mlp": choose.choice(["gelu", "gelu_tanh", "swiglu"]),
         "position": "rope" if rope else "learned", "sliding_window": choose.choice([0, 0, 9, 300]),
         **(choose.choice(SCALINGS) if rope else {}),
