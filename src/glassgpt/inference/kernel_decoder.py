@@ -29,20 +29,15 @@ def unsupported(model: GPT) -> str | None:
         if name.endswith("attend") and type(module) is not FusedAttention:
             return f"{name} is {type(module).__name__}, which they do not call"
     kinds = {tuple(_kind(matrix) for matrix in block_matrices(block)) for block in model.blocks}
-    if wrong := {kind for block in kinds for kind in block if kind not in KINDS} | {_kind(model.head)} - {*KINDS}:
+    if wrong := {kind for block in kinds for kind in block if kind not in KINDS} | {_kind(model.head)} - KINDS:
         return f"they cannot read a layer of {min(wrong)}"
-    for linear in [*(matrix for block in model.blocks for matrix in block_matrices(block)), model.head]:
-        size = linear.group_size if hasattr(linear, "group_size") else linear.in_features
-        if size % KINDS[_kind(linear)]:
-            return f"{_kind(linear)} weights in groups of {size}, which is no multiple of {KINDS[_kind(linear)]}"
-    if _kind(model.token_embedding) not in {*KINDS} - {"uint8"}:
+    if _kind(model.token_embedding) not in KINDS - {"uint8"}:
         return f"they cannot read an embedding of {_kind(model.token_embedding)}"
     return "the same layer has different types in different blocks" if len(kinds) > 1 else None
 
 
-#: What the kernels read: nn.Linear by its dtype, quantised layers by that of their values; and how many weights with
-#: one scale must be a multiple of what.
-KINDS = {"float32": 1, "bfloat16": 2, "int8": 4, "uint8": 4}
+#: What the kernels read: nn.Linear by its dtype, quantised layers by that of their values.
+KINDS = {"float32", "bfloat16", "int8", "uint8"}
 
 
 def _kind(linear: Any) -> str:
@@ -88,7 +83,7 @@ class KernelDecoder:
             np.array(config.windows),
             _norm(model.final_norm),
             _matrix(model.head),
-            _matrix(model.token_embedding, words=False),
+            _matrix(model.token_embedding),
             _bits(table),
             kernels.Shape(config.n_head, config.n_kv_head, config.head_dim, rms, config.norm_eps, mlp, rope),
         )
@@ -160,20 +155,16 @@ def _norm(norm: Any) -> np.ndarray:
     return torch.stack([weight, weight * 0 if norm.bias is None else norm.bias.detach().float()]).numpy()
 
 
-def _matrix(linear: Any, words: bool = True) -> "Matrix":
-    """Return the memory of a layer, as words of four bytes or as single values."""
+def _matrix(linear: Any) -> "Matrix":
     from glassgpt.inference.kernels import Matrix
 
     bias = getattr(linear, "bias", None)
     bias = torch.empty(0) if bias is None else bias.detach().float()
     if isinstance(linear, nn.Linear | nn.Embedding):
         values = _bits(linear.weight)
-        scales = np.ones((len(values), 1), np.float32)
-    else:
-        values, scales = linear.values.numpy(), linear.scales.numpy()
-    values = values.reshape(*scales.shape, -1)
-    word = {np.dtype(np.uint16): np.uint32, np.dtype(np.int8): np.int32}.get(values.dtype) if words else None
-    return Matrix(values.view(word) if word else values, scales, bias.numpy())
+        return Matrix(values[:, None], np.ones((len(values), 1), np.float32), bias.numpy())
+    values, scales = linear.values.numpy(), linear.scales.numpy()
+    return Matrix(values.reshape(*scales.shape, -1), scales, bias.numpy())
 
 
 def _layer(block: Any) -> "Layer":

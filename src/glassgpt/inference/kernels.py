@@ -34,9 +34,8 @@ class Matrix(NamedTuple):
     """The weights of a linear layer: ``y = values * scales @ x + bias``.
 
     Attributes:
-        values: float32 ``[R, G, K/G]``; uint32 ``[R, G, K/G/2]``, each two bfloat16; int32 ``[R, G, K/G/4]``, each four
-            INT8; or uint8 ``[R, G, K/G/2]``: byte i of a group holds input i in its low and input i + K/G/2 in its high
-            four bits, both plus 8 (INT4).
+        values: ``[R, G, K/G]`` float32, uint16 (the bits of bfloat16) or int8; or ``[R, G, K/G/2]`` uint8: byte i of a
+            group holds input i in its low and input i + K/G/2 in its high four bits, both plus 8 (INT4).
         scales: ``[R, G]`` float32.
         bias: ``[R]`` float32.
     """
@@ -78,7 +77,7 @@ class Model(NamedTuple):
     windows: Any  # [L]: the sliding window of each block; 0: none
     final_norm: Any  # [2, C]
     head: Matrix
-    embedding: Matrix  # values ``[V, G, C/G]`` in float32, uint16 (the bits of bfloat16) or int8
+    embedding: Matrix
     table: Any  # [S, C]: the learned positions; [0, C]: none
     shape: Shape
 
@@ -125,22 +124,31 @@ def exp(x):
 
 
 # --- matrices times vectors -------------------------------------------------------------------------------------------
-#
-# Whole words of four bytes are read, because the memory then delivers more at a time. The inputs are dealt out to match:
-# with two values in a word, the first of each word lie together, and then the second of each.
 
 
 @njit(**INLINE)
-def bfloat16s(word):
-    """The two bfloat16 in a word as float32: it has the same upper half, and zeros below."""
-    return u32(word << u32(16)).view(f32), u32(word & u32(0xFFFF0000)).view(f32)
+def dot(values, scales, x):
+    """A row ``[G, K/G]``, with its scales ``[G]``, times one token ``x [G, K/G]``."""
+    total = f32(0)
+    for g in range(values.shape[0]):
+        s = f32(0)
+        for k in range(values.shape[1]):
+            s += as_float(values[g, k]) * x[g, k]
+        total += scales[g] * s
+    return total
 
 
 @njit(**INLINE)
-def int8s(word):
-    """The four INT8 in a word, times 2^24: each is moved to the top of the word, where its sign counts."""
-    top = i32(-(2**24))
-    return f32(i32(word << i32(24))), f32(i32(word << i32(16)) & top), f32(i32(word << i32(8)) & top), f32(word & top)
+def dot_4(values, scales, x0, x1, x2, x3):
+    """A row times four tokens: each weight is read and made a float32 once."""
+    t0 = t1 = t2 = t3 = f32(0)
+    for g in range(values.shape[0]):
+        s0 = s1 = s2 = s3 = f32(0)
+        for k in range(values.shape[1]):
+            v = as_float(values[g, k])
+            s0, s1, s2, s3 = s0 + v * x0[g, k], s1 + v * x1[g, k], s2 + v * x2[g, k], s3 + v * x3[g, k]
+        t0, t1, t2, t3 = t0 + scales[g] * s0, t1 + scales[g] * s1, t2 + scales[g] * s2, t3 + scales[g] * s3
+    return t0, t1, t2, t3
 
 
 @njit(**INLINE)
@@ -155,130 +163,26 @@ def high(byte):
     return u32(u32(u32(byte) << u32(15)) & u32(0x780000) | u32(0x3F800000)).view(f32) - f32(1.5)
 
 
-def dot(values: Any, scales: Any, x: Any) -> Any:
-    """A row ``[G, W]`` of words, with its scales ``[G]``, times one token ``x [G, values in a word, W]``."""
-
-
-def dot_4(values: Any, scales: Any, x0: Any, x1: Any, x2: Any, x3: Any) -> Any:
-    """A row times four tokens: each weight is read, and made a float32, once."""
-
-
-@overload(dot, jit_options=INLINE)
-def _dot(values, scales, x):
-    def float32(values, scales, x):
-        total = f32(0)
-        for g in range(len(values)):
-            s = f32(0)
+@njit(**INLINE)
+def dot_int4(values, scales, x):
+    """A packed row ``[G, K/G/2]`` times one token ``x [G, 2, K/G/2]``."""
+    total = f32(0)
+    for g in range(values.shape[0]):
+        s = f32(0)
+        if values.shape[1] == 32:  # the usual size: the compiler does better with a fixed one
+            for k in range(32):
+                s += low(values[g, k]) * x[g, 0, k] + high(values[g, k]) * x[g, 1, k]
+        else:
             for k in range(values.shape[1]):
-                s += values[g, k] * x[g, 0, k]
-            total += scales[g] * s
-        return total
-
-    def bfloat16(values, scales, x):
-        total = f32(0)
-        for g in range(len(values)):
-            s = f32(0)
-            for k in range(values.shape[1]):
-                a, b = bfloat16s(values[g, k])
-                s += a * x[g, 0, k] + b * x[g, 1, k]
-            total += scales[g] * s
-        return total
-
-    def int8(values, scales, x):
-        total = f32(0)
-        for g in range(len(values)):
-            s = f32(0)
-            for k in range(values.shape[1]):
-                a, b, c, d = int8s(values[g, k])
-                s += a * x[g, 0, k] + b * x[g, 1, k] + c * x[g, 2, k] + d * x[g, 3, k]
-            total += scales[g] * s
-        return total * f32(2**-24)
-
-    def int4(values, scales, x):
-        total = f32(0)
-        for g in range(len(values)):
-            s = f32(0)
-            if values.shape[1] == 32:  # the usual size: the compiler does better with a fixed one
-                for k in range(32):
-                    s += low(values[g, k]) * x[g, 0, k] + high(values[g, k]) * x[g, 1, k]
-            else:
-                for k in range(values.shape[1]):
-                    s += low(values[g, k]) * x[g, 0, k] + high(values[g, k]) * x[g, 1, k]
-            total += f32(16) * scales[g] * s
-        return total
-
-    return {numba.float32: float32, numba.uint32: bfloat16, numba.int32: int8, numba.uint8: int4}[values.dtype]
-
-
-@overload(dot_4, jit_options=INLINE)
-def _dot_4(values, scales, x0, x1, x2, x3):
-    def float32(values, scales, x0, x1, x2, x3):
-        t0 = t1 = t2 = t3 = f32(0)
-        for g in range(len(values)):
-            s0 = s1 = s2 = s3 = f32(0)
-            for k in range(values.shape[1]):
-                v = values[g, k]
-                s0, s1, s2, s3 = s0 + v * x0[g, 0, k], s1 + v * x1[g, 0, k], s2 + v * x2[g, 0, k], s3 + v * x3[g, 0, k]
-            t0, t1, t2, t3 = t0 + scales[g] * s0, t1 + scales[g] * s1, t2 + scales[g] * s2, t3 + scales[g] * s3
-        return t0, t1, t2, t3
-
-    def bfloat16(values, scales, x0, x1, x2, x3):
-        t0 = t1 = t2 = t3 = f32(0)
-        for g in range(len(values)):
-            s0 = s1 = s2 = s3 = f32(0)
-            for k in range(values.shape[1]):
-                a, b = bfloat16s(values[g, k])
-                s0, s1 = s0 + (a * x0[g, 0, k] + b * x0[g, 1, k]), s1 + (a * x1[g, 0, k] + b * x1[g, 1, k])
-                s2, s3 = s2 + (a * x2[g, 0, k] + b * x2[g, 1, k]), s3 + (a * x3[g, 0, k] + b * x3[g, 1, k])
-            t0, t1, t2, t3 = t0 + scales[g] * s0, t1 + scales[g] * s1, t2 + scales[g] * s2, t3 + scales[g] * s3
-        return t0, t1, t2, t3
-
-    def int8(values, scales, x0, x1, x2, x3):
-        t0 = t1 = t2 = t3 = f32(0)
-        for g in range(len(values)):
-            s0 = s1 = s2 = s3 = f32(0)
-            for k in range(values.shape[1]):
-                a, b, c, d = int8s(values[g, k])
-                s0 += a * x0[g, 0, k] + b * x0[g, 1, k] + c * x0[g, 2, k] + d * x0[g, 3, k]
-                s1 += a * x1[g, 0, k] + b * x1[g, 1, k] + c * x1[g, 2, k] + d * x1[g, 3, k]
-                s2 += a * x2[g, 0, k] + b * x2[g, 1, k] + c * x2[g, 2, k] + d * x2[g, 3, k]
-                s3 += a * x3[g, 0, k] + b * x3[g, 1, k] + c * x3[g, 2, k] + d * x3[g, 3, k]
-            scale = scales[g] * f32(2**-24)
-            t0, t1, t2, t3 = t0 + scale * s0, t1 + scale * s1, t2 + scale * s2, t3 + scale * s3
-        return t0, t1, t2, t3
-
-    return {numba.float32: float32, numba.uint32: bfloat16, numba.int32: int8}[values.dtype]
-
-
-def per_word(values: Any) -> Any:
-    """Return how many values are in a word: in a byte, for INT4."""
-
-
-@overload(per_word)
-def _per_word(values):
-    number = {numba.float32: 1, numba.uint32: 2, numba.int32: 4, numba.uint8: 2}[values.dtype]
-    return lambda values: number
-
-
-@njit(**FAST)
-def deal(x, groups, number):
-    """Deal out the inputs of ``x [N, K]`` to their places in a word: ``[N, G, number, K/G/number]``."""
-    N, K = x.shape
-    size = K // groups // number
-    dealt = room(N, K).reshape(N, groups, number, size)
-    for n in range(N):
-        rows = x[n].reshape(groups, size, number)
-        for g in range(groups):
-            for i in range(number):
-                for k in range(size):
-                    dealt[n, g, i, k] = rows[g, k, i]
-    return dealt
+                s += low(values[g, k]) * x[g, 0, k] + high(values[g, k]) * x[g, 1, k]
+        total += f32(16) * scales[g] * s
+    return total
 
 
 @njit(**INLINE)
 def unpack_int4(values, row):
     """Unpack a row ``[G, K/G/2]`` into ``row [G, 2, K/G/2]``, int8."""
-    for g in range(len(values)):
+    for g in range(values.shape[0]):
         packed, first, second = values[g], row[g, 0], row[g, 1]
         for k in range(len(packed)):
             first[k] = i8(i8(packed[k] & u8(15)) - i8(8))
@@ -293,7 +197,8 @@ def product_rows(w: Matrix, x: Any, y: Any, first: int, last: int) -> None:
 @overload(product_rows, jit_options=INLINE)
 def _product_rows(w, x, y, first, last):
     def whole(w, x, y, first, last):
-        N, x = len(x), deal(x, w.values.shape[1], per_word(w.values))
+        N, G = len(x), w.values.shape[1]
+        x = x.reshape(N, G, -1)
         for start in range(first, last, ROWS):
             stop = min(start + ROWS, last)
             for n in range(0, N - 3, 4):  # four tokens stay in the nearest cache while the rows are read again
@@ -304,22 +209,22 @@ def _product_rows(w, x, y, first, last):
             for n in range(N - N % 4, N):
                 x0 = x[n]
                 for j in range(start, stop):
-                    y[n, j] = dot(w.values[j], w.scales[j], x0)
+                    values, scales = w.values[j], w.scales[j]
+                    y[n, j] = dot(values, scales, x0)
 
     def packed(w, x, y, first, last):
         N, G, half = len(x), w.values.shape[1], w.values.shape[2]
-        pairs = x.reshape(N, G, 2, half)
+        pairs, x = x.reshape(N, G, 2, half), x.reshape(N, G, 2 * half)
         row = np.empty((G, 2, half), i8)
-        words = row.reshape(G, 2 * half).view(i32)  # [G, half / 2]
-        x = deal(x, G, 4)
+        unpacked = row.reshape(G, 2 * half)
         for j in range(first, last):
             if N >= 4:
                 unpack_int4(w.values[j], row)
             for n in range(0, N - 3, 4):
-                s = dot_4(words, w.scales[j], x[n], x[n + 1], x[n + 2], x[n + 3])
+                s = dot_4(unpacked, w.scales[j], x[n], x[n + 1], x[n + 2], x[n + 3])
                 y[n, j], y[n + 1, j], y[n + 2, j], y[n + 3, j] = s
             for n in range(N - N % 4, N):
-                y[n, j] = dot(w.values[j], w.scales[j], pairs[n])
+                y[n, j] = dot_int4(w.values[j], w.scales[j], pairs[n])
 
     return packed if w.types[0].dtype == numba.uint8 else whole
 
