@@ -155,7 +155,8 @@ def sample_inverse_cdf(probability: Tensor, uniform: Tensor) -> Tensor:
 def next_token(logits: Tensor, sampling: SamplingConfig, uniform: Tensor, previous_ids: Sequence[int] = ()) -> Tensor:
     """Choose the next token: ``logits [V]``, ``uniform []`` -> id ``[]``; with a batch dimension, one per row."""
     if sampling.temperature == 0:  # as below, in less time
-        return penalize_repetition(logits.double(), previous_ids, sampling.repetition_penalty).argmax(dim=-1)
+        exact = logits if sampling.repetition_penalty == 1 else logits.double()
+        return penalize_repetition(exact, previous_ids, sampling.repetition_penalty).argmax(dim=-1)
     return sample_inverse_cdf(probabilities(logits, sampling, previous_ids), uniform)
 
 
