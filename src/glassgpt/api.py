@@ -125,15 +125,18 @@ def runs_quantized(device: str = "auto", decode: str = "auto") -> bool:
     return on_cpu and decode in ("auto", "kernels") and importlib.util.find_spec("numba") is not None
 
 
-def resolve_dtype(source: WeightSource, *, device: str = "auto", dtype: str = "auto") -> tuple[str, str]:
+def resolve_dtype(
+    source: WeightSource, *, device: str = "auto", dtype: str = "auto", keep_quantized: bool = False
+) -> tuple[str, str]:
     """Resolve the dtype "auto" for generating with what :func:`open_source` found; return it, and a line that says why.
 
-    It is bfloat16 if the weights are stored so and matrix products are faster in it, else float32. The line is empty
-    for float32, and for a dtype that was named.
+    It is bfloat16 if the weights are stored so, or are kept as integers, and matrix products are faster in it; else
+    float32. The line is empty for float32, and for a dtype that was named.
     """
     if dtype != "auto":
         return dtype, ""
-    chosen, why = inference_dtype(stored_dtype(source), resolve(RuntimeConfig(device=device)).device)
+    quantized = keep_quantized and bool(getattr(source, "quantized", None))
+    chosen, why = inference_dtype(stored_dtype(source), quantized, resolve(RuntimeConfig(device=device)).device)
     return dtype_name(chosen), why
 
 

@@ -261,7 +261,7 @@ def test_a_model_of_kept_blocks_computes_as_the_dequantised_one(which: str, tmp_
     source = written(tmp_path / "a.gguf", model_of(which), dtype="q8_0")
     kept, plain = (load_source(source, keep_quantized=keep)[0] for keep in (True, False))
     assert len(quantized_layers(kept)) == 2 + (8 if which == "gpt2" else 10) and not quantized_layers(plain)
-    assert torch.equal(kept(ids()), plain(ids()))
+    torch.testing.assert_close(kept(ids()), plain(ids()), atol=2e-5, rtol=1e-4)
     dequantize(kept)
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), plain.parameters(), strict=True))
 

@@ -25,7 +25,7 @@ PROMPT_OPTION = typer.Option("", "--prompt", "-p", help="The text that the model
 PROMPT_FILE_OPTION = typer.Option(None, "--prompt-file", help="File with that text.")
 DEVICE_OPTION = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:N or mps.")
 DTYPE_OPTION = typer.Option(
-    "auto", "--dtype", help="Of the weights; auto: bfloat16 if they are stored so and it is faster here, else float32."
+    "auto", "--dtype", help="Of the weights; auto: bfloat16 if they are stored so, or quantised, and it is faster here."
 )
 DECODE_OPTION = typer.Option(
     "auto",
@@ -96,11 +96,11 @@ def load_model(
     """
     from glassgpt import api
 
-    name, why = api.resolve_dtype(source, device=device, dtype=dtype)
+    keep = api.runs_quantized(device, decode)
+    name, why = api.resolve_dtype(source, device=device, dtype=dtype, keep_quantized=keep)
     if why:
         say(why)
     with ProgressLine() as progress:
-        keep = api.runs_quantized(device, decode)
         return api.load_from_source(source, device=device, dtype=name, keep_quantized=keep, progress=progress)
 
 

@@ -96,7 +96,10 @@ class QuantizedLinear(QuantizedMatrix):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., I] -> [..., O]``."""
-        return F.linear(x, dequantize_rows(self.values, self.scales, self.kind).to(x.dtype), self.bias)
+        if self.bits == 4 or self.scales.size(1) > 1:
+            return F.linear(x, dequantize_rows(self.values, self.scales, self.kind).to(x.dtype), self.bias)
+        y = F.linear(x, self.values.to(x.dtype)) * self.scales[:, 0]  # with one scale per row: in less time
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
 class QuantizedEmbedding(QuantizedMatrix):

@@ -83,18 +83,19 @@ def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
     return replace(runtime, dtype=dtype, reason=why), why
 
 
-def inference_dtype(stored: torch.dtype, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype in which to hold weights to generate with, and the line that says so; none for float32.
+def inference_dtype(stored: torch.dtype, quantized: bool, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype in which to generate, and the line that says so; none for float32.
 
-    It is bfloat16 if the weights are stored so, and lose nothing, and matrix products are measured to be faster in it.
+    It is bfloat16 if the weights are stored so, and lose nothing, or are quantised, and lose little beside that; and if
+    matrix products are measured to be faster in it.
     """
-    if stored != torch.bfloat16:
+    if stored != torch.bfloat16 and not quantized:
         return torch.float32, ""
-    speedup = matrix_flops_per_second(stored, device) / matrix_flops_per_second(torch.float32, device)
+    speedup = matrix_flops_per_second(torch.bfloat16, device) / matrix_flops_per_second(torch.float32, device)
     if speedup < MIN_SPEEDUP:
         return torch.float32, ""
-    why = f"as the weights are stored; matrix products are {speedup:.1f}x as fast as in float32 here"
-    return stored, f"dtype: bfloat16, {why}"
+    why = "of the prompt and the cache of quantised weights" if quantized else "as the weights are stored"
+    return torch.bfloat16, f"dtype: bfloat16, {why}; matrix products are {speedup:.1f}x as fast as in float32 here"
 
 
 def check(dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device) -> SelfCheck:
