@@ -19,11 +19,12 @@ from glassgpt.files import Progress
 from glassgpt.inference.decode import Request, Row, generate_rows
 from glassgpt.inference.decoders import Decoder, choose_decoder
 from glassgpt.model import GPT, KVCache
+from glassgpt.planning.compute_dtype import inference_dtype
 from glassgpt.planning.memory import free_memory
 from glassgpt.runtime import synchronise
 from glassgpt.sampling import SamplingConfig
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.transforms.quantize import quantize
+from glassgpt.transforms.quantize import is_quantized, quantize
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import WeightSource
 
@@ -326,7 +327,7 @@ def _decode_row(model: GPT, row: Decode, result: Timings | str, bandwidth: float
 def load_models(
     source: WeightSource, dtypes: Sequence[str], device: torch.device, progress: Progress | None = None
 ) -> tuple[dict[str, GPT], Tokenizer]:
-    """Load a model once for each of DTYPES; INT8 and INT4 are quantised from float32.
+    """Load a model once for each of DTYPES; INT8 and INT4 are quantised from float32, and compute as in ``sample``.
 
     Raises:
         GlassError: if it cannot be loaded.
@@ -340,6 +341,8 @@ def load_models(
         )
         if dtype in BITS:
             quantize(models[dtype], BITS[dtype])
+        if is_quantized(models[dtype]):
+            models[dtype].to(inference_dtype(floating, True, device)[0])
     return models, tokenizer
 
 
