@@ -23,6 +23,8 @@ def unsupported(model: GPT) -> str | None:
         return "numba is not installed: pip install 'glassgpt[fast]'"
     if model.device.type != "cpu":
         return f"they run on the CPU, and the model is on {model.device.type}"
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        return f"they compute with float32 and bfloat16, and the model is {str(model.dtype).removeprefix('torch.')}"
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has hooks, which they do not call"
@@ -57,7 +59,7 @@ class KernelDecoder:
 
     Args:
         model: on the CPU; nn.Linear in float32 or bfloat16, or quantised layers. Its weights are moved, see
-            :func:`into_one_block`, and read there; norms and biases are copied.
+            :func:`into_one_block`, and read there; norms are copied. After a change of the model, make a new decoder.
         threads: among which the work is shared; by default as many as PyTorch uses.
     """
 
@@ -99,10 +101,12 @@ class KernelDecoder:
         import numba
 
         B, T = idx.shape
+        if len(cache.lengths) != B:  # the kernels check no index
+            raise ValueError(f"{B} rows of tokens, and {len(cache.lengths)} in the cache")
         tokens, end, V = idx.flatten().numpy(), cache.longest + T, self.config.vocab_size
         if end > min(cache.capacity, self.config.block_size):
             raise ValueError(f"{end} tokens do not fit {min(cache.capacity, self.config.block_size)}")
-        if tokens.min() < 0 or tokens.max() >= V:  # the kernels check no index
+        if tokens.min() < 0 or tokens.max() >= V:
             raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {V}")
         if self.model.shape.rope and end > len(self.cos):
             self._build_rope(cache.capacity)
@@ -136,6 +140,8 @@ def into_one_block(model: GPT) -> None:
     sizes = [math.ceil(tensor.nbytes / 64) * 64 for tensor in tensors.values()]
     if [*tensors] == list(itertools.accumulate(sizes[:-1], initial=next(iter(tensors)))):
         return  # it has been done
+    if any(tensor.is_inference() for tensor in tensors.values()):
+        return  # such a tensor cannot be moved; it is read where it is
     memory = np.empty(sum(sizes) + PAGE, np.uint8)  # numpy asks for large pages
     block = torch.from_numpy(memory[-memory.ctypes.data % PAGE :][: sum(sizes)])
     for tensor, place in zip(tensors.values(), block.split(sizes), strict=True):
@@ -163,7 +169,7 @@ def _matrix(linear: Any) -> "Matrix":
     if isinstance(linear, nn.Linear | nn.Embedding):
         values = _bits(linear.weight)
         return Matrix(values[:, None], np.ones((len(values), 1), np.float32), bias.numpy())
-    values, scales = linear.values.numpy(), linear.scales.numpy()
+    values, scales = _bits(linear.values), _bits(linear.scales)
     return Matrix(values.reshape(*scales.shape, -1), scales, bias.numpy())
 
 
