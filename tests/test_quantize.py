@@ -30,6 +30,7 @@ from glassgpt.model.quantized import (
     is_quantized,
     pack_nibbles,
     quantized_layers,
+    replace_layer,
     unpack_nibbles,
 )
 from glassgpt.tokenizer import CharTokenizer
@@ -273,6 +274,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a module too many": (_config(lambda q: q["modules"].update({"model.norm": {}})), "'model.norm' is no matrix"),
     "a module too few": (_config(lambda q: q["modules"].pop(UP)), "unexpected"),
     "a module that is no object": (_config(lambda q: q["modules"].update({UP: 4})), "has 4, which is not an object"),
+    "plain weights as well": (_tensors(lambda t: t.update({f"{UP}.weight": torch.zeros(48, 32)})), "is there twice"),
     "no scales": (_tensors(lambda t: t.pop(f"{UP}.weight.scales")), "scales is missing, expected F32 [48, 1]"),
     "no values": (_tensors(lambda t: t.pop(f"{UP}.weight.values")), "values is missing, expected U8 [48, 16]"),
     "shape": (_tensors(lambda t: t.update({f"{UP}.weight.values": t[f"{UP}.weight.values"][:9]})), "U8 [9, 16]"),
@@ -311,6 +313,21 @@ def test_damage_gives_one_message(damage: str, whole: Path, tmp_path: Path) -> N
         with pytest.raises(CheckpointError) as raised:
             load_source(open_folder(tmp_path / "q"), keep_quantized=keep)
         assert message in str(raised.value)
+
+
+def test_a_layer_that_is_stored_differently_in_one_block_is_dequantised_in_all(tmp_path: Path) -> None:
+    model = model_of("llama")
+    quantize(model, 4)
+    other = choose_kind(8, 48)
+    down = QuantizedLinear(*quantize_matrix(model.blocks[1].mlp.down.weight, other), other, torch.float32)
+    replace_layer(model, "blocks.1.mlp.down", down)
+    api.save(model, TOKENIZER, tmp_path / "m")
+    loaded, _ = load_source(open_folder(tmp_path / "m"), keep_quantized=True)
+    assert quantized_layers(model).keys() - quantized_layers(loaded).keys() == {
+        "blocks.0.mlp.down", "blocks.1.mlp.down",
+    }  # fmt: skip
+    idx = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(loaded(idx), model(idx))
 
 
 # --- the verb, and training

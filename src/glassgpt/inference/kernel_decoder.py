@@ -23,18 +23,16 @@ def unsupported(model: GPT) -> str | None:
         return "numba is not installed: pip install 'glassgpt[fast]'"
     if model.device.type != "cpu":
         return f"they run on the CPU, and the model is on {model.device.type}"
-    if model.dtype not in (torch.float32, torch.bfloat16):
-        return f"they compute with float32 and bfloat16, and the model is {str(model.dtype).removeprefix('torch.')}"
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has hooks, which they do not call"
         if name.endswith("attend") and type(module) is not FusedAttention:
             return f"{name} is {type(module).__name__}, which they do not call"
     kinds = {tuple(_kind(matrix) for matrix in block_matrices(block)) for block in model.blocks}
-    if wrong := {kind for block in kinds for kind in block if kind not in KINDS} | {_kind(model.head)} - KINDS:
+    if wrong := {*itertools.chain(*kinds), _kind(model.head), _kind(model.token_embedding)} - KINDS:
         return f"they cannot read a layer of {min(wrong)}"
-    if _kind(model.token_embedding) not in KINDS - {"uint8"}:
-        return f"they cannot read an embedding of {_kind(model.token_embedding)}"
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        return f"they cannot read norms of {str(model.dtype).removeprefix('torch.')}"
     return "the same layer has different types in different blocks" if len(kinds) > 1 else None
 
 

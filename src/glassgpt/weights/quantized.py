@@ -56,6 +56,8 @@ class QuantizedFolderSource(FolderSource):
         problems = []
         for name, kind in self.quantized.items():
             rows, columns = _size(places[name])
+            if name in shapes:
+                problems.append(f"{name} is there twice, also as plain weights")
             for tensor, dtype, shape in (
                 (name + VALUES, *(("I8", (rows, columns)) if kind.bits == 8 else ("U8", (rows, columns // 2)))),
                 (name + SCALES, "F32", (rows, columns // kind.group_size)),
