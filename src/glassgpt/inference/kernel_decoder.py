@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,10 @@ def block_matrices(block: Any) -> list[nn.Module]:
     """Return the linear layers of a block: qkv, out, gate (or up again, where there is none), up, down."""
     attention, mlp = block.attention, block.mlp
     return [attention.qkv, attention.out, mlp.gate or mlp.up, mlp.up, mlp.down]
+
+
+#: One step at a time: numba's simplest threading layer ends the process if two Python threads use it at once.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class KernelDecoder:
@@ -111,11 +116,12 @@ class KernelDecoder:
         rows = np.arange(B).repeat(T)
         positions = np.array(cache.lengths).repeat(T) + np.tile(np.arange(T), B)
         logits = torch.empty(B * T, V)
-        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        self._step(
-            *self.model, tokens, rows, positions, self.cos, self.sin,
-            _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
-        )  # fmt: skip
+        with _ONE_AT_A_TIME:
+            numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+            self._step(
+                *self.model, tokens, rows, positions, self.cos, self.sin,
+                _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
+            )  # fmt: skip
         cache.advance(T)
         return logits.view(B, T, -1)
 

@@ -49,9 +49,10 @@ class QuantizedFolderSource(FolderSource):
         super().__init__(folder)
         entry = self.config[QUANTIZATION_KEY]
         self.config = {key: value for key, value in self.config.items() if key != QUANTIZATION_KEY}
+        self.quantized: Mapping[str, Quantization] = {}  # so that describe can read what is plain
         config, family = describe(self)
         places = _matrices(config, family)
-        self.quantized: Mapping[str, Quantization] = _read_layout(folder, entry, places)
+        self.quantized = _read_layout(folder, entry, places)
         shapes, stored = dict(self.shapes), dict(self.stored)
         problems = []
         for name, kind in self.quantized.items():
