@@ -164,6 +164,7 @@ def test_why_a_model_cannot_be_run_is_said() -> None:
     assert "LoRA" in (unsupported(with_lora) or "")
 
 
+@pytest.mark.slow  # compiles
 def test_an_int4_embedding_and_head_as_in_some_gguf_files() -> None:
     model = random_model(
         next(i for i in range(99) if not random_config(i).tie_embeddings and random_config(i).sliding_window)
