@@ -20,7 +20,7 @@ from conftest import Cli, thread_count
 from glassgpt import api, assets
 from glassgpt.assets import tutor
 from glassgpt.config import ModelConfig
-from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.errors import CheckpointError, ConfigError, GenerationError
 from glassgpt.evaluation.answers import text_loss
 from glassgpt.model import GPT
 from glassgpt.model.quantized import (
@@ -30,6 +30,7 @@ from glassgpt.model.quantized import (
     is_quantized,
     pack_nibbles,
     quantized_layers,
+    replace_layer,
     unpack_nibbles,
 )
 from glassgpt.tokenizer import CharTokenizer
@@ -257,6 +258,17 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
     return damage
 
 
+def _plain_and_tied(folder: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        del tensors["lm_head.weight.values"], tensors["lm_head.weight.scales"]
+        tensors |= {name: torch.ones(9, 32) for name in ("lm_head.weight", "model.embed_tokens.weight")}
+
+    _tensors(change)(folder)
+    content = json.loads((folder / "config.json").read_text())
+    del content["quantization_config"]["modules"]["lm_head"]
+    (folder / "config.json").write_text(json.dumps(content | {"tie_word_embeddings": True}))
+
+
 UP = "model.layers.0.mlp.up_proj"
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "bits": (_config(lambda q: q.update(bits=3)), "bits=3 of model"),
@@ -275,6 +287,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a module too many": (_config(lambda q: q["modules"].update({"model.norm": {}})), "'model.norm' is no matrix"),
     "a module too few": (_config(lambda q: q["modules"].pop(UP)), "unexpected"),
     "a module that is no object": (_config(lambda q: q["modules"].update({UP: 4})), "has 4, which is not an object"),
+    "plain weights as well": (_tensors(lambda t: t.update({f"{UP}.weight": torch.zeros(48, 32)})), "is there twice"),
+    "plain head and embedding, tied by config.json": (
+        _plain_and_tied, "model.embed_tokens.weight is there twice"
+    ),
     "no scales": (_tensors(lambda t: t.pop(f"{UP}.weight.scales")), "scales is missing, expected F32 [48, 1]"),
     "no values": (_tensors(lambda t: t.pop(f"{UP}.weight.values")), "values is missing, expected U8 [48, 16]"),
     "shape": (_tensors(lambda t: t.update({f"{UP}.weight.values": t[f"{UP}.weight.values"][:9]})), "U8 [9, 16]"),
@@ -315,6 +331,21 @@ def test_damage_gives_one_message(damage: str, whole: Path, tmp_path: Path) -> N
         assert message in str(raised.value)
 
 
+def test_a_layer_that_is_stored_differently_in_one_block_is_dequantised_in_all(tmp_path: Path) -> None:
+    model = model_of("llama")
+    quantize(model, 4)
+    other = choose_kind(8, 48)
+    down = QuantizedLinear(*quantize_matrix(model.blocks[1].mlp.down.weight, other), other, torch.float32)
+    replace_layer(model, "blocks.1.mlp.down", down)
+    api.save(model, TOKENIZER, tmp_path / "m")
+    loaded, _ = load_source(open_folder(tmp_path / "m"), keep_quantized=True)
+    assert quantized_layers(model).keys() - quantized_layers(loaded).keys() == {
+        "blocks.0.mlp.down", "blocks.1.mlp.down",
+    }  # fmt: skip
+    idx = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(loaded(idx), model(idx))
+
+
 # --- the verb, and training
 
 
@@ -350,6 +381,18 @@ def test_verbs_that_train_all_weights_refuse_quantised_ones(tmp_path: Path, cli:
     for arguments in (("train", "text.txt", "init_from=q"), ("tune", "sft", "q", "chats.jsonl")):
         code, _, err = cli(*arguments, "steps=1", "--dry-run")
         assert code == 2 and "quantised weights, which have no gradients" in err and err.count("\n") <= 2, err
+
+
+@pytest.mark.parametrize("factor", [math.nan, 1e20])
+def test_weights_that_are_not_numbers_are_one_error_and_huge_ones_are_only_rounded(factor: float) -> None:
+    model = model_of("llama")
+    model.blocks[0].mlp.up.weight *= factor
+    if math.isnan(factor):
+        with pytest.raises(GenerationError, match="nothing to calibrate on"):
+            api.quantize(model, 4)
+    else:
+        api.quantize(model, 4)
+        assert all(layer.weight.isfinite().all() for layer in quantized_layers(model).values())
 
 
 def test_the_python_function_refuses_what_it_cannot_do() -> None:

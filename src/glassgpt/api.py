@@ -303,6 +303,7 @@ def quantize(model: GPT, bits: int = 8, group_size: int | None = None) -> None:
 
     Raises:
         ConfigError: if the model is quantised already, or for other bits or sizes.
+        GenerationError: if it is to write the text, and its logits are not numbers.
     """
     _require_types(model=model)
     problems = [] if bits in (4, 8) else [f"bits: {bits!r} is neither 4 nor 8"]

@@ -18,8 +18,9 @@ from conftest import thread_count
 from glassgpt.config import ModelConfig, TuneConfig
 from glassgpt.inference.kernel_decoder import KernelDecoder, unsupported
 from glassgpt.model import GPT, ExplicitAttention, KVCache
+from glassgpt.model.quantized import QuantizedEmbedding, QuantizedLinear, replace_layer
 from glassgpt.transforms.lora import add_lora
-from glassgpt.transforms.quantize import quantize
+from glassgpt.transforms.quantize import choose_kind, quantize, quantize_matrix
 
 pytest.importorskip("numba")
 
@@ -155,9 +156,34 @@ def test_why_a_model_cannot_be_run_is_said() -> None:
     mixed = random_model(0)
     mixed.blocks[1].mlp.up.bfloat16()
     assert unsupported(mixed) == "the same layer has different types in different blocks"
+    half = random_model(0)
+    quantize(half, 8)
+    assert unsupported(half.half()) == "they cannot read norms of float16"
     with_lora = random_model(0)
     add_lora(with_lora, TuneConfig(method="lora"), 0)
     assert "LoRA" in (unsupported(with_lora) or "")
+
+
+@pytest.mark.slow  # compiles
+def test_an_int4_embedding_and_head_as_in_some_gguf_files() -> None:
+    model = random_model(
+        next(i for i in range(99) if not random_config(i).tie_embeddings and random_config(i).sliding_window)
+    )
+    for name, layer, kind in (
+        ("token_embedding", model.token_embedding, QuantizedEmbedding), ("head", model.head, QuantizedLinear),
+    ):  # fmt: skip
+        size = choose_kind(4, layer.weight.size(1))
+        replace_layer(model, name, kind(*quantize_matrix(layer.weight, size), size, torch.float32))
+    assert_equal(*logits_of_both(model, KernelDecoder(model)))
+
+
+def test_a_cache_with_other_rows_is_refused_and_inference_tensors_are_left_in_place() -> None:
+    model = random_model(0)  # its tensors are inference tensors, as those of a model loaded in inference mode
+    where = model.head.weight.data_ptr()
+    decoder = KernelDecoder(model)
+    assert model.head.weight.data_ptr() == where
+    with pytest.raises(ValueError, match="2 rows of tokens, and 1 in the cache"):
+        decoder(torch.zeros(2, 1, dtype=torch.int64), KVCache(model.config, 1))
 
 
 RUN = """

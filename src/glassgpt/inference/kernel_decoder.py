@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,10 +30,10 @@ def unsupported(model: GPT) -> str | None:
         if name.endswith("attend") and type(module) is not FusedAttention:
             return f"{name} is {type(module).__name__}, which they do not call"
     kinds = {tuple(_kind(matrix) for matrix in block_matrices(block)) for block in model.blocks}
-    if wrong := {kind for block in kinds for kind in block if kind not in KINDS} | {_kind(model.head)} - KINDS:
+    if wrong := {*itertools.chain(*kinds), _kind(model.head), _kind(model.token_embedding)} - KINDS:
         return f"they cannot read a layer of {min(wrong)}"
-    if _kind(model.token_embedding) not in KINDS - {"uint8"}:
-        return f"they cannot read an embedding of {_kind(model.token_embedding)}"
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        return f"they cannot read norms of {str(model.dtype).removeprefix('torch.')}"
     return "the same layer has different types in different blocks" if len(kinds) > 1 else None
 
 
@@ -52,12 +53,16 @@ def block_matrices(block: Any) -> list[nn.Module]:
     return [attention.qkv, attention.out, mlp.gate or mlp.up, mlp.up, mlp.down]
 
 
+#: One step at a time: numba's simplest threading layer ends the process if two Python threads use it at once.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 class KernelDecoder:
     """A decode step by numba: see :mod:`glassgpt.inference.kernels`.
 
     Args:
         model: on the CPU; nn.Linear in float32 or bfloat16, or quantised layers. Its weights are moved, see
-            :func:`into_one_block`, and read there; norms and biases are copied.
+            :func:`into_one_block`, and read there; norms are copied. After a change of the model, make a new decoder.
         threads: among which the work is shared; by default as many as PyTorch uses.
     """
 
@@ -99,21 +104,24 @@ class KernelDecoder:
         import numba
 
         B, T = idx.shape
+        if len(cache.lengths) != B:  # the kernels check no index
+            raise ValueError(f"{B} rows of tokens, and {len(cache.lengths)} in the cache")
         tokens, end, V = idx.flatten().numpy(), cache.longest + T, self.config.vocab_size
         if end > min(cache.capacity, self.config.block_size):
             raise ValueError(f"{end} tokens do not fit {min(cache.capacity, self.config.block_size)}")
-        if tokens.min() < 0 or tokens.max() >= V:  # the kernels check no index
+        if tokens.min() < 0 or tokens.max() >= V:
             raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {V}")
         if self.model.shape.rope and end > len(self.cos):
             self._build_rope(cache.capacity)
         rows = np.arange(B).repeat(T)
         positions = np.array(cache.lengths).repeat(T) + np.tile(np.arange(T), B)
         logits = torch.empty(B * T, V)
-        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        self._step(
-            *self.model, tokens, rows, positions, self.cos, self.sin,
-            _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
-        )  # fmt: skip
+        with _ONE_AT_A_TIME:
+            numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+            self._step(
+                *self.model, tokens, rows, positions, self.cos, self.sin,
+                _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
+            )  # fmt: skip
         cache.advance(T)
         return logits.view(B, T, -1)
 
@@ -136,6 +144,8 @@ def into_one_block(model: GPT) -> None:
     sizes = [math.ceil(tensor.nbytes / 64) * 64 for tensor in tensors.values()]
     if [*tensors] == list(itertools.accumulate(sizes[:-1], initial=next(iter(tensors)))):
         return  # it has been done
+    if any(tensor.is_inference() for tensor in tensors.values()):
+        return  # such a tensor cannot be moved; it is read where it is
     memory = np.empty(sum(sizes) + PAGE, np.uint8)  # numpy asks for large pages
     block = torch.from_numpy(memory[-memory.ctypes.data % PAGE :][: sum(sizes)])
     for tensor, place in zip(tensors.values(), block.split(sizes), strict=True):
@@ -163,7 +173,7 @@ def _matrix(linear: Any) -> "Matrix":
     if isinstance(linear, nn.Linear | nn.Embedding):
         values = _bits(linear.weight)
         return Matrix(values[:, None], np.ones((len(values), 1), np.float32), bias.numpy())
-    values, scales = linear.values.numpy(), linear.scales.numpy()
+    values, scales = _bits(linear.values), _bits(linear.scales)
     return Matrix(values.reshape(*scales.shape, -1), scales, bias.numpy())
 
 

@@ -269,16 +269,31 @@ def norm(x, weight, rms, eps, y):
         y[c] = (x[c] - mean) * scale * weight[0, c] + weight[1, c]
 
 
+def row_of(w: Matrix, row: int) -> Any:
+    """Give the values of a row, ``[G, K/G]``; those of INT4 are unpacked."""
+
+
+@overload(row_of, jit_options=INLINE)
+def _row_of(w, row):
+    def packed(w, row):
+        _, G, half = w.values.shape
+        unpacked = np.empty((G, 2, half), i8)
+        unpack_int4(w.values[row], unpacked)
+        return unpacked.reshape(G, 2 * half)
+
+    return packed if w.types[0].dtype == numba.uint8 else lambda w, row: w.values[row]
+
+
 @njit(**FAST)
 def embed(embedding, table, tokens, positions, x):
     """Look up the tokens, and their positions in ``table [S, C]`` if it has any: ``x [N, C]``."""
     N, G = len(tokens), embedding.values.shape[1]
     groups = x.reshape(N, G, -1)
     for n in range(N):
+        values, scales = row_of(embedding, tokens[n]), embedding.scales[tokens[n]]
         for g in range(G):
-            values, scale = embedding.values[tokens[n], g], embedding.scales[tokens[n], g]
-            for k in range(len(values)):
-                groups[n, g, k] = scale * as_float(values[k])
+            for k in range(values.shape[1]):
+                groups[n, g, k] = scales[g] * as_float(values[g, k])
         if len(table):
             for c in range(x.shape[1]):
                 x[n, c] += as_float(table[positions[n], c])

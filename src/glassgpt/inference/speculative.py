@@ -135,6 +135,7 @@ class DraftModel:
         pairs = enumerate(zip(self._cached_ids, ids, strict=False))
         common = next((i for i, (a, b) in pairs if a != b), min(len(self._cached_ids), len(ids) - 1))
         self._cache.roll_back(0, common)
+        del self._cached_ids[common:]  # what follows may be interrupted
         model, needed = self.model, len(ids) + count
         if self._cache.capacity < needed:
             held, capacity = self._cache, min(model.config.block_size, 2 * needed)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glassgpt.errors import GenerationError
 from glassgpt.model import GPT, KVCache
 from glassgpt.model.quantized import Quantization, pack_nibbles
 
@@ -55,12 +56,18 @@ def quantize_with_inputs(
 
 @torch.inference_mode()
 def own_text(model: GPT, rows: int = 24, length: int = 256, seed: int = 0) -> Tensor:
-    """Let a model write the text to calibrate on, ``[B, T]``: sampled at temperature 1, after a random token each."""
+    """Let a model write the text to calibrate on, ``[B, T]``: sampled at temperature 1, after a random token each.
+
+    Raises:
+        GenerationError: if the model's logits are not numbers.
+    """
     length, generator = min(length, model.config.block_size), torch.Generator().manual_seed(seed)
     cache = KVCache(model.config, rows, capacity=length, device=model.device, dtype=model.dtype)
     idx = torch.randint(model.config.vocab_size, (rows, 1), generator=generator)
     while idx.size(1) < length:
         logits = model(idx[:, -1:].to(model.device), cache=cache)[:, -1].float().cpu()
+        if not logits.isfinite().all():
+            raise GenerationError("the model writes nothing to calibrate on: its logits are NaN or infinite")
         idx = torch.cat([idx, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
     return idx.to(model.device)
 

@@ -114,7 +114,7 @@ def quantize(
         kind = choose_kind(4 if small else 8, layer.weight.size(1), group_size if small or bits == 8 else None)
         if name == "head" and model.config.tie_embeddings:
             values, scales = made["token_embedding"]
-        elif H is not None and kind.bits == 4:
+        elif H is not None and kind.bits == 4 and H.isfinite().all():
             values, scales = quantize_with_inputs(layer.weight, H.to(layer.weight.device), kind, find_scales)
         else:
             values, scales = quantize_matrix(layer.weight, kind)

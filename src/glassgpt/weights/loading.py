@@ -28,6 +28,8 @@ from glassgpt.weights.sources import QuantizedSource, WeightSource
 PART = 2**24
 #: Stored types that are not weights by themselves: integers belong to formats with scales beside them.
 _NOT_WEIGHTS = re.compile(r"BOOL|[UI](8|16|32|64)|F[468]_\w+|F4|C64|torch\..*")
+#: The number of a block in the name of a weight.
+_NUMBER = re.compile(r"(?<=^blocks)\.\d+")
 #: The kinds of mismatch, and how the summary calls them.
 _KINDS = {"missing": "missing", "unexpected": "unexpected", "shape": "of another shape", "type": "of another type"}
 #: At most so many mismatches of each kind are listed.
@@ -74,12 +76,20 @@ def load_source(
 
 
 def _quantized_layers(source: QuantizedSource, placements: list[Placement]) -> dict[str, list[str]]:
-    """Name our layers whose weight is quantised, with the published parts of it; they are stored alike."""
+    """Name our layers whose weight is quantised, with the published parts of it.
+
+    The parts are stored alike, and a layer of the blocks has the same bits in all of them, as decoders need it. Some
+    .gguf files have single layers in another type; there the layer is dequantised in all blocks.
+    """
     parts = defaultdict[str, list[str]](list)
     for place in placements:
         parts[place.ours].append(place.published)
     kinds = {ours: {source.quantized.get(name) for name in names} for ours, names in parts.items()}
-    quantized = {ours for ours, found in kinds.items() if len(found) == 1 and None not in found}
+    bits_of = defaultdict[str, set[int]](set)  # of a layer, by its name in a block; 0: not quantised, or not alike
+    for ours, found in kinds.items():
+        kind = found.pop() if len(found) == 1 else None
+        bits_of[_NUMBER.sub("", ours)].add(kind.bits if kind else 0)
+    quantized = [ours for ours in kinds if bits_of[_NUMBER.sub("", ours)] in ({4}, {8})]
     return {ours.removesuffix(".weight"): parts[ours] for ours in quantized}
 
 

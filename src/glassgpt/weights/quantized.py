@@ -49,13 +49,16 @@ class QuantizedFolderSource(FolderSource):
         super().__init__(folder)
         entry = self.config[QUANTIZATION_KEY]
         self.config = {key: value for key, value in self.config.items() if key != QUANTIZATION_KEY}
+        self.quantized: Mapping[str, Quantization] = {}  # so that describe can read what is plain
         config, family = describe(self)
         places = _matrices(config, family)
-        self.quantized: Mapping[str, Quantization] = _read_layout(folder, entry, places)
+        self.quantized = _read_layout(folder, entry, places)
         shapes, stored = dict(self.shapes), dict(self.stored)
         problems = []
         for name, kind in self.quantized.items():
             rows, columns = _size(places[name])
+            if name in shapes:
+                problems.append(f"{name} is there twice, also as plain weights")
             for tensor, dtype, shape in (
                 (name + VALUES, *(("I8", (rows, columns)) if kind.bits == 8 else ("U8", (rows, columns // 2)))),
                 (name + SCALES, "F32", (rows, columns // kind.group_size)),
