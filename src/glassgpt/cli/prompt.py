@@ -112,7 +112,9 @@ def load_decoder(model: "GPT", decode: Decode, *, rows: int, context: int, new_t
     """
     from glassgpt.inference.decoders import choose_decoder
 
-    decoder, why = choose_decoder(model, decode, rows=rows, context=context, new_tokens=new_tokens)
+    decoder, why = choose_decoder(
+        model, decode, rows=rows, context=context, new_tokens=new_tokens, notify=None if json else say
+    )
     if why and not json:
         say(why)
     return decoder
