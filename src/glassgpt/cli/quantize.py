@@ -8,7 +8,7 @@ import typer
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, check_out
 from glassgpt.cli.models import default_name
 from glassgpt.cli.printing.endings import print_next
-from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text
+from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text, say
 from glassgpt.cli.prompt import DEVICE_OPTION, open_run
 from glassgpt.errors import ConfigError, shell_command
 
@@ -49,6 +49,8 @@ def quantize(
     transfer.refuse_existing(target, "folder")
     if isinstance(source, QuantizedFolderSource):
         raise ConfigError(f"{source.path} is quantised already; quantise the model that it was made from")
+    if to == "int4":
+        say("INT4 is fitted to a text that the model generates first: some minutes for 100 million parameters")
     with ProgressLine() as progress:
         loaded, tokenizer = api.load_from_source(source, device=device, progress=progress)
         content = content or builtin_text(tokenizer)
@@ -87,6 +89,8 @@ def _print_report(report: "QuantizedReport", target: Path, size: int, text: str,
     """Print what quantising has changed, as JSON or for people."""
     import math
 
+    from glassgpt.evaluation.quantization import DECODED_TOKENS
+
     before, after = (math.exp(min(700.0, loss)) for loss in (report.loss_before, report.loss_after))
     if json:
         layers: dict[str, Any] = {
@@ -110,8 +114,8 @@ def _print_report(report: "QuantizedReport", target: Path, size: int, text: str,
     faster = report.speed_after / report.speed_before
     verdict = "faster" if faster > 1.05 else "not faster" if faster < 0.95 else "as fast"
     print_text(
-        f"decoding here is {verdict}: {report.speed_before:,.0f} -> {report.speed_after:,.0f} tokens/s "
-        f"(decode: {report.decoder})\n"
+        f"decoding {DECODED_TOKENS} tokens here is {verdict}: {_speed(report.speed_before)} -> "
+        f"{_speed(report.speed_after)} tokens/s (decode: {report.decoder})\n"
     )
     print_next(
         {
@@ -120,6 +124,10 @@ def _print_report(report: "QuantizedReport", target: Path, size: int, text: str,
             shell_command("quantize", target, "--to", "float32"): "make it plain again",
         }
     )
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _print_layers(report: "QuantizedReport") -> None:

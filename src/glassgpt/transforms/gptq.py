@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glassgpt.files import Progress
 from glassgpt.model import GPT, KVCache
 from glassgpt.model.quantized import Quantization, pack_nibbles
 
@@ -54,7 +55,7 @@ def quantize_with_inputs(
 
 
 @torch.inference_mode()
-def own_text(model: GPT, rows: int = 24, length: int = 256, seed: int = 0) -> Tensor:
+def own_text(model: GPT, rows: int = 24, length: int = 256, seed: int = 0, progress: Progress | None = None) -> Tensor:
     """Let a model write the text to calibrate on, ``[B, T]``: sampled at temperature 1, after a random token each."""
     length, generator = min(length, model.config.block_size), torch.Generator().manual_seed(seed)
     cache = KVCache(model.config, rows, capacity=length, device=model.device, dtype=model.dtype)
@@ -62,6 +63,8 @@ def own_text(model: GPT, rows: int = 24, length: int = 256, seed: int = 0) -> Te
     while idx.size(1) < length:
         logits = model(idx[:, -1:].to(model.device), cache=cache)[:, -1].float().cpu()
         idx = torch.cat([idx, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+        if progress:
+            progress("generating a text to fit INT4 to", idx.numel(), rows * length)
     return idx.to(model.device)
 
 
