@@ -76,5 +76,5 @@ def chat(
         session.system = decode_argument("--system", system)
     code = loop.run(session, history, json)
     if not json:
-        say_speculation(decoder)
+        say_speculation(decoder, speculate)
     raise typer.Exit(code)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def quantize(
     model: str = typer.Argument(..., metavar="MODEL", help=SOURCE_HELP),
     to: Literal["int8", "int4", "float32", "bfloat16"] = typer.Option(
-        ..., "--to", help="int8, int4; float32 or bfloat16 make a quantised model plain again."
+        ..., "--to", help="New type; float32 and bfloat16 undo a quantisation."
     ),
     out: Path = typer.Option(None, "--out", "-o", help="Folder to write; by default named after the model."),
     text: Path = typer.Option(None, "--text", metavar="FILE", help="Measure the perplexity on this text."),
@@ -28,10 +28,10 @@ def quantize(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Make the weights small: 8-bit or 4-bit integers.
+    """Store the weights as 8-bit or 4-bit integers.
 
-    Writes a model folder that every verb opens, and prints its size, the errors of the weights and of the logits, the
-    change in perplexity on a text, and whether decoding is faster here. Norms and biases stay as they are.
+    Writes a new model folder, which other verbs open as any model, and prints its size, the errors of the weights and
+    of the logits, the change in perplexity on a text, and the speed of decoding here. Norms and biases stay floats.
     """
     check_out(out, folder=True)
     content = _read(text)
