@@ -201,8 +201,12 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     seconds = {"eager": 0.02, "kernels": 0.005}
     monkeypatch.setattr(decoders, "_seconds_per_step", lambda decoder, *_: seconds[decoder.name])
     monkeypatch.setattr(kernel_decoder, "unsupported", lambda model: None)
-    monkeypatch.setattr(kernel_decoder, "KernelDecoder", lambda model: SimpleNamespace(name="kernels"))
+    monkeypatch.setattr(kernel_decoder, "KernelDecoder", lambda model: fake_kernels(compiled=True))
     return seconds
+
+
+def fake_kernels(*, compiled: bool) -> Any:
+    return SimpleNamespace(name="kernels", is_compiled=lambda: compiled, keeps_compiled=lambda: True)
 
 
 def test_the_faster_one_is_chosen_and_the_line_has_both_speeds(speeds: dict[str, float]) -> None:
@@ -226,6 +230,31 @@ def test_nothing_is_measured_for_few_tokens_or_for_a_small_model(
     monkeypatch.setattr(decoders, "_eager_seconds", lambda model: 1.0)
     assert [choose_decoder(model, new_tokens=n)[0].name for n in (15, 16)] == ["eager", "kernels"]
     assert choose_decoder(model, new_tokens=15)[1] == ""
+
+
+def test_kernels_are_compiled_only_for_many_tokens_and_that_is_said_before(
+    speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, lines = build(CLASSIC), list[str]()
+    monkeypatch.setattr(kernel_decoder, "KernelDecoder", lambda model: fake_kernels(compiled=False))
+    monkeypatch.setattr(decoders, "_eager_seconds", lambda model: 0.1)
+    decoder, line = choose_decoder(model, new_tokens=99, notify=lines.append)
+    assert (decoder.name, lines) == ("eager", []) and "not compiled yet" in line
+    for choice, tokens in (("auto", 101), ("auto", None), ("kernels", 1)):
+        assert choose_decoder(model, choice, new_tokens=tokens, notify=lines.append)[0].name == "kernels"
+        assert len(lines) == 1 and lines.pop().startswith("compiling the kernels")
+
+
+@needs_numba
+def test_kernels_know_whether_they_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First by the functions in memory, then by the files on disk alone."""
+    decoder = KernelDecoder(build(CLASSIC))
+    generated(decoder_model := build(CLASSIC), prompts(3), 2, GREEDY, KernelDecoder(decoder_model))
+    assert decoder.is_compiled()
+    monkeypatch.setattr(decoder._step, "overloads", {})
+    assert decoder.is_compiled() == decoder.keeps_compiled()
+    monkeypatch.setattr(decoder._step, "_cache", None)
+    assert not decoder.is_compiled()
 
 
 def test_kernels_that_fail_to_compile_leave_the_model_itself(

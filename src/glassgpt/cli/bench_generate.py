@@ -21,20 +21,32 @@ if TYPE_CHECKING:
 
 def generate(
     run: str = RUN_ARGUMENT,
-    batch: str = typer.Option("1", "--batch", metavar="B,B,...", help="Texts that are generated together."),
-    context: str = typer.Option("128", "--context", metavar="T,T,...", help="Tokens that a step attends to."),
+    batch: str = typer.Option("1", "--batch", metavar="B,B,...", help="Numbers of texts that are generated together."),
+    context: str = typer.Option(
+        "128", "--context", metavar="T,T,...", help="Numbers of tokens in the cache before a step."
+    ),
     dtype: str = typer.Option(
-        "", "--dtype", metavar="A,B,...", help="float32, bfloat16, int8, int4: by default all; or stored, if quantised."
+        "",
+        "--dtype",
+        metavar="A,B,...",
+        help="float32, bfloat16, int8, int4 (default: all four), or stored: as quantised in the folder.",
     ),
     decode: str = typer.Option(
-        "", "--decode", metavar="A,B,...", help="eager, kernels, compiled: by default eager, and the faster way here."
+        "",
+        "--decode",
+        metavar="A,B,...",
+        help="eager, kernels, compiled; default: eager, and kernels on a CPU or compiled on CUDA.",
     ),
     against: str = typer.Option(
         "", "--against", metavar="A,B", help="Other programs to compare with: transformers, xllamacpp (llama.cpp)."
     ),
-    steps: int = typer.Option(32, "--steps", min=1, max=10**6, help="Decode steps of a round, for at most a second."),
-    rounds: int = typer.Option(3, "--rounds", min=1, max=10_000, help="Rounds; what is compared runs in turn."),
-    threads: int = typer.Option(0, "--threads", min=0, max=1024, help="CPU threads, of all programs; 0: by default."),
+    steps: int = typer.Option(
+        32, "--steps", min=1, max=10**6, help="Decode steps in a round; a round ends after a second."
+    ),
+    rounds: int = typer.Option(
+        3, "--rounds", min=1, max=10_000, help="Rounds. In each round, all that is compared runs once."
+    ),
+    threads: int = typer.Option(0, "--threads", min=0, max=1024, help="CPU threads for every program; 0: its default."),
     device: str = DEVICE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,

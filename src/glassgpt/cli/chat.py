@@ -20,6 +20,9 @@ from glassgpt.cli.prompt import (
 )
 from glassgpt.cli.sampling.requests import check_modes, given_options
 
+#: Answers for whose tokens loading the kernels, or compiling them, should pay.
+ANSWERS = 4
+
 
 def chat(
     context: typer.Context,
@@ -63,7 +66,7 @@ def chat(
 
     settings = Request((), max_new_tokens, sampling, seed)
     decoder = load_decoder(
-        loaded, decode, rows=1, context=loaded.config.block_size // 2, new_tokens=max_new_tokens, json=json
+        loaded, decode, rows=1, context=loaded.config.block_size // 2, new_tokens=ANSWERS * max_new_tokens, json=json
     )
     decoder = add_speculation(decoder, speculate, loaded, tokenizer, rows=1, device=device, dtype=dtype, runs=runs)
     session = ChatSession(loaded, tokenizer, settings, model or str(source.path), decoder)
@@ -73,5 +76,5 @@ def chat(
         session.system = decode_argument("--system", system)
     code = loop.run(session, history, json)
     if not json:
-        say_speculation(decoder)
+        say_speculation(decoder, speculate)
     raise typer.Exit(code)

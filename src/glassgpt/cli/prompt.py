@@ -25,21 +25,21 @@ PROMPT_OPTION = typer.Option("", "--prompt", "-p", help="The text that the model
 PROMPT_FILE_OPTION = typer.Option(None, "--prompt-file", help="File with that text.")
 DEVICE_OPTION = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:N or mps.")
 DTYPE_OPTION = typer.Option(
-    "auto", "--dtype", help="Of the weights; auto: bfloat16 if they are stored so, or quantised, and it is faster here."
+    "auto", "--dtype", help="Type of the weights; auto: bfloat16 if stored so, or quantised, and faster here."
 )
 DECODE_OPTION = typer.Option(
     "auto",
     "--decode",
-    help="Compute each token by eager PyTorch, by kernels (numba, on a CPU), or compiled (torch.compile, for CUDA); "
-    "auto: eager or kernels, by a short measurement.",
+    help="How to compute each token: eager (PyTorch), kernels (numba, on a CPU) or compiled (torch.compile, for CUDA); "
+    "auto: the faster of eager and kernels, measured.",
 )
 SPECULATE_OPTION = typer.Option(
     "auto",
     "--speculate",
     metavar="off|auto|lookup|MODEL",
-    help="Draft tokens, which the model checks several at a time: lookup (what followed the same tokens before), or a "
-    "smaller MODEL with the same tokenizer. The text is the same, but for rounding, which in bfloat16 changes a "
-    "token now and then. auto: lookup where rounding is the same, too, as long as it is faster; else off.",
+    help="Guess the next tokens, and check them in one pass: lookup (repeat what followed the same tokens before) or a "
+    "smaller MODEL with the same tokenizer. The text is the same but for rounding. auto: lookup, with kernels only, "
+    "and while it is faster.",
 )
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Decode = Literal["auto", "eager", "kernels", "compiled"]
@@ -112,7 +112,9 @@ def load_decoder(model: "GPT", decode: Decode, *, rows: int, context: int, new_t
     """
     from glassgpt.inference.decoders import choose_decoder
 
-    decoder, why = choose_decoder(model, decode, rows=rows, context=context, new_tokens=new_tokens)
+    decoder, why = choose_decoder(
+        model, decode, rows=rows, context=context, new_tokens=new_tokens, notify=None if json else say
+    )
     if why and not json:
         say(why)
     return decoder
@@ -144,11 +146,13 @@ def add_speculation(
     return speculative.add_speculation(decoder, draft, model, tokenizer, speculate)
 
 
-def say_speculation(decoder: "Decoder") -> None:
-    """Print what speculation gave, if anything was drafted."""
+def say_speculation(decoder: "Decoder", speculate: str) -> None:
+    """Print what speculation gave; not for "auto" that gained nothing."""
     from glassgpt.inference.speculative import SpeculativeDecoder
 
-    if isinstance(decoder, SpeculativeDecoder) and (line := decoder.summary()):
+    if not isinstance(decoder, SpeculativeDecoder) or (speculate == "auto" and decoder.tokens < 1.05 * decoder.passes):
+        return
+    if line := decoder.summary():
         say(line)
 
 

@@ -8,7 +8,7 @@ import typer
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, check_out
 from glassgpt.cli.models import default_name
 from glassgpt.cli.printing.endings import print_next
-from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text
+from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text, say
 from glassgpt.cli.prompt import DEVICE_OPTION, open_run
 from glassgpt.errors import ConfigError, shell_command
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def quantize(
     model: str = typer.Argument(..., metavar="MODEL", help=SOURCE_HELP),
     to: Literal["int8", "int4", "float32", "bfloat16"] = typer.Option(
-        ..., "--to", help="int8, int4; float32 or bfloat16 make a quantised model plain again."
+        ..., "--to", help="New type; float32 and bfloat16 undo a quantisation."
     ),
     out: Path = typer.Option(None, "--out", "-o", help="Folder to write; by default named after the model."),
     text: Path = typer.Option(None, "--text", metavar="FILE", help="Measure the perplexity on this text."),
@@ -28,10 +28,10 @@ def quantize(
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Make the weights small: 8-bit or 4-bit integers.
+    """Store the weights as 8-bit or 4-bit integers.
 
-    Writes a model folder that every verb opens, and prints its size, the errors of the weights and of the logits, the
-    change in perplexity on a text, and whether decoding is faster here. Norms and biases stay as they are.
+    Writes a new model folder, which other verbs open as any model, and prints its size, the errors of the weights and
+    of the logits, the change in perplexity on a text, and the speed of decoding here. Norms and biases stay floats.
     """
     check_out(out, folder=True)
     content = _read(text)
@@ -49,6 +49,8 @@ def quantize(
     transfer.refuse_existing(target, "folder")
     if isinstance(source, QuantizedFolderSource):
         raise ConfigError(f"{source.path} is quantised already; quantise the model that it was made from")
+    if to == "int4":
+        say("INT4 is fitted to a text that the model generates first: some minutes for 100 million parameters")
     with ProgressLine() as progress:
         loaded, tokenizer = api.load_from_source(source, device=device, progress=progress)
         content = content or builtin_text(tokenizer)
@@ -87,6 +89,8 @@ def _print_report(report: "QuantizedReport", target: Path, size: int, text: str,
     """Print what quantising has changed, as JSON or for people."""
     import math
 
+    from glassgpt.evaluation.quantization import DECODED_TOKENS
+
     before, after = (math.exp(min(700.0, loss)) for loss in (report.loss_before, report.loss_after))
     if json:
         layers: dict[str, Any] = {
@@ -110,8 +114,8 @@ def _print_report(report: "QuantizedReport", target: Path, size: int, text: str,
     faster = report.speed_after / report.speed_before
     verdict = "faster" if faster > 1.05 else "not faster" if faster < 0.95 else "as fast"
     print_text(
-        f"decoding here is {verdict}: {report.speed_before:,.0f} -> {report.speed_after:,.0f} tokens/s "
-        f"(decode: {report.decoder})\n"
+        f"decoding {DECODED_TOKENS} tokens here is {verdict}: {_speed(report.speed_before)} -> "
+        f"{_speed(report.speed_after)} tokens/s (decode: {report.decoder})\n"
     )
     print_next(
         {
@@ -120,6 +124,10 @@ def _print_report(report: "QuantizedReport", target: Path, size: int, text: str,
             shell_command("quantize", target, "--to", "float32"): "make it plain again",
         }
     )
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _print_layers(report: "QuantizedReport") -> None:

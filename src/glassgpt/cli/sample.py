@@ -95,4 +95,4 @@ def sample(
         prompt=text, chat=chat, name=str(source.path), ledger=ledger, json=json, decoder=decoder,
     )  # fmt: skip
     if not json:
-        say_speculation(decoder)
+        say_speculation(decoder, speculate)

@@ -74,20 +74,21 @@ def quantize_and_measure(
         GlassError: as :func:`glassgpt.evaluation.answers.text_loss`.
     """
     tell = progress or (lambda *_: None)
-    tell("quantising", 0, 4)
+    tell("measuring and quantising", 0, 4)
     loss_before = text_loss(model, tokenizer, text)
     count = min(LOGIT_TOKENS, model.config.block_size)
     idx = torch.from_numpy(tokenizer.encode_array(text)[:count].astype("int64"))[None].to(model.device)
     logits, (speed_before, _) = model(idx).float(), decoding_speed(model)
     bytes_before = _weight_bytes(model)
-    tell("quantising", 1, 4)
-    errors = quantize(model, bits, calibration=own_text(model) if bits == 4 else None)
-    tell("quantising", 2, 4)
+    tell("measuring and quantising", 1, 4)
+    calibration = own_text(model, progress=progress) if bits == 4 else None
+    errors = quantize(model, bits, calibration=calibration, progress=progress)
+    tell("measuring and quantising", 2, 4)
     loss_after = text_loss(model, tokenizer, text)
-    tell("quantising", 3, 4)
+    tell("measuring and quantising", 3, 4)
     logit_error = float((model(idx).float() - logits).norm() / logits.norm())
     speed_after, decoder = decoding_speed(model)
-    tell("quantising", 4, 4)
+    tell("measuring and quantising", 4, 4)
     kinds = {name: layer.kind for name, layer in quantized_layers(model).items()}
     return QuantizedReport(
         bytes_before, _weight_bytes(model), kinds, errors, logit_error, loss_before, loss_after, speed_before,

@@ -1,8 +1,10 @@
 """The ways to compute a decode step: the logits after a few new tokens, given a cache that holds all tokens before."""
 
+import math
 import statistics
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -11,11 +13,16 @@ from glassgpt.errors import ConfigError, first_line
 from glassgpt.model import GPT, KVCache
 from glassgpt.model.quantized import is_quantized
 
+if TYPE_CHECKING:
+    from glassgpt.inference.kernel_decoder import KernelDecoder
+
 DECODE = ("auto", "eager", "kernels", "compiled")
 #: New tokens per row below which "auto" measures nothing.
 MIN_TOKENS = 16
 #: Seconds of eager decoding below which "auto" measures nothing: loading the kernels takes about as long.
 MIN_SECONDS = 1.0
+#: The same where the kernels must be compiled first, about how long that takes.
+COMPILE_SECONDS = 10.0
 #: Tokens in the cache of a measured step at most.
 LONGEST_MEASURED = 4096
 
@@ -52,13 +59,14 @@ def choose_decoder(
     rows: int = 1,
     context: int | None = None,
     new_tokens: int | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> tuple[Decoder, str]:
     """Choose how to decode; return the decoder, and a line that says which it is and why, empty if nothing was tried.
 
     "auto" is eager PyTorch or the kernels, whichever a few steps of the real model show to be faster. That takes about
     0.2 s, and on the first use on a machine the seconds that numba compiles for. It is eager without measuring where
-    the kernels cannot run, or where so little is to come that loading them costs more than they can save. A compiled
-    step is for those who ask for it: compiling takes about a minute.
+    the kernels cannot run, or where so few tokens are to come that loading or compiling the kernels costs more time
+    than they can save. "auto" never chooses a compiled step: compiling takes about a minute.
 
     Args:
         model: in eval mode.
@@ -66,6 +74,7 @@ def choose_decoder(
         rows: that will be decoded together.
         context: tokens of the prompt.
         new_tokens: that will be generated in each row; None for many.
+        notify: gets a line before numba compiles, which takes long.
 
     Raises:
         ConfigError: for an unknown ``decode``, or one that cannot run this model here.
@@ -84,13 +93,35 @@ def choose_decoder(
     if decode == "kernels":
         if reason := unsupported(model):
             raise ConfigError(f"decode=kernels cannot run this model here: {reason}. decode=eager can")
-        return KernelDecoder(model), "decode: kernels (numba)"
-    if new_tokens is not None and (new_tokens < MIN_TOKENS or new_tokens * _eager_seconds(model) < MIN_SECONDS):
+        fast = KernelDecoder(model)
+        if not fast.is_compiled():
+            _announce_compiling(fast, notify)
+        return fast, "decode: kernels (numba)"
+    seconds = math.inf if new_tokens is None else new_tokens * _eager_seconds(model)
+    if new_tokens is not None and (new_tokens < MIN_TOKENS or seconds < MIN_SECONDS):
         return eager, ""
     if reason := unsupported(model):
         return eager, f"decode: eager; not the kernels: {reason}"
     middle = (context or 0) + (new_tokens or 0) // 2
-    return _faster(eager, model, rows, min(middle, model.config.block_size - 1, LONGEST_MEASURED))
+    try:
+        fast = KernelDecoder(model)
+        if not fast.is_compiled():
+            if seconds < COMPILE_SECONDS:
+                return eager, (
+                    "decode: eager; the kernels are not compiled yet, which would take longer than these tokens; "
+                    "decode=kernels compiles them, once on this machine"
+                )
+            _announce_compiling(fast, notify)
+        return _faster(eager, fast, model, rows, min(middle, model.config.block_size - 1, LONGEST_MEASURED))
+    except Exception as error:  # whatever numba and LLVM raise on a machine that they do not support
+        return eager, f"decode: eager; the kernels failed: {first_line(error)}"
+
+
+def _announce_compiling(fast: "KernelDecoder", notify: Callable[[str], None] | None) -> None:
+    """Say that numba will compile, and how often."""
+    if notify:
+        again = "once on this machine" if fast.keeps_compiled() else "each time: numba cannot write its cache"
+        notify(f"compiling the kernels for weights of this type, {again} (10 to 20 s)")
 
 
 def decode_problems(decode: object) -> list[str]:
@@ -106,28 +137,19 @@ def _eager_seconds(model: GPT) -> float:
     return 0.0004 * model.config.n_layer + weights / 15e9
 
 
-def _faster(eager: EagerDecoder, model: GPT, rows: int, tokens: int) -> tuple[Decoder, str]:
+def _faster(eager: EagerDecoder, fast: "KernelDecoder", model: GPT, rows: int, tokens: int) -> tuple[Decoder, str]:
     """Measure a step of eager PyTorch and of the kernels on a cache of so many tokens; return the faster one.
 
     Of a quantised model, only the kernels are tried: an eager step dequantises every weight, which is ten times slower.
     """
-    from glassgpt.inference.kernel_decoder import KernelDecoder
-
-    speed, eager_is = 0.0, "would dequantise every weight in each step"
+    speed, eager_speed = 0.0, "would dequantise every weight in each step"
     if not is_quantized(model):
         speed = rows / _seconds_per_step(eager, model, rows, tokens)
-        eager_is = f"{speed:,.0f}"
-    began = time.perf_counter()
-    try:
-        fast = KernelDecoder(model)
-        fast_speed = rows / _seconds_per_step(fast, model, rows, tokens)
-    except Exception as error:  # whatever numba and LLVM raise on a machine that they do not support
-        return eager, f"decode: eager; the kernels failed: {first_line(error)}"
-    took = time.perf_counter() - began
-    note = f"; compiling took {took:.0f} s, once if numba can write its cache" if took > 2 else ""
+        eager_speed = f"{speed:,.0f}"
+    fast_speed = rows / _seconds_per_step(fast, model, rows, tokens)
     if fast_speed > speed:
-        return fast, f"decode: kernels (numba), {fast_speed:,.0f} tokens/s measured; eager {eager_is}{note}"
-    return eager, f"decode: eager, {speed:,.0f} tokens/s measured; kernels {fast_speed:,.0f}{note}"
+        return fast, f"decode: kernels (numba), {fast_speed:,.0f} tokens/s measured; eager {eager_speed}"
+    return eager, f"decode: eager, {speed:,.0f} tokens/s measured; kernels {fast_speed:,.0f}"
 
 
 @torch.inference_mode()

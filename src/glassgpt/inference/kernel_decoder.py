@@ -77,7 +77,7 @@ class KernelDecoder:
         assert unsupported(model) is None
         start_threads()
         into_one_block(model)
-        self.config, self._step = model.config, kernels.step
+        self.config, self.dtype, self._step = model.config, model.dtype, kernels.step
         self.threads = threads or torch.get_num_threads()
         config = model.config
         mlp = {"gelu": kernels.GELU, "gelu_tanh": kernels.GELU_TANH, "swiglu": kernels.SWIGLU}[config.mlp]
@@ -108,24 +108,49 @@ class KernelDecoder:
         B, T = idx.shape
         if len(cache.lengths) != B:  # the kernels check no index
             raise ValueError(f"{B} rows of tokens, and {len(cache.lengths)} in the cache")
-        tokens, end, V = idx.flatten().numpy(), cache.longest + T, self.config.vocab_size
+        end, V = cache.longest + T, self.config.vocab_size
         if end > min(cache.capacity, self.config.block_size):
             raise ValueError(f"{end} tokens do not fit {min(cache.capacity, self.config.block_size)}")
-        if tokens.min() < 0 or tokens.max() >= V:
-            raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {V}")
+        if idx.min() < 0 or idx.max() >= V:
+            raise ValueError(f"tokens from {idx.min()} to {idx.max()} are not all in the vocabulary of {V}")
         if self.model.shape.rope and end > len(self.cos):
             self._build_rope(cache.capacity)
-        rows = np.arange(B).repeat(T)
-        positions = np.array(cache.lengths).repeat(T) + np.tile(np.arange(T), B)
         logits = torch.empty(B * T, V)
         with _ONE_AT_A_TIME:
             numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-            self._step(
-                *self.model, tokens, rows, positions, self.cos, self.sin,
-                _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
-            )  # fmt: skip
+            self._step(*self._arguments(idx, cache, logits))
         cache.advance(T)
         return logits.view(B, T, -1)
+
+    def _arguments(self, idx: Tensor, cache: KVCache, logits: Tensor) -> tuple[Any, ...]:
+        """The arguments of ``kernels.step``."""
+        B, T = idx.shape
+        rows = np.arange(B).repeat(T)
+        positions = np.array(cache.lengths).repeat(T) + np.tile(np.arange(T), B)
+        return (
+            *self.model, idx.flatten().numpy(), rows, positions, self.cos, self.sin,
+            _bits(cache.keys), _bits(cache.values), logits.numpy(), self.threads,
+        )  # fmt: skip
+
+    def is_compiled(self) -> bool:
+        """Whether numba has compiled the step for these types of weights, in this process or in its cache on disk.
+
+        Numba has no public function for it. If its private ones have changed, the answer is False.
+        """
+        cache = KVCache(self.config, 1, capacity=1, dtype=self.dtype)
+        arguments = self._arguments(torch.zeros(1, 1, dtype=torch.int64), cache, torch.empty(1, self.config.vocab_size))
+        types = tuple(map(self._step.typeof_pyval, arguments))
+        if types in self._step.overloads:
+            return True
+        try:
+            on_disk = self._step._cache
+            return on_disk._index_key(types, self._step.targetctx.codegen()) in on_disk._cache_file._load_index()
+        except (AttributeError, TypeError, OSError):
+            return False
+
+    def keeps_compiled(self) -> bool:
+        """Whether numba has a folder to keep what it compiles."""
+        return type(self._step._cache).__name__ != "NullCache"
 
 
 def start_threads() -> None:

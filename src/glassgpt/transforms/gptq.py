@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from glassgpt.errors import GenerationError
+from glassgpt.files import Progress
 from glassgpt.model import GPT, KVCache
 from glassgpt.model.quantized import Quantization, pack_nibbles
 
@@ -55,7 +56,7 @@ def quantize_with_inputs(
 
 
 @torch.inference_mode()
-def own_text(model: GPT, rows: int = 24, length: int = 256, seed: int = 0) -> Tensor:
+def own_text(model: GPT, rows: int = 24, length: int = 256, seed: int = 0, progress: Progress | None = None) -> Tensor:
     """Let a model write the text to calibrate on, ``[B, T]``: sampled at temperature 1, after a random token each.
 
     Raises:
@@ -69,6 +70,8 @@ def own_text(model: GPT, rows: int = 24, length: int = 256, seed: int = 0) -> Te
         if not logits.isfinite().all():
             raise GenerationError("the model writes nothing to calibrate on: its logits are NaN or infinite")
         idx = torch.cat([idx, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+        if progress:
+            progress("generating a text to fit INT4 to", idx.numel(), rows * length)
     return idx.to(model.device)
 
 

@@ -10,6 +10,7 @@ Norms, biases and learned positions stay as they are: they are small.
 import torch
 from torch import Tensor, nn
 
+from glassgpt.files import Progress
 from glassgpt.model import GPT
 from glassgpt.model.quantized import (
     Quantization,
@@ -96,12 +97,18 @@ def _round(groups: Tensor, scales: Tensor, low: int, high: int) -> Tensor:
 
 @torch.no_grad()
 def quantize(
-    model: GPT, bits: int, group_size: int | None = None, *, calibration: Tensor | None = None
+    model: GPT,
+    bits: int,
+    group_size: int | None = None,
+    *,
+    calibration: Tensor | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Quantise a model in place; see :func:`choose_kind` for the groups.
 
     With 4 bits, the linear layers of the blocks but for IN_8_BITS are INT4; those, the embedding and the head are INT8.
-    ``calibration`` is a text ``[B, T]`` on which INT4 is fitted (:mod:`glassgpt.transforms.gptq`).
+    ``calibration`` is a text ``[B, T]`` on which INT4 is fitted (:mod:`glassgpt.transforms.gptq`); ``progress`` is
+    called as its layers are.
 
     Returns:
         The error of each layer's weights: root mean square, relative to that of the weights.
@@ -119,11 +126,14 @@ def quantize(
         else:
             values, scales = quantize_matrix(layer.weight, kind)
         made[name], errors[name] = (values, scales), _relative_error(layer.weight, values, scales, kind)
+        if progress and H is not None:
+            progress("fitting INT4", len(made), linears)
         if isinstance(layer, nn.Embedding):
             replace_layer(model, name, QuantizedEmbedding(values, scales, kind, model.dtype))
         else:
             replace_layer(model, name, QuantizedLinear(values, scales, kind, model.dtype, layer.bias))
 
+    linears = sum(isinstance(module, nn.Linear) for module in model.blocks.modules())
     if calibration is not None and bits == 4:
         over_blocks(model, calibration, replace)
     for name, layer in [*model.named_modules()]:

@@ -28,6 +28,9 @@ UNITS = {
     "scoring": "tokens",
     "replaying": "steps",
     "answering": "questions",
+    "measuring and quantising": "steps",
+    "generating a text to fit INT4 to": "tokens",
+    "fitting INT4": "layers",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
