@@ -100,10 +100,11 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         return torch.stack([keep_top_p(row, p) for row in logits])
     probability, limits = logits.softmax(dim=-1), torch.finfo(logits.dtype)
     likely = (probability > (1 - p) / (2 * len(logits))).nonzero().flatten()  # all others sum to less than 1 - p
-    ordered, order = probability[likely].sort(descending=True, stable=True)
+    likely = likely[logits[likely].sort(descending=True, stable=True).indices]
+    ordered = probability[likely]
     before = ordered.cumsum(dim=-1) - ordered  # the mass of all likelier tokens
     enough = max(p - (len(logits) + 16) * limits.eps, limits.tiny)  # above 0 the first is kept
-    kept = likely[order[before < enough]]
+    kept = likely[before < enough]
     return torch.full_like(logits, float("-inf")).scatter(-1, kept, logits[kept])
 
 
