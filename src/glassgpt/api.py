@@ -3,7 +3,6 @@
 The command line calls the same functions, so the same settings give the same results.
 """
 
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from glassgpt.errors import CheckpointError, ConfigError, type_problems
 from glassgpt.files import Progress, path_exists
 from glassgpt.inference.decode import complete, request_problems
 from glassgpt.inference.decoders import choose_decoder, decode_problems
+from glassgpt.inference.kernel_decoder import numba_found
 from glassgpt.inference.speculative import add_speculation, speculate_problems
 from glassgpt.model import GPT
 from glassgpt.planning import opening, tuning
@@ -122,7 +122,7 @@ def runs_quantized(device: str = "auto", decode: str = "auto") -> bool:
     Otherwise every step would dequantise all weights again, which is slower than to do it once.
     """
     on_cpu = resolve(RuntimeConfig(device=device)).device.type == "cpu"
-    return on_cpu and decode in ("auto", "kernels") and importlib.util.find_spec("numba") is not None
+    return on_cpu and decode in ("auto", "kernels") and numba_found()
 
 
 def resolve_dtype(

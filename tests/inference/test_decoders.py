@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_decode import build
 from torch import Tensor
 
 from glassgpt.config import ModelConfig, RuntimeConfig, TrainConfig
@@ -44,17 +45,6 @@ FAST: dict[str, Any] = {
 }
 both_ways = pytest.mark.parametrize("decoder_of", FAST.values(), ids=FAST)
 Make = Callable[[GPT], Decoder]
-
-
-def build(config: ModelConfig, seed: int = 0) -> GPT:
-    """A model whose next token depends on every token that it sees."""
-    model = GPT(config)
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
-        noise = torch.randn(p.shape, generator=generator)
-        p.data = 1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.4 * noise
-    model.tie_weights_and_build_rope()
-    return model.eval()
 
 
 def prompts(*lengths: int) -> list[list[int]]:
@@ -199,7 +189,7 @@ def test_what_a_kept_cache_lacks_is_read_in_chunks_or_by_the_decoder(
 def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Seconds of a step of each decoder, in place of a measurement; kernels that can do without numba."""
     seconds = {"eager": 0.02, "kernels": 0.005}
-    monkeypatch.setattr(decoders, "_seconds_per_step", lambda decoder, *_: seconds[decoder.name])
+    monkeypatch.setattr(decoders, "seconds_per_step", lambda decoder, *_: seconds[decoder.name])
     monkeypatch.setattr(kernel_decoder, "unsupported", lambda model: None)
     monkeypatch.setattr(kernel_decoder, "KernelDecoder", lambda model: fake_kernels(compiled=True))
     return seconds

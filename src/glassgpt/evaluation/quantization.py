@@ -1,8 +1,6 @@
 """Quantise a model and measure what it costs: bytes, errors, perplexity, and the speed of decoding here."""
 
 import math
-import statistics
-import time
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +9,8 @@ from glassgpt.assets import tutor
 from glassgpt.errors import TokenizerError
 from glassgpt.evaluation.answers import text_loss
 from glassgpt.files import Progress
-from glassgpt.inference.decoders import choose_decoder
-from glassgpt.model import GPT, KVCache
+from glassgpt.inference.decoders import choose_decoder, seconds_per_step
+from glassgpt.model import GPT
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.transforms.gptq import own_text
 from glassgpt.transforms.quantize import Quantization, quantize, quantized_layers
@@ -114,19 +112,11 @@ def known_part(tokenizer: Tokenizer, text: str) -> str:
     return "".join(character for character in text if character in known)
 
 
-@torch.inference_mode()
-def decoding_speed(model: GPT, context: int = 64, steps: int = 5) -> tuple[float, str]:
+def decoding_speed(model: GPT, context: int = 64) -> tuple[float, str]:
     """Measure tokens per second of one text, and name the decoder that was chosen for this model here."""
     context = min(context, model.config.block_size - 1)
     decoder, _ = choose_decoder(model, context=context, new_tokens=DECODED_TOKENS)
-    cache = KVCache(model.config, 1, capacity=context + 1, device=model.device, dtype=model.dtype)
-    idx, seconds = torch.zeros(1, 1, dtype=torch.int64), list[float]()
-    for _ in range(steps + 1):  # the first one, which may compile, does not count
-        cache.lengths = [context]
-        began = time.perf_counter()
-        decoder(idx, cache)
-        seconds.append(time.perf_counter() - began)
-    return 1 / statistics.median(seconds[1:]), decoder.name
+    return 1 / seconds_per_step(decoder, model, 1, context), decoder.name
 
 
 def _weight_bytes(model: GPT) -> int:

@@ -144,16 +144,16 @@ def _faster(eager: EagerDecoder, fast: "KernelDecoder", model: GPT, rows: int, t
     """
     speed, eager_speed = 0.0, "would dequantise every weight in each step"
     if not is_quantized(model):
-        speed = rows / _seconds_per_step(eager, model, rows, tokens)
+        speed = rows / seconds_per_step(eager, model, rows, tokens)
         eager_speed = f"{speed:,.0f}"
-    fast_speed = rows / _seconds_per_step(fast, model, rows, tokens)
+    fast_speed = rows / seconds_per_step(fast, model, rows, tokens)
     if fast_speed > speed:
         return fast, f"decode: kernels (numba), {fast_speed:,.0f} tokens/s measured; eager {eager_speed}"
     return eager, f"decode: eager, {speed:,.0f} tokens/s measured; kernels {fast_speed:,.0f}"
 
 
 @torch.inference_mode()
-def _seconds_per_step(decoder: Decoder, model: GPT, rows: int, tokens: int) -> float:
+def seconds_per_step(decoder: Decoder, model: GPT, rows: int, tokens: int) -> float:
     """Measure a step of one token per row after so many tokens; the first step, which may compile, is not counted."""
     cache = KVCache(model.config, rows, capacity=tokens + 1, device=model.device, dtype=model.dtype)
     idx = torch.zeros(rows, 1, dtype=torch.int64)

@@ -14,14 +14,20 @@ from torch import Tensor, nn
 from glassgpt.model import GPT, KVCache
 from glassgpt.model.attention import FusedAttention
 from glassgpt.model.rope import rotary_tables
+from glassgpt.weights.folder import dtype_name
 
 if TYPE_CHECKING:
     from glassgpt.inference.kernels import Layer, Matrix
 
 
+def numba_found() -> bool:
+    """Whether numba is installed; it is not imported."""
+    return importlib.util.find_spec("numba") is not None
+
+
 def unsupported(model: GPT) -> str | None:
     """Say why the kernels cannot run this model; None if they can."""
-    if importlib.util.find_spec("numba") is None:
+    if not numba_found():
         return "numba is not installed: pip install 'glassgpt[fast]'"
     if model.device.type != "cpu":
         return f"they run on the CPU, and the model is on {model.device.type}"
@@ -34,7 +40,7 @@ def unsupported(model: GPT) -> str | None:
     if wrong := {*itertools.chain(*kinds), _kind(model.head), _kind(model.token_embedding)} - KINDS:
         return f"they cannot read a layer of {min(wrong)}"
     if model.dtype not in (torch.float32, torch.bfloat16):
-        return f"they cannot read norms of {str(model.dtype).removeprefix('torch.')}"
+        return f"they cannot read norms of {dtype_name(model.dtype)}"
     return "the same layer has different types in different blocks" if len(kinds) > 1 else None
 
 
@@ -44,8 +50,8 @@ KINDS = {"float32", "bfloat16", "int8", "uint8"}
 
 def _kind(linear: Any) -> str:
     if type(linear) in (nn.Linear, nn.Embedding):
-        return str(linear.weight.dtype).removeprefix("torch.")
-    return str(linear.values.dtype).removeprefix("torch.") if hasattr(linear, "values") else type(linear).__name__
+        return dtype_name(linear.weight.dtype)
+    return dtype_name(linear.values.dtype) if hasattr(linear, "values") else type(linear).__name__
 
 
 def block_matrices(block: Any) -> list[nn.Module]:
