@@ -1,0 +1,1 @@
+"""Bugs put into correct programs, which prove the checks; and correct but unusual programs, which must stay silent."""

@@ -1,0 +1,47 @@
+"""A bug as a change of a program's text, so that it can be injected, shown, and handed out as a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from glassgpt.doctor.report import FINDINGS
+
+#: The correct programs, one file each.
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One bug, with the programs that it can be put into.
+
+    Attributes:
+        name: lower case words joined by hyphens, unique ("no-causal-mask").
+        finding: the class that the doctor must name, one of FINDINGS.
+        story: what the programmer did, in one sentence.
+        changes: by the name of a program ("lecture"): the pairs (old text, new text); each old text occurs once.
+    """
+
+    name: str
+    finding: str
+    story: str
+    changes: Mapping[str, tuple[tuple[str, str], ...]]
+
+    def __post_init__(self) -> None:
+        assert self.finding in FINDINGS, self.finding
+
+
+def program_source(program: str, bug: Bug | None = None) -> str:
+    """Return the text of a program, with a bug in it."""
+    source = (PROGRAMS / f"{program}.py").read_text(encoding="utf-8")
+    for old, new in bug.changes[program] if bug else ():
+        assert source.count(old) == 1, f"{bug and bug.name} in {program}: found {source.count(old)} times: {old}"
+        source = source.replace(old, new)
+    return source
+
+
+def import_program(program: str, bug: Bug | None = None) -> ModuleType:
+    """Run the text of a program as a module of its own."""
+    module = ModuleType(f"{program}_{bug.name.replace('-', '_') if bug else 'correct'}")
+    exec(compile(program_source(program, bug), f"{program}.py", "exec"), module.__dict__)  # our own files
+    return module

@@ -1,0 +1,1 @@
+"""The checks of a training loop: batches, gradients, optimiser, schedule, evaluation."""

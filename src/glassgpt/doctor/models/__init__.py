@@ -1,0 +1,1 @@
+"""The checks of a model: any module that turns token ids into logits."""
