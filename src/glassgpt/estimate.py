@@ -16,9 +16,10 @@ from typing import Literal
 from glassgpt.config import ModelConfig
 
 #: From this vocabulary size on, the loss never holds all logits of a micro-batch (see training.objective), but
-#: this many at a time.
+#: this many at a time: few on a CPU, for its caches; more on a GPU, which adds up the head's gradient after each part.
 LARGE_VOCABULARY = 8192
 LOGITS_AT_A_TIME = 2**25
+LOGITS_AT_A_TIME_ON_GPU = 2**28
 #: Tokens of a forward pass in validation and in timing, about.
 TOKENS_PER_PASS = 8192
 #: Share of the free memory that training may plan with: a process takes up to a third more than its tensors.
@@ -330,7 +331,7 @@ def _loss_activations(config: ModelConfig, tokens: int, b: int, device: str) -> 
     # The gradients of features and head are ready after the forward pass, which needs the features themselves and two
     # copies of some logits; the backward pass scales these gradients in place.
     gradients = tokens * b * C + 4 * V * C
-    chunk = V * min(tokens, max(1, LOGITS_AT_A_TIME // V))
+    chunk = V * min(tokens, max(1, (LOGITS_AT_A_TIME_ON_GPU if device == "cuda" else LOGITS_AT_A_TIME) // V))
     return _LossActivations(norm + gradients, tokens * b * C + 8 * chunk)
 
 

@@ -41,10 +41,14 @@ def in_float64(features: Tensor, weight: Tensor, targets: Tensor, factor: float)
     return [loss.detach(), x.grad, w.grad]
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=str)
-def test_equals_float64(chunk: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_equals_float64(
+    chunk: int, dtype: torch.dtype, tolerance: float, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objective, "_fused_chunk", lambda: objective._pointwise_chunk)  # what is compiled on a GPU
     features, weight, targets = example(dtype)
-    loss = summed_cross_entropy(features, weight, targets, IGNORE_INDEX)
+    loss = summed_cross_entropy(features, weight, targets, IGNORE_INDEX, fused)
     (loss * 0.37).backward()
     found = [loss.detach(), features.grad, weight.grad]
     for mine, exact in zip(found, in_float64(features, weight, targets, 0.37), strict=True):

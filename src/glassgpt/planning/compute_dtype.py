@@ -74,9 +74,13 @@ def choose_dtype(config: ModelConfig, rows: int, device: torch.device) -> tuple[
 
 
 def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
-    """The runtime with the dtype that this device's self-check chooses, on at most 2,048 tokens; and why."""
-    model = replace(config.model, block_size=min(config.model.block_size, 2048))
-    rows = max(1, min(config.train.batch_size, 2048 // model.block_size))
+    """The runtime with the dtype that this device's self-check chooses, and why.
+
+    It is made on at most 2,048 tokens of a batch; on a GPU on 16,384, for with few tokens all types wait for launches.
+    """
+    tokens = 16384 if runtime.device.type == "cuda" else 2048
+    model = replace(config.model, block_size=min(config.model.block_size, tokens))
+    rows = max(1, min(config.train.micro_batch_size or config.train.batch_size, tokens // model.block_size))
     dtype, why = choose_dtype(model, rows, runtime.device)
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()  # so that the free memory can be read

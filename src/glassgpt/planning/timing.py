@@ -25,8 +25,9 @@ from glassgpt.transforms.lora import add_lora
 
 #: Share of a time budget that is planned for; the rest is for a machine that slows down.
 TIME_BUDGET_FRACTION = 0.75
-#: Runs that are predicted to take so many seconds try compiling, on a CPU and on a GPU. Compiling takes 15 to 30 s.
-COMPILE_MIN_RUN_SECONDS = (300.0, 90.0)
+#: Runs that are predicted to take so many seconds try compiling, on a CPU and on a GPU. Compiling takes 15 to 30 s on a
+#: CPU, and about 10 s on a GPU.
+COMPILE_MIN_RUN_SECONDS = (300.0, 30.0)
 #: Compiled steps have to be this much faster.
 COMPILE_MIN_SPEEDUP = 1.03
 #: Passes that are estimated to take longer, in seconds, are timed on fewer rows, then on fewer layers.

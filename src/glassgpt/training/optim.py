@@ -83,24 +83,28 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Apply one update from the gradients."""
         for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in trained:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            if not trained:
+                continue
+            gradients = [parameter.grad for parameter in trained]
+            momenta = [self.state[parameter]["momentum"] for parameter in trained]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
+            torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
+            for parameter, update in zip(trained, updates, strict=True):
                 sizes = self.parts[parameter]
                 for piece, part in zip(parameter.split(sizes), update.split(sizes), strict=True):
                     by_shape[piece.shape].append((piece, part))
             for shape, pairs in by_shape.items():
-                stacked = torch.stack([update for _, update in pairs])  # [N, rows, columns]
-                updates = orthogonalise(stacked.to(self.dtype or stacked.dtype))
+                pieces, parts = zip(*pairs, strict=True)
+                stacked = torch.stack(parts)  # [N, rows, columns]
+                orthogonal = orthogonalise(stacked.to(self.dtype or stacked.dtype)).to(stacked.dtype)
                 size = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                for (piece, _), update in zip(pairs, updates, strict=True):
-                    piece.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
+                torch._foreach_add_(pieces, orthogonal.unbind(), alpha=-size)
 
 
 class Optimizers:

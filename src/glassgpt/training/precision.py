@@ -36,10 +36,10 @@ class MasterWeights:
         """After a backward pass: add the model's gradients to the masters', in float32."""
         if not self.separate:
             return  # they are the same tensors, and autograd has added them up
-        for weight, master in self._pairs():
-            if weight.grad is None:
-                continue
-            gradient = weight.grad.float()
+        pairs = [(weight, master, weight.grad) for weight, master in self._pairs() if weight.grad is not None]
+        gradients = [torch.empty_like(grad, dtype=torch.float32) for _, _, grad in pairs]
+        torch._foreach_copy_(gradients, [grad for _, _, grad in pairs])
+        for (weight, master, _), gradient in zip(pairs, gradients, strict=True):
             master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             weight.grad = None
 
@@ -68,8 +68,8 @@ class MasterWeights:
     def copy_master_to_model(self) -> None:
         """After an update: copy the masters into the model."""
         if self.separate:
-            for weight, master in self._pairs():
-                weight.copy_(master)
+            weights, masters = zip(*self._pairs(), strict=True)
+            torch._foreach_copy_(weights, masters)  # all at once: on a GPU, launching costs more than copying
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model's state; all but frozen weights in float32. Sharded ones are gathered: all ranks call this."""

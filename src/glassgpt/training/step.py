@@ -78,13 +78,12 @@ def train_step(
         mark()
         total += loss.detach()
     while_computing()
-    mean_loss = float(processes.sum(total)) / count
-
     gradients = weights.gradients()
     if loss_scale.active:
         for gradient in gradients:
             gradient.mul_(1 / loss_scale.value)
     norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
+    mean_loss = float(processes.sum(total)) / count  # the first wait for a GPU: by now, the norm is queued, too
     if (result := StepResult(mean_loss, float(norm))).is_finite:
         if grad_clip:
             torch.nn.utils.clip_grads_with_norm_(weights.named.values(), grad_clip, norm)

@@ -35,6 +35,11 @@ def compile_blocks(model: GPT) -> None:
         block.compile(dynamic=False)
 
 
+def is_compiled(model: GPT) -> bool:
+    """Whether the blocks run compiled."""
+    return model.blocks[0]._compiled_call_impl is not None
+
+
 def stop_compiling(model: GPT) -> None:
     """Run the blocks without torch.compile from now on."""
     for block in model.blocks:
