@@ -153,7 +153,7 @@ _LENGTH = (
             ),
             "classes": (
                 (
-                    '        assert T <= self.config.block_size, f"{T} tokens do not fit"\n',
+                    '        assert self.config.block_size >= T, f"{T} tokens do not fit"\n',
                     "",
                 ),
                 ("device=idx.device)\n", "device=idx.device).clamp(max=self.config.block_size - 1)\n"),
@@ -167,7 +167,7 @@ _LENGTH = (
         {
             "classes": (
                 (
-                    '        assert T <= self.config.block_size, f"{T} tokens do not fit"\n',
+                    '        assert self.config.block_size >= T, f"{T} tokens do not fit"\n',
                     "",
                 ),
                 ("device=idx.device)\n", "device=idx.device) % self.config.block_size\n"),
