@@ -41,8 +41,8 @@ _INIT = (
             "ours": (
                 (
                     _OURS_INIT,
-                    _OURS_INIT
-                    + "    for p in gpt.parameters():\n        p.data = torch.randn_like(p) if p.dim() > 1 else p.data\n",
+                    _OURS_INIT + "    for p in gpt.parameters():\n"
+                    "        p.data = torch.randn_like(p) if p.dim() > 1 else p.data\n",
                 ),
             ),
         },
