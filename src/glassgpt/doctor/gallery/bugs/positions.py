@@ -113,7 +113,10 @@ POSITIONS_BUGS = (
         "position",
         "The angle is that of the head's number instead of the position.",
         {
-            "complex_rope": (("freqs_cis[None, :, None, :]", "freqs_cis[: x.shape[2]][None, None]"),),
+            "complex_rope": (
+                ("freqs_cis[None, :, None, :]", "freqs_cis[: x.shape[2]][None, None]"),
+                ("self.freqs_cis[:T]", "self.freqs_cis"),
+            ),
             "llama_like": (
                 (
                     _ROTATE_Q,
