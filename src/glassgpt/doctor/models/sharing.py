@@ -71,9 +71,9 @@ def shared_layers(subject: Subject) -> Iterator[Result]:
             evidence = {"shared": names[:50], "share": round(share, 3)}
             if switched_on:
                 notes.append(f"{text}, as {switched_on!r} says")
-            elif (listed and share >= 0.2) or (share >= 0.2 and len(siblings) > 2):
+            elif _multiplies(some) and (share == 1 or (share >= 0.2 and (listed or len(siblings) > 2))):
                 problems.append(failed("shared layers", text, where, **evidence))
-            elif share == 1 or _multiplies(some):
+            elif _multiplies(some):
                 problems.append(warned("shared layers", text, where, **evidence))
             else:
                 notes.append(text)
