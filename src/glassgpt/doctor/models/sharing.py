@@ -22,8 +22,11 @@ TYING_WORDS = re.compile(
 
 
 def _own_parameters(module: nn.Module, tables: set[int]) -> dict[int, nn.Parameter]:
-    """The parameters of a module without tables over the vocabulary, by identity."""
-    return {id(p): p for p in module.parameters() if not (p.dim() >= 2 and tables & set(p.shape))}
+    """The parameters of a module by identity, without lookup tables and what has a dimension of the vocabulary."""
+    lookups = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    return {
+        id(p): p for p in module.parameters() if id(p) not in lookups and not (p.dim() >= 2 and tables & set(p.shape))
+    }
 
 
 def _declared(module: nn.Module, words: re.Pattern[str]) -> Iterator[tuple[nn.Module, str, Any]]:
@@ -71,7 +74,7 @@ def shared_layers(subject: Subject) -> Iterator[Result]:
             evidence = {"shared": names[:50], "share": round(share, 3)}
             if switched_on:
                 notes.append(f"{text}, as {switched_on!r} says")
-            elif _multiplies(some) and (share == 1 or (share >= 0.2 and (listed or len(siblings) > 2))):
+            elif share == 1 or (share >= 0.2 and (listed or len(siblings) > 2)):
                 problems.append(failed("shared layers", text, where, **evidence))
             elif _multiplies(some):
                 problems.append(warned("shared layers", text, where, **evidence))
