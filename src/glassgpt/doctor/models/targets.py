@@ -4,8 +4,9 @@ The gradient of cross entropy with respect to the logits is the probability, min
 negative entry at a position names the token that this position is trained to predict, however the loss is written.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from glassgpt.doctor.models.parameters import trainable, training_loss
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output
+from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output, target_name
 from glassgpt.errors import first_line
 
 IGNORED = -100
@@ -52,25 +53,46 @@ def loss_gradient(subject: Subject, module: nn.Module, idx: Tensor, targets: Ten
     """Take the gradient of the module's own loss with respect to the logits that it returns, or that it made last.
 
     Raises:
-        NotRun: if no tensor of that size is in the graph of the loss.
+        NotRun: if it gives no loss, or if no tensor of the size of the logits is in the graph of the loss.
     """
     B, T = idx.shape
+    name = subject.targets or target_name(module)
     with _Wide(subject.outputs, B * T * subject.outputs) as wide:
-        output = subject.forward(module, idx, targets)
-    if output.loss is None or not output.loss.requires_grad:
+        raw = module(idx, **{str(name): targets})
+    leaves = _tensors(raw)
+    loss = getattr(raw, "loss", None)
+    if not isinstance(loss, Tensor):
+        loss = next((t for t in leaves if t.numel() == 1 and t.dim() <= 1), None)
+    if loss is None or not loss.requires_grad:
         raise NotRun("the module's own loss does not depend on its parameters")
-    raw = output.raw if isinstance(output.raw, (tuple, list)) else list(getattr(output.raw, "values", lambda: [])())
-    returned = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.numel() == output.logits.numel()]
-    for tensor in (*returned, *reversed(wide.kept)):
+    for tensor in (*(t for t in leaves if t.numel() == B * T * subject.outputs), *reversed(wide.kept)):
         if tensor.requires_grad:
-            (gradient,) = torch.autograd.grad(output.loss.mean(), [tensor], allow_unused=True, retain_graph=True)
+            (gradient,) = torch.autograd.grad(loss.mean(), [tensor], allow_unused=True, retain_graph=True)
             if gradient is not None:
-                return LossGradient(
-                    output.loss.detach(),
-                    output.logits.detach().float(),
-                    read_output((gradient,), B, T, subject.vocab)[0].detach().float(),
-                )
+                pair = torch.stack([tensor.detach().float(), gradient.detach().float()])
+                logits, slope = (read_output((part,), B, T, subject.vocab)[0] for part in pair)
+                if _time_first(subject, module, idx, logits):
+                    logits, slope = (x.reshape(T, B, -1).transpose(0, 1) for x in (logits, slope))
+                return LossGradient(loss.detach(), logits, slope)
     raise NotRun("the logits were not found in the graph of the module's own loss (it may compute them in chunks)")
+
+
+def _tensors(raw: Any) -> list[Tensor]:
+    """The floating-point tensors that a forward returned."""
+    if not isinstance(raw, (Tensor, Mapping, tuple, list)):
+        raw = vars(raw)
+    values = list(raw.values()) if isinstance(raw, Mapping) else raw
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _time_first(subject: Subject, module: nn.Module, idx: Tensor, logits: Tensor) -> bool:
+    """Whether logits that came with a loss are flattened with time first: those without targets tell."""
+    with torch.no_grad():
+        raw = module(idx)
+        plain = read_output(raw, len(idx), idx.size(1), subject.vocab)[0][:, -1].float()
+    other = logits.reshape(idx.size(1), len(idx), -1)[-1]
+    close = [bool(torch.allclose(rows, plain, rtol=1e-4, atol=1e-5)) for rows in (logits[:, -1], other)]
+    return close == [False, True]
 
 
 def alignment(gradient: Tensor, targets: Tensor) -> dict[int, float]:
@@ -87,9 +109,7 @@ def alignment(gradient: Tensor, targets: Tensor) -> dict[int, float]:
 
 
 def _require_loss(subject: Subject) -> None:
-    if not subject.computes_loss:
-        if subject.targets_error:
-            raise NotRun(f"the call with targets ended with: {subject.targets_error}")
+    if not subject.computes_loss and not subject.targets_error:
         raise NotRun("the module computes no loss; examine the training loop with --loop")
 
 
@@ -99,7 +119,12 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     idx, targets = subject.ids(), subject.ids(seed=7)
     with fixed_random_state():
         module = subject.copy()
-        seen = loss_gradient(subject, module, idx, targets.clone())
+        try:
+            seen = loss_gradient(subject, module, idx, targets.clone())
+        except Exception as error:
+            if subject.targets_error:
+                raise NotRun(f"the call with targets ended with: {subject.targets_error}") from error
+            raise
     shares = alignment(seen.gradient, targets)
     best = max(shares, key=lambda k: (shares[k], -abs(k)))
     evidence: dict[str, Any] = {"alignment": {str(k): share for k, share in shares.items()}}
@@ -111,6 +136,9 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     if best not in (0, 1):
         yield failed("targets", f"position t is trained on targets[t {best:+d}]; right are t, or t + 1", **evidence)
         return
+    if text := _against_convention(subject, best):
+        yield failed("targets", text, **evidence)
+        return
     if seen.loss.dtype in (torch.float16, torch.bfloat16) and subject.dtype == torch.float32:
         yield failed("precision", f"the loss is computed in {seen.loss.dtype} for a float32 model", **evidence)
     problems = [*_weights_and_value(seen, targets, best, evidence), *_ignored(subject, module, idx, targets, best)]
@@ -118,6 +146,27 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     if not any(problem.status in ("FAIL", "WARN") for problem in problems):
         where = "its own target" if best == 0 else "the next target: the module shifts, so pass targets equal to the input"
         yield passed(f"each position is trained on {where}", **evidence)
+
+
+def _against_convention(subject: Subject, shift: int) -> str:
+    """Say what is wrong if a module shifts, or does not, against the convention that its signature follows.
+
+    `targets` are the next tokens (nanoGPT and most tutorials). `labels` beside `input_ids` and `attention_mask` are
+    the input itself (transformers): its data collators give those, and its models shift.
+    """
+    arguments = set(inspect.signature(subject.module.forward).parameters)
+    name = subject.targets or target_name(subject.module) or ""
+    if shift == 1 and name not in ("labels", "label"):
+        return (
+            f"position t is trained on {name}[t + 1]: with {name} that are the next tokens, as this name means by "
+            "convention, it learns to skip a token. If the input itself is to be passed, call the argument labels"
+        )
+    if shift == 0 and name == "labels" and {"input_ids", "attention_mask"} <= arguments:
+        return (
+            "position t is trained on labels[t]: with labels equal to input_ids, as its signature means by convention, "
+            "it learns to copy its input. Shift inside, or call the argument targets"
+        )
+    return ""
 
 
 def _misaligned(
