@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.parameters import trainable, training_loss
+from glassgpt.doctor.models.gradients import trainable, training_loss
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output, target_name
 from glassgpt.errors import first_line
@@ -95,11 +95,20 @@ def _time_first(subject: Subject, module: nn.Module, idx: Tensor, logits: Tensor
     return close == [False, True]
 
 
+def is_trained(gradient: Tensor) -> Tensor:
+    """Which positions ``[B, T]`` have a target: their most negative entry is not small beside the others'.
+
+    A term that every position has, as the square of logsumexp, gives a small gradient without a target.
+    """
+    pull = (-gradient.amin(-1)).clamp_min(0)
+    return pull > 0.05 * pull.max()
+
+
 def alignment(gradient: Tensor, targets: Tensor) -> dict[int, float]:
     """For each offset k: the share of positions t that are trained on ``targets[:, t + k]``, of those that could be."""
     T = gradient.size(1)
     wanted = gradient.argmin(-1)
-    trained = gradient.abs().amax(-1) > 0
+    trained = is_trained(gradient)
     shares = {}
     for k in range(-min(3, T - 1), min(3, T - 1) + 1):
         here, there = slice(max(0, -k), T - max(0, k)), slice(max(0, k), T + min(0, k))
@@ -128,7 +137,7 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     shares = alignment(seen.gradient, targets)
     best = max(shares, key=lambda k: (shares[k], -abs(k)))
     evidence: dict[str, Any] = {"alignment": {str(k): share for k, share in shares.items()}}
-    trained = (seen.gradient.abs().amax(-1) > 0)[:, : idx.size(1) - max(0, best)]
+    trained = is_trained(seen.gradient)[:, : idx.size(1) - max(0, best)]
     evidence["trained"] = round(float(trained.float().mean()), 4)
     if shares[best] < 0.8:
         yield _misaligned(subject, seen, idx, targets, evidence)
@@ -141,11 +150,12 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
         return
     if seen.loss.dtype in (torch.float16, torch.bfloat16) and subject.dtype == torch.float32:
         yield failed("precision", f"the loss is computed in {seen.loss.dtype} for a float32 model", **evidence)
-    problems = [*_weights_and_value(seen, targets, best, evidence), *_ignored(subject, module, idx, targets, best)]
+    problems = [*_weights_and_value(seen, targets, best, evidence), *_ignored(subject, module, idx, targets, best, evidence)]
     yield from problems
     if not any(problem.status in ("FAIL", "WARN") for problem in problems):
         where = "its own target" if best == 0 else "the next target: the module shifts, so pass targets equal to the input"
-        yield passed(f"each position is trained on {where}", **evidence)
+        note = f"; a target of -100 {evidence['minus_100']}" if "minus_100" in evidence else ""
+        yield passed(f"each position is trained on {where}{note}", **evidence)
 
 
 def _against_convention(subject: Subject, shift: int) -> str:
@@ -174,7 +184,7 @@ def _misaligned(
 ) -> Result:
     """Name what is trained instead of the targets."""
     B, T, _ = seen.gradient.shape
-    trained = seen.gradient.abs().amax(-1) > 0
+    trained = is_trained(seen.gradient)
     aims = seen.gradient.argmin(-1)
     if float(trained.float().mean()) < 0.8:
         where = sorted(set(torch.nonzero(trained)[:, 1].tolist()))
@@ -232,7 +242,9 @@ def _weights_and_value(
         yield warned("targets", text, **evidence)
 
 
-def _ignored(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor, shift: int) -> Iterator[Result]:
+def _ignored(
+    subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor, shift: int, evidence: dict[str, Any]
+) -> Iterator[Result]:
     """Targets of -100 get no gradient, and the mean is over the others; no real token is ignored."""
     some = targets.clone()
     some[:, 1::2] = IGNORED
@@ -242,11 +254,11 @@ def _ignored(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor, 
     except NotRun:
         return
     except Exception as error:
-        yield Result("NOT RUN", f"a target of -100 is not taken: {first_line(error)}")
+        evidence["minus_100"] = f"is not taken: {first_line(error)}"
         return
     T = idx.size(1)
-    size = seen.gradient[:, : T - shift].abs().amax(-1)
-    counted = float((size[ignored] > 0).float().mean()) if bool(ignored.any()) else 0.0
+    size = is_trained(seen.gradient[:, : T - shift])
+    counted = float(size[ignored].float().mean()) if bool(ignored.any()) else 0.0
     if counted > 0:
         last = seen.gradient[:, : T - shift].argmin(-1)[ignored] == subject.outputs + IGNORED
         result = warned if bool(last.all()) else failed  # indexing: -100 counts from the end
@@ -274,9 +286,9 @@ def _real_tokens(subject: Subject, module: nn.Module, idx: Tensor, targets: Tens
     some[: len(every)] = every
     some = some.view_as(targets)
     gradient = loss_gradient(subject, module, idx, some.clone()).gradient
-    size = gradient[:, : idx.size(1) - shift].abs().amax(-1)
+    size = is_trained(gradient[:, : idx.size(1) - shift])
     wanted = some[:, shift:]
-    silent = sorted(set(wanted[size == 0].tolist()) - set(wanted[size > 0].tolist()))
+    silent = sorted(set(wanted[~size].tolist()) - set(wanted[size].tolist()))
     unknown = [token for token in silent if token not in _padding_ids(subject.module)]
     if unknown:
         yield warned(
