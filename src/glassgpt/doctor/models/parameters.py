@@ -119,6 +119,8 @@ def _unused(
             if len(flags) in known or len(flags) < 4 or len(flags) > subject.vocab and rows in known:
                 continue
             dead = int((~flags).sum())
+            if dead == len(flags) - subject.vocab:  # a padded vocabulary that is cut off
+                continue
             longest = max((sum(1 for _ in run) for used, run in itertools.groupby(flags.tolist()) if not used), default=0)
             if dead >= len(flags) / 2 or longest >= max(4, len(flags) / 16):
                 return f"{dead} of {len(flags)} {label}"

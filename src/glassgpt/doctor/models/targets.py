@@ -285,10 +285,11 @@ def _real_tokens(subject: Subject, module: nn.Module, idx: Tensor, targets: Tens
     every = torch.cat([torch.arange(min(subject.vocab, len(some) // 2)), torch.tensor([subject.vocab - 1])])
     some[: len(every)] = every
     some = some.view_as(targets)
-    gradient = loss_gradient(subject, module, idx, some.clone()).gradient
-    size = is_trained(gradient[:, : idx.size(1) - shift])
-    wanted = some[:, shift:]
-    silent = sorted(set(wanted[~size].tolist()) - set(wanted[size].tolist()))
+    seen = loss_gradient(subject, module, idx, some.clone())
+    T, wanted = idx.size(1), some[:, shift:]
+    sure = seen.logits[:, : T - shift].softmax(-1).gather(-1, wanted[..., None])[..., 0] > 0.99  # nothing left to learn
+    used = sure | (seen.gradient[:, : T - shift].abs().amax(-1) > 0)
+    silent = sorted(set(wanted[~used].tolist()) - set(wanted[used].tolist()))
     unknown = [token for token in silent if token not in _padding_ids(subject.module)]
     if unknown:
         yield warned(
@@ -348,7 +349,7 @@ def _one_step(subject: Subject, idx: Tensor, targets: Tensor, rate: float) -> fl
     """How one step along the gradient, of this size relative to the weights, changes the loss."""
     with fixed_random_state():
         module = subject.copy()
-        parameters = [p for p in trainable(module).values()]
+        parameters = list(trainable(module).values())
         loss, _ = training_loss(subject, module, idx, targets)
         if not loss.requires_grad:
             raise NotRun("the loss does not depend on the parameters")
@@ -388,7 +389,7 @@ def _overfit(subject: Subject, idx: Tensor, targets: Tensor, steps: int) -> tupl
 TARGETS_CHECKS: tuple[Check[Subject], ...] = (
     Check(
         "targets",
-        "Reads in the gradient of the module's own loss which target each position is trained on, and which are ignored.",
+        "Reads in the gradient of the module's own loss which target each position is trained on, or ignores.",
         "3 passes with gradients",
         "four fifths of the positions at one offset: by chance it would be one in V",
         ("targets", "output not logits", "precision"),
