@@ -311,7 +311,9 @@ def deep_copy(module: nn.Module) -> nn.Module:
     for part in module.modules():
         for key, value in vars(part).items():
             if isinstance(value, FunctionType) and value.__closure__ and id(part) in memo:
-                cells = tuple(CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in value.__closure__)
+                cells = tuple(
+                    CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in value.__closure__
+                )
                 vars(memo[id(part)])[key] = FunctionType(
                     value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
                 )

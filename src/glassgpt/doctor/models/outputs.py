@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +133,9 @@ def _from_head(seen: Trace, op: Op | None, width: int) -> bool:
             return any(width in seen.tensors[value].shape for value in op.inputs if source(seen, value)) or not names
         if not op.inputs or "norm" in op.name:
             return False
-        computed = [before for value in op.inputs if (before := seen.made_by(value)) is not None and value not in seen.origins]
+        computed = [
+            before for value in op.inputs if (before := seen.made_by(value)) is not None and value not in seen.origins
+        ]
         if op.name in ("aten.add", "aten.add_") and len(computed) > 1:
             return False
         op = computed[0] if computed else None
@@ -146,30 +149,40 @@ def initial_loss(subject: Subject) -> Iterator[Result]:
         module = subject.copy()
         size = sum(p.numel() for p in module.parameters())
         rows = max(2, min(256, 20_000_000 // max(size, 1))) if size < 2e7 else 2
-        idx, targets = subject.ids(max(2, rows // length * 4), length), subject.ids(max(2, rows // length * 4), length, 50)
+        idx, targets = (
+            subject.ids(max(2, rows // length * 4), length),
+            subject.ids(max(2, rows // length * 4), length, 50),
+        )
         logits = subject.logits(module, idx).float()
     usable = torch.isfinite(logits).flatten(0, 1).any(0)
     if not bool(torch.isfinite(logits[..., : subject.vocab]).all()):
         raise NotRun("the logits are not finite")
     spread = float(logits[..., usable].clamp_min(-1e4).std(-1).mean())
     if not subject.fresh:
-        yield passed(f"the model is trained: its logits are finite, with a standard deviation of {spread:.2f}", spread=spread)
+        yield passed(
+            f"the model is trained: its logits are finite, with a standard deviation of {spread:.2f}", spread=spread
+        )
         return
     loss, uniform = float(cross_entropy(logits, targets)), math.log(max(2, int(usable.sum())))
-    evidence = {"loss": round(loss, 4), "ln V": round(uniform, 4), "spread": round(spread, 4)}
+    evidence: dict[str, Any] = {"loss": round(loss, 4), "ln V": round(uniform, 4), "spread": round(spread, 4)}
     problems = [*_odd_weights(subject)]
     if loss > uniform + EXCESS + EXCESS_SHARE * uniform:
         problems.append(
             failed(
-                "init", f"the loss before training is {loss:.2f}; knowing nothing is ln {int(usable.sum())} = {uniform:.2f} "
-                f"(the logits have a standard deviation of {spread:.2f})", **evidence,
+                "init",
+                f"the loss before training is {loss:.2f}; knowing nothing is ln {int(usable.sum())} = {uniform:.2f} "
+                f"(the logits have a standard deviation of {spread:.2f})",
+                **evidence,
             )  # fmt: skip
         )
     elif _large_weights(subject) and (entropy := _attention_entropy(subject)) is not None and entropy < 0.3:
         problems.append(
             failed(
-                "init", f"before training, attention already looks at single tokens: its mean entropy is {entropy:.2f} "
-                "of what it would be for equal weights; the weights are too large", entropy=round(entropy, 4), **evidence,
+                "init",
+                f"before training, attention already looks at single tokens: its mean entropy is {entropy:.2f} "
+                "of what it would be for equal weights; the weights are too large",
+                entropy=round(entropy, 4),
+                **evidence,
             )  # fmt: skip
         )
     if problems:

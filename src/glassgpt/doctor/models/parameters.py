@@ -97,9 +97,7 @@ def _gradients(subject: Subject, module: nn.Module, factors: set[str], batches: 
     return seen, connected
 
 
-def _unused(
-    subject: Subject, name: str, parameter: Tensor, seen: Seen, length: int, factors: set[str]
-) -> str:
+def _unused(subject: Subject, name: str, parameter: Tensor, seen: Seen, length: int, factors: set[str]) -> str:
     """Say which slices of a matrix got no gradient; empty if that is nothing to speak of.
 
     ``factors`` are the parameters that matrices are multiplied with. It looks at rows of a table of positions; blocks of neighbouring rows or columns (a head that is left out); half of all.
@@ -121,7 +119,9 @@ def _unused(
             dead = int((~flags).sum())
             if dead == len(flags) - subject.vocab:  # a padded vocabulary that is cut off
                 continue
-            longest = max((sum(1 for _ in run) for used, run in itertools.groupby(flags.tolist()) if not used), default=0)
+            longest = max(
+                (sum(1 for _ in run) for used, run in itertools.groupby(flags.tolist()) if not used), default=0
+            )
             if dead >= len(flags) / 2 or longest >= max(4, len(flags) / 16):
                 return f"{dead} of {len(flags)} {label}"
     return ""

@@ -150,10 +150,13 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
         return
     if seen.loss.dtype in (torch.float16, torch.bfloat16) and subject.dtype == torch.float32:
         yield failed("precision", f"the loss is computed in {seen.loss.dtype} for a float32 model", **evidence)
-    problems = [*_weights_and_value(seen, targets, best, evidence), *_ignored(subject, module, idx, targets, best, evidence)]
+    problems = [
+        *_weights_and_value(seen, targets, best, evidence),
+        *_ignored(subject, module, idx, targets, best, evidence),
+    ]
     yield from problems
     if not any(problem.status in ("FAIL", "WARN") for problem in problems):
-        where = "its own target" if best == 0 else "the next target: the module shifts, so pass targets equal to the input"
+        where = "its own target" if best == 0 else "the next target (the module shifts: pass the input as targets)"
         note = f"; a target of -100 {evidence['minus_100']}" if "minus_100" in evidence else ""
         yield passed(f"each position is trained on {where}{note}", **evidence)
 
@@ -179,9 +182,7 @@ def _against_convention(subject: Subject, shift: int) -> str:
     return ""
 
 
-def _misaligned(
-    subject: Subject, seen: LossGradient, idx: Tensor, targets: Tensor, evidence: dict[str, Any]
-) -> Result:
+def _misaligned(subject: Subject, seen: LossGradient, idx: Tensor, targets: Tensor, evidence: dict[str, Any]) -> Result:
     """Name what is trained instead of the targets."""
     B, T, _ = seen.gradient.shape
     trained = is_trained(seen.gradient)
@@ -211,9 +212,7 @@ def _misaligned(
     return failed("targets", f"no offset of the targets explains what is trained (at best {share:.0%})", **evidence)
 
 
-def _weights_and_value(
-    seen: LossGradient, targets: Tensor, shift: int, evidence: dict[str, Any]
-) -> Iterator[Result]:
+def _weights_and_value(seen: LossGradient, targets: Tensor, shift: int, evidence: dict[str, Any]) -> Iterator[Result]:
     """The weights of the positions sum to 1 (a mean), and the loss is that of logits."""
     T = targets.size(1)
     wanted = targets[:, shift:]
@@ -273,8 +272,8 @@ def _ignored(
     total, share = float(weights[kept].sum()), float(kept.float().mean())
     if abs(total - share) < 0.1 * share and share < 0.8:
         yield failed(
-            "targets", f"the mean is over all positions, and those with -100 count as zero: with {share:.0%} of the targets "
-            f"the gradient is {total:.0%} of what it should be", weight=round(total, 4), kept=round(share, 4),
+            "targets", f"the mean is over all positions, and those with -100 count as zero: with {share:.0%} of the "
+            f"targets the gradient is {total:.0%} of what it should be", weight=round(total, 4), kept=round(share, 4),
         )  # fmt: skip
     yield from _real_tokens(subject, module, idx, targets, shift)
 
