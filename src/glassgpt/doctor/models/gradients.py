@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +98,7 @@ def slope(subject: Subject) -> Result:
     if wrong:
         name, ratio = next(iter(wrong.items()))
         return failed(
-            "dead parameters", f"along the gradient of {name} the loss changes by {ratio:.2f} times of what the gradient "
+            "dead parameters", f"along the gradient of {name} the loss changes by {ratio:.2f} times of what it "
             "says: a part of the path is cut (detach, no_grad, .data)", name, ratios=wrong,
         )  # fmt: skip
     return passed(f"the gradient is the slope of the loss in {right} groups of parameters")
@@ -139,9 +138,9 @@ def _ratio(loss: Callable[[], float], ways: list[tuple[Tensor, Tensor, float]]) 
 GRADIENTS_CHECKS: tuple[Check[Subject], ...] = (
     Check(
         "gradient",
-        "Moves the parameters of a layer a little along their gradient, and compares the change of the loss with what it promises.",
+        "Moves the parameters of a layer along their gradient, and compares how the loss changes with what that promises.",
         "1 pass with gradients, and 2 without for each layer",
-        "a half more or a third less, at two step sizes that agree within a tenth: bfloat16 inside a model gives a tenth",
+        "a half more or a third less, at two step sizes that agree: bfloat16 inside a model gives a tenth",
         ("dead parameters",),
         slope,
     ),

@@ -35,7 +35,7 @@ EXCESS, EXCESS_SHARE = 1.0, 0.1
 def last_operation(seen: Trace, logits: Tensor) -> Op | None:
     """The operation that made the numbers of the logits, before they were rearranged."""
     raw = seen.output
-    parts = [t for t in tree_leaves(raw if isinstance(raw, (Tensor, tuple, list, dict)) else list(vars(raw).values()))]
+    parts = tree_leaves(raw if isinstance(raw, (Tensor, tuple, list, dict)) else list(vars(raw).values()))
     result = next((t for t in parts if isinstance(t, Tensor) and same_memory(t, logits)), None)
     value = None if result is None else seen.value_of(result)
     while value is not None and (op := seen.made_by(value)) is not None:
@@ -173,7 +173,7 @@ def initial_loss(subject: Subject) -> Iterator[Result]:
                 f"the loss before training is {loss:.2f}; knowing nothing is ln {int(usable.sum())} = {uniform:.2f} "
                 f"(the logits have a standard deviation of {spread:.2f})",
                 **evidence,
-            )  # fmt: skip
+            )
         )
     elif _large_weights(subject) and (entropy := _attention_entropy(subject)) is not None and entropy < 0.3:
         problems.append(
@@ -183,7 +183,7 @@ def initial_loss(subject: Subject) -> Iterator[Result]:
                 "of what it would be for equal weights; the weights are too large",
                 entropy=round(entropy, 4),
                 **evidence,
-            )  # fmt: skip
+            )
         )
     if problems:
         yield from problems
@@ -198,7 +198,7 @@ def _odd_weights(subject: Subject) -> Iterator[Result]:
         wild = [n for n, p in trained.items() if not bool((p.abs() < 1e4).all())]
         if wild:
             yield failed(
-                "init", f"{wild[0]} holds numbers such as {float(trained[wild[0]].abs().max()):.3g}: was it filled at all?",
+                "init", f"{wild[0]} holds {float(trained[wild[0]].abs().max()):.3g}: was it filled at all?",
                 wild[0].rpartition(".")[0] or None, parameters=wild[:20],
             )  # fmt: skip
         if trained and all(float(p.abs().max()) == 0 for p in trained.values() if p.numel()):
@@ -208,8 +208,8 @@ def _odd_weights(subject: Subject) -> Iterator[Result]:
     same = [name for name in same if name in factors]
     if same:
         yield failed(
-            "init", f"all rows of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: the units of the layer "
-            "compute the same and get the same gradient", same[0].rpartition(".")[0] or None, parameters=same[:20],
+            "init", f"all rows of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: the units of the "
+            "layer compute the same and get the same gradient", same[0].rpartition(".")[0] or None, parameters=same[:20],
         )  # fmt: skip
 
 
@@ -252,10 +252,10 @@ OUTPUTS_CHECKS: tuple[Check[Subject], ...] = (
     ),
     Check(
         "initial loss",
-        "Compares the loss of an untrained model on random targets with ln V, and looks for weights that were not drawn.",
+        "Compares the loss of an untrained model on random targets with ln V; looks for weights that were not drawn.",
         "1 to 3 forward passes",
-        "ln V + 1 + a tenth of ln V: logits of standard deviation 1 add 0.5; attention entropy below a quarter of equal "
-        "weights: ALiBi's steepest slopes leave more",
+        "ln V + 1 + a tenth of ln V: logits of standard deviation 1 add 0.5; attention entropy below 0.3 of that of "
+        "equal weights, with large weights: ALiBi's steepest slopes leave more",
         ("init",),
         initial_loss,
     ),

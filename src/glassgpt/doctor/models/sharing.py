@@ -138,17 +138,11 @@ def tying(subject: Subject) -> Iterator[Result]:
     seen = trace_forward(subject, twin, subject.ids(1, min(subject.context, 4)))
     embedding, head = embedding_and_head(seen)
     table, weight = parameters.get(embedding or ""), parameters.get(head or "")
-    if table is not None and weight is not None and subject.vocab in table.shape and table is not weight:
-        if not problems and _same_numbers(table, weight):
-            problems.append(
-                failed(
-                    "tying",
-                    f"{head} and {embedding} hold the same numbers, but are two parameters: a step parts them",
-                    (head or "").rpartition(".")[0] or None,
-                    embedding=embedding,
-                    head=head,
-                )  # fmt: skip
-            )
+    apart = table is not None and weight is not None and subject.vocab in table.shape and table is not weight
+    if apart and not problems and table is not None and weight is not None and _same_numbers(table, weight):
+        text = f"{head} and {embedding} hold the same numbers, but are two parameters: a step parts them"
+        holder = (head or "").rpartition(".")[0] or None
+        problems.append(failed("tying", text, holder, embedding=embedding, head=head))
     declared = [
         (name, bool(value)) for part, name, value in _declared(module, TYING_WORDS) if _holds(part, table, weight)
     ]
