@@ -186,6 +186,23 @@ def long_table() -> nn.Module:
     return model
 
 
+def one_activation() -> nn.Module:
+    gelu = nn.GELU()
+    return LM(lambda: Block(mlp=nn.Sequential(nn.Linear(C, 8), gelu, nn.Linear(8, C))))
+
+
+def one_mlp() -> nn.Module:
+    mlp = nn.Sequential(nn.Linear(C, 32), nn.GELU(), nn.Linear(32, C))
+    return LM(lambda: Block(mlp=mlp))
+
+
+class NoPositions(LM):
+    """Positions that are made and not added."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.tokens(ids)
+
+
 def tied() -> nn.Module:
     return with_head(lambda model: model.tokens.weight)
 
@@ -196,9 +213,7 @@ CORRECT = {
     "mixture of experts": lambda: LM(lambda: Block(mlp=Mixture())), "LoRA": lora, "sinusoids and a closure": Waves,
     "blocks called three times": lambda: with_forward(recurrent), "GRU, time first": gru,
     "a long table of positions": long_table, "bfloat16": lambda: LM().to(torch.bfloat16),
-    "one activation for all": lambda gelu=nn.GELU(): LM(
-        lambda: Block(mlp=nn.Sequential(nn.Linear(C, 8), gelu, nn.Linear(8, C)))
-    ),
+    "one activation for all": one_activation,
 }  # fmt: skip
 
 
@@ -284,8 +299,7 @@ WRONG = {
     "a layer is never called": ("dead parameters", lambda: with_forward(lambda m, i: m.head(m.blocks[0](m.embed(i))))),
     "part of forward without gradient": ("dead parameters", lambda: with_forward(no_grad)),
     "numbers leave torch": ("dead parameters", lambda: with_forward(lambda m, i: m.head(m.embed(i)).detach() * 1)),
-    "positions are not added": (
-        "dead parameters", lambda: with_forward(lambda m, i: m.head(m.norm(m.blocks[1](m.blocks[0](m.tokens(i))))))),
+    "positions are not added": ("dead parameters", NoPositions),
     "a head is left out": ("dead parameters", lambda: LM(lambda: Block(Attention(kept=3)))),
     "the residual stream is cut": ("dead parameters", lambda: LM(Cut)),
     "two factors are zero": ("init", lambda: zeros("mlp.0", "mlp.2")),
@@ -297,9 +311,7 @@ WRONG = {
         "unregistered parameters", lambda: with_forward(lambda m, i: m.norm(m.embed(i)) @ torch.randn(C, V))),
     "one block three times": ("shared layers", repeated),
     "copies that are not deep": ("shared layers", shallow),
-    "one MLP in all blocks": (
-        "shared layers", lambda mlp=nn.Sequential(nn.Linear(C, 32), nn.GELU(), nn.Linear(32, C)): LM(
-            lambda: Block(mlp=mlp))),
+    "one MLP in all blocks": ("shared layers", one_mlp),
     "cloned, not tied": ("tying", lambda: with_head(lambda m: nn.Parameter(m.tokens.weight.detach().clone()))),
     "two parameters on one memory": ("tying", lambda: with_head(lambda m: nn.Parameter(m.tokens.weight.data))),
     "the configuration says tied": ("tying", config_says_tied),

@@ -77,7 +77,7 @@ def slope(subject: Subject) -> Result:
         loss, _ = training_loss(subject, module, idx, targets)
         if not loss.requires_grad:
             raise NotRun("the loss does not depend on the parameters")
-        if float(loss) != float(training_loss(subject, module, idx, targets)[0]):
+        if not torch.equal(loss, training_loss(subject, module, idx, targets)[0]):
             raise NotRun("two passes over the same text give two losses")
         gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         groups: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
@@ -138,7 +138,7 @@ def _ratio(loss: Callable[[], float], ways: list[tuple[Tensor, Tensor, float]]) 
 GRADIENTS_CHECKS: tuple[Check[Subject], ...] = (
     Check(
         "gradient",
-        "Moves the parameters of a layer along their gradient, and compares how the loss changes with what that promises.",
+        "Moves the parameters of a layer along their gradient, and compares the change of the loss with that promise.",
         "1 pass with gradients, and 2 without for each layer",
         "a half more or a third less, at two step sizes that agree: bfloat16 inside a model gives a tenth",
         ("dead parameters",),

@@ -209,7 +209,7 @@ def _odd_weights(subject: Subject) -> Iterator[Result]:
     if same:
         yield failed(
             "init", f"all rows of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: the units of the "
-            "layer compute the same and get the same gradient", same[0].rpartition(".")[0] or None, parameters=same[:20],
+            "layer compute the same and get the same gradient", same[0].rpartition(".")[0] or None, same=same[:20],
         )  # fmt: skip
 
 
