@@ -251,6 +251,7 @@ def _ignored(
         return
     except Exception as error:
         evidence["minus_100"] = f"is not taken: {first_line(error)}"
+        yield from _real_tokens(subject, module, idx, targets, shift)
         return
     T = idx.size(1)
     size = is_trained(seen.gradient[:, : T - shift])
