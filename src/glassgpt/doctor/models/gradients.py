@@ -40,6 +40,8 @@ def training_loss(subject: Subject, module: nn.Module, idx: Tensor, targets: Ten
 
     Auxiliary losses are scalars, or other logits, that forward returns or leaves on its modules.
     """
+    if subject.outputs < subject.vocab:
+        raise NotRun(f"the output has {subject.outputs} columns for {subject.vocab} token ids")
     output = subject.forward(module, idx, targets if subject.computes_loss else None)
     loss = cross_entropy(output.logits, targets) if output.loss is None else output.loss.float().mean()
     raw = output.raw if isinstance(output.raw, (Tensor, Mapping, tuple, list)) else vars(output.raw)

@@ -144,6 +144,8 @@ def _from_head(seen: Trace, op: Op | None, width: int) -> bool:
 
 def initial_loss(subject: Subject) -> Iterator[Result]:
     """An untrained model is sure of nothing: its loss on random targets is about ln V."""
+    if subject.outputs < subject.vocab:
+        raise NotRun(f"the output has {subject.outputs} columns for {subject.vocab} token ids")
     length = min(subject.context, 32) if subject.context_known else subject.length
     with fixed_random_state(), torch.no_grad():
         module = subject.copy()
