@@ -108,7 +108,7 @@ def load_conversations(spec: str, base: str | None = None, max_length: int = 0) 
         GlassError: if something cannot be read.
     """
     if names_a_factory(spec):
-        return of_object(import_factory(spec)(), spec)
+        return conversations_of(import_factory(spec)(), spec)
     if base is None:
         raise ConfigError(f"{spec}: which model is tuned on these conversations? Name it: they are encoded as it reads them")
     source = with_chat_template(find_initial_model(base).source)
@@ -138,7 +138,7 @@ def _is_chat(conversations: Sequence[Any], line: int) -> bool:
     return next(c for c in conversations if c.line == line).messages[0]["role"] != TEXT
 
 
-def of_object(made: Any, name: str) -> Conversations:
+def conversations_of(made: Any, name: str) -> Conversations:
     """The subject of a factory's object, or of a mapping with the same names."""
 
     def part(*keys: str) -> Any:
