@@ -103,11 +103,6 @@ TEXT_BUGS: tuple[Bug, ...] = (
         },
     ),
     Bug(
-        "prompt-ends-with-a-space", "template", "The prompt ends with the space that belongs to the answer's first token.",
-        {"packed_rows": (('f" {m[\'content\']}<|endoftext|>"', 'f"{m[\'content\']}<|endoftext|>"'),
-                         ("\\nAssistant:\" if", "\\nAssistant: \" if"))},
-    ),
-    Bug(
         "roles-swapped", "template", "The roles of user and assistant are exchanged.",
         {
             "sft_rows": (
