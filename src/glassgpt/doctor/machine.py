@@ -7,6 +7,7 @@ fused attention: the plainest arithmetic there is.
 import copy
 import importlib.util
 import math
+import pathlib
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
     if device.type == "cpu":
         flags = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, and ARM
         try:
-            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            with pathlib.Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
                 return bool(flags & set(file.read().split()))
         except OSError:
             return False

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.doctor.texts.nasty import NASTY, first_difference, name_loss, without_controls
-from glassgpt.doctor.texts.tokenizer_subject import TokenizerSubject, byte_of, is_byte_level, looks_special
-from glassgpt.tokenizer.bpe.bytelevel import BYTES
+from glassgpt.doctor.texts.nasty import NASTY, first_difference, name_loss
+from glassgpt.doctor.texts.tokenizer_subject import (
+    TokenizerSubject,
+    byte_of,
+    is_byte_level,
+    is_word_level,
+    looks_special,
+)
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
 
 #: Bytes without which common text is lost: white space, ASCII, and the bytes of characters of the first two planes.
@@ -21,6 +26,7 @@ _TRIED, _OWN_TEXTS = 1500, 20
 _MIN_REACHED = 0.97
 #: Tokens that are needed for that share.
 _MIN_TOKENS = 20
+_USUAL_NAMES = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>", "<s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
 
 
 def check_file(tokenizer: TokenizerSubject) -> Iterator[Result]:
@@ -29,7 +35,7 @@ def check_file(tokenizer: TokenizerSubject) -> Iterator[Result]:
     problems += _content_problems(tokenizer.content or {})
     if isinstance(tokenizer.house, BPETokenizer):
         missing = sorted(set(tokenizer.house.model.missing_bytes()) & _COMMON)
-    elif is_byte_level(tokenizer) and tokenizer.special is not None and not tokenizer.house:
+    elif is_byte_level(tokenizer) and tokenizer.house is None:
         have = {byte_of(token) for token in tokenizer.tokens.values()}
         raw = {token for token in tokenizer.tokens.values() if isinstance(token, bytes)}
         missing = sorted(_COMMON - (raw if raw else have))
@@ -69,6 +75,8 @@ def _content_problems(content: Any) -> list[str]:
     wrong = [m for m in merges if len(m) != 2 or not {*m, _joined(m, model)} <= vocab.keys()]
     if wrong:
         problems.append(f"{len(wrong)} merges have parts or a result that is no token, the first {wrong[0]}")
+    if "ByteLevel" in str(content.get("pre_tokenizer")) and not content.get("decoder"):
+        problems.append("it writes bytes as characters (ByteLevel) and has no decoder that reads them back")
     if model.get("dropout"):
         problems.append(f"it has BPE dropout {model['dropout']}: the same text has other ids each time")
     return problems
@@ -83,7 +91,7 @@ def check_round_trip(tokenizer: TokenizerSubject) -> Iterator[Result]:
     """Decode what was encoded, on texts that tokenizers get wrong."""
     _require(tokenizer)
     lost: dict[str, list[str]] = {}
-    refused, unknown = list[str](), 0
+    refused, unknown, spaced = list[str](), 0, 0
     for name, text in NASTY.items():
         usable = text
         try:
@@ -106,17 +114,23 @@ def check_round_trip(tokenizer: TokenizerSubject) -> Iterator[Result]:
         if tokenizer.roles.get("unk") in ids:
             unknown += 1
             continue
+        if decoded == f" {usable}":
+            spaced += 1
+            continue
         kind = name_loss(usable, decoded)
         lost.setdefault(kind, []).append(f"{name}, {first_difference(usable, decoded)}")
-    lost.pop("control characters", None) if not _loses_more_controls(tokenizer) else None
-    yield _round_trip_result(tokenizer, lost, refused, unknown)
+    if not _try_encode(tokenizer, "\x01"):
+        lost.pop("control characters", None)  # it has no token for them, as many published ones
+    if is_word_level(tokenizer):
+        lost.pop("white space", None)  # whether words stay apart is another check
+    yield _round_trip_result(tokenizer, lost, refused, unknown, spaced)
 
 
 def _round_trip_result(
-    tokenizer: TokenizerSubject, lost: dict[str, list[str]], refused: list[str], unknown: int
+    tokenizer: TokenizerSubject, lost: dict[str, list[str]], refused: list[str], unknown: int, spaced: int
 ) -> Result:
     evidence: dict[str, Any] = {"lost": {kind: len(texts) for kind, texts in lost.items()}, "refused": len(refused), "unknown": unknown}
-    by_design = tokenizer.declared or "unk" in tokenizer.roles and bool(unknown)
+    by_design = tokenizer.declared or ("unk" in tokenizer.roles and bool(unknown))
     if (wrong := lost.get("characters")) and by_design and _drops_unknown(tokenizer):
         wrong = None
     if wrong or (lost and not by_design):
@@ -132,13 +146,9 @@ def _round_trip_result(
         )  # fmt: skip
     notes = [f"{kind} is changed, as the tokenizer declares" for kind in lost]
     notes += [f"unknown words are lost in {unknown} of {len(NASTY)} texts (a token for them)"] if unknown else []
+    notes += ["a space is put before each text"] if spaced else []
     notes += [f"{len(refused)} texts have characters that the alphabet refuses"] if refused else []
     return passed("; ".join(["all texts that it takes come back", *notes] if not lost else notes), **evidence)
-
-
-def _loses_more_controls(tokenizer: TokenizerSubject) -> bool:
-    """Whether the loss of control characters cannot be a vocabulary without them: they have ids."""
-    return any(_try_encode(tokenizer, c) for c in "\x01") and _decode(tokenizer, _try_encode(tokenizer, "\x01") or []) == ""
 
 
 def _drops_unknown(tokenizer: TokenizerSubject) -> bool:
@@ -166,9 +176,13 @@ def check_own_texts(tokenizer: TokenizerSubject) -> Iterator[Result]:
         raise NotRun("the vocabulary was not found; give the object an attribute that maps tokens to ids")
     chance, special = random.Random(0), set(tokenizer.special.values()) | set(tokenizer.roles.values())
     ids = [i for i in tokenizer.tokens if i not in special]
-    words = _words(tokenizer, chance.sample(ids, min(len(ids), _TRIED)))
+    sample = chance.sample(ids, min(len(ids), _TRIED))
+    if lost := _unreachable_words(tokenizer, sample):
+        yield lost
+        return
+    words = _words(tokenizer, sample)
     texts = [" ".join(chance.choices(words, k=8)) for _ in range(_OWN_TEXTS)] if len(words) >= 8 else []
-    lossy = "unk" in tokenizer.roles or tokenizer.declared
+    lossy = is_word_level(tokenizer) or tokenizer.declared
     if not lossy:
         own = ("".join(_decode(tokenizer, [i]) for i in chance.choices(ids, k=30)) for _ in range(_OWN_TEXTS))
         texts += [text for text in own if "\ufffd" not in text]
@@ -179,7 +193,7 @@ def check_own_texts(tokenizer: TokenizerSubject) -> Iterator[Result]:
         if encoded is None or (lossy and tokenizer.roles.get("unk") in encoded):
             continue
         decoded = _decode(tokenizer, encoded)
-        same = decoded.strip() == text if lossy else decoded == text
+        same = decoded.strip() == text if lossy else decoded in (text, f" {text}")
         if not same and not (lossy and name_loss(text, decoded) in ("case", "Unicode normal form")):
             yield failed(
                 "tokenizer", f"a text of its own tokens comes back changed, {first_difference(text, decoded)}",
@@ -187,6 +201,19 @@ def check_own_texts(tokenizer: TokenizerSubject) -> Iterator[Result]:
             )  # fmt: skip
             return
     yield passed(f"{len(texts)} texts of its own tokens come back unchanged", texts=len(texts))
+
+
+def _unreachable_words(tokenizer: TokenizerSubject, ids: list[int]) -> Result | None:
+    """The failure of a word tokenizer whose own words become unknown: it was made of texts in another form."""
+    unknown = tokenizer.roles.get("unk")
+    words = [word for i in ids if (word := _decode(tokenizer, [i])).isalpha() and len(word) > 1]
+    lost = [word for word in words if unknown is not None and unknown in (_try_encode(tokenizer, word) or ())]
+    if len(lost) <= max(2, 0.1 * len(words)):
+        return None
+    return failed(
+        "tokenizer", f"{len(lost)} of {len(words)} words of its own vocabulary become unknown, such as {lost[0]!r}: the "
+        "vocabulary was made in another form (upper and lower case?) than texts are encoded in", unknown=len(lost),
+    )  # fmt: skip
 
 
 def _words(tokenizer: TokenizerSubject, ids: list[int]) -> list[str]:
@@ -224,10 +251,16 @@ def check_ids(tokenizer: TokenizerSubject) -> Iterator[Result]:
         return
     texts = Counter(token for i, token in tokenizer.tokens.items() if token)
     repeated = [token for token, n in texts.items() if n > 1]
-    if len(repeated) > 0.01 * len(texts) + 2:
+    if len(repeated) > 0.01 * len(texts) + 2 and tokenizer.house is None:
         yield warned("tokenizer", f"{len(repeated)} tokens have several ids, the first {repeated[0]!r}", repeated=len(repeated))
         return
     holes = known + 1 - len({*tokenizer.tokens, *tokenizer.special.values()}) if tokenizer.tokens else 0
+    if holes > 0.01 * (known + 1) and {i for i in seen if i in tokenizer.tokens or i in tokenizer.special.values()} == seen:
+        yield warned(
+            "tokenizer", f"{holes} of the ids from 0 to {known} have no token: their embeddings are never trained, and "
+            "a sampled one cannot be decoded", holes=holes, largest_id=known,
+        )  # fmt: skip
+        return
     note = f"; {holes} ids below have no token" if holes > 0 else ""
     note += f"; the model has {model - (size or known + 1)} more embeddings" if model and model > (size or known + 1) else ""
     yield passed(f"all ids are from 0 to {known}{note}", largest_id=known, vocab_size=size, holes=max(0, holes))
@@ -244,9 +277,9 @@ def check_special(tokenizer: TokenizerSubject) -> Iterator[Result]:
     if (own := _is_plain_text(tokenizer)) is not None:
         yield own
         return
-    ids = {**tokenizer.special, **_added_names(tokenizer)}
+    ids = {**_found_in_text(tokenizer), **tokenizer.special, **_added_names(tokenizer)}
     became = [name for name, i in ids.items() if _becomes(tokenizer, name, i)]
-    if became and _word_level(tokenizer):
+    if became and is_word_level(tokenizer) and tokenizer.house is None:
         yield passed(f"{became[0]!r} is a word of the vocabulary: a text that spells it gets its id", became=became[:5])
         return
     if became:
@@ -270,9 +303,10 @@ def _becomes(tokenizer: TokenizerSubject, name: str, i: int) -> bool:
     return i != tokenizer.roles.get("unk") and any(i in found for found in ids)
 
 
-def _word_level(tokenizer: TokenizerSubject) -> bool:
-    """Whether it has one token per word or character and one for unknown words: special names are words of it."""
-    return "unk" in tokenizer.roles and not tokenizer.house and not is_byte_level(tokenizer)
+def _found_in_text(tokenizer: TokenizerSubject) -> dict[str, int]:
+    """Usual names of special tokens that a text becomes, though the object does not list them."""
+    found = ((name, _try_encode(tokenizer, name) or []) for name in _USUAL_NAMES)
+    return {name: ids[0] for name, ids in found if len(ids) == 1 and _decode(tokenizer, ids) == name}
 
 
 def _is_plain_text(tokenizer: TokenizerSubject) -> Result | None:
@@ -303,7 +337,7 @@ def check_end(tokenizer: TokenizerSubject) -> Iterator[Result]:
         i = tokenizer.roles["eos"]
         yield passed(f"documents end with token {i} ({_decode(tokenizer, [i])!r})", eos=i)
     elif "bos" in tokenizer.roles:
-        yield warned("tokenizer", "it has a token that begins a document and none that ends one: a model cannot stop")
+        yield passed("it has no end token; the one that begins the next document can end a text")
     else:
         yield passed("it has no end token, which is right for one continuous text; a model of documents needs one")
 
@@ -320,11 +354,12 @@ def check_merges(tokenizer: TokenizerSubject) -> Iterator[Result]:
         text = _decode(tokenizer, [i])
         if len(text.encode("utf-8", "replace")) < 2 or "\ufffd" in text:
             continue
+        encoded = _try_encode(tokenizer, text) or []
+        if _decode(tokenizer, encoded) != text:  # a normaliser, or a space before each text: another check's
+            continue
         tried += 1
-        if tokenizer.encode(text) == [i]:
-            reached += 1
-        else:
-            first = first or f"{text!r} becomes {tokenizer.encode(text)[:8]}, not [{i}]"
+        reached += encoded == [i]
+        first = first or ("" if encoded == [i] else f"{text!r} becomes {encoded[:8]}, not [{i}]")
     if tried < _MIN_TOKENS:
         raise NotRun(f"it has only {tried} tokens of several bytes that are text")
     share = reached / tried
@@ -361,7 +396,6 @@ def _knows(tokenizer: TokenizerSubject, character: str) -> bool:
     return bool(_try_encode(tokenizer, character))
 
 
-_UNIQUE_BYTES = len(BYTES)
 TOKENIZER_CHECKS: tuple[Check[TokenizerSubject], ...] = (
     Check(
         "tokenizer parts", "Reads the tokenizer and compares its parts: ids, merges, added tokens, bytes.",

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.doctor.loading import import_factory, names_a_factory
-from glassgpt.errors import ConfigError, GlassError, MissingExtraError, TokenizerError
+from glassgpt.errors import ConfigError, GlassError, MissingExtraError
 from glassgpt.files import parse_json, read_json_object
 from glassgpt.tokenizer import specs
 from glassgpt.tokenizer.base import Tokenizer
 from glassgpt.tokenizer.bpe.bytelevel import unicode_to_bytes
 from glassgpt.tokenizer.bpe.tokenizer import BPETokenizer
-from glassgpt.tokenizer.library import SPACE, SentencePieceTokenizer
+from glassgpt.tokenizer.library import SentencePieceTokenizer
 
 #: Names of attributes that hold the number of ids.
 _SIZE_NAMES = ("vocab_size", "n_vocab", "get_vocab_size", "GetPieceSize", "get_piece_size", "n_words", "num_tokens")
@@ -29,7 +29,7 @@ _ROLE_NAMES = {
     "unk": ("unk_token_id", "unk_id", "unk"),
 }
 #: Names that vocabularies give to the token of unknown words, in lower case.
-_UNKNOWN_NAMES = ("<unk>", "<|unk|>", "[unk]", "unk", "<unknown>", "<|unknown|>")
+_UNKNOWN_NAMES = ("<unk>", "<|unk|>", "[unk]", "<unknown>", "<|unknown|>", "<oov>")
 #: Arguments of `encode` that make special names in a text plain text, in several libraries.
 _PLAIN_ARGUMENTS: tuple[tuple[str, Any], ...] = (
     ("add_special_tokens", False), ("split_special_tokens", True), ("allow_special", False),
@@ -106,6 +106,8 @@ def of_house(tokenizer: Tokenizer, name: str, model_vocab_size: int | None = Non
     roles = {role: special.get(tokenizer.roles().get(f"{role}_token", "")) for role in _ROLE_NAMES}
     roles |= {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
     content = tokenizer.content
+    if roles.get("unk") is None:
+        roles["unk"] = _unknown_of_house(tokenizer)
     declared = isinstance(tokenizer, SentencePieceTokenizer) or bool((content or {}).get("normalizer"))
     unused = set(tokenizer.unused_ids())
     return TokenizerSubject(
@@ -116,13 +118,23 @@ def of_house(tokenizer: Tokenizer, name: str, model_vocab_size: int | None = Non
     )  # fmt: skip
 
 
+def _unknown_of_house(tokenizer: Tokenizer) -> int | None:
+    """The id of unknown words that a file names without giving it a role."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        name = tokenizer.own_roles().get("unk_token")
+        return next((i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == (name or "").encode()), None)
+    model = (tokenizer.content or {}).get("model") or {}
+    vocab, name = model.get("vocab"), model.get("unk_token")
+    return vocab.get(name) if isinstance(vocab, dict) and name is not None else model.get("unk_id")
+
+
 def adapt_tokenizer(made: Any, name: str, model_vocab_size: int | None = None) -> TokenizerSubject:
     """The subject of an object of anybody's: with ``encode`` and ``decode``, or a pair of these two functions.
 
     Raises:
         ConfigError: if it has not both.
     """
-    if isinstance(made, Tokenizer) and isinstance(getattr(made, "published", None), object) and _is_house(made):
+    if type(made).__module__.startswith("glassgpt.tokenizer"):
         return of_house(made, name, model_vocab_size)
     parts = _parts(made)
     encode = parts("encode_ordinary") or parts("encode")
@@ -142,16 +154,14 @@ def adapt_tokenizer(made: Any, name: str, model_vocab_size: int | None = None) -
     if hasattr(made, "__len__") and hasattr(made, "all_special_ids"):  # of transformers: vocab_size leaves out added ones
         size = len(made)
     plain, options = _plain_arguments(encode)
+    if hasattr(made, "encode_special_tokens"):  # of `tokenizers`
+        encode, options = _encode_plainly(made), "encode_special_tokens=True"
     lowers = any(parts(key) is True for key in ("do_lower_case", "lowercase", "lower", "lower_case"))
     declared = lowers or _normalizes(made)
     return TokenizerSubject(
         name, lambda text: _ids(encode(text, **plain)), _decoder(decode), size, tokens, special, roles,
         (roles["eos"],) if "eos" in roles else (), declared, model_vocab_size, options=options,
     )  # fmt: skip
-
-
-def _is_house(made: Any) -> bool:
-    return type(made).__module__.startswith("glassgpt.tokenizer")
 
 
 def _parts(made: Any) -> Callable[[str], Any]:
@@ -183,6 +193,19 @@ def _plain_arguments(encode: Any) -> tuple[dict[str, Any], str]:
     if "allowed_special" in known and "disallowed_special" in known:  # of tiktoken
         found["allowed_special"] = set()
     return found, ", ".join(f"{key}={value!r}" for key, value in found.items() if key != "add_special_tokens")
+
+
+def _encode_plainly(made: Any) -> Callable[..., Any]:
+    """The `encode` of an object of `tokenizers`, with its switch for plain text on, and then as it was."""
+
+    def encode(text: str, **options: Any) -> Any:
+        before, made.encode_special_tokens = made.encode_special_tokens, True
+        try:
+            return made.encode(text, add_special_tokens=False)
+        finally:
+            made.encode_special_tokens = before
+
+    return encode
 
 
 def _ids(encoded: Any) -> list[int]:
@@ -225,7 +248,6 @@ def _number(value: Any) -> int | None:
 
 def _vocabulary(parts: Any) -> tuple[dict[int, bytes | str], dict[str, int]]:
     """The tokens by their ids, and the ids by the names of tokens; from the largest mappings that the object has."""
-    names: dict[str, int] = {}
     tokens: dict[int, bytes | str] = {}
     keys = getattr(parts, "__dict__", {}).get("keys", [])
     get_vocab = parts("get_vocab")
@@ -247,8 +269,10 @@ def _vocabulary(parts: Any) -> tuple[dict[int, bytes | str], dict[str, int]]:
             tokens = found | tokens if len(found) <= len(tokens) else {**tokens, **found}
         elif isinstance(value, list | tuple) and len(value) > 8 and all(map(_is_token, value)):
             tokens = dict(enumerate(value)) | tokens
-    names = {token: i for i, token in tokens.items() if isinstance(token, str)}
-    return tokens, names
+    piece, size = parts("id_to_piece"), _number(parts("get_piece_size"))
+    if not tokens and callable(piece) and size:  # of sentencepiece
+        tokens = {i: piece(i) for i in range(size)}
+    return tokens, {token: i for i, token in tokens.items() if isinstance(token, str)}
 
 
 def _is_token(value: Any) -> bool:
@@ -271,7 +295,7 @@ def _special_names(parts: Any, names: Mapping[str, int]) -> dict[str, int]:
     """The special tokens: of an attribute with "special" in its name, and those of the vocabulary that look so."""
     found = {name: i for name, i in names.items() if looks_special(name)}
     for key in getattr(parts, "__dict__", {}).get("keys", []):
-        if "special" not in key.lower():
+        if "special" not in key.lower() or key.isupper():
             continue
         value = parts(key)
         if isinstance(value, Mapping):
@@ -341,23 +365,23 @@ def _content_of(path: Path) -> Mapping[str, Any] | None:
 
 
 def byte_of(token: bytes | str) -> bytes | None:
-    """The bytes of a token: as they are, in GPT-2's byte alphabet, or SentencePiece's ``<0x0A>``; else None."""
-    if isinstance(token, bytes):
-        return token
-    if len(token) == 6 and token.startswith("<0x"):
-        try:
-            return bytes([int(token[3:5], 16)])
-        except ValueError:
-            return None
-    return unicode_to_bytes(token)
+    """The bytes of a token: as they are, or in GPT-2's byte alphabet; else None."""
+    return token if isinstance(token, bytes) else unicode_to_bytes(token)
 
 
 def is_byte_level(subject: TokenizerSubject) -> bool:
-    """Whether the vocabulary has nearly all single bytes, so that any text can be written in it."""
-    if isinstance(subject.house, BPETokenizer):
-        return True
+    """Whether it is byte-level BPE: the vocabulary has nearly all single bytes, and any text can be written in it."""
+    if subject.house is not None:
+        return isinstance(subject.house, BPETokenizer) or "ByteLevel" in str((subject.content or {}).get("decoder"))
     singles = {found for token in subject.tokens.values() if (found := byte_of(token)) is not None and len(found) == 1}
     return len(singles) >= 200
 
 
-__all__ = ["SPACE", "TokenizerError", "TokenizerSubject", "adapt_tokenizer", "load_tokenizer_subject", "of_house"]
+def is_word_level(subject: TokenizerSubject) -> bool:
+    """Whether its tokens are words of a list: it has a token for unknown ones, or refuses them."""
+    if is_byte_level(subject) or isinstance(subject.house, SentencePieceTokenizer | BPETokenizer):
+        return False
+    if "unk" in subject.roles:
+        return True
+    words = sum(len(token) > 1 and str(token).strip().isalpha() for token in subject.tokens.values())
+    return words > 0.3 * len(subject.tokens) > 3
