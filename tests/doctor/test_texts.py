@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -202,7 +202,7 @@ def test_ranks_without_all_bytes_fail_and_missing_files_are_the_users_mistake(tm
 class Bytes:
     """Bytes, and control tokens behind them."""
 
-    special_tokens = {"<s>": 256, "</s>": 257, "<|user|>": 258, "<|assistant|>": 259}
+    special_tokens: ClassVar = {"<s>": 256, "</s>": 257, "<|user|>": 258, "<|assistant|>": 259}
     bos_token_id, eos_token_id, vocab_size = 256, 257, 260
 
     def encode(self, text: str) -> list[int]:
