@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from glassgpt.data.audit.leaks import GRAM, Grams, Overlap, describe, overlap
+from glassgpt.data.hashing import splitmix64
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.texts.corpus_subject import MOST, Corpus, Split
 
@@ -84,12 +85,10 @@ def _runs(ids: np.ndarray, size: int, window: int) -> np.ndarray:
     """Hashes of all runs of ids, uint64; of rows of a window, those inside rows."""
     if len(ids) < size:
         return np.empty(0, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        total = np.zeros(len(ids) - size + 1, dtype=np.uint64)
-        for at in range(size):
-            total = (total ^ mixed[at : at + len(total)]) * np.uint64(0xFF51AFD7ED558CCD)
-            total ^= total >> np.uint64(32)
+    total, length = splitmix64(ids.astype(np.uint64)), 1
+    while length < size:  # of two runs that overlap or follow each other
+        step = min(length, size - length)
+        total, length = splitmix64(total[:-step] * np.uint64(0x9E3779B97F4A7C15) + total[step:]), length + step
     if window and len(ids) % window == 0:
         return total[np.arange(len(total)) % window <= window - size]
     return total

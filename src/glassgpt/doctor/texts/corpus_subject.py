@@ -19,7 +19,7 @@ from glassgpt.errors import ConfigError
 
 #: Ids, and characters, of a split that are examined: the first ones of a larger one. The search for leaks reads all.
 MOST = 20_000_000
-MOST_CHARACTERS = 2_000_000
+MOST_CHARACTERS = 300_000
 
 Split = str  # "train" or "val"
 
