@@ -315,3 +315,16 @@ def test_ids_of_another_tokenizer_fail() -> None:
     assert "tokenizer" in found(run_checks(CORPUS_CHECKS, corpus_of(made, "ids")))
     with pytest.raises(ConfigError, match="no train and val"):
         corpus_of({"train": "a"}, "it")
+
+
+def test_begin_and_end_tokens_around_every_text_are_no_loss() -> None:
+    class Framed(Bytes):
+        def encode(self, text: str, bos: bool, eos: bool) -> list[int]:  # type: ignore[override]
+            return [256] * bos + super().encode(text) + [257] * eos
+
+    class Always(Bytes):
+        def encode(self, text: str) -> list[int]:
+            return [256, *super().encode(text), 257]
+
+    assert_silent(examine(Framed()))
+    assert_silent(examine(Always()))

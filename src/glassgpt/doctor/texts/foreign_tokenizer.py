@@ -25,6 +25,7 @@ _UNKNOWN_NAMES = ("<unk>", "<|unk|>", "[unk]", "<unknown>", "<|unknown|>", "<oov
 #: Arguments of `encode` that make special names in a text plain text, in several libraries.
 _PLAIN_ARGUMENTS: tuple[tuple[str, Any], ...] = (
     ("add_special_tokens", False), ("split_special_tokens", True), ("allow_special", False),
+    ("bos", False), ("eos", False), ("add_bos", False), ("add_eos", False), ("prepend_bos", False),
     ("disallowed_special", ()), ("allowed_special", "none"),
 )  # fmt: skip
 
@@ -62,8 +63,9 @@ def adapt_tokenizer(made: Any, name: str, model_vocab_size: int | None = None) -
         encode, options = _encode_plainly(made), "encode_special_tokens=True"
     lowers = any(parts(key) is True for key in ("do_lower_case", "lowercase", "lower", "lower_case"))
     declared = lowers or _normalizes(made)
+    bare = _without_frame(lambda text: _ids(encode(text, **plain)), {*special.values(), *roles.values()})
     return TokenizerSubject(
-        name, lambda text: _ids(encode(text, **plain)), _decoder(decode), size, tokens, special, roles,
+        name, bare, _decoder(decode), size, tokens, special, roles,
         (roles["eos"],) if "eos" in roles else (), declared, model_vocab_size, same_id=shared, options=options,
     )  # fmt: skip
 
@@ -96,7 +98,24 @@ def _plain_arguments(encode: Any) -> tuple[dict[str, Any], str]:
         found |= {"add_special_tokens": False, "split_special_tokens": True}
     if "allowed_special" in known and "disallowed_special" in known:  # of tiktoken
         found["allowed_special"] = set()
-    return found, ", ".join(f"{key}={value!r}" for key, value in found.items() if key != "add_special_tokens")
+    return found, ", ".join(
+        f"{key}={value!r}" for key, value in found.items() if "special" in key and key != "add_special_tokens"
+    )
+
+
+def _without_frame(encode: Callable[[str], list[int]], special: set[int]) -> Callable[[str], list[int]]:
+    """The `encode` without the begin and end tokens that it puts around every text, the empty one, too."""
+    frame = _call(encode, "") or []
+    if not frame or len(frame) > 2 or not set(frame) <= special:
+        return encode
+    inside = _call(encode, "a") or []
+    first, last = inside[:1] == frame[:1], inside[-1:] == frame[-1:]
+
+    def bare(text: str) -> list[int]:
+        ids = encode(text)
+        return ids[int(first) : len(ids) - int(last and (len(frame) == 2 or not first))]
+
+    return bare
 
 
 def _encode_plainly(made: Any) -> Callable[..., Any]:

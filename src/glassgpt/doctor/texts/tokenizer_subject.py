@@ -61,6 +61,7 @@ def of_house(tokenizer: Tokenizer, name: str, model_vocab_size: int | None = Non
     if roles.get("unk") is None:
         roles["unk"] = _unknown_of_house(tokenizer)
     declared = isinstance(tokenizer, SentencePieceTokenizer) or bool((content or {}).get("normalizer"))
+    declared = declared or (isinstance(tokenizer, BPETokenizer) and tokenizer.model.normal_form is not None)
     unused = set(tokenizer.unused_ids())
     return TokenizerSubject(
         name, tokenizer.encode, tokenizer.decode, tokenizer.vocab_size,
