@@ -408,3 +408,8 @@ LOOP_BUGS: tuple[Bug, ...] = (
         {"loop_tuning": (("TinyLM(5 + len(LETTERS)", "TinyLM(len(LETTERS) - 8"),)},
     ),
 )  # fmt: skip
+
+#: Factories in `loop_unusual` that are correct, and look odd.
+UNUSUAL_LOOPS: tuple[str, ...] = (
+    "two_optimizers", "one_backward", "with_closure", "own_optimizer", "adapters", "script_of_globals", "compensated",
+)  # fmt: skip

@@ -26,7 +26,9 @@ def coverage(loop: Loop) -> Iterable[Result]:
             return
         twice = [name for name, p in named.items() if held.count(id(p)) > 1]
         if twice:
-            yield failed("optimizer coverage", f"held twice, so updated twice: {', '.join(twice[:4])}", twice[0], names=twice)
+            yield failed(
+                "optimizer coverage", f"held twice, so updated twice: {', '.join(twice[:4])}", twice[0], names=twice
+            )
         missing = [name for name, p in named.items() if id(p) not in held]
         extra = len(set(held) - {id(p) for p in named.values()})
         unused = _unused(program, missing) if missing else []
@@ -34,7 +36,9 @@ def coverage(loop: Loop) -> Iterable[Result]:
     evidence = {"held": len(set(held)), "trainable": len(named), "missing": missing[:20], "not of the model": extra}
     if missing:
         other = f"; it holds {extra} other tensors (was the model moved or replaced afterwards?)" if extra else ""
-        text = f"{len(missing)} of {len(named)} trainable parameters are in no optimiser: {', '.join(missing[:4])}{other}"
+        text = (
+            f"{len(missing)} of {len(named)} trainable parameters are in no optimiser: {', '.join(missing[:4])}{other}"
+        )
         yield failed("optimizer coverage", text, missing[0], **evidence)
     elif not twice:
         yield passed(f"each of the {len(named)} trainable parameters is held once" if not unused else
@@ -49,7 +53,9 @@ def _unused(program: Program, missing: list[str]) -> list[str]:
     micro = two_batches(program)[0]
     named = program.trainable()
     seen: set[str] = set()
-    handles = [named[name].register_hook(lambda g, name=name: seen.add(name) if bool(g.any()) else None) for name in missing]
+    handles = [
+        named[name].register_hook(lambda g, name=name: seen.add(name) if bool(g.any()) else None) for name in missing
+    ]
     before = {name: named[name].detach().clone() for name in missing}
     for _ in range(3):
         program.step(micro)
@@ -71,7 +77,9 @@ def decay(loop: Loop) -> Iterable[Result]:
             strength = max((float(g.get("weight_decay") or 0) for g in groups(optimizer)), default=0.0)
             coupled = not any(g.get("decoupled_weight_decay") for g in groups(optimizer))
             if type(optimizer).__name__ in ("Adam", "Adamax", "NAdam", "RAdam") and strength > 0 and coupled:
-                text = f"{type(optimizer).__name__} adds a decay of {strength:g} to the gradient, where it is divided away"
+                text = (
+                    f"{type(optimizer).__name__} adds a decay of {strength:g} to the gradient, where it is divided away"
+                )
                 yield warned("weight decay", f"{text}; AdamW decays the weights", decay=strength)
         yield from found
 
@@ -94,9 +102,17 @@ def _decay_of(optimizer: Any) -> Result:
     if not vector:
         return passed(f"a decay of {strength:g} on matrices only" if matrix else "nothing decays", **evidence)
     if not matrix and kinds.get((True, False)):
-        return failed("weight decay", f"norms and biases decay ({strength:g}), matrices do not: the groups are exchanged", **evidence)
+        return failed(
+            "weight decay",
+            f"norms and biases decay ({strength:g}), matrices do not: the groups are exchanged",
+            **evidence,
+        )
     if kinds.get((False, False)):
-        return failed("weight decay", f"{vector} norms or biases decay ({strength:g}), others do not: the groups are mixed", **evidence)
+        return failed(
+            "weight decay",
+            f"{vector} norms or biases decay ({strength:g}), others do not: the groups are mixed",
+            **evidence,
+        )
     if strength > DEFAULT_DECAY:
         return warned("weight decay", f"a decay of {strength:g} also pulls norms and biases towards 0", **evidence)
     return passed(f"a decay of {strength:g} on everything, the default of AdamW", **evidence)

@@ -43,7 +43,9 @@ def _kinds(program: Program, drawn: list[Batch], split: str) -> Iterable[Result]
     if int(x.min()) < 0:
         yield failed("tokenizer", f"x of get_batch({split!r}) contains {int(x.min())}; only y may", lowest=int(x.min()))
     if vocab and highest >= vocab:
-        yield failed("tokenizer", f"the id {highest} is outside the model's {vocab} tokens", highest=highest, vocab=vocab)
+        yield failed(
+            "tokenizer", f"the id {highest} is outside the model's {vocab} tokens", highest=highest, vocab=vocab
+        )
     blank = [int((b >= 0).any(1).logical_not().sum()) / len(b) for _, b in drawn]
     if max(blank) == 1.0:
         yield failed("targets", f"a batch of get_batch({split!r}) trains on nothing: its mean loss is not a number")
@@ -99,7 +101,9 @@ def trained_on(loop: Loop) -> Iterable[Result]:
         raise NotRun("neither y nor the trained tokens are a shift of x")
     if shift != 1 and found[1] < found[shift] - 0.05:
         which = {0: "itself, which it sees (no shift)", 2: "the token after the next (shifted twice)"}
-        yield failed("targets", f"each position is trained on {which.get(shift, f'the token {shift} further')}", **evidence)
+        yield failed(
+            "targets", f"each position is trained on {which.get(shift, f'the token {shift} further')}", **evidence
+        )
         return
     yield _masks(x, y, live, evidence)
 
@@ -130,7 +134,9 @@ def logits_gradient(program: Program, x: Tensor, y: Tensor) -> Tensor:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor | list | tuple | dict):
             output = getattr(output, "logits", None)
-        parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
+        parts = (
+            output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
+        )
         outputs.extend(t for t in parts if isinstance(t, Tensor) and t.requires_grad and t.dim() >= 2)
 
     handles = [m.register_forward_hook(keep) for m in program.model.modules()]

@@ -38,13 +38,18 @@ def update(loop: Loop) -> Iterable[Result]:
                 if bool(change.any()):
                     break
             gradient = watch.gradient()
-            if not bool(change.any()):
+            if not bool(change.any()) or (gradient is not None and not bool(gradient.any())):
                 yield _nothing_changes(program, watch, gradient)
                 return
         missing = _unchanged(program, change, gradient)
         if missing:
             names = ", ".join(missing[:4])
-            yield failed("no update", f"held by the optimiser, with a gradient, and not changed: {names}", missing[0], names=missing)
+            yield failed(
+                "no update",
+                f"held by the optimiser, with a gradient, and not changed: {names}",
+                missing[0],
+                names=missing,
+            )
     yield _falls(loop)
 
 
@@ -55,7 +60,7 @@ def _nothing_changes(program: Program, watch: Watch, gradient: Tensor | None) ->
     if gradient is None and program.optimizers:
         return failed("no update", "the optimiser holds no parameter of the model that has a gradient: nothing changes")
     if gradient is not None and not bool(gradient.any()):
-        return failed("no update", "the gradients at the optimiser are all zero: nothing changes")
+        return failed("no update", "the gradients at the optimiser are all zero: nothing is learned")
     if rates and not any(rates):
         return failed("no update", "the learning rate is 0 in all of 20 steps: nothing changes", rates=rates)
     if any(p.dtype in SIXTEEN_BITS for p in program.trainable().values()):
@@ -72,7 +77,10 @@ def _unchanged(program: Program, change: Tensor, gradient: Tensor | None) -> lis
     return [
         name
         for (name, p), c, g in zip(program.trainable().items(), change.split(sizes), gradient.split(sizes), strict=True)
-        if id(p) in live and p.dtype == torch.float32 and not bool(c.any()) and float(g.norm()) > 1e-6 * float(gradient.norm())
+        if id(p) in live
+        and p.dtype == torch.float32
+        and not bool(c.any())
+        and float(g.norm()) > 1e-6 * float(gradient.norm())
     ]
 
 
@@ -148,7 +156,11 @@ def _falls(loop: Loop) -> Result:
     if slow[-1] < slow[0]:
         text = f"on one batch the loss goes from {first:.3f} to {last:.3f}; at a hundredth of the rate it falls to {slow[-1]:.3f}"
         return failed("schedule", text, **evidence)
-    return failed("no update", f"{STEPS} steps on one batch do not lower its loss, at no rate ({first:.3f} to {last:.3f})", **evidence)
+    return failed(
+        "no update",
+        f"{STEPS} steps on one batch do not lower its loss, at no rate ({first:.3f} to {last:.3f})",
+        **evidence,
+    )
 
 
 def rounding(loop: Loop) -> Result:
@@ -240,6 +252,8 @@ def underflow(loop: Loop) -> Result:
             gradient = watch.gradient()
         if gradient is None:
             raise NotRun("no optimiser of the loop steps on the model's parameters inside train_step")
+        if not bool(gradient.any()) and not any(p.dtype == torch.float16 for p in program.trainable().values()):
+            raise NotRun("the gradient at the optimiser is zero")
         scaled = program.gradient(micro, weight=1024.0)
         live = scaled.isfinite() & (scaled != 0)
         share = float((gradient[live] == 0).float().mean()) if bool(live.any()) else math.nan

@@ -21,6 +21,7 @@ class Watch(contextlib.ExitStack):
     Attributes:
         events: ("optimizer" or "scheduler", its index), in order.
         rates: for each step of an optimiser, the rates of its groups.
+        leftovers: names of held parameters that had a gradient already when their first one came.
     """
 
     def __init__(self, program: Program, stretch: float | None = None, scale: float = 1.0):
@@ -31,11 +32,16 @@ class Watch(contextlib.ExitStack):
         self.before_step: Callable[[Any], None] | None = None  # another observer
         self._grads: dict[str, Tensor] = {}
         self._saved: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.leftovers: set[str] = set()
         self._names = {id(p): name for name, p in program.trainable().items()} if program.model is not None else {}
         for index, optimizer in enumerate(program.optimizers):
             self._watch_optimizer(index, optimizer)
         for index, scheduler in enumerate(program.schedulers):
             self._watch_calls(scheduler, lambda index=index: self.events.append(("scheduler", index)))
+        held = {id(p) for o in program.optimizers for p in held_tensors(o)}
+        for name, parameter in (program.trainable() if program.model is not None else {}).items():
+            if id(parameter) in held:
+                self.callback(parameter.register_hook(self._first_gradient(name, parameter)).remove)
         if scale != 1.0:
             for parameter in program.trainable().values():
                 self.callback(parameter.register_hook(lambda g: g * scale).remove)
@@ -54,6 +60,16 @@ class Watch(contextlib.ExitStack):
     def count(self, kind: str, index: int = 0) -> int:
         """How often an optimiser or scheduler stepped."""
         return self.events.count((kind, index))
+
+    def _first_gradient(self, name: str, parameter: Tensor) -> Callable[[Tensor], None]:
+        first = [True]
+
+        def look(_: Tensor) -> None:
+            if first and parameter.grad is not None and bool(parameter.grad.any()):
+                self.leftovers.add(name)
+            first.clear()
+
+        return look
 
     def _watch_optimizer(self, index: int, optimizer: Any) -> None:
         def before(_: Any, args: Any, kwargs: Any) -> Any:
