@@ -28,9 +28,14 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The gradients are cleared between backward and the optimiser's step.",
         {
             "loop_lecture": (
-                ("        optimizer.zero_grad(set_to_none=True)\n        loss.backward()\n", "        loss.backward()\n        optimizer.zero_grad()\n"),
+                (
+                    "        optimizer.zero_grad(set_to_none=True)\n        loss.backward()\n",
+                    "        loss.backward()\n        optimizer.zero_grad()\n",
+                ),
             ),
-            "loop_script": ((_SCRIPT_STEP, "        optimizer.zero_grad(set_to_none=False)\n        optimizer.step()\n"),),
+            "loop_script": (
+                (_SCRIPT_STEP, "        optimizer.zero_grad(set_to_none=False)\n        optimizer.step()\n"),
+            ),
         },
     ),
     Bug(
@@ -47,7 +52,9 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "accumulation",
         "The loss is divided by the number of micro-batches, and so is the gradient.",
         {
-            "loop_script": ((_SCRIPT_CLIP, "        for p in model.parameters():\n            p.grad /= accum\n" + _SCRIPT_CLIP),),
+            "loop_script": (
+                (_SCRIPT_CLIP, "        for p in model.parameters():\n            p.grad /= accum\n" + _SCRIPT_CLIP),
+            ),
             "loop_tuning": (("(total / trained).backward()", "(total / trained / self.accum).backward()"),),
         },
     ),
@@ -57,7 +64,10 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "Each micro-batch is averaged by itself, though they train different numbers of tokens.",
         {
             "loop_tuning": (
-                ("total, _ = self.summed_loss(x, y)\n            (total / trained)", "total, own = self.summed_loss(x, y)\n            (total / own / self.accum)"),
+                (
+                    "total, _ = self.summed_loss(x, y)\n            (total / trained)",
+                    "total, own = self.summed_loss(x, y)\n            (total / own / self.accum)",
+                ),
             )
         },
     ),
@@ -66,13 +76,26 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "accumulation",
         "The gradients are cleared inside the loop over micro-batches: only the last one counts.",
         {
-            "loop_script": (("            part = loss(x, y) / accum\n", "            optimizer.zero_grad()\n            part = loss(x, y) / accum\n"),),
+            "loop_script": (
+                (
+                    "            part = loss(x, y) / accum\n",
+                    "            optimizer.zero_grad()\n            part = loss(x, y) / accum\n",
+                ),
+            ),
             "loop_tuning": (
-                ("        for x, y in micro:\n", "        for x, y in micro:\n            self.optimizer.zero_grad()\n"),
+                (
+                    "        for x, y in micro:\n",
+                    "        for x, y in micro:\n            self.optimizer.zero_grad()\n",
+                ),
                 ("        self.optimizer.zero_grad(set_to_none=False)\n", ""),
             ),
             "loop_trainer": (
-                ("        for x, y in batches:\n            loss = self.loss(x, y)\n", "        for x, y in batches:\n            self.model.zero_grad()\n            loss = self.loss(x, y)\n"),
+                (
+                    "        for x, y in batches:\n            loss = self.loss(x, y)\n",
+                    "        for x, y in batches:\n"
+                    "            self.model.zero_grad()\n"
+                    "            loss = self.loss(x, y)\n",
+                ),
             ),
         },
     ),
@@ -83,7 +106,10 @@ LOOP_BUGS: tuple[Bug, ...] = (
         {
             "loop_script": (("            part.backward()\n", "        part.backward()\n"),),
             "loop_tuning": (
-                ("            (total / trained).backward()\n            report += float(total.detach() / trained)\n", "            report += float(total.detach() / trained)\n        (total / trained).backward()\n"),
+                (
+                    "            (total / trained).backward()\n            report += float(total.detach() / trained)\n",
+                    "            report += float(total.detach() / trained)\n        (total / trained).backward()\n",
+                ),
             ),
         },
     ),
@@ -93,8 +119,12 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The optimiser steps after each micro-batch.",
         {
             "loop_script": (
-                ("            part.backward()\n" + _SCRIPT_CLIP + _SCRIPT_STEP,
-                 "            part.backward()\n    " + _SCRIPT_CLIP + "            optimizer.step()\n            optimizer.zero_grad()\n"),
+                (
+                    "            part.backward()\n" + _SCRIPT_CLIP + _SCRIPT_STEP,
+                    "            part.backward()\n"
+                    "    " + _SCRIPT_CLIP + "            optimizer.step()\n"
+                    "            optimizer.zero_grad()\n",
+                ),
             )
         },
     ),
@@ -104,8 +134,11 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The batch is drawn once, before the loop over micro-batches.",
         {
             "loop_script": (
-                ("        total = 0.0\n        for i in range(accum):\n", "        total = 0.0\n        drawn = get_batch(\"train\")\n        for i in range(accum):\n"),
-                ("micro[i] if micro else get_batch(\"train\")", "micro[i] if micro else drawn"),
+                (
+                    "        total = 0.0\n        for i in range(accum):\n",
+                    '        total = 0.0\n        drawn = get_batch("train")\n        for i in range(accum):\n',
+                ),
+                ('micro[i] if micro else get_batch("train")', "micro[i] if micro else drawn"),
             )
         },
     ),
@@ -114,8 +147,12 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "no update",
         "The loss goes through a number and becomes a leaf: no gradient reaches the model.",
         {
-            "loop_lecture": (("        loss.backward()\n", "        torch.tensor(loss.item(), requires_grad=True).backward()\n"),),
-            "loop_tuning": (("(total / trained).backward()", "(total.detach() / trained).requires_grad_().backward()"),),
+            "loop_lecture": (
+                ("        loss.backward()\n", "        torch.tensor(loss.item(), requires_grad=True).backward()\n"),
+            ),
+            "loop_tuning": (
+                ("(total / trained).backward()", "(total.detach() / trained).requires_grad_().backward()"),
+            ),
         },
     ),
     Bug(
@@ -134,8 +171,12 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The sign is wrong: training raises the loss.",
         {
             "loop_lecture": (("loss.backward()", "(-loss).backward()"),),
-            "loop_script": (("torch.optim.AdamW(groups, lr=rate,", "torch.optim.AdamW(groups, lr=rate, maximize=True,"),),
-            "loop_trainer": (("torch.optim.AdamW(groups, lr=rate)", "torch.optim.SGD(groups, lr=rate, maximize=True)"),),
+            "loop_script": (
+                ("torch.optim.AdamW(groups, lr=rate,", "torch.optim.AdamW(groups, lr=rate, maximize=True,"),
+            ),
+            "loop_trainer": (
+                ("torch.optim.AdamW(groups, lr=rate)", "torch.optim.SGD(groups, lr=rate, maximize=True)"),
+            ),
         },
     ),
     Bug(
@@ -144,10 +185,18 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The optimiser was made for a model that was replaced afterwards.",
         {
             "loop_lecture": (
-                ("    def train_step(micro=None):\n", "    model = LanguageModel(n_embd=32 * size, n_head=4, n_layer=1 + size)\n\n    def train_step(micro=None):\n"),
+                (
+                    "    def train_step(micro=None):\n",
+                    "    model = LanguageModel(n_embd=32 * size, n_head=4, n_layer=1 + size)\n"
+                    "\n"
+                    "    def train_step(micro=None):\n",
+                ),
             ),
             "loop_tuning": (
-                ("torch.optim.AdamW(model.parameters(),", "torch.optim.AdamW(__import__(\"copy\").deepcopy(model).parameters(),"),
+                (
+                    "torch.optim.AdamW(model.parameters(),",
+                    'torch.optim.AdamW(__import__("copy").deepcopy(model).parameters(),',
+                ),
             ),
         },
     ),
@@ -156,9 +205,13 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "optimizer coverage",
         "Some parameters are given to no optimiser.",
         {
-            "loop_script": (("others = [p for p in params if p.dim() < 2]", "others = [p for p in params if p.dim() == 0]"),),
-            "loop_lecture": (("torch.optim.AdamW(model.parameters(),", "torch.optim.AdamW(model.blocks.parameters(),"),),
-            "loop_trainer": (("            (rest if name", "            if \"head\" not in name: (rest if name"),),
+            "loop_script": (
+                ("others = [p for p in params if p.dim() < 2]", "others = [p for p in params if p.dim() == 0]"),
+            ),
+            "loop_lecture": (
+                ("torch.optim.AdamW(model.parameters(),", "torch.optim.AdamW(model.blocks.parameters(),"),
+            ),
+            "loop_trainer": (("            (rest if name", '            if "head" not in name: (rest if name'),),
         },
     ),
     Bug(
@@ -167,7 +220,10 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "A parameter is in two optimisers, so it is updated twice.",
         {
             "loop_lecture": (
-                ("lr=learning_rate)\n", "lr=learning_rate)\n    second = torch.optim.AdamW(model.lm_head.parameters(), lr=learning_rate)\n"),
+                (
+                    "lr=learning_rate)\n",
+                    "lr=learning_rate)\n    second = torch.optim.AdamW(model.lm_head.parameters(), lr=learning_rate)\n",
+                ),
                 ("        optimizer.step()\n", "        optimizer.step()\n        second.step()\n"),
                 ("optimizer=optimizer,", "optimizer=[optimizer, second],"),
             )
@@ -178,15 +234,26 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "clipping",
         "The gradients are clipped after the update.",
         {
-            "loop_script": ((_SCRIPT_CLIP + "        optimizer.step()\n", "        optimizer.step()\n" + _SCRIPT_CLIP),),
-            "loop_tuning": ((_TUNING_CLIP + "        self.optimizer.step()\n", "        self.optimizer.step()\n" + _TUNING_CLIP),),
+            "loop_script": (
+                (_SCRIPT_CLIP + "        optimizer.step()\n", "        optimizer.step()\n" + _SCRIPT_CLIP),
+            ),
+            "loop_tuning": (
+                (_TUNING_CLIP + "        self.optimizer.step()\n", "        self.optimizer.step()\n" + _TUNING_CLIP),
+            ),
         },
     ),
     Bug(
         "clip-before-unscale",
         "clipping",
         "The scaled gradients are clipped, and unscaled afterwards: almost nothing is left.",
-        {"loop_trainer": (("        self.scaler.unscale_(self.optimizer)\n" + _TRAINER_CLIP, _TRAINER_CLIP + "        self.scaler.unscale_(self.optimizer)\n"),)},
+        {
+            "loop_trainer": (
+                (
+                    "        self.scaler.unscale_(self.optimizer)\n" + _TRAINER_CLIP,
+                    _TRAINER_CLIP + "        self.scaler.unscale_(self.optimizer)\n",
+                ),
+            )
+        },
     ),
     Bug(
         "clip-a-part",
@@ -194,7 +261,9 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "Only some of the parameters are clipped.",
         {
             "loop_script": ((_SCRIPT_CLIP, _SCRIPT_CLIP.replace("model.parameters()", "model.h.parameters()")),),
-            "loop_trainer": ((_TRAINER_CLIP, _TRAINER_CLIP.replace("self.model.parameters()", "self.model.head.parameters()")),),
+            "loop_trainer": (
+                (_TRAINER_CLIP, _TRAINER_CLIP.replace("self.model.parameters()", "self.model.head.parameters()")),
+            ),
         },
     ),
     Bug(
@@ -202,9 +271,14 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "clipping",
         "The sum is clipped after each micro-batch, so the first ones shrink again and again.",
         {
-            "loop_script": (("            part.backward()\n" + _SCRIPT_CLIP, "            part.backward()\n    " + _SCRIPT_CLIP),),
+            "loop_script": (
+                ("            part.backward()\n" + _SCRIPT_CLIP, "            part.backward()\n    " + _SCRIPT_CLIP),
+            ),
             "loop_tuning": (
-                ("            (total / trained).backward()\n", "            (total / trained).backward()\n    " + _TUNING_CLIP),
+                (
+                    "            (total / trained).backward()\n",
+                    "            (total / trained).backward()\n    " + _TUNING_CLIP,
+                ),
                 (_TUNING_CLIP + "        self.optimizer.step()", "        self.optimizer.step()"),
             ),
         },
@@ -215,7 +289,10 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The scheduler steps once per micro-batch: the rate falls too fast.",
         {
             "loop_trainer": (
-                ("            running += loss.detach().item()\n", "            running += loss.detach().item()\n            self.scheduler.step()\n"),
+                (
+                    "            running += loss.detach().item()\n",
+                    "            running += loss.detach().item()\n            self.scheduler.step()\n",
+                ),
                 ("        self.scaler.update()\n        self.scheduler.step()\n", "        self.scaler.update()\n"),
             ),
             "loop_tuning": (
@@ -229,7 +306,9 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "schedule",
         "The scheduler never steps: the rate stays where the warm-up begins.",
         {
-            "loop_trainer": (("        self.scaler.update()\n        self.scheduler.step()\n", "        self.scaler.update()\n"),),
+            "loop_trainer": (
+                ("        self.scaler.update()\n        self.scheduler.step()\n", "        self.scaler.update()\n"),
+            ),
             "loop_tuning": (("        self.scheduler.step()\n", ""),),
         },
     ),
@@ -239,10 +318,21 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The scheduler steps before the optimiser: the first rate is never used.",
         {
             "loop_trainer": (
-                ("        self.scaler.step(self.optimizer)\n        self.scaler.update()\n        self.scheduler.step()\n",
-                 "        self.scheduler.step()\n        self.scaler.step(self.optimizer)\n        self.scaler.update()\n"),
+                (
+                    "        self.scaler.step(self.optimizer)\n"
+                    "        self.scaler.update()\n"
+                    "        self.scheduler.step()\n",
+                    "        self.scheduler.step()\n"
+                    "        self.scaler.step(self.optimizer)\n"
+                    "        self.scaler.update()\n",
+                ),
             ),
-            "loop_tuning": (("        self.optimizer.step()\n        self.scheduler.step()\n", "        self.scheduler.step()\n        self.optimizer.step()\n"),),
+            "loop_tuning": (
+                (
+                    "        self.optimizer.step()\n        self.scheduler.step()\n",
+                    "        self.scheduler.step()\n        self.optimizer.step()\n",
+                ),
+            ),
         },
     ),
     Bug(
@@ -256,8 +346,15 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "schedule",
         "The learning rate is hundreds of times too high.",
         {
-            "loop_script": (("max_rate, min_rate, warmup, steps = 3e-3, 3e-4, 10, 500", "max_rate, min_rate, warmup, steps = 3.0, 0.3, 10, 500"),),
-            "loop_lecture": (("learning_rate, eval_iters = 24, 8, 0.2, 1e-3, 4", "learning_rate, eval_iters = 24, 8, 0.2, 1.0, 4"),),
+            "loop_script": (
+                (
+                    "max_rate, min_rate, warmup, steps = 3e-3, 3e-4, 10, 500",
+                    "max_rate, min_rate, warmup, steps = 3.0, 0.3, 10, 500",
+                ),
+            ),
+            "loop_lecture": (
+                ("learning_rate, eval_iters = 24, 8, 0.2, 1e-3, 4", "learning_rate, eval_iters = 24, 8, 0.2, 1.0, 4"),
+            ),
             "loop_tuning": (("rate=1e-3)", "rate=1.0)"),),
         },
     ),
@@ -266,15 +363,21 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "weight decay",
         "The two groups are exchanged: norms and biases decay, matrices do not.",
         {
-            "loop_script": (("p.dim() >= 2]", "p.dim() < 2]"), ("others = [p for p in params if p.dim() < 2]", "others = [p for p in params if p.dim() > 1]")),
-            "loop_trainer": (("(rest if name.endswith", "(decayed if name.endswith"), ("in name else decayed)", "in name else rest)")),
+            "loop_script": (
+                ("p.dim() >= 2]", "p.dim() < 2]"),
+                ("others = [p for p in params if p.dim() < 2]", "others = [p for p in params if p.dim() > 1]"),
+            ),
+            "loop_trainer": (
+                ("(rest if name.endswith", "(decayed if name.endswith"),
+                ("in name else decayed)", "in name else rest)"),
+            ),
         },
     ),
     Bug(
         "norms-decay",
         "weight decay",
         "The groups are made by name, and the norms have another name.",
-        {"loop_trainer": (("or \"norm\" in name", "or \"ln\" in name"),)},
+        {"loop_trainer": (('or "norm" in name', 'or "ln" in name'),)},
     ),
     Bug(
         "sixteen-bit-weights",
@@ -293,8 +396,19 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "memory",
         "The losses are kept in a list with their graphs.",
         {
-            "loop_trainer": (("            running += loss.detach().item()\n", "            running += loss.detach().item()\n            self.__dict__.setdefault(\"history\", []).append(loss)\n"),),
-            "loop_script": (("            total += part.item()\n", "            total += part.item()\n            state[\"sum\"] = state.get(\"sum\", 0) + part\n"),),
+            "loop_trainer": (
+                (
+                    "            running += loss.detach().item()\n",
+                    "            running += loss.detach().item()\n"
+                    '            self.__dict__.setdefault("history", []).append(loss)\n',
+                ),
+            ),
+            "loop_script": (
+                (
+                    "            total += part.item()\n",
+                    '            total += part.item()\n            state["sum"] = state.get("sum", 0) + part\n',
+                ),
+            ),
         },
     ),
     Bug(
@@ -351,7 +465,9 @@ LOOP_BUGS: tuple[Bug, ...] = (
         {
             "loop_script": (("data[i + 1 : i + 1 + context]", "data[i : i + context]"),),
             "loop_lecture": (("source[i + 1 : i + block_size + 1]", "source[i : i + block_size]"),),
-            "loop_tuning": ((")[\"logits\"][:, :-1].float()\n        labels = y[:, 1:]", ")[\"logits\"].float()\n        labels = y"),),
+            "loop_tuning": (
+                (')["logits"][:, :-1].float()\n        labels = y[:, 1:]', ')["logits"].float()\n        labels = y'),
+            ),
         },
     ),
     Bug(
@@ -360,7 +476,10 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The batches are shifted, and the loss shifts again.",
         {
             "loop_trainer": (
-                ("        return F.cross_entropy(logits.transpose(1, 2).float(), y)", "        return F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), y[:, 1:])"),
+                (
+                    "        return F.cross_entropy(logits.transpose(1, 2).float(), y)",
+                    "        return F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), y[:, 1:])",
+                ),
             ),
             "loop_script": (("data[i + 1 : i + 1 + context]", "data[i + 2 : i + 2 + context]"),),
         },
@@ -370,8 +489,12 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "targets",
         "The targets are rolled: the last position is trained on the first token.",
         {
-            "loop_script": (("y = torch.stack([data[i + 1 : i + 1 + context] for i in starts])", "y = x.roll(-1, dims=1)"),),
-            "loop_lecture": (("y = torch.stack([source[i + 1 : i + block_size + 1] for i in ix])", "y = torch.roll(x, -1, 1)"),),
+            "loop_script": (
+                ("y = torch.stack([data[i + 1 : i + 1 + context] for i in starts])", "y = x.roll(-1, dims=1)"),
+            ),
+            "loop_lecture": (
+                ("y = torch.stack([source[i + 1 : i + block_size + 1] for i in ix])", "y = torch.roll(x, -1, 1)"),
+            ),
         },
     ),
     Bug(
@@ -396,9 +519,9 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "data leak",
         "The evaluation draws from the training split.",
         {
-            "loop_script": (("loss(*get_batch(\"val\"))", "loss(*get_batch(\"train\"))"),),
-            "loop_trainer": (("self.get_batch(\"val\")", "self.get_batch(\"train\")"),),
-            "loop_tuning": (("self.get_batch(\"val\")", "self.get_batch(\"train\")"),),
+            "loop_script": (('loss(*get_batch("val"))', 'loss(*get_batch("train"))'),),
+            "loop_trainer": (('self.get_batch("val")', 'self.get_batch("train")'),),
+            "loop_tuning": (('self.get_batch("val")', 'self.get_batch("train")'),),
         },
     ),
     Bug(
@@ -407,7 +530,7 @@ LOOP_BUGS: tuple[Bug, ...] = (
         "The data uses more tokens than the model has.",
         {"loop_tuning": (("TinyLM(5 + len(LETTERS)", "TinyLM(len(LETTERS) - 8"),)},
     ),
-)  # fmt: skip
+)
 
 #: Factories in `loop_unusual` that are correct, and look odd.
 UNUSUAL_LOOPS: tuple[str, ...] = (

@@ -110,7 +110,7 @@ def _mode(program: Program, calls: int, norms: list[str], before: tuple[int, int
         yield passed("no dropout acts in evaluate()")
         return
     after = _training(program, micro)
-    evidence = {"dropouts before": before[0], "dropouts after": after[0]}
+    evidence: dict[str, Any] = {"dropouts before": before[0], "dropouts after": after[0]}
     if before[1] and not before[0]:
         yield failed(
             "mode", "the model trains in eval mode: its dropout never acts (model.train() is missing)", **evidence
@@ -190,7 +190,7 @@ def _live_nodes() -> int:
 EVALUATION_CHECKS: tuple[Check[Loop], ...] = (
     Check(
         "evaluation",
-        "runs evaluate() between two training steps: dropout off, gradients off, nothing changed, and training mode back",
+        "runs evaluate() between two training steps: dropout and gradients off, nothing changed, train mode back",
         "2 training steps, 4 evaluations",
         "none: each is counted",
         ("mode", "state", "memory", "gradients not cleared"),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +74,9 @@ def cleared(loop: Loop) -> Result:
             program.step(b, seed=2)
             after, left = reached(watch), sorted(watch.leftovers)
         if left:
-            text = f"{len(left)} parameters still hold the gradient of the step before when a step begins: {', '.join(left[:3])}"
+            text = (
+                f"{len(left)} parameters still have the last step's gradient when a step begins: {', '.join(left[:3])}"
+            )
             return failed("gradients not cleared", text, left[0], names=left[:20])
         if cosine(before, first) > 0.9999:
             growth = float(second.norm() / first.norm())
@@ -85,7 +88,11 @@ def cleared(loop: Loop) -> Result:
                 )
             return passed("the gradient of one batch is the same in two steps", growth=growth)
         (own, kept), rest = shares([first, before], after)
-    evidence = {"share of the last step": round(kept, 4), "own share": round(own, 4), "unexplained": round(rest, 4)}
+    evidence: dict[str, Any] = {
+        "share of the last step": round(kept, 4),
+        "own share": round(own, 4),
+        "unexplained": round(rest, 4),
+    }
     if kept > 0.2 and rest < 0.3:
         return failed(
             "gradients not cleared",
@@ -189,7 +196,11 @@ def _joined(micro: list[Batch]) -> Batch:
 
 def _judge_shares(found: list[float], expected: list[float], rest: float, accum: int, ragged: bool) -> Result:
     ratios = [f / e for f, e in zip(found, expected, strict=True)]
-    evidence = {"ratio to the full batch": [round(r, 4) for r in ratios], "unexplained": round(rest, 4), "accum": accum}
+    evidence: dict[str, Any] = {
+        "ratio to the full batch": [round(r, 4) for r in ratios],
+        "unexplained": round(rest, 4),
+        "accum": accum,
+    }
     if rest > 0.1:
         raise NotRun(f"{rest:.0%} of the gradient of train_step is not of loss(x, y) on its micro-batches")
     if all(abs(r - 1) < 0.1 for r in ratios):
@@ -226,7 +237,12 @@ def clipping(loop: Loop) -> Result:
         sizes = [p.numel() for p in program.trainable().values()]
         norms, turned = _by_optimizer(program, big, free)
     norm, largest = float(big.norm()), float(big.abs().max())
-    evidence = {"clip": clip, "norm": norm, "norm before": scale * float(free.norm()), "cosine": round(turned, 5)}
+    evidence: dict[str, Any] = {
+        "clip": clip,
+        "norm": norm,
+        "norm before": scale * float(free.norm()),
+        "cosine": round(turned, 5),
+    }
     slack, straight = (1.01, 0.995) if exact else (1.05, 0.97)
     by_part = [float(part.norm()) for part in big.split(sizes)]
     if max(norms) <= slack * clip and turned >= straight:
@@ -266,7 +282,7 @@ def _by_optimizer(program: Program, big: Tensor, free: Tensor) -> tuple[list[flo
 GRADIENT_CHECKS: tuple[Check[Loop], ...] = (
     Check(
         "gradients cleared",
-        "compares the gradient of a batch with that of the same batch after a step on another, with updates switched off",
+        "compares the gradient of a batch with that of the same batch after a step on another; no update is made",
         "4 training steps",
         "20 % of the last step's gradient: a right loop keeps none, a bug keeps all of it; bfloat16 noise is about 2 %",
         ("gradients not cleared",),
@@ -274,7 +290,7 @@ GRADIENT_CHECKS: tuple[Check[Loop], ...] = (
     ),
     Check(
         "accumulation",
-        "writes the gradient of one update as a weighted sum of those of its micro-batches and compares it with the full batch",
+        "writes the gradient of one update as a sum of those of its micro-batches, and compares it with the full batch",
         "2 training steps and 2 passes over their batches",
         "10 %: the sums agree to rounding; a wrong weight is wrong by a factor",
         ("accumulation",),
@@ -282,7 +298,7 @@ GRADIENT_CHECKS: tuple[Check[Loop], ...] = (
     ),
     Check(
         "clipping",
-        "multiplies the gradients as they are computed so that their norm is 100 times `clip`, and measures it at the optimiser",
+        "multiplies gradients as they are computed, to 100 times `clip`, and measures their norm at the optimiser",
         "2 training steps",
         "1.01 times `clip` (1.05 in 16 bits): the norm is computed in floating point",
         ("clipping",),

@@ -1,4 +1,4 @@
-"""Validation text that is in the training data: by the variables behind get_batch, by its draws, by what evaluate reads."""
+"""Validation text in the training data: by the variables behind get_batch, by its draws, by what evaluate reads."""
 
 import inspect
 import math
@@ -79,7 +79,7 @@ def _compare_data(train: Ids, val: Ids) -> Result:
     natural = sum(n > 1 for n in known.values()) / len(known)
     pieces = _pieces(val, 7)
     share = sum(p in known for p in pieces) / len(pieces)
-    evidence = {
+    evidence: dict[str, Any] = {
         "share of validation pieces in train": share,
         "share of train pieces that repeat": natural,
         "piece": PIECE,
@@ -118,7 +118,7 @@ def _compare_rows(train: list[Ids], val: list[Ids]) -> Result:
         raise NotRun("fewer than 8 different validation rows of at least 12 tokens were drawn")
     share = sum(row.tobytes() in known for row in rows) / len(rows)
     text = f"{share:.0%} of {len(rows)} validation rows are rows of the training split, too"
-    evidence = {"share": share, "validation rows": len(rows), "training rows": len(train)}
+    evidence: dict[str, Any] = {"share": share, "validation rows": len(rows), "training rows": len(train)}
     if share > 0.5:  # short examples made by a rule meet by chance
         return failed("data leak", text, **evidence)
     return warned("data leak", text, **evidence) if share > 0.25 else passed(text, **evidence)
@@ -148,7 +148,7 @@ def _compare_draws(train: Ids, val: Ids) -> Result:
         inside += any(agree)
         ended += bool(agree) and not any(agree)
     share = inside / len(val)
-    evidence = {
+    evidence: dict[str, Any] = {
         "validation windows": len(val),
         "in train": inside,
         "only in part": ended,
@@ -231,7 +231,7 @@ LEAK_CHECKS: tuple[Check[Loop], ...] = (
         "validation data",
         "looks for validation windows in the training data, and for an evaluation that reads training batches",
         "1 s of drawing batches",
-        "1 % of pieces of 48 tokens, and three times the data's own repetition; or 3 windows that agree as far as both go",
+        "1 % of the pieces of 48 tokens, and 3 times the data's own repetition; or 1 % of the windows, at least 3",
         ("data leak",),
         leaks,
     ),

@@ -33,7 +33,12 @@ def coverage(loop: Loop) -> Iterable[Result]:
         extra = len(set(held) - {id(p) for p in named.values()})
         unused = _unused(program, missing) if missing else []
     missing = [name for name in missing if name not in unused]
-    evidence = {"held": len(set(held)), "trainable": len(named), "missing": missing[:20], "not of the model": extra}
+    evidence: dict[str, Any] = {
+        "held": len(set(held)),
+        "trainable": len(named),
+        "missing": missing[:20],
+        "not of the model": extra,
+    }
     if missing:
         other = f"; it holds {extra} other tensors (was the model moved or replaced afterwards?)" if extra else ""
         text = (
@@ -93,7 +98,7 @@ def _decay_of(optimizer: Any) -> Result:
         for p in group["params"]:
             key = (p.dim() >= 2, value > 0)
             kinds[key] = kinds.get(key, 0) + 1
-    evidence = {
+    evidence: dict[str, Any] = {
         "decay": strength,
         "matrices that decay": kinds.get((True, True), 0), "matrices that do not": kinds.get((True, False), 0),
         "vectors that decay": kinds.get((False, True), 0), "vectors that do not": kinds.get((False, False), 0),
@@ -131,7 +136,7 @@ OPTIMIZER_CHECKS: tuple[Check[Loop], ...] = (
         "weight decay",
         "looks at which parameters decay: matrices should, norms and biases should not",
         "none",
-        "one decay of more than 0.01 (AdamW's default) on everything warns: it was set by hand, and norms were forgotten",
+        "one decay above 0.01 (AdamW's default) on everything warns: it was set by hand, norms forgotten",
         ("weight decay",),
         decay,
     ),

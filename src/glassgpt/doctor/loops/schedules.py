@@ -61,7 +61,7 @@ def schedule(loop: Loop) -> Iterable[Result]:
 def _judge(program: Program, watch: Watch, index: int, scheduler: Any) -> Result:
     steps = watch.count("scheduler", index)
     name = type(scheduler).__name__
-    evidence = {"scheduler": name, "scheduler steps": steps, "updates": STEPS, "accum": program.accum}
+    evidence: dict[str, Any] = {"scheduler": name, "scheduler steps": steps, "updates": STEPS, "accum": program.accum}
     owner = getattr(scheduler, "optimizer", None)
     if owner is not None and not any(_same(owner, o) for o in program.optimizers):
         return failed(
@@ -118,7 +118,7 @@ def _too_small(loop: Loop) -> Iterable[Result]:
     if factor is None or not rate or not relative:
         return
     top = relative * factor * base / rate
-    evidence = {"relative change per step": top, "peak rate": factor * base}
+    evidence: dict[str, Any] = {"relative change per step": top, "peak rate": factor * base}
     if top < 1e-5:
         yield failed(
             "schedule",
@@ -132,7 +132,7 @@ SCHEDULE_CHECKS: tuple[Check[Loop], ...] = (
         "schedule",
         "counts the scheduler's steps in three updates, checks their order and optimiser, and looks ahead at its rates",
         "3 to 6 training steps",
-        "exactly one step per update; a step at the peak changes weights by more than 1e-5 of their size (usual: 1e-4 to 1e-2)",
+        "one step per update; at the peak, a step changes weights by more than 1e-5 of their size (usual: 1e-3)",
         ("schedule",),
         schedule,
     ),

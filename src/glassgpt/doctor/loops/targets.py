@@ -61,7 +61,7 @@ def _vocabulary(model: nn.Module | None) -> int | None:
 def _aligned(drawn: list[Batch], split: str) -> Result:
     xs, ys = [x for x, _ in drawn], [y for _, y in drawn]
     found = {k: sum(agreement(y, x, k) for x, y in drawn) / len(drawn) for k in SHIFTS}
-    evidence = {"agreement by shift": {str(k): round(v, 4) for k, v in found.items()}, "split": split}
+    evidence: dict[str, Any] = {"agreement by shift": {str(k): round(v, 4) for k, v in found.items()}, "split": split}
     best = max(found.values())
     if found[0] > 0.999:
         return passed(f"y of {split!r} is x: the model or the loss shifts", **evidence)
@@ -115,7 +115,11 @@ def _masks(x: Tensor, y: Tensor, live: Tensor, evidence: dict[str, Any]) -> Resu
     else:
         wanted = y >= 0
     loud = int((live & ~wanted).sum())
-    evidence = {**evidence, "masked but trained": loud, "not masked and not trained": int((wanted & ~live).sum())}
+    evidence: dict[str, Any] = {
+        **evidence,
+        "masked but trained": loud,
+        "not masked and not trained": int((wanted & ~live).sum()),
+    }
     if loud:
         return failed("targets", f"{loud} positions with target -100 are trained all the same", **evidence)
     return passed("each position is trained on the next token, and masked ones are not", **evidence)
@@ -171,7 +175,7 @@ def _is_cross_entropy(grad: Tensor) -> bool:
 TARGET_CHECKS: tuple[Check[Loop], ...] = (
     Check(
         "batches",
-        "compares y with x at shifts of -2 to 4, for both splits; ids are in the model's range; every batch trains something",
+        "compares y with x at shifts of -2 to 4, in both splits; ids are in range; every batch trains something",
         "16 batches",
         "80 % of the trained positions: packed documents have other targets at their ends",
         ("targets", "tokenizer"),
@@ -179,7 +183,7 @@ TARGET_CHECKS: tuple[Check[Loop], ...] = (
     ),
     Check(
         "trained targets",
-        "reads from the gradient at the logits, which is negative at the target only, on which token each position is trained",
+        "reads from the gradient at the logits, negative at the target only, what each position is trained on",
         "1 pass",
         "80 % of the positions agree with one shift; masked positions have a gradient of exactly 0",
         ("targets",),

@@ -97,7 +97,7 @@ def _train(loop: Loop, stretch: float | None) -> tuple[list[float], Tensor, Tens
         gradient = _try_gradient(program, probe)
         change = torch.zeros(1)
         with Watch(program, stretch=stretch):
-            for step in range(STEPS):
+            for _ in range(STEPS):
                 before = flat_parameters(program)
                 program.step(micro or None, seed=1)
                 if not bool(change.any()):
@@ -142,7 +142,8 @@ def _falls(loop: Loop) -> Result:
     losses, change, gradient, sweep = _train(loop, None)
     along = cosine(gradient, change) if gradient is not None and gradient.shape == change.shape else 0.0
     evidence: dict[str, Any] = {
-        "losses on one batch": [round(v, 4) for v in losses], "cosine of update and gradient": round(along, 4), "sweep": sweep,
+        "losses on one batch": [round(v, 4) for v in losses],
+        "cosine of update and gradient": round(along, 4), "sweep": sweep,
     }  # fmt: skip
     first, last = losses[0], losses[-1]
     if along > 0.02:
@@ -154,7 +155,9 @@ def _falls(loop: Loop) -> Result:
     slow, *_ = _train(loop, 0.01)
     evidence["losses at a hundredth of the rate"] = [round(v, 4) for v in slow]
     if slow[-1] < slow[0]:
-        text = f"on one batch the loss goes from {first:.3f} to {last:.3f}; at a hundredth of the rate it falls to {slow[-1]:.3f}"
+        text = (
+            f"on one batch the loss goes from {first:.3f} to {last:.3f}; at a hundredth of the rate, to {slow[-1]:.3f}"
+        )
         return failed("schedule", text, **evidence)
     return failed(
         "no update",
@@ -188,7 +191,7 @@ def rounding(loop: Loop) -> Result:
     if not total:
         raise NotRun("no 16-bit parameter would change in 8 steps")
     share = lost / total
-    evidence = {"share rounded away": round(share, 4), "rate": shadow.rate}
+    evidence: dict[str, Any] = {"share rounded away": round(share, 4), "rate": shadow.rate}
     text = f"{share:.0%} of the 16-bit parameters do not change in 8 steps, where float32 copies would"
     if share >= 0.5:
         return failed("precision", text, **evidence)
@@ -266,10 +269,10 @@ def underflow(loop: Loop) -> Result:
 UPDATE_CHECKS: tuple[Check[Loop], ...] = (
     Check(
         "update",
-        "trains on one batch: parameters with a gradient change, along the descent, and the loss falls; shows the rate's neighbours",
+        "trains on one batch: parameters change, down the gradient, and the loss falls; tries other rates",
         f"{STEPS} to {2 * STEPS + 20} training steps",
-        "the loss after 12 steps on one batch is below the first; where it is not, a hundredth of the rate decides between "
-        "a rate too high and a wrong direction",
+        "the loss after 12 steps on one batch is lower; if not, a hundredth of the rate tells a rate that is too high "
+        "from a wrong direction",
         ("no update", "schedule", "precision"),
         update,
     ),

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Watch(contextlib.ExitStack):
         for index, optimizer in enumerate(program.optimizers):
             self._watch_optimizer(index, optimizer)
         for index, scheduler in enumerate(program.schedulers):
-            self._watch_calls(scheduler, lambda index=index: self.events.append(("scheduler", index)))
+            self._watch_calls(scheduler, partial(self.events.append, ("scheduler", index)))
         held = {id(p) for o in program.optimizers for p in held_tensors(o)}
         for name, parameter in (program.trainable() if program.model is not None else {}).items():
             if id(parameter) in held:
@@ -89,6 +90,10 @@ class Watch(contextlib.ExitStack):
 
             return ((args[0], watched, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": watched})
 
+        def begin() -> None:
+            self._begin(index, optimizer)
+            self._record(optimizer)
+
         def after(*_: Any) -> None:
             self._end(index)
 
@@ -96,7 +101,7 @@ class Watch(contextlib.ExitStack):
             self.callback(optimizer.register_step_pre_hook(before).remove)
             self.callback(optimizer.register_step_post_hook(after).remove)
         else:  # an optimiser written by hand
-            self._watch_calls(optimizer, lambda: (self._begin(index, optimizer), self._record(optimizer)), after)
+            self._watch_calls(optimizer, begin, after)
 
     def _watch_calls(self, owner: Any, before: Callable[[], Any], after: Callable[[], Any] | None = None) -> None:
         original = owner.step
@@ -136,7 +141,7 @@ class Watch(contextlib.ExitStack):
             for tensor, value in self._saved.pop(index, []):
                 if self.stretch == 0.0:
                     tensor.copy_(value)
-                else:
+                elif self.stretch is not None:
                     tensor.copy_(value + self.stretch * (tensor - value))
 
 
