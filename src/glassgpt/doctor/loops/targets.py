@@ -115,7 +115,7 @@ def _masks(x: Tensor, y: Tensor, live: Tensor, evidence: dict[str, Any]) -> Resu
     else:
         wanted = y >= 0
     loud = int((live & ~wanted).sum())
-    evidence: dict[str, Any] = {
+    evidence = {
         **evidence,
         "masked but trained": loud,
         "not masked and not trained": int((wanted & ~live).sum()),
