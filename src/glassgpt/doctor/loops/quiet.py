@@ -14,6 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
+#: In inference mode these are not taken apart.
+IN_PLACE = (aten.dropout_.default, aten.feature_dropout_.default, aten.alpha_dropout_.default)
+WHOLE = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, *IN_PLACE)
+
 
 class DropoutSwitch(TorchDispatchMode):
     """Count the calls of dropout, and (with ``off``) let every value through.
@@ -30,6 +34,10 @@ class DropoutSwitch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace the random operations of dropout; run everything else as it is."""
         kwargs = kwargs or {}
+        if func in WHOLE and args[1] > 0 and args[2]:
+            self.calls += 1
+            if self.off:
+                return args[0] if func in IN_PLACE else args[0].clone()
         if func is aten.native_dropout.default and args[2] is not False and args[1] > 0:
             self.calls += 1
             if self.off:

@@ -165,6 +165,9 @@ def logits_gradient(program: Program, x: Tensor, y: Tensor, by: str = "loss") ->
     rows, highest = x.numel(), int(x.max())
     grads: list[Tensor] = []
 
+    def has_room(part: Tensor) -> bool:  # for logits of all tokens, at all positions
+        return part.dim() >= 2 and part.shape[-1] > highest and part.numel() // part.shape[-1] in (rows, rows - len(x))
+
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor | list | tuple | dict):
             output = getattr(output, "logits", None)
@@ -172,9 +175,8 @@ def logits_gradient(program: Program, x: Tensor, y: Tensor, by: str = "loss") ->
             output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
         )
         for part in parts:
-            if isinstance(part, Tensor) and part.requires_grad and part.dim() >= 2 and part.shape[-1] > highest:
-                if part.numel() // part.shape[-1] in (rows, rows - len(x)):
-                    part.register_hook(grads.append)
+            if isinstance(part, Tensor) and part.requires_grad and has_room(part):
+                part.register_hook(grads.append)
 
     handles = [m.register_forward_hook(keep) for m in program.model.modules()]
     try:
