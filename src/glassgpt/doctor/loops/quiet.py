@@ -38,6 +38,9 @@ class DropoutSwitch(TorchDispatchMode):
             self.calls += 1
             if self.off:
                 return args[0] if func in IN_PLACE else args[0].clone()
+        if func is aten.scaled_dot_product_attention.default and len(args) > 4 and args[4] > 0:
+            self.calls += 1
+            args = (*args[:4], 0.0, *args[5:]) if self.off else args
         if func is aten.native_dropout.default and args[2] is not False and args[1] > 0:
             self.calls += 1
             if self.off:
