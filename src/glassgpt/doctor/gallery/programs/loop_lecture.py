@@ -12,9 +12,12 @@ block_size, batch_size, dropout, learning_rate, eval_iters = 24, 8, 0.2, 1e-3, 4
 
 def make_text():
     rng = random.Random(3)
-    people = ["anna", "boris", "clara", "david", "elena", "frank", "greta", "henry", "irene", "jonas"]
-    verbs = ["asked", "told", "promised", "showed", "sold", "gave", "wrote", "sent", "lent", "brought"]
-    goods = ["a horse", "two maps", "the blue cup", "some bread", "an old violin", "her answer", "nine apples", "a long rope"]
+    people = "anna, boris, clara, david, elena, frank, greta, henry, irene, jonas"
+    people = people.split(", ")
+    verbs = "asked, told, promised, showed, sold, gave, wrote, sent, lent, brought"
+    verbs = verbs.split(", ")
+    goods = "a horse, two maps, the blue cup, some bread, an old violin, her answer, nine apples, a long rope"
+    goods = goods.split(", ")
     return "".join(
         f"{rng.choice(people)} {rng.choice(verbs)} {rng.choice(people)} {rng.choice(goods)}, "
         f"{rng.choice(people)} paid {rng.randint(1, 999)}.\n"

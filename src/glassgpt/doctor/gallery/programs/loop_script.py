@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 def make_text(sentences=2500):
     rng = random.Random(7)
-    things = (
-        ["river", "stone", "lamp", "garden", "winter", "letter", "engine", "bridge", "window", "copper", "market", "forest", "sailor", "candle", "mirror"]
-    )
-    acts = ["carries", "follows", "breaks", "repairs", "remembers", "forgets", "paints", "crosses", "measures", "borrows"]
-    ways = ["slowly", "twice", "again", "by", "night", "without", "a", "word", "in", "the", "rain", "before", "noon", "for", "nothing"]
+    things = "river, stone, lamp, garden, winter, letter, engine, bridge, window, copper, market, forest, sailor, mirror"
+    things = things.split(", ")
+    acts = "carries, follows, breaks, repairs, remembers, forgets, paints, crosses, measures, borrows"
+    acts = acts.split(", ")
+    ways = "slowly, twice, again, by, night, without, a, word, in, the, rain, before, noon, for, nothing"
+    ways = ways.split(", ")
     lines = []
     for _ in range(sentences):
         a, b, c = rng.sample(things, 3)

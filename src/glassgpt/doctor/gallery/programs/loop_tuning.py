@@ -17,7 +17,8 @@ def encode(text):
 
 def make_examples(count, seed):
     rng = random.Random(seed)
-    nouns = ["apple", "river", "cloud", "table", "horse", "violin", "planet", "garden", "copper", "ladder", "pencil", "kettle"]
+    nouns = "apple, river, cloud, table, horse, violin, planet, garden, copper, ladder, pencil, kettle"
+    nouns = nouns.split(", ")
     examples = []
     for _ in range(count):
         kind = rng.randrange(3)
