@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 def make_text(sentences=2500):
     rng = random.Random(7)
-    things = "river, stone, lamp, garden, winter, letter, engine, bridge, window, copper, market, forest, sailor, mirror"
+    things = "river, stone, lamp, garden, winter, letter, engine, bridge, window, copper, market, forest, sailor"
     things = things.split(", ")
     acts = "carries, follows, breaks, repairs, remembers, forgets, paints, crosses, measures, borrows"
     acts = acts.split(", ")

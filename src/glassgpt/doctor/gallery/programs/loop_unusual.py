@@ -158,7 +158,7 @@ class Sign(torch.optim.Optimizer):
 
 @dataclass
 class SignLoop:
-    """train_step draws its own batches and knows nothing of micro-batches; a step with a huge gradient is skipped."""
+    """train_step draws its own batches and takes none; a step with a huge gradient is skipped."""
 
     model: Any
     optimizer: Any
@@ -200,7 +200,7 @@ class Adapter(nn.Module):
 
 
 def adapters(seed=0, size=1, dtype="float32"):
-    """Low-rank adapters on a frozen model; its optimiser holds only them; the batch trains the second half of each row."""
+    """Low-rank adapters on a frozen model; the optimiser holds only them; rows train their second half."""
     model = make_net(seed, size, dtype).requires_grad_(False)
     model.head = Adapter(model.head)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
@@ -243,7 +243,7 @@ _random = torch.Generator().manual_seed(4)
 
 
 def script_of_globals(seed=0, size=1, dtype="float32"):
-    """The factory of a script: it returns the same global objects each time; batches come from a generator of its own."""
+    """A script: the factory returns the same global objects each time; batches come from a generator of its own."""
 
     def own_batch(split):
         part = PARTS[split]
