@@ -67,6 +67,10 @@ class GenerationError(GlassError):
     """A model that cannot continue a prompt: logits that are not numbers, or a token that it does not have."""
 
 
+class SubjectError(GlassError):
+    """Code, or what it returns, that the doctor cannot examine."""
+
+
 class TrainingStopped(GlassError):
     """Training could not continue: after several non-finite gradients in a row, on a full disk, and so on."""
 

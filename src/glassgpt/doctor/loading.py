@@ -1,0 +1,117 @@
+"""From `module.py:factory` or `package.module:factory` to what is examined."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from glassgpt.doctor.subject import Subject
+from glassgpt.errors import SubjectError, first_line
+from glassgpt.model import GPT
+
+
+def names_a_factory(target: str) -> bool:
+    """Whether a target is `something:factory`."""
+    place, colon, factory = target.rpartition(":")
+    return bool(colon and place) and factory.isidentifier()
+
+
+def import_factory(target: str) -> Callable[[], Any]:
+    """Import `module.py:factory` or `package.module:factory` and return a function that calls it without arguments.
+
+    Raises:
+        SubjectError: if the file, the module or the factory is not there, or cannot be imported. The function that is
+            returned raises it, too, if the factory fails.
+    """
+    place, _, name = target.rpartition(":")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiled code hides its operations
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else _import_name(place)
+    except SubjectError:
+        raise
+    except BaseException as error:  # a script may call sys.exit while it is imported
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise SubjectError(f"{place} cannot be imported: {type(error).__name__}: {_reason(error)}") from error
+    factory = getattr(module, name, None)
+    if factory is None:
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise SubjectError(f"{place} has no {name!r}; it has: {', '.join(names[:20]) or 'no functions or classes'}")
+    if not callable(factory):
+        return lambda: factory
+
+    def make() -> Any:
+        try:
+            return factory()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            hint = ". The factory has to work without arguments" if isinstance(error, TypeError) else ""
+            raise SubjectError(f"{target} failed: {type(error).__name__}: {_reason(error)}{hint}") from error
+
+    return make
+
+
+def _reason(error: BaseException) -> str:
+    text = first_line(error) if isinstance(error, Exception) else str(error)
+    if "not compiled with CUDA" in text or "No CUDA" in text or "NVIDIA driver" in text:
+        return f"{text}. The code asks for CUDA, which this machine does not have"
+    return text
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise SubjectError(f"{path} is not there")
+    sys.path.insert(0, str(path.resolve().parent))  # as if it were run: it may import its neighbours
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if before is None:
+            del sys.modules[path.stem]
+        else:
+            sys.modules[path.stem] = before
+        raise
+    return module
+
+
+def _import_name(name: str) -> Any:
+    sys.path.insert(0, str(Path.cwd()))
+    return importlib.import_module(name)
+
+
+def load_subject(
+    target: str, vocab: int | None = None, context: int | None = None, window: int | None = None
+) -> Subject:
+    """Make the model of somebody's own code: `module.py:factory` or `package.module:factory`.
+
+    Args:
+        target: the code.
+        vocab, context: where they cannot be found, or are found wrongly.
+        window: how many tokens, its own included, a position needs to see; default: all.
+
+    Raises:
+        SubjectError: if it cannot be imported, or is no model over token ids.
+    """
+    factory = import_factory(target)
+    module = factory()
+    if isinstance(module, tuple):
+        module = next((part for part in module if isinstance(part, nn.Module)), module)
+    if not isinstance(module, nn.Module):
+        raise SubjectError(f"{target} returned {type(module).__name__}; an nn.Module is needed")
+    return Subject(module, target, vocab, context, window, factory)
+
+
+def subject_of(model: GPT, name: str, window: int | None = None) -> Subject:
+    """Examine a model of this package, as a run, a folder or a `.gguf` was loaded."""
+    windows = [size for size in model.config.windows if size > 0]
+    return Subject(model, name, model.config.vocab_size, model.config.block_size, window or min(windows, default=None))
