@@ -8,15 +8,19 @@ import math
 import statistics
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glassgpt import recording
+from glassgpt.doctor.before_training import require_healthy
+from glassgpt.doctor.report import Outcome
 from glassgpt.loss import Baselines
 from glassgpt.model import GPT
 from glassgpt.shapes import Shape
+from glassgpt.training.loop import Trainer
 from glassgpt.training.metrics import EvaluationEvent, Reporter, StepEvent
 from glassgpt.transforms.parallel import is_sharded
 
@@ -91,12 +95,14 @@ class Watcher(Reporter):
         reporter: that shows them.
 
     Attributes:
+        outcomes: of the checks before the first step.
         events: what was shown, oldest first.
         counts: how often something was noticed, by kind, shown or not.
     """
 
     def __init__(self, reporter: Reporter):
         self.reporter = reporter
+        self.outcomes: list[Outcome] = []
         self.events: list[Event] = []
         self.counts: Counter[str] = Counter()
         self._shown: dict[str, int] = {}
@@ -106,6 +112,15 @@ class Watcher(Reporter):
         self._model: GPT | None = None
         self._rows: Tensor | None = None
         self._began, self._spent, self._last_look, self._look_seconds = time.perf_counter(), 0.0, 0, 0.0
+
+    def examine(self, trainer: Trainer) -> None:
+        """Examine a trainer that this watches, before its first step; then be ready to look inside its model.
+
+        Raises:
+            TrainingStopped: if a check fails.
+        """
+        self.outcomes = require_healthy(trainer)
+        self.look_into(trainer.model, trainer.task.batch(trainer.state.step).idx)
 
     def look_into(self, model: GPT, idx: Tensor) -> None:
         """Look inside this model from now on, with the first of these rows ``[B, T]``; see how long a look takes."""
@@ -175,6 +190,13 @@ class Watcher(Reporter):
         listed = ", ".join(f"{kind} ({count:,} times)" if count > 1 else kind for kind, count in self.counts.items())
         self.reporter.note(f"doctor: {listed or 'nothing was noticed during training'}")
         self.reporter.on_end()
+
+    def as_json(self) -> dict[str, Any]:
+        """What was found before and during training."""
+        return {
+            "checks": [outcome.as_json() for outcome in self.outcomes],
+            "events": [asdict(event) for event in self.events],
+        }
 
     def _compare(self, event: StepEvent) -> None:
         """Loss and gradient norm against the steps before; a spike is not compared with later ones."""

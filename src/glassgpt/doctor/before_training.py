@@ -1,0 +1,47 @@
+"""Examine a run before its first step: the quick checks, on a copy of its model and on its first batches."""
+
+import copy
+from collections.abc import Iterator
+
+from glassgpt.doctor.advice import ADVICE
+from glassgpt.doctor.checks import MODEL_CHECKS
+from glassgpt.doctor.loading import subject_of
+from glassgpt.doctor.report import Outcome, run_checks
+from glassgpt.errors import TrainingStopped
+from glassgpt.training.loop import Trainer
+from glassgpt.transforms.parallel import is_sharded
+
+
+def examine_trainer(trainer: Trainer) -> Iterator[Outcome]:
+    """Run the quick checks. The trainer stays as it is; a model that is sharded over processes is not examined."""
+    if not is_sharded(trainer.model):
+        model = copy.deepcopy(trainer.model).to("cpu")
+        yield from run_checks(MODEL_CHECKS, subject_of(model, trainer.run.name), fast=True)
+
+
+def require_healthy(trainer: Trainer) -> list[Outcome]:
+    """Run the quick checks and report them in one line, with one more for each warning.
+
+    Raises:
+        TrainingStopped: if one of them fails; the message names every class of bug.
+    """
+    outcomes = list(examine_trainer(trainer))
+    problems = []
+    for outcome in outcomes:
+        result = outcome.result
+        line = f"{result.finding} ({outcome.check.name}): {result.message}"
+        if result.status == "WARN":
+            trainer.reporter.warn(f"doctor: {line}")
+        elif result.status == "FAIL" and result.finding:
+            where = f"; in {result.module}" if result.module else ""
+            problems.append(f"  {line}{where}\n    fix: {ADVICE[result.finding].fix}")
+    if problems:
+        raise TrainingStopped(
+            "the doctor found a bug before the first step, so nothing was trained:\n" + "\n".join(problems)
+        )
+    passed = sum(outcome.result.status == "PASS" for outcome in outcomes)
+    seconds = sum({outcome.check.name: outcome.seconds for outcome in outcomes}.values())
+    trainer.reporter.note(
+        f"doctor: {passed} of {len(outcomes)} checks passed before the first step, in {seconds:.1f} s"
+    )
+    return outcomes
