@@ -36,6 +36,7 @@ pre { white-space: pre-wrap; margin: 0.3rem 0 0; } figure { margin: 0.8rem 0 0; 
 svg { display: block; width: 100%; } svg.triangle { max-width: 22rem; border: 1px solid var(--line); }
 svg.bars { overflow: visible; } svg text { font: 11px ui-monospace, monospace; text-anchor: middle; fill: var(--ink); }
 svg text.name { fill: var(--soft); } svg line { stroke: var(--soft); }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dt { margin-top: 0.5rem; } }
 .good { fill: var(--good); } .bad { fill: var(--bad); } .chosen { fill: var(--chosen); } .none { fill: transparent; }
 """
 
@@ -89,14 +90,20 @@ def _article(outcome: Outcome) -> str:
 
 def _advice(finding: str) -> dict[str, str]:
     advice = ADVICE[finding]
-    causes = "".join(f"<li>{html.escape(cause)}</li>" for cause in advice.causes)
+    causes = "".join(f"<li>{_with_code(cause)}</li>" for cause in advice.causes)
     code = f"<pre>{html.escape(advice.code)}</pre>" if advice.code else ""
     return {
         "meaning": html.escape(advice.meaning),
         "causes": f"<ul>{causes}</ul>",
-        "fix": html.escape(advice.fix) + code,
+        "fix": _with_code(advice.fix) + code,
         "lesson": html.escape(advice.lesson),
     }
+
+
+def _with_code(text: str) -> str:
+    """Escape a text; what stands between backticks is code."""
+    parts = html.escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
 
 def short_values(evidence: Mapping[str, Any], longest: int = _LONGEST_VALUE) -> dict[str, str]:

@@ -21,7 +21,7 @@ def draw_evidence(evidence: Mapping[str, Any]) -> str:
     pictures = []
     if triangle := evidence.get("triangle"):
         pictures.append(
-            _figure(_triangle(triangle), "Reach: row t, column s is dark where output t depends on token s.")
+            _figure(_triangle(triangle), "Reach: row t, column s is filled where output t depends on token s.")
         )
     if alignment := evidence.get("alignment"):
         text = "Alignment: the target of position t compared with the token at t + k. Targets belong to k = 1."
