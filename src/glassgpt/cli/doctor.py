@@ -3,30 +3,37 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, check_out
+from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out
 from glassgpt.cli.printing.findings import print_checks, print_end, print_outcome
 from glassgpt.cli.printing.output import pluralize, print_json, print_text, say
-from glassgpt.errors import ConfigError
+from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import path_exists, write_text
 
 if TYPE_CHECKING:
     from glassgpt.doctor.examining import Examination
     from glassgpt.doctor.report import Outcome
+    from glassgpt.doctor.subject import Subject
+    from glassgpt.training.checkpoint import Run
 
 _FACTORY = "module.py:factory"
 
 
 def doctor(
     target: str = typer.Argument(
-        "",
-        metavar="TARGET",
-        help=f"{SOURCE_HELP} Or code: {_FACTORY}, package.module:factory. By default this machine.",
+        "", metavar="TARGET", help=f"A run, a model folder, a .gguf file, or code: {_FACTORY}, package.module:factory."
+    ),
+    loop: str = typer.Option("", "--loop", metavar=_FACTORY, help="A training loop; see docs/doctor.md."),
+    data: str = typer.Option("", "--data", metavar="TEXT", help="A text or a corpus, also a prepared one."),
+    tokenizer: str = typer.Option("", "--tokenizer", metavar="FILE", help=f"A tokenizer file, or {_FACTORY}."),
+    conversations: str = typer.Option(
+        "", "--conversations", metavar="FILE", help=f"Conversations for TARGET as the base model, or {_FACTORY}."
     ),
     vocab: int = typer.Option(None, "--vocab", min=1, max=10**8, help="Token ids of the model, if not found."),
     context: int = typer.Option(None, "--context", min=1, max=10**8, help="Longest input, if not found."),
@@ -45,16 +52,12 @@ def doctor(
     """Find silent bugs in a model, a training loop, data or a run.
 
     Each check prints PASS, WARN, FAIL or NOT RUN with its numbers. The exit code is 1 if one of them is FAIL. What is
-    examined is never changed.
+    examined is never changed. Without arguments, the machine and the newest run are examined.
     """
     check_out(html, "--html", suffix=(".html", ".htm"))
+    request = _Request(target, loop, data, tokenizer, conversations, vocab, context, window, runs)
     try:
-        if list_checks:
-            _list(json)
-            return
-        with _foreign_code():
-            examinations = _model(target, vocab, context, window, runs) if target else []
-        failed = _examine(examinations, only, fast, json, html)
+        failed = _list(json) if list_checks else _examine(request, only, fast, json, html)
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(130) from None
@@ -62,49 +65,99 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _list(json: bool) -> None:
+def _list(json: bool) -> bool:
     from glassgpt.doctor.examining import CHECKS
 
-    if not json:
+    if json:
+        fields = ("name", "does", "cost", "threshold", "findings", "fast")
+        listed = [{"kind": k} | {field: getattr(c, field) for field in fields} for k, cs in CHECKS.items() for c in cs]
+        print_json({"checks": listed})
+    else:
         print_checks(CHECKS)
-        return
-    fields = ("name", "does", "cost", "threshold", "findings", "fast")
-    listed = [
-        {"kind": kind} | {field: getattr(check, field) for field in fields}
-        for kind, checks in CHECKS.items()
-        for check in checks
-    ]
-    print_json({"checks": listed})
+    return False
 
 
-def _model(target: str, vocab: int | None, context: int | None, window: int | None, runs: Path) -> "list[Examination]":
-    """Load the model, and the history if it is of a run."""
-    from glassgpt import api
+@dataclass(frozen=True)
+class _Request:
+    """What the user gave; each method loads one subject."""
+
+    target: str
+    loop: str
+    data: str
+    tokenizer: str
+    conversations: str
+    vocab: int | None
+    context: int | None
+    window: int | None
+    runs: Path
+
+    def run(self) -> "Run | None":
+        """Return the run that TARGET names, or the newest one if nothing is given; None if there is none."""
+        from glassgpt import api
+
+        if not self.names():
+            return next(reversed(api.list_runs(self.runs)), None)
+        try:
+            return api.find_run(self.target, self.runs) if self.target else None
+        except CheckpointError:
+            return None
+
+    def names(self) -> dict[str, str]:
+        """Return what was given, by kind of subject."""
+        given = {
+            "model": self.target, "loop": self.loop, "data": self.data, "tokenizer": self.tokenizer,
+            "conversations": self.conversations,
+        }  # fmt: skip
+        return {kind: name for kind, name in given.items() if name}
+
+    def model(self, name: str) -> "Subject":
+        """Load a model: code, or what ``glassgpt.load`` takes."""
+        from glassgpt import api
+        from glassgpt.doctor.loading import load_subject, names_a_factory, subject_of
+
+        if names_a_factory(name) and not path_exists(name):
+            return load_subject(name, self.vocab, self.context, self.window)
+        if self.vocab or self.context:
+            raise ConfigError(f"--vocab and --context are for code ({_FACTORY}); {name} has them in its configuration")
+        model, _ = api.load(name, device="cpu", runs=self.runs, keep_quantized=False)
+        return subject_of(model, name, self.window)
+
+
+def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
+    """Load every subject, before the first check runs."""
     from glassgpt.doctor.examining import Examination
-    from glassgpt.doctor.loading import load_subject, names_a_factory, subject_of
+    from glassgpt.doctor.texts.conversation_subject import load_conversations
+    from glassgpt.doctor.texts.tokenizer_subject import load_tokenizer_subject
 
-    if names_a_factory(target) and not path_exists(target):
-        return [Examination("model", target, load_subject(target, vocab, context, window))]
-    if vocab or context:
-        raise ConfigError(f"--vocab and --context are for code ({_FACTORY}); {target} says them itself")
-    model, _ = api.load(target, device="cpu", runs=runs, keep_quantized=False)
-    return [Examination("model", target, subject_of(model, target, window))]
+    model = request.model(names["model"]) if "model" in names else None
+    subjects: dict[str, Any] = {"model": model}
+    if name := names.get("tokenizer"):
+        subjects["tokenizer"] = load_tokenizer_subject(name, model.vocab if model else request.vocab)
+    if name := names.get("conversations"):
+        subjects["conversations"] = load_conversations(name, request.target or None)
+    return [Examination(kind, name, subjects[kind]) for kind, name in names.items()]
 
 
-def _examine(examinations: "Sequence[Examination]", only: str, fast: bool, json: bool, html: Path | None) -> bool:
+def _examine(request: _Request, only: str, fast: bool, json: bool, html: Path | None) -> bool:
     """Run the checks, print what they find, write the page; return whether one failed."""
-    from glassgpt.doctor.examining import CHECKS, read_only
+    from glassgpt.doctor.examining import CHECKS, read_only, selected
 
-    names = read_only(only, {examination.kind for examination in examinations})
-    began, left_out = time.perf_counter(), 0
+    names = request.names()
+    if not names and (run := request.run()):
+        names["model"] = str(run.path)
+        say(f"nothing was given: examining this machine and the newest run, {run.path}")
+    wanted = read_only(only, names)
+    names = {kind: name for kind, name in names.items() if selected(kind, wanted, fast)}
+    with _foreign_code():
+        examinations = _load(request, names)
+    began = time.perf_counter()
     subjects: dict[str, list[Outcome]] = {}
     advised: set[str] = set()
     for examination in examinations:
         found = subjects.setdefault(f"{examination.kind} {examination.name}", [])
-        left_out += len(CHECKS[examination.kind]) - len(examination.selected(names, fast))
         if not json:
             print_text(f"{examination.kind} {examination.name}{_described(examination.subject)}")
-        for outcome in _outcomes(examination, names, fast):
+        for outcome in _outcomes(examination, wanted, fast):
             found.append(outcome)
             if not json:
                 print_outcome(outcome, advised)
@@ -114,10 +167,11 @@ def _examine(examinations: "Sequence[Examination]", only: str, fast: bool, json:
     if html:
         from glassgpt.doctor.page import report_page
 
-        write_text(html, report_page(", ".join(e.name for e in examinations), subjects, seconds))
+        write_text(html, report_page(", ".join(dict.fromkeys(e.name for e in examinations)), subjects, seconds))
     if json:
         print_json({"checks": [_plain(outcome.as_json()) for outcome in outcomes], "seconds": round(seconds, 2)})
     else:
+        left_out = sum(len(CHECKS[kind]) - len(selected(kind, wanted, fast)) for kind in request.names())
         print_end(outcomes, left_out, seconds)
         if html:
             print_text(f"{html}  open it in a browser")
@@ -125,7 +179,7 @@ def _examine(examinations: "Sequence[Examination]", only: str, fast: bool, json:
 
 
 def _described(subject: Any) -> str:
-    """What was found out about a model; empty for other subjects."""
+    """Say what was found out about a model; nothing about other subjects."""
     from glassgpt.doctor.subject import Subject
 
     if not isinstance(subject, Subject):

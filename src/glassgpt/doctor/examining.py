@@ -8,11 +8,15 @@ from typing import Any
 
 from glassgpt.doctor.checks import MODEL_CHECKS
 from glassgpt.doctor.report import FINDINGS, Check, Outcome, run_checks
+from glassgpt.doctor.texts.conversation_checks import CONVERSATION_CHECKS
+from glassgpt.doctor.texts.tokenizer_checks import TOKENIZER_CHECKS
 from glassgpt.errors import SubjectError
 
 #: The checks by kind of subject, and the option that gives such a subject.
 CHECKS: dict[str, tuple[Check[Any], ...]] = {
     "model": MODEL_CHECKS,
+    "tokenizer": TOKENIZER_CHECKS,
+    "conversations": CONVERSATION_CHECKS,
 }
 GIVEN_BY = {
     "model": "TARGET", "loop": "--loop", "data": "--data", "tokenizer": "--tokenizer",
@@ -38,9 +42,10 @@ class Examination:
         """Run the checks of its kind; see :func:`run_checks`."""
         return run_checks(CHECKS[self.kind], self.subject, only, fast)
 
-    def selected(self, only: Collection[str] = (), fast: bool = False) -> list[Check[Any]]:
-        """Return the checks that :meth:`run` runs."""
-        return [c for c in CHECKS[self.kind] if (not only or _named(c, only)) and (c.fast or not fast)]
+
+def selected(kind: str, only: Collection[str] = (), fast: bool = False) -> list[Check[Any]]:
+    """Return the checks of this kind that :meth:`Examination.run` runs."""
+    return [c for c in CHECKS[kind] if (not only or _named(c, only)) and (c.fast or not fast)]
 
 
 def _named(check: Check[Any], only: Collection[str]) -> bool:
