@@ -125,10 +125,13 @@ class _Request:
 
 def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
     """Load every subject, before the first check runs."""
+    import torch
+
     from glassgpt.doctor.examining import Examination
     from glassgpt.doctor.texts.conversation_subject import load_conversations
     from glassgpt.doctor.texts.tokenizer_subject import load_tokenizer_subject
 
+    torch.manual_seed(0)  # code that draws its weights gives the same results again
     model = request.model(names["model"]) if "model" in names else None
     subjects: dict[str, Any] = {"model": model}
     if name := names.get("tokenizer"):
