@@ -16,7 +16,7 @@ from glassgpt.loss import Evaluation
 from glassgpt.model import GPT
 from glassgpt.training.metrics import EvaluationEvent, Reporter, StepEvent
 
-TINY = "n_layer=1 n_head=2 n_embd=8 block_size=8 batch_size=4 device=cpu dtype=float32 compile=false threads=1".split()
+TINY = "n_layer=1 n_head=2 n_embd=8 block_size=8 batch_size=4 device=cpu dtype=float32 compile=false threads=1"
 
 
 class Warnings(Reporter):
@@ -152,7 +152,7 @@ def test_a_watched_run_computes_the_same_numbers(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("glassgpt.doctor.watching.LOOK_SHARE", math.inf)  # look as often as it can
-    train = ["train", text_file, *TINY, "steps=25", "dropout=0.1", "eval_interval=10", "sample_tokens=0"]
+    train = ["train", text_file, *TINY.split(), "steps=25", "dropout=0.1", "eval_interval=10", "sample_tokens=0"]
     assert cli(*train, "--name", "plain")[0] == 0
     code, out, err = cli(*train, "--name", "watched", "--doctor", "--json")
     assert code == 0, err

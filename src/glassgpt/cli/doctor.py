@@ -1,6 +1,7 @@
 """``glassgpt doctor``."""
 
 import contextlib
+import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from glassgpt.doctor.examining import Examination
     from glassgpt.doctor.report import Outcome
     from glassgpt.doctor.subject import Subject
-    from glassgpt.training.checkpoint import Run
 
 _FACTORY = "module.py:factory"
 
@@ -91,24 +91,30 @@ class _Request:
     window: int | None
     runs: Path
 
-    def run(self) -> "Run | None":
-        """Return the run that TARGET names, or the newest one if nothing is given; None if there is none."""
-        from glassgpt import api
-
-        if not self.names():
-            return next(reversed(api.list_runs(self.runs)), None)
-        try:
-            return api.find_run(self.target, self.runs) if self.target else None
-        except CheckpointError:
-            return None
-
     def names(self) -> dict[str, str]:
-        """Return what was given, by kind of subject."""
+        """Return what to examine, by kind of subject: what was given; with a run its history.
+
+        If nothing was given: this machine, and the newest run.
+        """
+        from glassgpt import api
+        from glassgpt.doctor.examining import CHECKS
+
         given = {
             "model": self.target, "loop": self.loop, "data": self.data, "tokenizer": self.tokenizer,
             "conversations": self.conversations,
         }  # fmt: skip
-        return {kind: name for kind, name in given.items() if name}
+        names = {kind: name for kind, name in given.items() if name}
+        run = None
+        if not names:
+            names = {"machine": platform.machine()}
+            run = next(reversed(api.list_runs(self.runs)), None)
+            say(f"nothing was given: examining this machine{f' and the newest run, {run.path}' if run else ''}")
+        elif self.target:
+            with contextlib.suppress(CheckpointError):
+                run = api.find_run(self.target, self.runs)
+        if run:
+            names |= {"model": str(run.path), "history": str(run.path)}
+        return {kind: names[kind] for kind in CHECKS if kind in names}
 
     def model(self, name: str) -> "Subject":
         """Load a model: code, or what ``glassgpt.load`` takes."""
@@ -128,12 +134,15 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
     import torch
 
     from glassgpt.doctor.examining import Examination
+    from glassgpt.doctor.history import load_history
     from glassgpt.doctor.texts.conversation_subject import load_conversations
     from glassgpt.doctor.texts.tokenizer_subject import load_tokenizer_subject
 
     torch.manual_seed(0)  # code that draws its weights gives the same results again
     model = request.model(names["model"]) if "model" in names else None
     subjects: dict[str, Any] = {"model": model}
+    if name := names.get("history"):
+        subjects["history"] = load_history(name)
     if name := names.get("tokenizer"):
         subjects["tokenizer"] = load_tokenizer_subject(name, model.vocab if model else request.vocab)
     if name := names.get("conversations"):
@@ -146,13 +155,11 @@ def _examine(request: _Request, only: str, fast: bool, json: bool, html: Path | 
     from glassgpt.doctor.examining import CHECKS, read_only, selected
 
     names = request.names()
-    if not names and (run := request.run()):
-        names["model"] = str(run.path)
-        say(f"nothing was given: examining this machine and the newest run, {run.path}")
     wanted = read_only(only, names)
-    names = {kind: name for kind, name in names.items() if selected(kind, wanted, fast)}
+    checks = {kind: selected(kind, wanted, fast) for kind in names}
+    left_out = sum(len(CHECKS[kind]) - len(checks[kind]) for kind in names)
     with _foreign_code():
-        examinations = _load(request, names)
+        examinations = _load(request, {kind: name for kind, name in names.items() if checks[kind]})
     began = time.perf_counter()
     subjects: dict[str, list[Outcome]] = {}
     advised: set[str] = set()
@@ -174,7 +181,6 @@ def _examine(request: _Request, only: str, fast: bool, json: bool, html: Path | 
     if json:
         print_json({"checks": [_plain(outcome.as_json()) for outcome in outcomes], "seconds": round(seconds, 2)})
     else:
-        left_out = sum(len(CHECKS[kind]) - len(selected(kind, wanted, fast)) for kind in request.names())
         print_end(outcomes, left_out, seconds)
         if html:
             print_text(f"{html}  open it in a browser")

@@ -1,0 +1,164 @@
+"""`glassgpt doctor`: what it prints and writes, its exit codes, and the page that explains it."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glassgpt.doctor.advice import ADVICE
+from glassgpt.doctor.checks import MODEL_CHECKS
+from glassgpt.doctor.examining import CHECKS
+from glassgpt.doctor.page import report_page
+from glassgpt.doctor.report import FINDINGS, Outcome, failed, passed
+from glassgpt.model import GPT
+
+DOCS = Path(__file__).parents[2] / "docs" / "doctor.md"
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+SMALL = "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=4 device=cpu dtype=float32 compile=false threads=1"
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Iterator[Path]:
+    """The folder with the programs of the page, and one with a bug. They print when imported and when run."""
+    for language, block in BLOCKS:
+        if language == "python":
+            name = block.splitlines()[0].removeprefix("# ")
+            (tmp_path / name).write_text(block, encoding="utf-8")
+    right = (tmp_path / "my_model.py").read_text(encoding="utf-8")
+    leaky = right.replace("is_causal=True", "is_causal=False").replace(
+        "B, T, C = x.shape", "print('x'); B, T, C = x.shape"
+    )
+    (tmp_path / "leaky.py").write_text("print('imported')\n" + leaky, encoding="utf-8")
+    known, path = set(sys.modules), list(sys.path)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - known:
+        if name in ("my_model", "my_loop", "leaky"):
+            del sys.modules[name]
+
+
+def test_a_right_model_passes(cli: Any, code: Path) -> None:
+    exit_code, out, err = cli("doctor", "my_model.py:make", "--fast")
+    assert (exit_code, err) == (0, "")
+    assert "model my_model.py:make: 30,656 parameters, vocabulary 65, context 32" in out
+    assert "FAIL" not in out
+    assert "WARN" not in out
+    assert "PASS     past and future: " in out
+
+
+def test_a_failure_comes_with_the_numbers_the_causes_the_fix_and_the_lesson(cli: Any, code: Path) -> None:
+    exit_code, out, err = cli("doctor", "leaky.py:make", "--only", "leak")
+    assert exit_code == 1
+    assert "imported" in err  # what foreign code prints stays out of the report
+    assert "imported" not in out
+    (start,) = [i for i, line in enumerate(out.splitlines()) if line.startswith("FAIL     past and future: leak: ")]
+    entries = [line.split()[0] for line in out.splitlines()[start + 1 :] if re.match(r" {9}\w", line)]
+    assert entries == ["module", "evidence", "meaning", "causes", "fix", "lesson"]
+    assert "found: leak" in out
+    assert "left out: " in out
+
+
+def test_json_is_the_only_thing_on_standard_output(cli: Any, code: Path, tmp_path: Path) -> None:
+    exit_code, out, _ = cli("doctor", "leaky.py:make", "--only", "past and future,reach", "--json", "--html", "a.html")
+    assert exit_code == 1
+    checks = json.loads(out)["checks"]
+    assert {"name", "status", "finding", "module", "evidence", "message", "seconds"} == set(checks[0])
+    assert [check["finding"] for check in checks if check["status"] == "FAIL"] == ["leak"]
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert 'class="triangle"' in page
+    assert ADVICE["leak"].causes[0] in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("missing.py:make", "missing.py is not there"),
+        ("my_model.py:mak", "it has: Block, GPT, make"),
+        ("my_model.py:Block", "failed: TypeError"),
+        ("nothing", "nothing"),
+        ("my_model.py:make --only leek", "did you mean 'leak'?"),
+        ("my_model.py:make --only accumulation", "give --loop"),
+        ("my_model.py:make --html page.txt", "should end in .html"),
+        ("--conversations chats.jsonl", "which model"),
+    ],
+)
+def test_a_mistake_is_one_message(cli: Any, code: Path, arguments: str, message: str) -> None:
+    exit_code, out, err = cli("doctor", *arguments.split())
+    assert (exit_code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+def test_an_interrupt_is_one_line(cli: Any, code: Path) -> None:
+    (code / "slow.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
+    assert cli("doctor", "slow.py:make") == (130, "", "interrupted\n")
+
+
+def test_every_check_is_listed_with_its_threshold(cli: Any) -> None:
+    listed = json.loads(cli("doctor", "--list", "--json")[1])["checks"]
+    assert [check["name"] for check in listed] == [check.name for checks in CHECKS.values() for check in checks]
+    assert all(check[key] for check in listed for key in ("kind", "does", "cost", "threshold", "findings"))
+    text = cli("doctor", "--list")[1]
+    assert all(check["name"] in text for check in listed)
+
+
+def test_names_of_checks_are_unique_and_every_class_of_bug_has_one() -> None:
+    names = [check.name for checks in CHECKS.values() for check in checks]
+    assert len(names) == len(set(names))
+    assert {finding for checks in CHECKS.values() for check in checks for finding in check.findings} == set(FINDINGS)
+
+
+def test_every_class_of_bug_has_advice() -> None:
+    assert tuple(ADVICE) == FINDINGS
+    assert all(2 <= len(advice.causes) <= 3 and advice.fix and advice.lesson for advice in ADVICE.values())
+
+
+def test_the_page_of_results_escapes_what_it_shows() -> None:
+    result = failed("leak", "<script>alert(1)</script>", "<b>", triangle=[[1.0, 0.5], [0.2, float("nan")]])
+    rates = passed("fine", rates={"<i>": -0.5, "1": float("inf"), "2": None}, alignment={0: 0.0, 1: 0.0})
+    check = MODEL_CHECKS[0]
+    page = report_page("<x>", {"model <x>": [Outcome(check, result, 0.1), Outcome(check, rates, 0.1)]}, 0.2)
+    assert not re.search("<script|<b>|<i>|<x>|https?:", page)
+
+
+@pytest.mark.usefixtures("quick_measuring")
+def test_every_command_and_program_of_the_page_runs(cli: Any, code: Path, text_file: Path) -> None:
+    (code / "my.txt").write_bytes(text_file.read_bytes())
+    for language, block in BLOCKS:
+        for line in block.splitlines() if language == "sh" else ():
+            command = shlex.split(line)
+            assert command[0] == "glassgpt"
+            quick = SMALL.split() if command[1] == "train" else [] if "--fast" in command else ["--fast"]
+            exit_code, out, err = cli(*command[1:], *quick)
+            assert exit_code == 0, f"{line}: {out} {err}"
+
+
+def test_the_page_has_every_class_of_bug_in_the_words_of_the_advice() -> None:
+    rows = re.findall(r"^\| ([a-z -]+) \| (.*) \|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [row for row in rows if row[0] in FINDINGS] == [(name, advice.meaning) for name, advice in ADVICE.items()]
+
+
+@pytest.mark.usefixtures("quick_measuring")
+def test_train_refuses_a_model_with_a_bug(
+    cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = GPT.forward
+
+    def sees_the_future(self: GPT, idx: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        output = forward(self, idx, **arguments)
+        return output + 0.1 * output.mean(dim=1, keepdim=True)
+
+    monkeypatch.setattr(GPT, "forward", sees_the_future)
+    exit_code, _, err = cli("train", text_file, *SMALL.split(), "steps=2", "--name", "bad", "--doctor")
+    assert exit_code == 1
+    assert "the doctor found a bug before the first step" in err
+    assert "leak (past and future)" in err
+    assert not (tmp_path / "runs" / "bad" / "run.toml").exists()
