@@ -98,7 +98,7 @@ def check_finite(history: History) -> Iterator[Result]:
                 losses += wrong and key != "opt/grad_norm"
                 gradients += wrong and key == "opt/grad_norm"
                 first = row["step"] if wrong and first is None else first
-    evidence = {"losses": losses, "gradient norms": gradients, "first step": first}
+    evidence: dict[str, Any] = {"losses": losses, "gradient norms": gradients, "first step": first}
     if losses:
         yield failed("non-finite", f"{losses} losses are not finite, the first at step {first}", **evidence)
     elif events:
@@ -117,7 +117,7 @@ def check_updates(history: History) -> Iterator[Result]:
     last = statistics.median(losses[-max(5, len(losses) // 10) :])
     even = uniform is not None and (history.first("baseline/unigram") or 0.0) > 0.96 * uniform  # nothing to learn there
     start = uniform if uniform is not None and not history.trained_before else losses[0]
-    evidence = {"first": losses[0], "last": last, "uniform": uniform}
+    evidence: dict[str, Any] = {"first": losses[0], "last": last, "uniform": uniform}
     if rates and not any(rates):
         yield failed("no update", "the learning rate is 0 in every step", **evidence)
     elif norms and not any(norms):
@@ -144,7 +144,7 @@ def check_spikes(history: History) -> Iterator[Result]:
         height = losses[at] - middle
         if height > max(_SPIKE_SIGMAS * spread, _SPIKE_NATS) and not (spikes and at - spikes[-1][0] < 5):
             spikes.append((at, height))
-    evidence = {"spikes": [{"step": steps[at], "height": round(height, 3)} for at, height in spikes[:20]]}
+    evidence: dict[str, Any] = {"spikes": [{"step": steps[at], "height": round(height, 3)} for at, height in spikes[:20]]}
     if not spikes:
         yield passed("no spike in the training loss", **evidence)
         return
@@ -167,7 +167,7 @@ def check_rate(history: History) -> Iterator[Result]:
     norms = [value for _, value in history.series("opt/grad_norm")][len(losses) // 10 :]
     clipped = sum(norm > history.clip for norm in norms) / len(norms) if norms and history.clip else 0.0
     wild = _noise(losses[len(losses) // 10 :]) > 0.4
-    evidence = {"best": best, "last": smooth[-1], "noise": noise, "clipped": round(clipped, 3)}
+    evidence: dict[str, Any] = {"best": best, "last": smooth[-1], "noise": noise, "clipped": round(clipped, 3)}
     if rise > max(0.2, 0.05 * best, 6 * noise / math.sqrt(size)):
         yield failed(
             "schedule", f"the training loss rises from its best, {best:.3f}, to {smooth[-1]:.3f}: the learning rate is "
@@ -207,7 +207,7 @@ def check_overfitting(history: History) -> Iterator[Result]:
     last_step, last = val[-1]
     rise, gap = last - best, last - _near(train, last_step)
     falls = _near(train, last_step) < _near(train, best_step) - 0.02
-    evidence = {"best": best, "best step": best_step, "last": last, "gap": gap}
+    evidence: dict[str, Any] = {"best": best, "best step": best_step, "last": last, "gap": gap}
     if rise > max(0.1, 0.05 * best) and falls and gap > 0:
         yield warned(
             "schedule", f"overfitting: the validation loss rises from {best:.3f} at step {best_step} to {last:.3f}, and "
@@ -230,7 +230,7 @@ def check_validation(history: History) -> Iterator[Result]:
     near = _near(train, tail[-1][0])
     bigram = history.first("baseline/bigram")
     early = [loss for step, loss in val if step and step <= 0.1 * val[-1][0]]
-    evidence = {"validation": last, "training": near, "gap": gap, "bigram": bigram}
+    evidence: dict[str, Any] = {"validation": last, "training": near, "gap": gap, "bigram": bigram}
     if gap > max(0.3, 0.25 * near) and near > 0:
         yield failed(
             "data leak", f"the validation loss is {last:.3f} where the training loss is {near:.3f}: dropout explains "
@@ -262,7 +262,7 @@ def check_start(history: History) -> Iterator[Result]:
     start = next((v for key in ("val/loss", "train/loss") for step, v in history.series(key) if step <= 1), None)
     if start is None:
         raise NotRun("no loss is recorded before step 2")
-    evidence = {"first": start, "uniform": uniform}
+    evidence: dict[str, Any] = {"first": start, "uniform": uniform}
     if start > 1.2 * uniform:
         yield failed("init", f"the first loss is {start:.3f}, and a uniform guess has {uniform:.3f}: initial weights are too large", **evidence)
     elif start < 0.9 * uniform and history.trained_before is False:
@@ -280,7 +280,7 @@ def check_speed(history: History) -> Iterator[Result]:
     wait = statistics.median(waits) if waits else 0.0
     third = len(speeds) // 3
     ratio = statistics.median(speeds[-third:]) / statistics.median(speeds[:third]) if third >= 3 else 1.0
-    evidence = {"waiting": wait, "last third over first third": ratio}
+    evidence: dict[str, Any] = {"waiting": wait, "last third over first third": ratio}
     if wait > 0.4:
         yield warned("device", f"{wait:.0%} of a step is spent waiting for data: the input is too slow (num_workers, a faster disk)", **evidence)
         return

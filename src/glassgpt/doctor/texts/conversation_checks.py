@@ -32,7 +32,7 @@ def check_trained(subject: Conversations) -> Iterator[Result]:
     _need_rows(subject)
     empty = [i for i, row in enumerate(subject.rows) if not any(label >= 0 for label in row.labels)]
     share = len(empty) / len(subject.rows)
-    evidence = {"rows": len(subject.rows), "without": len(empty)}
+    evidence: dict[str, Any] = {"rows": len(subject.rows), "without": len(empty)}
     if empty:
         message = (
             f"{len(empty)} of {len(subject.rows)} rows train nothing (the first: row {empty[0]}): all their labels are "
@@ -98,7 +98,7 @@ def check_prompts(subject: Conversations) -> Iterator[Result]:
             mark = _PROMPT_MARKS.search(text)
             examined, found = examined + 1, found + bool(mark)
             example = example or (f"{mark[0].strip()!r}" if mark else "")
-    evidence = {"rows": examined, "with": found}
+    evidence: dict[str, Any] = {"rows": examined, "with": found}
     if found > 0.02 * examined:
         yield failed(
             "mask", f"in {found} of {examined} rows, tokens of the prompt are trained ({example}): the model learns to "
@@ -136,7 +136,7 @@ def check_answers(subject: Conversations) -> Iterator[Result]:
             example = example or f"of the answer {last.text[:50]!r} the token {lost!r} (number {at + 1}) is not trained"
     if not examined:
         raise NotRun("no conversation was found in the rows")
-    evidence = {"rows": examined, "cut away": missing, "partly": partly, "cut at the end": cut}
+    evidence: dict[str, Any] = {"rows": examined, "cut away": missing, "partly": partly, "cut at the end": cut}
     bad = missing + partly
     if bad > 0.02 * examined or bad == examined:
         yield failed("mask", f"{bad} of {examined} rows do not train their answer: {example}", **evidence)
@@ -184,7 +184,7 @@ def _is_cut(subject: Conversations, row: ExaminedRow) -> bool:
 
 
 def _end_result(subject: Conversations, examined: int, untrained: int, absent: int, split: int, example: str) -> Result:
-    evidence = {"rows": examined, "not trained": untrained, "absent": absent, "split": split}
+    evidence: dict[str, Any] = {"rows": examined, "not trained": untrained, "absent": absent, "split": split}
     tokenizer = subject.tokenizer
     assert tokenizer is not None
     few = 0.02 * examined
@@ -251,7 +251,7 @@ def check_template(subject: Conversations) -> Iterator[Result]:
         example = example or problem
     if not examined:
         raise NotRun("no conversation was found in the rows")
-    evidence = {"rows": examined, "different": wrong}
+    evidence: dict[str, Any] = {"rows": examined, "different": wrong}
     if wrong > _MANY * examined:
         yield failed(
             "template", f"the text before an answer differs between training and sampling in {wrong} of {examined} "

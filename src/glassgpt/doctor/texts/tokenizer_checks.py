@@ -115,7 +115,7 @@ def check_round_trip(tokenizer: TokenizerSubject) -> Iterator[Result]:
 def _round_trip_result(
     tokenizer: TokenizerSubject, lost: dict[str, list[str]], refused: list[str], unknown: int
 ) -> Result:
-    evidence = {"lost": {kind: len(texts) for kind, texts in lost.items()}, "refused": len(refused), "unknown": unknown}
+    evidence: dict[str, Any] = {"lost": {kind: len(texts) for kind, texts in lost.items()}, "refused": len(refused), "unknown": unknown}
     by_design = tokenizer.declared or "unk" in tokenizer.roles and bool(unknown)
     if (wrong := lost.get("characters")) and by_design and _drops_unknown(tokenizer):
         wrong = None
@@ -244,19 +244,19 @@ def check_special(tokenizer: TokenizerSubject) -> Iterator[Result]:
     if (own := _is_plain_text(tokenizer)) is not None:
         yield own
         return
-    names = {**tokenizer.special, **_added_names(tokenizer)}
-    became = [name for name, i in names.items() if _becomes(tokenizer, name, i)]
+    ids = {**tokenizer.special, **_added_names(tokenizer)}
+    became = [name for name, i in ids.items() if _becomes(tokenizer, name, i)]
     if became and _word_level(tokenizer):
         yield passed(f"{became[0]!r} is a word of the vocabulary: a text that spells it gets its id", became=became[:5])
         return
     if became:
         yield failed(
-            "tokenizer", f"a text that spells {became[0]!r} gets the special token {names[became[0]]}: whoever writes "
+            "tokenizer", f"a text that spells {became[0]!r} gets the special token {ids[became[0]]}: whoever writes "
             "it ends the document or forges a turn", became=became[:10],
         )  # fmt: skip
         return
     note = f" (with {tokenizer.options})" if tokenizer.options else ""
-    yield passed(f"{len(names)} special tokens, which no text becomes{note}", special=len(names))
+    yield passed(f"{len(ids)} special tokens, which no text becomes{note}", special=len(ids))
 
 
 def _added_names(tokenizer: TokenizerSubject) -> dict[str, int]:
@@ -328,7 +328,7 @@ def check_merges(tokenizer: TokenizerSubject) -> Iterator[Result]:
     if tried < _MIN_TOKENS:
         raise NotRun(f"it has only {tried} tokens of several bytes that are text")
     share = reached / tried
-    evidence = {"tried": tried, "reached": round(share, 4)}
+    evidence: dict[str, Any] = {"tried": tried, "reached": round(share, 4)}
     if share < _MIN_REACHED:
         yield failed(
             "tokenizer", f"only {share:.0%} of {tried} longer tokens encode to themselves: the merges are out of order, "
