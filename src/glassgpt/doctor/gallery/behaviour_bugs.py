@@ -269,6 +269,19 @@ _NUMBERS = (
         },
     ),
     Bug(
+        "temperature-after-the-mask", "non-finite", "A learned temperature multiplies scores that are minus infinity: its gradient is NaN.",
+        {
+            "book": (
+                ("        self.dropout = nn.Dropout(dropout)\n", "        self.dropout = nn.Dropout(dropout)\n        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))\n"),
+                ("attn_scores / self.head_dim**0.5", "attn_scores * self.temperature / self.head_dim**0.5"),
+            ),
+            "functional": (
+                ('            p[f"block{i}_norm1"]', '            p[f"block{i}_heat"] = torch.ones(n_heads, 1, 1)\n            p[f"block{i}_norm1"]'),
+                ("weights = scores.softmax(dim=-1)", 'weights = (scores * p[prefix + "heat"]).softmax(dim=-1)'),
+            ),
+        },
+    ),
+    Bug(
         "norm-without-epsilon", "non-finite", "A norm divides by the deviation without an epsilon, and the stream starts at zero.",
         {
             "book": (
