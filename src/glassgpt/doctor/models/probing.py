@@ -154,42 +154,48 @@ def parts_of(value: Any, select: Part) -> list[Tensor]:
     return [part.float().clone() for part in chosen if part is not None]
 
 
-def first_module_that_differs(
-    subject: Subject, module: nn.Module, idx: Tensor, other: Tensor, select: Part, tolerance: float
-) -> str | None:
-    """Run two inputs; find the first module whose output differs in the selected part although its input does not.
+Seen = list[tuple[str, list[Tensor], list[Tensor]]]
 
-    Args:
-        module: a copy. select: of a tensor that a module received or returned, the part that must not change, or None
-            if it has no such part.
-        tolerance: relative to the largest value of the part.
 
-    Returns:
-        Its dotted name; None if it is the code of the model itself, or unknown.
-    """
-    seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
+def record(subject: Subject, module: nn.Module, idx: Tensor, select: Part = lambda tensor: tensor) -> Seen:
+    """Run a copy; for each module that ran: its name, and the selected parts of what it received and returned."""
+    seen: Seen = []
 
     def note(name: str) -> Any:
         return lambda _, args, kwargs, out: seen.append((name, parts_of((args, kwargs), select), parts_of(out, select)))
 
-    runs = []
-    for tokens in (idx, other):
-        hooks = [
-            part.register_forward_hook(note(name), with_kwargs=True) for name, part in module.named_modules() if name
-        ]
-        seen.clear()
-        try:
-            quiet_logits(subject, module, tokens)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        runs.append(list(seen))
-    for (name, before, made), (same, before_2, made_2) in zip(*runs, strict=False):
+    hooks = [part.register_forward_hook(note(name), with_kwargs=True) for name, part in module.named_modules() if name]
+    try:
+        quiet_logits(subject, module, idx)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def first_difference(one: Seen, other: Seen, tolerance: float) -> str | None:
+    """The first module whose output differs between two passes although its input does not.
+
+    Args:
+        one, other: of :func:`record`. tolerance: relative to the largest value of a tensor.
+
+    Returns:
+        Its dotted name; None if it is the code of the model itself, or unknown.
+    """
+    for (name, before, made), (same, before_2, made_2) in zip(one, other, strict=False):
         if name != same:
             return None
         if _differ(made, made_2, tolerance) and not _differ(before, before_2, tolerance):
             return name
     return None
+
+
+def first_module_that_differs(
+    subject: Subject, module: nn.Module, idx: Tensor, other: Tensor, select: Part, tolerance: float
+) -> str | None:
+    """Run two inputs; find the first module whose output differs in the selected part although its input does not."""
+    runs = [record(subject, module, tokens, select) for tokens in (idx, other)]
+    return first_difference(*runs, tolerance)
 
 
 def _differ(ones: list[Tensor], others: list[Tensor], tolerance: float) -> bool:
