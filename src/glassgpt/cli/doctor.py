@@ -135,12 +135,18 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
 
     from glassgpt.doctor.examining import Examination
     from glassgpt.doctor.history import load_history
+    from glassgpt.doctor.loops.loop import load_loop
+    from glassgpt.doctor.machine import load_machine
     from glassgpt.doctor.texts.conversation_subject import load_conversations
     from glassgpt.doctor.texts.tokenizer_subject import load_tokenizer_subject
 
     torch.manual_seed(0)  # code that draws its weights gives the same results again
     model = request.model(names["model"]) if "model" in names else None
     subjects: dict[str, Any] = {"model": model}
+    if "machine" in names:
+        subjects["machine"] = load_machine()
+    if name := names.get("loop"):
+        subjects["loop"] = load_loop(name)
     if name := names.get("history"):
         subjects["history"] = load_history(name)
     if name := names.get("tokenizer"):

@@ -1,11 +1,18 @@
 """Examine a run before its first step: the quick checks, on a copy of its model and on its first batches."""
 
 import copy
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
+from torch import Tensor
+
+from glassgpt.data.batch import Batch
 from glassgpt.doctor.advice import ADVICE
 from glassgpt.doctor.checks import MODEL_CHECKS
 from glassgpt.doctor.loading import subject_of
+from glassgpt.doctor.loops.loop import Loop
+from glassgpt.doctor.loops.targets import TARGET_CHECKS
 from glassgpt.doctor.report import Outcome, run_checks
 from glassgpt.errors import TrainingStopped
 from glassgpt.training.loop import Trainer
@@ -17,6 +24,29 @@ def examine_trainer(trainer: Trainer) -> Iterator[Outcome]:
     if not is_sharded(trainer.model):
         model = copy.deepcopy(trainer.model).to("cpu")
         yield from run_checks(MODEL_CHECKS, subject_of(model, trainer.run.name), fast=True)
+        yield from run_checks(TARGET_CHECKS, loop_of(trainer), fast=True)
+
+
+def loop_of(trainer: Trainer) -> Loop:
+    """Show a trainer's batches and loss to the checks of training loops; of the model, each gets a copy.
+
+    Whatever the split, ``get_batch`` gives training batches, from the next one on.
+    """
+
+    def make() -> dict[str, Any]:
+        model, numbers = copy.deepcopy(trainer.model).to("cpu").float(), itertools.count(trainer.state.step)
+
+        def get_batch(split: str) -> tuple[Tensor, Tensor]:
+            batch = trainer.task.batch(next(numbers))
+            return batch.idx, batch.targets
+
+        def loss(idx: Tensor, targets: Tensor) -> Tensor:
+            batch = Batch(idx, targets)
+            return trainer.task.loss(model, batch) / trainer.task.count(batch)
+
+        return {"model": model, "get_batch": get_batch, "loss": loss}
+
+    return Loop(make, trainer.run.name)
 
 
 def require_healthy(trainer: Trainer) -> list[Outcome]:

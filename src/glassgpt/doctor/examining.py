@@ -8,6 +8,8 @@ from typing import Any
 
 from glassgpt.doctor.checks import MODEL_CHECKS
 from glassgpt.doctor.history import HISTORY_CHECKS
+from glassgpt.doctor.loops.checks import LOOP_CHECKS
+from glassgpt.doctor.machine import MACHINE_CHECKS
 from glassgpt.doctor.report import FINDINGS, Check, Outcome, run_checks
 from glassgpt.doctor.texts.conversation_checks import CONVERSATION_CHECKS
 from glassgpt.doctor.texts.tokenizer_checks import TOKENIZER_CHECKS
@@ -15,7 +17,9 @@ from glassgpt.errors import SubjectError
 
 #: The checks by kind of subject, and the option that gives such a subject.
 CHECKS: dict[str, tuple[Check[Any], ...]] = {
+    "machine": MACHINE_CHECKS,
     "model": MODEL_CHECKS,
+    "loop": LOOP_CHECKS,
     "history": HISTORY_CHECKS,
     "tokenizer": TOKENIZER_CHECKS,
     "conversations": CONVERSATION_CHECKS,
