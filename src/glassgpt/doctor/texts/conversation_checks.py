@@ -77,7 +77,7 @@ def _wrong_masks(subject: Conversations) -> str:
 
 def check_prompts(subject: Conversations) -> Iterator[Result]:
     """No token of a user's or system's message is trained."""
-    _need_rows(subject)
+    _need_labels(subject)
     if subject.trains_on_prompts:
         yield passed("the prompts are trained, as is declared")
         return
@@ -283,7 +283,8 @@ def _compare(
     gap_text = whole.removeprefix(bare) if whole.startswith(bare) else None
     if gap_text is not None:
         trained = subject.trained_places(row)
-        at = _place_after(tokenizer, row.ids, first, answer.first, bare)
+        places = range(answer.first, first - 1, -1)
+        at = next((n for n in places if text_of(tokenizer, row.ids[n : answer.first]) == gap_text), None)
         if at is not None and all(trained[at : answer.first]):
             return ""  # the model itself writes what is between
         return f"before each answer, training has {gap_text!r} that the sampling prompt lacks, and it is not trained"
@@ -292,17 +293,12 @@ def _compare(
     return f"sampling against training, {first_difference(bare, whole)}"
 
 
-def _place_after(tokenizer: Any, ids: Sequence[int], first: int, end: int, text: str) -> int | None:
-    """The place in a row where the tokens before it are this text."""
-    return next((at for at in range(first, end + 1) if text_of(tokenizer, ids[first:at]) == text), None)
-
-
 def check_roles(subject: Conversations) -> Iterator[Result]:
     """Turns are in order and have text: perhaps a system's, then user and assistant, the last one an answer."""
-    if not subject.messages:
+    if not subject.messages and not subject.problems:
         raise NotRun("there are no messages")
-    faults, total = Counter[tuple[str, str]](), max(subject.total, len(subject.messages))
-    for messages in subject.messages:
+    faults, total = Counter[tuple[str, str]](), max(subject.total, len(subject.messages or ()))
+    for messages in subject.messages or ():
         if fault := _order_fault(messages):
             faults[fault] += 1
     for problem in subject.problems:
@@ -375,8 +371,14 @@ def _need_rows(subject: Conversations) -> None:
         raise NotRun("there are no rows")
 
 
-def _need_messages(subject: Conversations) -> Any:
+def _need_labels(subject: Conversations) -> None:
     _need_rows(subject)
+    if subject.shifted is None:
+        raise NotRun("the labels are not those of their rows")
+
+
+def _need_messages(subject: Conversations) -> Any:
+    _need_labels(subject)
     if subject.tokenizer is None:
         raise NotRun("there is no tokenizer, so the rows cannot be read")
     if not subject.messages:

@@ -55,7 +55,8 @@ class Conversations:
         trains_on_prompts: whether that is meant.
         problems: of a file that was read by the house: the rows that it leaves out or cuts.
         total: rows of the file, with those that are left out.
-        shifted: whether the label at a place is the next token (True) or the token there (False); None if neither.
+        shifted: whether labels were the next tokens, not those at their own place; None if they were neither. Rows of
+            the first kind are kept as those of the second: each label at the place of its token.
     """
 
     name: str
@@ -70,13 +71,9 @@ class Conversations:
     shifted: bool | None = None
 
     def __post_init__(self) -> None:
-        here = total = after = 0
-        for row in self.rows:
-            for at, label in enumerate(row.labels):
-                if label >= 0 and at < len(row.ids):
-                    here, total = here + (row.ids[at] == label), total + 1
-                    after += at + 1 < len(row.ids) and row.ids[at + 1] == label
-        self.shifted = None if max(here, after) < 0.9 * total else after > here
+        self.shifted = _are_shifted(self.rows)
+        if self.shifted:  # from here on, a label is that of its own place
+            self.rows = [_aligned(row) for row in self.rows]
 
     def trained_spans(self, row: ExaminedRow) -> list[list[int]]:
         """The runs of trained tokens of a row."""
@@ -91,8 +88,29 @@ class Conversations:
 
     def trained_places(self, row: ExaminedRow) -> list[bool]:
         """Whether each token of a row is a trained target."""
-        trained = [label >= 0 for label in row.labels]
-        return [False, *trained][: len(row.ids)] if self.shifted else trained[: len(row.ids)]
+        return [label >= 0 for label in row.labels]
+
+
+def _are_shifted(rows: Sequence[ExaminedRow]) -> bool | None:
+    """Whether labels are the next tokens (True) or those at their own place (False); None if they are neither."""
+    here, after, total, total_after = 0, 0, 0, 0
+    for row in rows:
+        for at, label in enumerate(row.labels[: len(row.ids)]):
+            if label >= 0:
+                here, total = here + (row.ids[at] == label), total + 1
+                if at + 1 < len(row.ids):
+                    after, total_after = after + (row.ids[at + 1] == label), total_after + 1
+    if here >= 0.9 * total and here * total_after >= after * total:
+        return False
+    return True if after >= 0.9 * total_after else None
+
+
+def _aligned(row: ExaminedRow) -> ExaminedRow:
+    """A row whose labels are those of the next tokens, with each label at its own place."""
+    last = row.labels[-1:] if row.labels and row.labels[-1] >= 0 else []
+    ids = [*row.ids, *last]
+    mask = row.mask if row.mask is None else [*row.mask, *row.mask[-1:]][: len(ids)]
+    return ExaminedRow(ids, [-100, *row.labels][: len(ids)], mask)
 
 
 def load_conversations(spec: str, base: str | None = None, max_length: int = 0) -> Conversations:
@@ -108,7 +126,7 @@ def load_conversations(spec: str, base: str | None = None, max_length: int = 0) 
         GlassError: if something cannot be read.
     """
     if names_a_factory(spec):
-        return of_object(import_factory(spec)(), spec)
+        return conversations_of(import_factory(spec)(), spec)
     if base is None:
         raise ConfigError(f"{spec}: which model is tuned on these conversations? Name it: they are encoded as it reads them")
     source = with_chat_template(find_initial_model(base).source)
@@ -138,7 +156,7 @@ def _is_chat(conversations: Sequence[Any], line: int) -> bool:
     return next(c for c in conversations if c.line == line).messages[0]["role"] != TEXT
 
 
-def of_object(made: Any, name: str) -> Conversations:
+def conversations_of(made: Any, name: str) -> Conversations:
     """The subject of a factory's object, or of a mapping with the same names."""
 
     def part(*keys: str) -> Any:
