@@ -326,7 +326,7 @@ _SCALE = (
     Bug(
         "scaled-twice", "scale", "Queries are scaled, and then the scores again.",
         {
-            "hf_like": (("scores = scores / value.size(-1) ** 0.5", "scores = scores / value.size(-1)"),),
+            "hf_like": (("scores = query @ key.mT", "scores = query / value.size(-1) ** 0.5 @ key.mT"),),
             "classes": (("        p = self.dropout if", "        q = q / math.sqrt(hs)\n        p = self.dropout if"),),
             "llama_like": (("scores = q @", "q = q * self.head_dim**-0.5\n        scores = q @"),),
             "book": (("attn_scores = queries @", "queries = queries / self.head_dim**0.5\n        attn_scores = queries @"),),
