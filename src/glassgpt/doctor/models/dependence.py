@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glassgpt.doctor.models.probing import (
     NoDropout,
     affordable_length,
+    are_finite,
     difference,
     draws_in_eval,
     first_module_that_differs,
@@ -302,6 +303,8 @@ def _prefix_results(subject: Subject) -> list[Result]:
         try:
             part = quiet_logits(subject, subject.copy(), idx[:, :n].contiguous())
         except Exception:  # some programs demand two tokens, or more; what fails is no silent bug
+            continue
+        if not are_finite(part) or not are_finite(full):
             continue
         change = difference(part, full[:, :n])
         short_differs |= float(change[:, 0].max()) > rounding(subject) * size_of(full)

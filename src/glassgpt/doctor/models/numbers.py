@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.probing import NoDropout, Seen, affordable_length, quiet, quiet_logits, record
+from glassgpt.doctor.models.probing import NoDropout, Seen, affordable_length, are_finite, quiet, quiet_logits, record
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
 from glassgpt.doctor.trace import Op, Trace, trace
@@ -22,12 +22,6 @@ STRESS = 300.0
 def _bad(tensor: Tensor) -> bool:
     """Whether there is NaN or plus infinity; minus infinity masks."""
     return bool((tensor.isnan() | (tensor == torch.inf)).any())
-
-
-def _bad_logits(logits: Tensor) -> bool:
-    """NaN or infinity; whole columns of minus infinity are ids that do not exist."""
-    real = ~(logits == -torch.inf).flatten(0, 1).all(0)
-    return not bool(logits[..., real].isfinite().all())
 
 
 def _texts(subject: Subject) -> Iterator[tuple[str, Tensor]]:
@@ -60,7 +54,7 @@ def check_finite(subject: Subject) -> Result:
         except Exception:  # such a text is refused
             continue
         tried += 1
-        if _bad_logits(logits):
+        if not are_finite(logits):
             where = _first_bad(record(subject, module, idx))
             return failed("non-finite", f"the logits of {what} are not finite", where, input=what)
         bad = _bad_gradient(subject, idx) if idx.size(1) > 1 or not subject.last_only else None
@@ -91,7 +85,7 @@ def _bad_gradient(subject: Subject, idx: Tensor) -> str | None:
     try:
         with fixed_random_state(), NoDropout(), torch.enable_grad():
             output = subject.forward(module, idx, targets if subject.computes_loss else None)
-            own = output.loss if subject.computes_loss and idx.size(1) > 1 else None
+            own = output.loss if len(idx) == subject.batch and idx.size(1) > 1 else None
             loss = cross_entropy(output.logits, targets) if own is None else own
             loss.backward()
     except Exception:  # no backward pass: other checks say so
@@ -105,6 +99,8 @@ def _bad_gradient(subject: Subject, idx: Tensor) -> str | None:
 def check_float16(subject: Subject) -> Result:
     """What overflows in float16, and softmaxes that overflow in float32."""
     idx = subject.ids(2)
+    if not are_finite(quiet_logits(subject, subject.copy(), idx)):
+        raise NotRun("the logits are not finite in float32, either")
     naive = _softmax_without_maximum(subject, idx)
     if naive is not None:
         message = "a softmax takes exp of the scores as they are: above 88 (11 in float16) it is infinite, then NaN; "

@@ -66,8 +66,9 @@ def quiet_logits(subject: Subject, module: nn.Module, idx: Tensor) -> Tensor:
 
 
 def difference(one: Tensor, other: Tensor) -> Tensor:
-    """The largest difference at each position, ``[B, T, V] -> [B, T]``; infinities that agree do not differ."""
-    gap = torch.where(one == other, torch.zeros_like(one), (one - other).abs())
+    """The largest difference at each position, ``[B, T, V] -> [B, T]``; NaN and infinity that agree do not differ."""
+    equal = (one == other) | (one.isnan() & other.isnan())
+    gap = torch.where(equal, torch.zeros_like(one), (one - other).abs())
     return gap.nan_to_num(nan=torch.inf).amax(-1)
 
 
@@ -75,6 +76,12 @@ def size_of(logits: Tensor) -> float:
     """The largest finite logit, that differences are compared with."""
     finite = logits[logits.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def are_finite(logits: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity; whole columns of minus infinity are ids that do not exist."""
+    real = ~(logits == -torch.inf).flatten(0, 1).all(0)
+    return bool(logits[..., real].isfinite().all())
 
 
 class _Precision(TorchDispatchMode):
