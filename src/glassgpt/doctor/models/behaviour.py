@@ -15,7 +15,7 @@ from glassgpt.doctor.models.probing import (
     record,
     size_of,
 )
-from glassgpt.doctor.report import Check, Result, failed, passed, warned
+from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
 from glassgpt.doctor.trace import trace
 from glassgpt.errors import first_line
@@ -129,6 +129,8 @@ def check_state(subject: Subject) -> Result:
                 return failed("state", f"{message}: {type(error).__name__}: {first_line(error)}", shape=list(idx.shape))
             apart = _relative(expected, found)
             if number and apart > EQUAL:
+                if not all(map(torch.equal, fresh.parameters(), used.parameters())):
+                    raise NotRun("a pass changes parameters (see the check of unchanged inputs)")
                 where = _first_with_state(subject, inputs[:number], idx)
                 message = f"the logits of the same tokens differ by {apart:.1e} of the largest after {before}"
                 return failed("state", message, where, relative=apart, shape=list(idx.shape), threshold=EQUAL)

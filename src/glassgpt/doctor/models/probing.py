@@ -62,12 +62,13 @@ def quiet() -> Iterator[None]:
 def quiet_logits(subject: Subject, module: nn.Module, idx: Tensor) -> Tensor:
     """Logits ``[B, T, V]`` of a pass without dropout, with fixed random numbers."""
     with quiet():
-        return subject.logits(module, idx).float()
+        return subject.logits(module, idx.clone()).float()
 
 
 def difference(one: Tensor, other: Tensor) -> Tensor:
-    """The largest difference at each position, ``[B, T, V] -> [B, T]``; infinities that agree do not differ."""
-    gap = torch.where(one == other, torch.zeros_like(one), (one - other).abs())
+    """The largest difference at each position, ``[B, T, V] -> [B, T]``; NaN and infinity that agree do not differ."""
+    equal = (one == other) | (one.isnan() & other.isnan())
+    gap = torch.where(equal, torch.zeros_like(one), (one - other).abs())
     return gap.nan_to_num(nan=torch.inf).amax(-1)
 
 
@@ -75,6 +76,12 @@ def size_of(logits: Tensor) -> float:
     """The largest finite logit, that differences are compared with."""
     finite = logits[logits.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def are_finite(logits: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity; whole columns of minus infinity are ids that do not exist."""
+    real = ~(logits == -torch.inf).flatten(0, 1).all(0)
+    return bool(logits[..., real].isfinite().all())
 
 
 class _Precision(TorchDispatchMode):
@@ -88,6 +95,16 @@ class _Precision(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 1:
                 self.eps = max(self.eps, torch.finfo(leaf.dtype).eps)
         return out
+
+
+@once_per_subject
+def draws_in_eval(subject: Subject) -> bool:
+    """Whether evaluation draws random numbers other than dropout: then only passes of one shape can be compared."""
+    module, idx, passes = subject.copy(), subject.ids(1), []
+    for seed in (1, 2):
+        with fixed_random_state(seed), torch.no_grad(), NoDropout():
+            passes.append(subject.logits(module, idx.clone()).float())
+    return not torch.equal(passes[0].nan_to_num(), passes[1].nan_to_num())
 
 
 @once_per_subject
