@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from glassgpt.doctor.report import NotRun
 from glassgpt.errors import SubjectError, first_line
@@ -98,7 +99,7 @@ class Subject:
             NotRun: if it can be neither copied nor made anew.
         """
         try:
-            twin = copy.deepcopy(self.module)
+            twin = deep_copy(self.module)
         except Exception as error:
             if self.factory is None:
                 raise NotRun(f"the module cannot be copied: {first_line(error)}") from error
@@ -294,6 +295,19 @@ def fixed_random_state(seed: int = 0) -> Iterator[None]:
         yield
 
 
+def deep_copy(module: nn.Module) -> nn.Module:
+    """Copy a module, also one that holds results of computations (``self.gain = nn.Parameter(ones) * 0.5``).
+
+    `copy.deepcopy` refuses those. Their copies stay in the graph of the original, which is how they show up.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in tree_leaves([v for v in vars(part).values() if isinstance(v, (Tensor, list, tuple, dict))]):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.clone()
+    return copy.deepcopy(module, memo)
+
+
 def _attributes(module: nn.Module, names: tuple[str, ...]) -> Iterator[int]:
     """Whole numbers with these names: on the module, in its configuration, then on its parts."""
     for part in module.modules():
@@ -320,7 +334,7 @@ def find_vocab(module: nn.Module) -> int:
         return rows[0]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            output = copy.deepcopy(module).eval()(torch.zeros(1, 2, dtype=torch.int64))
+            output = deep_copy(module).eval()(torch.zeros(1, 2, dtype=torch.int64))
             return read_output(output, 1, 2, -1)[0].size(-1)
         except Exception as error:
             raise SubjectError(

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,9 +69,10 @@ def training_loss(subject: Subject, module: nn.Module, idx: Tensor, targets: Ten
     """
     output = subject.forward(module, idx, targets if subject.computes_loss else None)
     loss = cross_entropy(output.logits, targets) if output.loss is None else output.loss.float().mean()
-    raw = output.raw.values() if hasattr(output.raw, "values") else output.raw
+    raw = output.raw if isinstance(output.raw, (Tensor, Mapping, tuple, list)) else vars(output.raw)
+    returned = list(raw.values()) if isinstance(raw, Mapping) else raw
     held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, (Tensor, list))]
-    for extra in tree_leaves([list(raw) if isinstance(raw, (list, tuple)) else [], held]):
+    for extra in tree_leaves([returned, held]):
         if isinstance(extra, Tensor) and extra.grad_fn is not None and extra is not output.loss:
             if extra.numel() == 1:
                 loss = loss + extra.float().sum()
