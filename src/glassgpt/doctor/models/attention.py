@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.sites import SIZE, Site, Sites, factors, signs, sites_of
+from glassgpt.doctor.models.sites import SIZE, Site, Sites, computed, factors, signs, sites_of, walk_back
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import HOLDERS, Subject
 from glassgpt.doctor.trace import Trace
@@ -122,7 +122,7 @@ def _degree(once: Tensor, twice: Tensor) -> float:
 def _after_product(site: Site, sites: Sites) -> float | None:
     """The factor between q k and what enters the softmax: by the logarithms of the weights, up to a constant a row."""
     changes = []
-    for run in (sites.once, sites.twice):
+    for run in (sites.once, sites.other):
         q, k = site.operands(run)
         weights = site.weights(run).float()
         changes.append((q.float() @ k.float().transpose(1, 2), weights))
@@ -168,7 +168,7 @@ def _judge(site: Site, factor: Mapping[str, float], sites: Sites, subject: Subje
     if total < 0:
         return wrong("a negative factor: the least similar keys weigh most")
     if _close(total, 1 / d):
-        if _applied_twice(factor):
+        if _applied_twice(factor, site, sites):
             return wrong("1/sqrt(d) is applied twice")
         return f"scores are q k / {int(d)}, as in muP"
     if _configured(total, subject):
@@ -194,14 +194,32 @@ def _close(a: float, b: float) -> bool:
     return abs(a - b) <= SAME * abs(b)
 
 
-def _applied_twice(factor: Mapping[str, float]) -> bool:
+def _applied_twice(factor: Mapping[str, float], site: Site, sites: Sites) -> bool:
     """Whether 1/d is made of one 1/sqrt(d) in one place and another one elsewhere, not half on q and half on k."""
     right = factor["d"] ** -0.5
-    root = right**0.5
+    root = right**0.5  # fused attention multiplies q and k by it
     q, k, scores = factor["q"], factor["k"], factor["scores"]
     if _close(scores, right) and (_close(q, right) or _close(k, right)):
         return True
-    return (_close(q, right * root) and _close(k, root)) or (_close(k, right * root) and _close(q, root))
+    if (_close(q, right * root) and _close(k, root)) or (_close(k, right * root) and _close(q, root)):
+        return True
+    return sum(_close(number, right) for number in _numbers(site, sites.plain)) >= 2
+
+
+def _numbers(site: Site, run: Trace) -> list[float]:
+    """The plain numbers that multiply the scores on their way to the softmax."""
+    passed, _ = walk_back(run, computed(run), run.ops[site.mix].inputs[-1 if site.flipped else -2])
+    found = []
+    for index in passed:
+        op = run.ops[index]
+        if op.name.rstrip("_") not in ("aten.mul", "aten.div") or len(op.args) < 2:
+            continue
+        number = op.args[1]
+        if isinstance(number, Tensor) and number.numel() == 1:
+            number = float(number)
+        if isinstance(number, (int, float)) and number:
+            found.append(1 / number if "div" in op.name else number)
+    return found
 
 
 def _configured(total: float, subject: Subject) -> bool:
@@ -332,7 +350,7 @@ ATTENTION_CHECKS: tuple[Check[Subject], ...] = (
         name="attention rows",
         does="Replaces the projections of every attention by random signs; the weights of each query must sum to 1 "
         "over the keys and not change with later tokens.",
-        cost="4 forward passes, shared by all checks of attention",
+        cost="5 forward passes, shared by all checks of attention",
         threshold="rows within 1e-2 of 1 (bfloat16 weights round to 4e-3); changes up to 1e-6 (they are exactly 0)",
         findings=("softmax axis", "leak"),
         run=attention_rows,

@@ -182,7 +182,7 @@ class Sites:
         module: the copy that was run. idx: the ids ``[1, T]``.
         plain: the pass as it is. found: the sites.
         once, twice: passes with random signs times SIZE, and with the doubled numbers.
-        later: as ``once``, but the last token's signs are others.
+        later: as ``once``, but the last token's signs are others. other: as ``once``, but all signs are others.
     """
 
     module: nn.Module
@@ -192,11 +192,13 @@ class Sites:
     once: Trace = field(init=False)
     twice: Trace = field(init=False)
     later: Trace = field(init=False)
+    other: Trace = field(init=False)
 
     def __post_init__(self) -> None:
         self.once = self.run(lambda out: SIZE * signs(out))
         self.twice = self.run(lambda out: 2 * SIZE * signs(out))
         self.later = self.run(lambda out: self.change_last(SIZE * signs(out)))
+        self.other = self.run(lambda out: SIZE * signs(out, 5))
 
     @property
     def length(self) -> int:
