@@ -135,9 +135,11 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
 
     from glassgpt.doctor.examining import Examination
     from glassgpt.doctor.history import load_history
+    from glassgpt.doctor.loading import names_a_factory
     from glassgpt.doctor.loops.loop import load_loop
     from glassgpt.doctor.machine import load_machine
     from glassgpt.doctor.texts.conversation_subject import load_conversations
+    from glassgpt.doctor.texts.corpus_subject import load_corpus
     from glassgpt.doctor.texts.tokenizer_subject import load_tokenizer_subject
 
     torch.manual_seed(0)  # code that draws its weights gives the same results again
@@ -149,6 +151,9 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
         subjects["loop"] = load_loop(name)
     if name := names.get("history"):
         subjects["history"] = load_history(name)
+    if name := names.get("data"):
+        with_file = request.tokenizer and not names_a_factory(request.tokenizer)
+        subjects["data"] = load_corpus(name, request.tokenizer if with_file else "char")
     if name := names.get("tokenizer"):
         subjects["tokenizer"] = load_tokenizer_subject(name, model.vocab if model else request.vocab)
     if name := names.get("conversations"):

@@ -115,10 +115,11 @@ ADVICE: dict[str, Advice] = {
         "Assign the parameter itself, after everything that replaces it.", "the GPT assembled",
         "self.head.weight = self.tokens.weight"),
     "device": Advice(
-        "Tensors stay on another device than the model.",
-        ("a tensor made in `__init__` that is not a buffer", "`torch.arange(T)` without `device=`",
-         "`.cuda()` or `.cpu()` written into the model"),
-        "Register constant tensors as buffers, and make new ones on the device of the input.", "the accelerator",
+        "Tensors stay on another device than the model; or the device waits for data, or computes wrongly.",
+        ("a tensor made in `__init__` that is not a buffer", "`torch.arange(T)` without `device=`, or `.cuda()` in forward",
+         "batches that are read more slowly than they are used"),
+        "Register constant tensors as buffers, make new ones on the device of the input, and read batches ahead.",
+        "the accelerator",
         "self.register_buffer('mask', mask, persistent=False); torch.arange(T, device=idx.device)"),
     "mode": Advice(
         "Train mode and eval mode are mixed up.",
@@ -200,11 +201,11 @@ ADVICE: dict[str, Advice] = {
         "Clip once, between the last backward and the step; unscale first.", "the training loop",
         "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimizer.step()"),
     "schedule": Advice(
-        "The learning rate does not follow its schedule.",
-        ("`scheduler.step()` once per epoch where it counts steps", "it is never called, or per micro-batch",
-         "the length of the schedule is not the number of updates"),
-        "Step the scheduler once after each optimiser step, and size it in updates.", "warmup and cosine",
-        "optimizer.step(); scheduler.step()"),
+        "The learning rate is wrong, does not follow its schedule, or the run has too many steps.",
+        ("a rate that is too high: the loss jumps or rises", "`scheduler.step()` once per epoch, per micro-batch or never",
+         "a schedule that is shorter or longer than the training; many more epochs than the text can bear"),
+        "Try a third of the rate. Step the scheduler once after each optimiser step, and size it in updates.",
+        "warmup and cosine", "optimizer.step(); scheduler.step()"),
     "optimizer coverage": Advice(
         "The optimiser does not hold every parameter exactly once.",
         ("groups chosen by name that miss some", "layers added or replaced after the optimiser was made",

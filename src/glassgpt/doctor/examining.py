@@ -12,6 +12,7 @@ from glassgpt.doctor.loops.checks import LOOP_CHECKS
 from glassgpt.doctor.machine import MACHINE_CHECKS
 from glassgpt.doctor.report import FINDINGS, Check, Outcome, run_checks
 from glassgpt.doctor.texts.conversation_checks import CONVERSATION_CHECKS
+from glassgpt.doctor.texts.corpus_checks import CORPUS_CHECKS
 from glassgpt.doctor.texts.tokenizer_checks import TOKENIZER_CHECKS
 from glassgpt.errors import SubjectError
 
@@ -21,6 +22,7 @@ CHECKS: dict[str, tuple[Check[Any], ...]] = {
     "model": MODEL_CHECKS,
     "loop": LOOP_CHECKS,
     "history": HISTORY_CHECKS,
+    "data": CORPUS_CHECKS,
     "tokenizer": TOKENIZER_CHECKS,
     "conversations": CONVERSATION_CHECKS,
 }

@@ -15,20 +15,29 @@ def draw_evidence(evidence: Mapping[str, Any]) -> str:
     """Return the pictures of the measured values that can be drawn; empty if none can.
 
     Args:
-        evidence: of a result. Drawn are ``triangle`` (the size of d logits[t] / d token[s], rows t), ``alignment``
-            (a value by offset k between input and target) and ``rates`` (the change of the loss by learning rate).
+        evidence: of a result. Drawn are ``triangle`` (the size of d logits[t] / d token[s], rows t), ``alignment`` or
+            ``agreement by shift`` (a value by offset k between input and target), and ``rates`` or ``sweep`` (the
+            change of the loss, or the loss after one of ``losses on one batch``, by factor on the learning rate).
     """
     pictures = []
     if triangle := evidence.get("triangle"):
-        pictures.append(
-            _figure(_triangle(triangle), "Reach: row t, column s is filled where output t depends on token s.")
-        )
-    if alignment := evidence.get("alignment"):
+        text = "Reach: row t, column s is filled where output t depends on token s."
+        pictures.append(_figure(_triangle(triangle), text))
+    alignment = evidence.get("alignment") or evidence.get("agreement by shift")
+    if isinstance(alignment, Mapping):
         text = "Alignment: the target of position t compared with the token at t + k. Targets belong to k = 1."
         pictures.append(_figure(_bars(alignment, highlighted="1"), text))
-    if rates := evidence.get("rates"):
-        pictures.append(_figure(_bars(rates), "Rates: the change of the loss by the factor on the learning rate."))
+    rates = evidence.get("rates") or _changes(evidence)
+    if rates and isinstance(rates, Mapping):
+        text = "Rates: the change of the loss by one step, by the factor on the learning rate."
+        pictures.append(_figure(_bars(rates), text))
     return "".join(pictures)
+
+
+def _changes(evidence: Mapping[str, Any]) -> dict[str, float]:
+    """The losses of a sweep over rates, minus the loss before."""
+    sweep, losses = evidence.get("sweep"), evidence.get("losses on one batch")
+    return {rate: _number(loss) - losses[0] for rate, loss in sweep.items()} if sweep and losses else {}
 
 
 def _figure(svg: str, caption: str) -> str:
