@@ -116,7 +116,8 @@ ADVICE: dict[str, Advice] = {
         "self.head.weight = self.tokens.weight"),
     "device": Advice(
         "Tensors stay on another device than the model; or the device waits for data, or computes wrongly.",
-        ("a tensor made in `__init__` that is not a buffer", "`torch.arange(T)` without `device=`, or `.cuda()` in forward",
+        ("a tensor made in `__init__` that is not a buffer",
+         "`torch.arange(T)` without `device=`, or `.cuda()` in forward",
          "batches that are read more slowly than they are used"),
         "Register constant tensors as buffers, make new ones on the device of the input, and read batches ahead.",
         "the accelerator",
@@ -202,7 +203,8 @@ ADVICE: dict[str, Advice] = {
         "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimizer.step()"),
     "schedule": Advice(
         "The learning rate is wrong, does not follow its schedule, or the run has too many steps.",
-        ("a rate that is too high: the loss jumps or rises", "`scheduler.step()` once per epoch, per micro-batch or never",
+        ("a rate that is too high: the loss jumps or rises",
+         "`scheduler.step()` once per epoch, per micro-batch or never",
          "a schedule that is shorter or longer than the training; many more epochs than the text can bear"),
         "Try a third of the rate. Step the scheduler once after each optimiser step, and size it in updates.",
         "warmup and cosine", "optimizer.step(); scheduler.step()"),
