@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from glassgpt.doctor.loops.gradients import two_batches
 from glassgpt.doctor.loops.loop import Loop, Program
-from glassgpt.doctor.loops.quiet import DropoutSwitch
+from glassgpt.doctor.loops.quiet import DropoutSwitch, seed_all
 from glassgpt.doctor.loops.watch import Watch
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
-from glassgpt.doctor.loops.quiet import seed_all
 
 NODES = 200_000  # of a graph, that are counted at most
 
@@ -54,13 +53,25 @@ def evaluation(loop: Loop) -> Iterable[Result]:
         after = {name: t for name, t in program.model.state_dict().items() if isinstance(t, Tensor)}
         changed = [name for name, t in state.items() if name not in after or not torch.equal(t, after[name].detach())]
         same = zip(grads, program.model.parameters(), strict=True)
-        touched = any(p.grad is not None and bool(p.grad.any()) and (g is None or not torch.equal(g, p.grad)) for g, p in same)
-        norms = [n for n, m in program.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and n in seen["training"]]
+        touched = any(
+            p.grad is not None and bool(p.grad.any()) and (g is None or not torch.equal(g, p.grad)) for g, p in same
+        )
+        norms = [
+            n
+            for n, m in program.model.named_modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and n in seen["training"]
+        ]
         yield from _mode(program, drops.calls, norms, before, micro)
         if watch.count("optimizer"):
-            yield failed("state", "evaluate() steps the optimiser: it trains on what it measures", changed[0] if changed else None)
+            yield failed(
+                "state",
+                "evaluate() steps the optimiser: it trains on what it measures",
+                changed[0] if changed else None,
+            )
         elif touched:
-            yield failed("gradients not cleared", "evaluate() leaves gradients behind, which the next step adds to its own")
+            yield failed(
+                "gradients not cleared", "evaluate() leaves gradients behind, which the next step adds to its own"
+            )
         elif changed and not norms:
             yield failed("state", f"evaluate() changes {', '.join(changed[:4])}", changed[0], names=changed[:20])
         else:
@@ -88,15 +99,22 @@ def _training(program: Program, micro: Any) -> tuple[int, int]:
 def _mode(program: Program, calls: int, norms: list[str], before: tuple[int, int], micro: Any) -> Iterable[Result]:
     if calls or norms:
         what = f"{calls} calls of dropout act" if calls else f"batch norm {norms[0]} runs in train mode"
-        yield failed("mode", f"in evaluate() {what}: model.eval() is missing or does not reach it", norms[0] if norms else None, calls=calls)
+        yield failed(
+            "mode",
+            f"in evaluate() {what}: model.eval() is missing or does not reach it",
+            norms[0] if norms else None,
+            calls=calls,
+        )
         return
     if before[0] < 0:
         yield passed("no dropout acts in evaluate()")
         return
     after = _training(program, micro)
-    evidence = {"dropouts before": before[0], "dropouts after": after[0]}
+    evidence: dict[str, Any] = {"dropouts before": before[0], "dropouts after": after[0]}
     if before[1] and not before[0]:
-        yield failed("mode", "the model trains in eval mode: its dropout never acts (model.train() is missing)", **evidence)
+        yield failed(
+            "mode", "the model trains in eval mode: its dropout never acts (model.train() is missing)", **evidence
+        )
     elif after[0] < before[0]:
         text = f"a training step calls dropout {before[0]} times, and {after[0]} times after evaluate()"
         yield failed("mode", f"{text}: model.train() is missing", **evidence)
@@ -132,13 +150,21 @@ def graphs(loop: Loop) -> Iterable[Result]:
         micro = two_batches(program)[0] if program.model is not None else []
         returned = program.step(micro or None)
         if isinstance(returned, Tensor) and returned.grad_fn is not None:
-            yield failed("memory", "train_step returns the loss with its graph: whoever keeps it keeps the activations; use .item()")
+            yield failed(
+                "memory",
+                "train_step returns the loss with its graph: whoever keeps it keeps the activations; use .item()",
+            )
             return
         del returned
-        sizes = []
-        for _ in range(4):
-            program.step(micro or None)
-            sizes.append(_live_nodes())
+        gc.collect()
+        gc.freeze()  # what exists by now is not looked through again
+        try:
+            sizes = []
+            for _ in range(4):
+                program.step(micro or None)
+                sizes.append(_live_nodes())
+        finally:
+            gc.unfreeze()
     growth = [b - a for a, b in itertools.pairwise(sizes)]
     if min(growth) > 0:
         yield failed("memory", f"each training step leaves a graph of {growth[-1]} nodes behind", nodes=sizes)
@@ -149,7 +175,7 @@ def graphs(loop: Loop) -> Iterable[Result]:
 
 
 def _live_nodes() -> int:
-    gc.collect()
+    gc.collect(0)
     roots = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
     todo = [t.grad_fn for t in roots if t.grad_fn is not None]
     seen = set(todo)
@@ -164,7 +190,7 @@ def _live_nodes() -> int:
 EVALUATION_CHECKS: tuple[Check[Loop], ...] = (
     Check(
         "evaluation",
-        "runs evaluate() between two training steps: dropout off, gradients off, nothing changed, and training mode back",
+        "runs evaluate() between two training steps: dropout and gradients off, nothing changed, train mode back",
         "2 training steps, 4 evaluations",
         "none: each is counted",
         ("mode", "state", "memory", "gradients not cleared"),

@@ -208,10 +208,10 @@ class _State:
             [(g, {k: copy.copy(v) for k, v in g.items() if k != "params"}) for g in getattr(o, "param_groups", [])]
             for o in program.optimizers
         ]
-        self.states = [
-            [(p, copy.deepcopy(s)) for p, s in getattr(o, "state", {}).items()] for o in program.optimizers
+        self.states = [[(p, copy.deepcopy(s)) for p, s in getattr(o, "state", {}).items()] for o in program.optimizers]
+        self.schedules = [
+            copy.deepcopy(s.state_dict()) if hasattr(s, "state_dict") else None for s in program.schedulers
         ]
-        self.schedules = [copy.deepcopy(s.state_dict()) if hasattr(s, "state_dict") else None for s in program.schedulers]
 
     def restore(self, program: Program) -> None:
         """Put it back."""
@@ -227,7 +227,9 @@ class _State:
                 group.update(values)
             if hasattr(optimizer, "state"):
                 optimizer.state.clear()
-                optimizer.state.update(copy.deepcopy(dict(states)) if not states else {p: copy.deepcopy(s) for p, s in states})
+                optimizer.state.update(
+                    copy.deepcopy(dict(states)) if not states else {p: copy.deepcopy(s) for p, s in states}
+                )
         for scheduler, state in zip(program.schedulers, self.schedules, strict=True):
             if state is not None:
                 scheduler.load_state_dict(copy.deepcopy(state))

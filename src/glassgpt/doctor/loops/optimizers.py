@@ -26,15 +26,24 @@ def coverage(loop: Loop) -> Iterable[Result]:
             return
         twice = [name for name, p in named.items() if held.count(id(p)) > 1]
         if twice:
-            yield failed("optimizer coverage", f"held twice, so updated twice: {', '.join(twice[:4])}", twice[0], names=twice)
+            yield failed(
+                "optimizer coverage", f"held twice, so updated twice: {', '.join(twice[:4])}", twice[0], names=twice
+            )
         missing = [name for name, p in named.items() if id(p) not in held]
         extra = len(set(held) - {id(p) for p in named.values()})
         unused = _unused(program, missing) if missing else []
     missing = [name for name in missing if name not in unused]
-    evidence = {"held": len(set(held)), "trainable": len(named), "missing": missing[:20], "not of the model": extra}
+    evidence: dict[str, Any] = {
+        "held": len(set(held)),
+        "trainable": len(named),
+        "missing": missing[:20],
+        "not of the model": extra,
+    }
     if missing:
         other = f"; it holds {extra} other tensors (was the model moved or replaced afterwards?)" if extra else ""
-        text = f"{len(missing)} of {len(named)} trainable parameters are in no optimiser: {', '.join(missing[:4])}{other}"
+        text = (
+            f"{len(missing)} of {len(named)} trainable parameters are in no optimiser: {', '.join(missing[:4])}{other}"
+        )
         yield failed("optimizer coverage", text, missing[0], **evidence)
     elif not twice:
         yield passed(f"each of the {len(named)} trainable parameters is held once" if not unused else
@@ -49,7 +58,9 @@ def _unused(program: Program, missing: list[str]) -> list[str]:
     micro = two_batches(program)[0]
     named = program.trainable()
     seen: set[str] = set()
-    handles = [named[name].register_hook(lambda g, name=name: seen.add(name) if bool(g.any()) else None) for name in missing]
+    handles = [
+        named[name].register_hook(lambda g, name=name: seen.add(name) if bool(g.any()) else None) for name in missing
+    ]
     before = {name: named[name].detach().clone() for name in missing}
     for _ in range(3):
         program.step(micro)
@@ -71,7 +82,9 @@ def decay(loop: Loop) -> Iterable[Result]:
             strength = max((float(g.get("weight_decay") or 0) for g in groups(optimizer)), default=0.0)
             coupled = not any(g.get("decoupled_weight_decay") for g in groups(optimizer))
             if type(optimizer).__name__ in ("Adam", "Adamax", "NAdam", "RAdam") and strength > 0 and coupled:
-                text = f"{type(optimizer).__name__} adds a decay of {strength:g} to the gradient, where it is divided away"
+                text = (
+                    f"{type(optimizer).__name__} adds a decay of {strength:g} to the gradient, where it is divided away"
+                )
                 yield warned("weight decay", f"{text}; AdamW decays the weights", decay=strength)
         yield from found
 
@@ -85,7 +98,7 @@ def _decay_of(optimizer: Any) -> Result:
         for p in group["params"]:
             key = (p.dim() >= 2, value > 0)
             kinds[key] = kinds.get(key, 0) + 1
-    evidence = {
+    evidence: dict[str, Any] = {
         "decay": strength,
         "matrices that decay": kinds.get((True, True), 0), "matrices that do not": kinds.get((True, False), 0),
         "vectors that decay": kinds.get((False, True), 0), "vectors that do not": kinds.get((False, False), 0),
@@ -94,9 +107,17 @@ def _decay_of(optimizer: Any) -> Result:
     if not vector:
         return passed(f"a decay of {strength:g} on matrices only" if matrix else "nothing decays", **evidence)
     if not matrix and kinds.get((True, False)):
-        return failed("weight decay", f"norms and biases decay ({strength:g}), matrices do not: the groups are exchanged", **evidence)
+        return failed(
+            "weight decay",
+            f"norms and biases decay ({strength:g}), matrices do not: the groups are exchanged",
+            **evidence,
+        )
     if kinds.get((False, False)):
-        return failed("weight decay", f"{vector} norms or biases decay ({strength:g}), others do not: the groups are mixed", **evidence)
+        return failed(
+            "weight decay",
+            f"{vector} norms or biases decay ({strength:g}), others do not: the groups are mixed",
+            **evidence,
+        )
     if strength > DEFAULT_DECAY:
         return warned("weight decay", f"a decay of {strength:g} also pulls norms and biases towards 0", **evidence)
     return passed(f"a decay of {strength:g} on everything, the default of AdamW", **evidence)
@@ -115,7 +136,7 @@ OPTIMIZER_CHECKS: tuple[Check[Loop], ...] = (
         "weight decay",
         "looks at which parameters decay: matrices should, norms and biases should not",
         "none",
-        "one decay of more than 0.01 (AdamW's default) on everything warns: it was set by hand, and norms were forgotten",
+        "one decay above 0.01 (AdamW's default) on everything warns: it was set by hand, norms forgotten",
         ("weight decay",),
         decay,
     ),

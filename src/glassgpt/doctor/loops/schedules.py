@@ -29,7 +29,9 @@ def _peak(program: Program) -> float | None:
         return None
     factors = []
     for _ in range(AHEAD):
-        factors.append(max(float(g["lr"]) / (float(g.get("initial_lr", 0)) or 1) for g in scheduler.optimizer.param_groups))
+        factors.append(
+            max(float(g["lr"]) / (float(g.get("initial_lr", 0)) or 1) for g in scheduler.optimizer.param_groups)
+        )
         try:
             scheduler.step()
         except ValueError:  # OneCycleLR ends
@@ -59,14 +61,18 @@ def schedule(loop: Loop) -> Iterable[Result]:
 def _judge(program: Program, watch: Watch, index: int, scheduler: Any) -> Result:
     steps = watch.count("scheduler", index)
     name = type(scheduler).__name__
-    evidence = {"scheduler": name, "scheduler steps": steps, "updates": STEPS, "accum": program.accum}
+    evidence: dict[str, Any] = {"scheduler": name, "scheduler steps": steps, "updates": STEPS, "accum": program.accum}
     owner = getattr(scheduler, "optimizer", None)
     if owner is not None and not any(_same(owner, o) for o in program.optimizers):
-        return failed("schedule", f"the {name} belongs to another optimiser: it changes no rate of this one", **evidence)
+        return failed(
+            "schedule", f"the {name} belongs to another optimiser: it changes no rate of this one", **evidence
+        )
     if steps == 0:
         return _never(program, name, index, evidence)
     if steps != STEPS:
-        return failed("schedule", f"the {name} steps {steps} times in {STEPS} updates (accum {program.accum})", **evidence)
+        return failed(
+            "schedule", f"the {name} steps {steps} times in {STEPS} updates (accum {program.accum})", **evidence
+        )
     order = [kind for kind, i in watch.events if kind == "optimizer" or i == index]
     if isinstance(scheduler, LRScheduler) and order[0] == "scheduler" and "optimizer" in order:
         return failed("schedule", f"the {name} steps before the optimiser: the first rate is never used", **evidence)
@@ -112,10 +118,12 @@ def _too_small(loop: Loop) -> Iterable[Result]:
     if factor is None or not rate or not relative:
         return
     top = relative * factor * base / rate
-    evidence = {"relative change per step": top, "peak rate": factor * base}
+    evidence: dict[str, Any] = {"relative change per step": top, "peak rate": factor * base}
     if top < 1e-5:
         yield failed(
-            "schedule", f"the rate's peak is {factor * base:.3g}: a step changes the weights by {top:.1g} of their size", **evidence
+            "schedule",
+            f"the rate's peak is {factor * base:.3g}: a step changes the weights by {top:.1g} of their size",
+            **evidence,
         )
 
 
@@ -124,7 +132,7 @@ SCHEDULE_CHECKS: tuple[Check[Loop], ...] = (
         "schedule",
         "counts the scheduler's steps in three updates, checks their order and optimiser, and looks ahead at its rates",
         "3 to 6 training steps",
-        "exactly one step per update; a step at the peak changes weights by more than 1e-5 of their size (usual: 1e-4 to 1e-2)",
+        "one step per update; at the peak, a step changes weights by more than 1e-5 of their size (usual: 1e-3)",
         ("schedule",),
         schedule,
     ),

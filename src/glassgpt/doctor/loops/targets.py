@@ -43,7 +43,9 @@ def _kinds(program: Program, drawn: list[Batch], split: str) -> Iterable[Result]
     if int(x.min()) < 0:
         yield failed("tokenizer", f"x of get_batch({split!r}) contains {int(x.min())}; only y may", lowest=int(x.min()))
     if vocab and highest >= vocab:
-        yield failed("tokenizer", f"the id {highest} is outside the model's {vocab} tokens", highest=highest, vocab=vocab)
+        yield failed(
+            "tokenizer", f"the id {highest} is outside the model's {vocab} tokens", highest=highest, vocab=vocab
+        )
     blank = [int((b >= 0).any(1).logical_not().sum()) / len(b) for _, b in drawn]
     if max(blank) == 1.0:
         yield failed("targets", f"a batch of get_batch({split!r}) trains on nothing: its mean loss is not a number")
@@ -59,7 +61,7 @@ def _vocabulary(model: nn.Module | None) -> int | None:
 def _aligned(drawn: list[Batch], split: str) -> Result:
     xs, ys = [x for x, _ in drawn], [y for _, y in drawn]
     found = {k: sum(agreement(y, x, k) for x, y in drawn) / len(drawn) for k in SHIFTS}
-    evidence = {"agreement by shift": {str(k): round(v, 4) for k, v in found.items()}, "split": split}
+    evidence: dict[str, Any] = {"agreement by shift": {str(k): round(v, 4) for k, v in found.items()}, "split": split}
     best = max(found.values())
     if found[0] > 0.999:
         return passed(f"y of {split!r} is x: the model or the loss shifts", **evidence)
@@ -99,7 +101,9 @@ def trained_on(loop: Loop) -> Iterable[Result]:
         raise NotRun("neither y nor the trained tokens are a shift of x")
     if shift != 1 and found[1] < found[shift] - 0.05:
         which = {0: "itself, which it sees (no shift)", 2: "the token after the next (shifted twice)"}
-        yield failed("targets", f"each position is trained on {which.get(shift, f'the token {shift} further')}", **evidence)
+        yield failed(
+            "targets", f"each position is trained on {which.get(shift, f'the token {shift} further')}", **evidence
+        )
         return
     yield _masks(x, y, live, evidence)
 
@@ -111,7 +115,11 @@ def _masks(x: Tensor, y: Tensor, live: Tensor, evidence: dict[str, Any]) -> Resu
     else:
         wanted = y >= 0
     loud = int((live & ~wanted).sum())
-    evidence = {**evidence, "masked but trained": loud, "not masked and not trained": int((wanted & ~live).sum())}
+    evidence: dict[str, Any] = {
+        **evidence,
+        "masked but trained": loud,
+        "not masked and not trained": int((wanted & ~live).sum()),
+    }
     if loud:
         return failed("targets", f"{loud} positions with target -100 are trained all the same", **evidence)
     return passed("each position is trained on the next token, and masked ones are not", **evidence)
@@ -130,7 +138,9 @@ def logits_gradient(program: Program, x: Tensor, y: Tensor) -> Tensor:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor | list | tuple | dict):
             output = getattr(output, "logits", None)
-        parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
+        parts = (
+            output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
+        )
         outputs.extend(t for t in parts if isinstance(t, Tensor) and t.requires_grad and t.dim() >= 2)
 
     handles = [m.register_forward_hook(keep) for m in program.model.modules()]
@@ -165,7 +175,7 @@ def _is_cross_entropy(grad: Tensor) -> bool:
 TARGET_CHECKS: tuple[Check[Loop], ...] = (
     Check(
         "batches",
-        "compares y with x at shifts of -2 to 4, for both splits; ids are in the model's range; every batch trains something",
+        "compares y with x at shifts of -2 to 4, in both splits; ids are in range; every batch trains something",
         "16 batches",
         "80 % of the trained positions: packed documents have other targets at their ends",
         ("targets", "tokenizer"),
@@ -173,7 +183,7 @@ TARGET_CHECKS: tuple[Check[Loop], ...] = (
     ),
     Check(
         "trained targets",
-        "reads from the gradient at the logits, which is negative at the target only, on which token each position is trained",
+        "reads from the gradient at the logits, negative at the target only, what each position is trained on",
         "1 pass",
         "80 % of the positions agree with one shift; masked positions have a gradient of exactly 0",
         ("targets",),

@@ -38,13 +38,18 @@ def update(loop: Loop) -> Iterable[Result]:
                 if bool(change.any()):
                     break
             gradient = watch.gradient()
-            if not bool(change.any()):
+            if not bool(change.any()) or (gradient is not None and not bool(gradient.any())):
                 yield _nothing_changes(program, watch, gradient)
                 return
         missing = _unchanged(program, change, gradient)
         if missing:
             names = ", ".join(missing[:4])
-            yield failed("no update", f"held by the optimiser, with a gradient, and not changed: {names}", missing[0], names=missing)
+            yield failed(
+                "no update",
+                f"held by the optimiser, with a gradient, and not changed: {names}",
+                missing[0],
+                names=missing,
+            )
     yield _falls(loop)
 
 
@@ -55,7 +60,7 @@ def _nothing_changes(program: Program, watch: Watch, gradient: Tensor | None) ->
     if gradient is None and program.optimizers:
         return failed("no update", "the optimiser holds no parameter of the model that has a gradient: nothing changes")
     if gradient is not None and not bool(gradient.any()):
-        return failed("no update", "the gradients at the optimiser are all zero: nothing changes")
+        return failed("no update", "the gradients at the optimiser are all zero: nothing is learned")
     if rates and not any(rates):
         return failed("no update", "the learning rate is 0 in all of 20 steps: nothing changes", rates=rates)
     if any(p.dtype in SIXTEEN_BITS for p in program.trainable().values()):
@@ -72,7 +77,10 @@ def _unchanged(program: Program, change: Tensor, gradient: Tensor | None) -> lis
     return [
         name
         for (name, p), c, g in zip(program.trainable().items(), change.split(sizes), gradient.split(sizes), strict=True)
-        if id(p) in live and p.dtype == torch.float32 and not bool(c.any()) and float(g.norm()) > 1e-6 * float(gradient.norm())
+        if id(p) in live
+        and p.dtype == torch.float32
+        and not bool(c.any())
+        and float(g.norm()) > 1e-6 * float(gradient.norm())
     ]
 
 
@@ -89,7 +97,7 @@ def _train(loop: Loop, stretch: float | None) -> tuple[list[float], Tensor, Tens
         gradient = _try_gradient(program, probe)
         change = torch.zeros(1)
         with Watch(program, stretch=stretch):
-            for step in range(STEPS):
+            for _ in range(STEPS):
                 before = flat_parameters(program)
                 program.step(micro or None, seed=1)
                 if not bool(change.any()):
@@ -134,7 +142,8 @@ def _falls(loop: Loop) -> Result:
     losses, change, gradient, sweep = _train(loop, None)
     along = cosine(gradient, change) if gradient is not None and gradient.shape == change.shape else 0.0
     evidence: dict[str, Any] = {
-        "losses on one batch": [round(v, 4) for v in losses], "cosine of update and gradient": round(along, 4), "sweep": sweep,
+        "losses on one batch": [round(v, 4) for v in losses],
+        "cosine of update and gradient": round(along, 4), "sweep": sweep,
     }  # fmt: skip
     first, last = losses[0], losses[-1]
     if along > 0.02:
@@ -146,9 +155,15 @@ def _falls(loop: Loop) -> Result:
     slow, *_ = _train(loop, 0.01)
     evidence["losses at a hundredth of the rate"] = [round(v, 4) for v in slow]
     if slow[-1] < slow[0]:
-        text = f"on one batch the loss goes from {first:.3f} to {last:.3f}; at a hundredth of the rate it falls to {slow[-1]:.3f}"
+        text = (
+            f"on one batch the loss goes from {first:.3f} to {last:.3f}; at a hundredth of the rate, to {slow[-1]:.3f}"
+        )
         return failed("schedule", text, **evidence)
-    return failed("no update", f"{STEPS} steps on one batch do not lower its loss, at no rate ({first:.3f} to {last:.3f})", **evidence)
+    return failed(
+        "no update",
+        f"{STEPS} steps on one batch do not lower its loss, at no rate ({first:.3f} to {last:.3f})",
+        **evidence,
+    )
 
 
 def rounding(loop: Loop) -> Result:
@@ -176,7 +191,7 @@ def rounding(loop: Loop) -> Result:
     if not total:
         raise NotRun("no 16-bit parameter would change in 8 steps")
     share = lost / total
-    evidence = {"share rounded away": round(share, 4), "rate": shadow.rate}
+    evidence: dict[str, Any] = {"share rounded away": round(share, 4), "rate": shadow.rate}
     text = f"{share:.0%} of the 16-bit parameters do not change in 8 steps, where float32 copies would"
     if share >= 0.5:
         return failed("precision", text, **evidence)
@@ -240,6 +255,8 @@ def underflow(loop: Loop) -> Result:
             gradient = watch.gradient()
         if gradient is None:
             raise NotRun("no optimiser of the loop steps on the model's parameters inside train_step")
+        if not bool(gradient.any()) and not any(p.dtype == torch.float16 for p in program.trainable().values()):
+            raise NotRun("the gradient at the optimiser is zero")
         scaled = program.gradient(micro, weight=1024.0)
         live = scaled.isfinite() & (scaled != 0)
         share = float((gradient[live] == 0).float().mean()) if bool(live.any()) else math.nan
@@ -252,10 +269,10 @@ def underflow(loop: Loop) -> Result:
 UPDATE_CHECKS: tuple[Check[Loop], ...] = (
     Check(
         "update",
-        "trains on one batch: parameters with a gradient change, along the descent, and the loss falls; shows the rate's neighbours",
+        "trains on one batch: parameters change, down the gradient, and the loss falls; tries other rates",
         f"{STEPS} to {2 * STEPS + 20} training steps",
-        "the loss after 12 steps on one batch is below the first; where it is not, a hundredth of the rate decides between "
-        "a rate too high and a wrong direction",
+        "the loss after 12 steps on one batch is lower; if not, a hundredth of the rate tells a rate that is too high "
+        "from a wrong direction",
         ("no update", "schedule", "precision"),
         update,
     ),

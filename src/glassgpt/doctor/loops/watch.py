@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class Watch(contextlib.ExitStack):
     Attributes:
         events: ("optimizer" or "scheduler", its index), in order.
         rates: for each step of an optimiser, the rates of its groups.
+        leftovers: names of held parameters that had a gradient already when their first one came.
     """
 
     def __init__(self, program: Program, stretch: float | None = None, scale: float = 1.0):
@@ -31,11 +33,16 @@ class Watch(contextlib.ExitStack):
         self.before_step: Callable[[Any], None] | None = None  # another observer
         self._grads: dict[str, Tensor] = {}
         self._saved: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.leftovers: set[str] = set()
         self._names = {id(p): name for name, p in program.trainable().items()} if program.model is not None else {}
         for index, optimizer in enumerate(program.optimizers):
             self._watch_optimizer(index, optimizer)
         for index, scheduler in enumerate(program.schedulers):
-            self._watch_calls(scheduler, lambda index=index: self.events.append(("scheduler", index)))
+            self._watch_calls(scheduler, partial(self.events.append, ("scheduler", index)))
+        held = {id(p) for o in program.optimizers for p in held_tensors(o)}
+        for name, parameter in (program.trainable() if program.model is not None else {}).items():
+            if id(parameter) in held:
+                self.callback(parameter.register_hook(self._first_gradient(name, parameter)).remove)
         if scale != 1.0:
             for parameter in program.trainable().values():
                 self.callback(parameter.register_hook(lambda g: g * scale).remove)
@@ -55,6 +62,16 @@ class Watch(contextlib.ExitStack):
         """How often an optimiser or scheduler stepped."""
         return self.events.count((kind, index))
 
+    def _first_gradient(self, name: str, parameter: Tensor) -> Callable[[Tensor], None]:
+        first = [True]
+
+        def look(_: Tensor) -> None:
+            if first and parameter.grad is not None and bool(parameter.grad.any()):
+                self.leftovers.add(name)
+            first.clear()
+
+        return look
+
     def _watch_optimizer(self, index: int, optimizer: Any) -> None:
         def before(_: Any, args: Any, kwargs: Any) -> Any:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -73,6 +90,10 @@ class Watch(contextlib.ExitStack):
 
             return ((args[0], watched, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": watched})
 
+        def begin() -> None:
+            self._begin(index, optimizer)
+            self._record(optimizer)
+
         def after(*_: Any) -> None:
             self._end(index)
 
@@ -80,7 +101,7 @@ class Watch(contextlib.ExitStack):
             self.callback(optimizer.register_step_pre_hook(before).remove)
             self.callback(optimizer.register_step_post_hook(after).remove)
         else:  # an optimiser written by hand
-            self._watch_calls(optimizer, lambda: (self._begin(index, optimizer), self._record(optimizer)), after)
+            self._watch_calls(optimizer, begin, after)
 
     def _watch_calls(self, owner: Any, before: Callable[[], Any], after: Callable[[], Any] | None = None) -> None:
         original = owner.step
@@ -120,7 +141,7 @@ class Watch(contextlib.ExitStack):
             for tensor, value in self._saved.pop(index, []):
                 if self.stretch == 0.0:
                     tensor.copy_(value)
-                else:
+                elif self.stretch is not None:
                     tensor.copy_(value + self.stretch * (tensor - value))
 
 

@@ -12,9 +12,9 @@ block_size, batch_size, dropout, learning_rate, eval_iters = 24, 8, 0.2, 1e-3, 4
 
 def make_text():
     rng = random.Random(3)
-    people = "anna boris clara david elena frank greta henry irene jonas".split()
-    verbs = "asked told promised showed sold gave wrote sent lent brought".split()
-    goods = "a horse|two maps|the blue cup|some bread|an old violin|her answer|nine apples|a long rope".split("|")
+    people = ["anna", "boris", "clara", "david", "elena", "frank", "greta", "henry", "irene", "jonas"]
+    verbs = ["asked", "told", "promised", "showed", "sold", "gave", "wrote", "sent", "lent", "brought"]
+    goods = ["a horse", "two maps", "the blue cup", "some bread", "an old violin", "her answer", "nine apples", "a long rope"]
     return "".join(
         f"{rng.choice(people)} {rng.choice(verbs)} {rng.choice(people)} {rng.choice(goods)}, "
         f"{rng.choice(people)} paid {rng.randint(1, 999)}.\n"
@@ -53,7 +53,9 @@ class Block(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList([Head(n_embd, n_embd // n_head) for _ in range(n_head)])
         self.proj = nn.Linear(n_embd, n_embd)
-        self.ffwd = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout))
+        self.ffwd = nn.Sequential(
+            nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
+        )
         self.ln1, self.ln2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
 
     def forward(self, x):

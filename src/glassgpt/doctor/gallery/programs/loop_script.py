@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 def make_text(sentences=2500):
     rng = random.Random(7)
-    things = "river stone lamp garden winter letter engine bridge window copper market forest sailor candle mirror".split()
-    acts = "carries follows breaks repairs remembers forgets paints crosses measures borrows".split()
-    ways = "slowly twice again by night without a word in the rain before noon for nothing".split(" ")
+    things = (
+        ["river", "stone", "lamp", "garden", "winter", "letter", "engine", "bridge", "window", "copper", "market", "forest", "sailor", "candle", "mirror"]
+    )
+    acts = ["carries", "follows", "breaks", "repairs", "remembers", "forgets", "paints", "crosses", "measures", "borrows"]
+    ways = ["slowly", "twice", "again", "by", "night", "without", "a", "word", "in", "the", "rain", "before", "noon", "for", "nothing"]
     lines = []
     for _ in range(sentences):
         a, b, c = rng.sample(things, 3)
@@ -49,7 +51,9 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = Attention(width, heads, dropout)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
+        )
 
     def forward(self, x):
         x = x + self.attn(self.ln_1(x))

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 def make_text():
     rng = random.Random(11)
-    towns = "oslo lima cairo paris delhi tokyo quito minsk accra dakar".split()
-    goods = "salt wool paper glass tea rice iron cloth honey timber".split()
+    towns = ["oslo", "lima", "cairo", "paris", "delhi", "tokyo", "quito", "minsk", "accra", "dakar"]
+    goods = ["salt", "wool", "paper", "glass", "tea", "rice", "iron", "cloth", "honey", "timber"]
     return " ".join(
         f"on day {rng.randint(1, 365)} {rng.choice(towns)} shipped {rng.randint(3, 980)} tons of {rng.choice(goods)}"
         f" to {rng.choice(towns)} for {rng.randint(10, 99)} crowns;"

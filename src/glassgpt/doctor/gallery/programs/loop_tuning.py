@@ -17,7 +17,7 @@ def encode(text):
 
 def make_examples(count, seed):
     rng = random.Random(seed)
-    nouns = "apple river cloud table horse violin planet garden copper ladder pencil kettle".split()
+    nouns = ["apple", "river", "cloud", "table", "horse", "violin", "planet", "garden", "copper", "ladder", "pencil", "kettle"]
     examples = []
     for _ in range(count):
         kind = rng.randrange(3)
@@ -75,7 +75,9 @@ class Tuning:
     def summed_loss(self, x, y):
         logits = self.model(x)["logits"][:, :-1].float()
         labels = y[:, 1:]
-        total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORE, reduction="sum")
+        total = F.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORE, reduction="sum"
+        )
         return total, (labels != IGNORE).sum()
 
     def loss(self, x, y):
