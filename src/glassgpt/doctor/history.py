@@ -5,30 +5,15 @@ gives none. There is no class of bug for overfitting, nor for input that is too 
 as fewer steps are its remedy; slow input is named ``device``, as the device is what waits.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from glassgpt.doctor.history_rows import ALIASES, History, is_finite, load_history
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.errors import CheckpointError
-from glassgpt.training.checkpoint import Run
-from glassgpt.training.metrics import read_metrics
 
-#: Other names of the recorded values, as people write them.
-_ALIASES = {
-    "train/loss": ("loss", "train_loss", "training_loss", "loss/train"),
-    "val/loss": ("val_loss", "eval_loss", "valid_loss", "validation_loss", "loss/val", "eval/loss"),
-    "opt/grad_norm": ("grad_norm", "train/grad_norm"),
-    "opt/adamw_lr": ("lr", "learning_rate", "train/lr", "opt/lr", "opt/muon_lr"),
-    "perf/tok_per_s": ("tok_per_s", "tokens_per_second", "tok/s"),
-    "perf/data_time_frac": ("data_time_frac",),
-    "baseline/uniform": ("floor/uniform",),
-    "baseline/unigram": ("floor/unigram",),
-    "baseline/bigram": ("floor/bigram",),
-}
 #: Points of the training loss that are needed to judge a curve.
 _MIN_POINTS = 20
 #: A spike is so many robust standard deviations above the points before it, and so many nats.
@@ -37,56 +22,9 @@ _SPIKE_SIGMAS, _SPIKE_NATS = 10, 0.5
 _MAD = 1.4826
 
 
-@dataclass(frozen=True)
-class History:
-    """The rows of a run.
-
-    Attributes:
-        name: of the file.
-        rows: in order; a value that was not finite is None.
-        clip: the largest gradient norm that is not clipped, or 0; None if it is not known.
-        trained_before: whether the run began with a trained model; None if it is not known.
-    """
-
-    name: str
-    rows: list[dict[str, Any]]
-    clip: float | None = None
-    trained_before: bool | None = None
-
-    def series(self, key: str) -> list[tuple[int, float]]:
-        """The steps and finite values of one quantity."""
-        found = ((row["step"], row[name]) for row in self.rows for name in (key, *_ALIASES.get(key, ())) if name in row)
-        return [(step, float(value)) for step, value in found if _is_finite(value)]
-
-    def first(self, key: str) -> float | None:
-        """The first value of a quantity."""
-        return next((value for _, value in self.series(key)), None)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def load_history(spec: str | Path) -> History:
-    """Load the history of a run: its folder, or a metrics.jsonl.
-
-    Raises:
-        CheckpointError: if there is none, or it is damaged.
-    """
-    path = Path(spec).expanduser()
-    file = path / "metrics.jsonl" if path.is_dir() else path
-    rows = read_metrics(file)
-    if not rows:
-        raise CheckpointError(f"{file} has no rows of metrics; give a run, or a metrics.jsonl whose rows have a step")
-    if not (file.parent / "run.toml").exists():
-        return History(str(spec), rows)
-    config = Run(file.parent).config()
-    return History(str(spec), rows, config.train.grad_clip, bool(config.train.init_from) or config.tune.method != "none")
-
-
 def check_finite(history: History) -> Iterator[Result]:
     """All losses and gradient norms are numbers."""
-    names = {name: key for key, aliases in _ALIASES.items() for name in (key, *aliases)}
+    names = {name: key for key, aliases in ALIASES.items() for name in (key, *aliases)}
     losses, gradients, first, rows = 0, 0, None, 0
     events = [row for row in history.rows if "not finite" in str(row.get("event", ""))]  # steps that were skipped
     for row in history.rows:
@@ -94,7 +32,7 @@ def check_finite(history: History) -> Iterator[Result]:
             key = names.get(name)
             if key in ("train/loss", "val/loss", "opt/grad_norm"):
                 rows += key == "train/loss"
-                wrong = not _is_finite(value)
+                wrong = not is_finite(value)
                 losses += wrong and key != "opt/grad_norm"
                 gradients += wrong and key == "opt/grad_norm"
                 first = row["step"] if wrong and first is None else first
@@ -104,7 +42,9 @@ def check_finite(history: History) -> Iterator[Result]:
     elif events:
         yield warned("non-finite", f"{len(events)} steps were skipped: {events[0]['event']}", **evidence)
     elif gradients > 0.05 * max(1, rows):
-        yield warned("non-finite", f"{gradients} of {rows} gradient norms are not finite, the first at step {first}", **evidence)
+        yield warned(
+            "non-finite", f"{gradients} of {rows} gradient norms are not finite, the first at step {first}", **evidence
+        )
     else:
         yield passed(f"all losses are finite; gradient norms that are not: {gradients}", **evidence)
 
@@ -144,7 +84,9 @@ def check_spikes(history: History) -> Iterator[Result]:
         height = losses[at] - middle
         if height > max(_SPIKE_SIGMAS * spread, _SPIKE_NATS) and not (spikes and at - spikes[-1][0] < 5):
             spikes.append((at, height))
-    evidence: dict[str, Any] = {"spikes": [{"step": steps[at], "height": round(height, 3)} for at, height in spikes[:20]]}
+    evidence: dict[str, Any] = {
+        "spikes": [{"step": steps[at], "height": round(height, 3)} for at, height in spikes[:20]]
+    }
     if not spikes:
         yield passed("no spike in the training loss", **evidence)
         return
@@ -154,7 +96,11 @@ def check_spikes(history: History) -> Iterator[Result]:
     if lasting:
         yield failed("schedule", f"{message}, and does not come back: the learning rate is too high there", **evidence)
     else:
-        yield warned("schedule", f"{message}; a lower rate, a longer warmup or clipping help, or the data there is odd", **evidence)
+        yield warned(
+            "schedule",
+            f"{message}; a lower rate, a longer warmup or clipping help, or the data there is odd",
+            **evidence,
+        )
 
 
 def check_rate(history: History) -> Iterator[Result]:
@@ -188,7 +134,7 @@ def check_rate(history: History) -> Iterator[Result]:
 
 
 def _wild_where_high(history: History, losses: Sequence[float]) -> bool:
-    """Whether the noise is larger where the rate is high; with no rates recorded, whether it is larger than progress."""
+    """Whether the noise is larger where the rate is high; if no rates are recorded, whether it is half the progress."""
     rates = dict(history.series("opt/adamw_lr"))
     top = max(rates.values(), default=0.0)
     high = [loss for step, loss in history.series("train/loss") if top and rates.get(step, 0) > 0.5 * top]
@@ -210,7 +156,8 @@ def check_overfitting(history: History) -> Iterator[Result]:
     evidence: dict[str, Any] = {"best": best, "best step": best_step, "last": last, "gap": gap}
     if rise > max(0.1, 0.05 * best) and falls and gap > 0:
         yield warned(
-            "schedule", f"overfitting: the validation loss rises from {best:.3f} at step {best_step} to {last:.3f}, and "
+            "schedule", f"overfitting: the validation loss rises from {best:.3f} at step {best_step} to {last:.3f}, "
+                        f"and "
             f"the training loss falls; use the best checkpoint, and fewer steps, more text or dropout (gap {gap:.2f})",
             **evidence,
         )  # fmt: skip
@@ -234,20 +181,25 @@ def check_validation(history: History) -> Iterator[Result]:
     if gap > max(0.3, 0.25 * near) and near > 0:
         yield failed(
             "data leak", f"the validation loss is {last:.3f} where the training loss is {near:.3f}: dropout explains "
-            "0.1 or 0.2, not this; is validation text in the training text, or validation computed otherwise?", **evidence,
+            "0.1 or 0.2, not this; is validation text in the training text, or validation computed "
+            "otherwise?", **evidence,
         )  # fmt: skip
     elif bigram is not None and bigram > 0.5 and min(loss for _, loss in val) < 0.05 * bigram:
         yield failed(
-            "data leak", f"the validation loss is {last:.4f}, where counting pairs of tokens gives {bigram:.3f}: no text "
+            "data leak", f"the validation loss is {last:.4f}, where counting pairs of tokens gives {bigram:.3f}: no "
+                         f"text "
             "is so easy, unless the model sees the answer or has been trained on it", **evidence,
         )  # fmt: skip
     elif bigram is not None and not history.trained_before and early and min(early) < 0.5 * bigram and len(val) > 5:
         yield warned(
-            "data leak", f"the validation loss is {min(early):.3f} in the first tenth of the run, half of what counting "
+            "data leak", f"the validation loss is {min(early):.3f} in the first tenth of the run, half of what "
+                         f"counting "
             f"pairs gives ({bigram:.3f})", **evidence,
         )  # fmt: skip
     elif bigram is None and last < 0.02 and near > 0:
-        yield warned("data leak", f"the validation loss is {last:.4f}: the text is in the training text, or trivial", **evidence)
+        yield warned(
+            "data leak", f"the validation loss is {last:.4f}: the text is in the training text, or trivial", **evidence
+        )
     else:
         yield passed(f"validation {last:.3f}, training {near:.3f} near it", **evidence)
 
@@ -264,9 +216,17 @@ def check_start(history: History) -> Iterator[Result]:
         raise NotRun("no loss is recorded before step 2")
     evidence: dict[str, Any] = {"first": start, "uniform": uniform}
     if start > 1.2 * uniform:
-        yield failed("init", f"the first loss is {start:.3f}, and a uniform guess has {uniform:.3f}: initial weights are too large", **evidence)
+        yield failed(
+            "init",
+            f"the first loss is {start:.3f}, and a uniform guess has {uniform:.3f}: initial weights are too large",
+            **evidence,
+        )
     elif start < 0.9 * uniform and history.trained_before is False:
-        yield failed("leak", f"the first loss is {start:.3f}, below a uniform guess ({uniform:.3f}): the targets reach the inputs", **evidence)
+        yield failed(
+            "leak",
+            f"the first loss is {start:.3f}, below a uniform guess ({uniform:.3f}): the targets reach the inputs",
+            **evidence,
+        )
     else:
         yield passed(f"the first loss is {start:.3f}, a uniform guess has {uniform:.3f}", **evidence)
 
@@ -282,9 +242,17 @@ def check_speed(history: History) -> Iterator[Result]:
     ratio = statistics.median(speeds[-third:]) / statistics.median(speeds[:third]) if third >= 3 else 1.0
     evidence: dict[str, Any] = {"waiting": wait, "last third over first third": ratio}
     if wait > 0.4:
-        yield warned("device", f"{wait:.0%} of a step is spent waiting for data: the input is too slow (num_workers, a faster disk)", **evidence)
+        yield warned(
+            "device",
+            f"{wait:.0%} of a step is spent waiting for data: the input is too slow (num_workers, a faster disk)",
+            **evidence,
+        )
         return
-    note = f"; the speed fell to {ratio:.0%} of its beginning (a hot machine, other programs, or a growing list)" if ratio < 0.6 else ""
+    note = (
+        f"; the speed fell to {ratio:.0%} of its beginning (a hot machine, other programs, or a growing list)"
+        if ratio < 0.6
+        else ""
+    )
     yield passed(f"{wait:.1%} of a step is spent waiting for data{note}", **evidence)
 
 
@@ -299,7 +267,7 @@ def _noise(losses: Sequence[float]) -> float:
     """The robust standard deviation of a step's loss, by the differences of neighbours, whose trend cancels."""
     if len(losses) < 3:
         return 0.0
-    differences = [b - a for a, b in zip(losses, losses[1:], strict=False)]
+    differences = [b - a for a, b in itertools.pairwise(losses)]
     middle = statistics.median(differences)
     return _MAD * statistics.median(abs(value - middle) for value in differences) / math.sqrt(2)
 
@@ -313,9 +281,11 @@ def _near(series: Sequence[tuple[int, float]], step: int) -> float:
 _COST = "one look at each row"
 HISTORY_CHECKS: tuple[Check[History], ...] = (
     Check("finite losses", "Looks for losses and gradient norms that are not finite.", _COST,
-          "no loss; gradient norms in less than 5 % of the steps, as float16 training skips some", ("non-finite",), check_finite),
+          "no loss; gradient norms in less than 5 % of the steps, as float16 training skips "
+          "some", ("non-finite",), check_finite),
     Check("first loss", "Compares the first loss with that of a uniform guess, ln V.", _COST,
-          "within -10 % and +20 %: the measured initial losses of sound models are within 5 %", ("init", "leak"), check_start),
+          "within -10 % and +20 %: the measured initial losses of sound models are within 5 "
+          "%", ("init", "leak"), check_start),
     Check("loss moves", "Looks whether the training loss leaves its first value.", _COST,
           "2 % of ln V: the frequencies of tokens alone, learned in some tens of steps, give 15 % and more",
           ("no update",), check_updates),
@@ -323,13 +293,16 @@ HISTORY_CHECKS: tuple[Check[History], ...] = (
           f"{_SPIKE_SIGMAS} robust standard deviations and {_SPIKE_NATS} nats: a hard batch is far below both",
           ("schedule",), check_spikes),
     Check("learning rate", "Looks whether the smoothed training loss rises or swings where the rate is high.", _COST,
-          "a rise of 0.2 nats, 5 % and six standard errors above the best of many windows", ("schedule", "clipping"), check_rate),
+          "a rise of 0.2 nats, 5 % and six standard errors above the best of many "
+          "windows", ("schedule", "clipping"), check_rate),
     Check("overfitting", "Compares the last validation loss with the best one.", _COST,
           "a rise of 0.1 nats and 5 % while the training loss falls; less is normal at the end of a run", ("schedule",),
           check_overfitting),
     Check("validation too good", "Compares the validation loss with the training loss and with counting pairs.", _COST,
-          "0.3 nats and 25 % below the training loss; dropout of 0.2 explains about 0.1", ("data leak",), check_validation),
+          "0.3 nats and 25 % below the training loss; dropout of 0.2 explains about 0.1", ("data "
+              "leak",), check_validation),
     Check("input speed", "Looks at the share of a step that waits for data, and at the speed.", _COST,
           "40 %: a sound loader takes under 5 %", ("device",), check_speed),
 )  # fmt: skip
 
+__all__ = ["HISTORY_CHECKS", "History", "load_history"]

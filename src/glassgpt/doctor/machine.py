@@ -7,6 +7,7 @@ fused attention: the plainest arithmetic there is.
 import copy
 import importlib.util
 import math
+import pathlib
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -136,7 +137,9 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def check_facts(machine: Machine) -> Iterator[Result]:
     """Name the machine and what it has."""
     known, runtime = versions(), machine.runtime
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     compiler = compiler_found(runtime.device)
     facts = {
         "machine": known["machine"], "processor": platform.processor() or platform.machine(), "torch": known["torch"],
@@ -145,7 +148,8 @@ def check_facts(machine: Machine) -> Iterator[Result]:
         "numba": importlib.util.find_spec("numba") is not None,
     }  # fmt: skip
     yield passed(
-        f"{facts['machine']}; torch {facts['torch']}; device {facts['device']}{' (' + ', '.join(gpus) + ')' if gpus else ''}, "
+        f"{facts['machine']}; torch {facts['torch']}; device "
+        f"{facts['device']}{' (' + ', '.join(gpus) + ')' if gpus else ''}, "
         f"{facts['threads']} threads, {facts['cpu capability']}; compiler: {'yes' if compiler else 'no'}; bfloat16 "
         f"units: {'yes' if facts['bfloat16 units'] else 'no'}", **facts,
     )  # fmt: skip
@@ -158,7 +162,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
     if device.type == "cpu":
         flags = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, and ARM
         try:
-            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            with pathlib.Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
                 return bool(flags & set(file.read().split()))
         except OSError:
             return False
@@ -206,8 +210,8 @@ def check_reduced(machine: Machine) -> Iterator[Result]:
     if device.type == "cuda":
         try:
             torch.backends.cuda.matmul.allow_tf32 = True
-            yield _judge(f"TF32 on {device}", "float32 on the CPU",
-                         difference(machine.compute(compute_on(device)), machine.reference), _TF32, "precision")  # fmt: skip
+            found = difference(machine.compute(compute_on(device)), machine.reference)
+            yield _judge(f"TF32 on {device}", "float32 on the CPU", found, _TF32, "precision")
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
@@ -221,7 +225,9 @@ def check_reduced(machine: Machine) -> Iterator[Result]:
 def check_attention(machine: Machine) -> Iterator[Result]:
     """Fused attention computes what explicit attention computes."""
     fused = machine.compute(compute_on(torch.device("cpu")))
-    yield _judge("fused attention on the CPU", "explicit attention", difference(fused, machine.reference), _FLOAT32, "device")
+    yield _judge(
+        "fused attention on the CPU", "explicit attention", difference(fused, machine.reference), _FLOAT32, "device"
+    )
 
 
 def check_kernels(machine: Machine) -> Iterator[Result]:
@@ -240,12 +246,18 @@ def check_kernels(machine: Machine) -> Iterator[Result]:
         cache = KVCache(SMALL, idx.size(0), capacity=idx.size(1), device=idx.device, dtype=torch.float32)
         EagerDecoder(machine.model)(idx[:, :-1], cache)
         found = decoder(idx[:, -1:], cache)
-    yield _judge("a decode step by the kernels", "the model", difference((found, {"": found}), (expected, {"": expected})),
+    yield _judge("a decode step by the kernels", "the "
+                                                 "model", difference((found, {"": found}), (expected, {"": expected})),
                  _FLOAT32, "device")  # fmt: skip
 
 
 def _judge(name: str, reference: str, found: Difference, limit: float, finding: str) -> Result:
-    evidence: dict[str, Any] = {"logits": found.logits, "gradients": found.gradients, "limit": limit, "worst gradient": found.worst}
+    evidence: dict[str, Any] = {
+        "logits": found.logits,
+        "gradients": found.gradients,
+        "limit": limit,
+        "worst gradient": found.worst,
+    }
     message = f"{name} against {reference}: {found}"
     if found.largest > 10 * limit:
         return failed(finding, f"{message} ({found.worst}); rounding explains {limit:.0e}: do not trust it", **evidence)
@@ -259,13 +271,16 @@ MACHINE_CHECKS: tuple[Check[Machine], ...] = (
           "none", (), check_facts),
     Check("choices", "Says what `auto` chooses for device, type and compiler, and why.", "two small matrix products",
           f"bfloat16 has to be {MIN_SPEEDUP} times as fast to be measured further", (), check_choices),
-    Check("devices agree", "Computes logits and gradients of a 2-layer GPT on each accelerator and on the CPU, in float32.",
-          "one pass per device", f"a relative difference of {_FLOAT32:.0e} is warned of, ten times that fails: rounding "
+    Check("devices agree", "Computes logits and gradients of a 2-layer GPT on each accelerator and on the CPU, in "
+                           "float32.",
+          "one pass per device", f"a relative difference of {_FLOAT32:.0e} is warned of, ten times that fails: "
+                                 f"rounding "
           "gives 1e-6; a wrong kernel gives 1e-2 and more", ("device",), check_devices),
     Check("fused attention", "Compares fused attention with explicit attention, logits and gradients.", "two passes",
           f"as for devices: {_FLOAT32:.0e}", ("device",), check_attention),
     Check("reduced precision", "Compares bfloat16, and TF32 on a GPU, with float32.", "one pass each",
-          f"{_BFLOAT16:.0e} and {_TF32:.0e}: 8 and 10 bits, through two layers and back", ("precision",), check_reduced),
+          f"{_BFLOAT16:.0e} and {_TF32:.0e}: 8 and 10 bits, through two layers and "
+          f"back", ("precision",), check_reduced),
     Check("decode kernels", "Compares a decode step of the numba kernels with the model.", "two passes; loads numba",
           f"as for devices: {_FLOAT32:.0e}", ("device",), check_kernels, fast=False),
 )  # fmt: skip

@@ -8,8 +8,8 @@ from glassgpt.doctor.texts.conversation_checks import CONVERSATION_CHECKS
 from glassgpt.doctor.texts.conversation_subject import conversations_of
 from glassgpt.doctor.texts.corpus_checks import CORPUS_CHECKS
 from glassgpt.doctor.texts.corpus_subject import corpus_of
+from glassgpt.doctor.texts.foreign_tokenizer import adapt_tokenizer
 from glassgpt.doctor.texts.tokenizer_checks import TOKENIZER_CHECKS
-from glassgpt.doctor.texts.tokenizer_subject import adapt_tokenizer
 
 #: The correct programs, by name: what each makes, and the name of its factory.
 TEXT_PROGRAMS: dict[str, tuple[str, str]] = {
@@ -41,7 +41,8 @@ TEXT_BUGS: tuple[Bug, ...] = (
             "alpaca_rows": (("    targets[: len(head) - 1] = -100\n", ""),),
             "packed_rows": (("[0] * len(head) + [1]", "[1] * len(head) + [1]"),),
             "last_answer": (("[-100] * (len(ids) + 1) + answer[1:]", "ids + answer"),
-                            ("    ids = ids + answer\n    left", "    ids = ids + answer\n    labels = list(ids)\n    left")),
+                            ("    ids = ids + answer\n    left", "    ids = ids + answer\n    labels = list(ids)\n  "
+                                                                 "  left")),
         },
     ),
     Bug(
@@ -62,17 +63,20 @@ TEXT_BUGS: tuple[Bug, ...] = (
         },
     ),
     Bug(
-        "first-answer-token-masked", "mask", "The mask is one token too long: the first token of the answer is not trained.",
+        "first-answer-token-masked", "mask", "The mask is one token too long: the first token of the answer is not "
+                                             "trained.",
         {
             "alpaca_rows": (("targets[: len(head) - 1]", "targets[: len(head) + 1]"),),
-            "sft_rows": (('skip = 1 + len(tokenizer.encode("assistant\\n"))', 'skip = 2 + len(tokenizer.encode("assistant\\n"))'),),
+            "sft_rows": (('skip = 1 + len(tokenizer.encode("assistant\\n"))', 'skip = 2 + '
+                'len(tokenizer.encode("assistant\\n"))'),),
             "last_answer": (("(len(ids) + 1) + answer[1:]", "(len(ids) + 2) + answer[2:]"),),
         },
     ),
     Bug(
         "rows-cut-before-the-answer", "mask", "Rows are cut to a length at which the answers are gone.",
         {
-            "sft_rows": (("ids, labels = ids[:MAX_LENGTH], labels[:MAX_LENGTH]", "ids, labels = ids[:90], labels[:90]"),),
+            "sft_rows": (("ids, labels = ids[:MAX_LENGTH], labels[:MAX_LENGTH]", "ids, labels = ids[:90], "
+                "labels[:90]"),),
             "alpaca_rows": (("    return inputs, targets", "    return inputs[:12], targets[:12]"),),
         },
     ),
@@ -90,9 +94,12 @@ TEXT_BUGS: tuple[Bug, ...] = (
     Bug(
         "another-template-at-sampling", "template", "Sampling writes the turns in another form than the training rows.",
         {
-            "sft_rows": (('"<|im_start|>{m[\'role\']}\\n{m[\'content\']}<|im_end|>\\n"', '"{m[\'role\']}: {m[\'content\']}\\n"'),),
-            "alpaca_rows": (('prompt(messages[-1]["content"])', '"### Instruction:\\n" + messages[-1]["content"] + "\\n\\n### Answer:\\n"'),),
-            "packed_rows": (('f"User: {m[\'content\']}\\nAssistant:" if', 'f"User: {m[\'content\']}\\n\\nAssistant:" if'),),
+            "sft_rows": (('"<|im_start|>{m[\'role\']}\\n{m[\'content\']}<|im_end|>\\n"', '"{m[\'role\']}: '
+                '{m[\'content\']}\\n"'),),
+            "alpaca_rows": (('prompt(messages[-1]["content"])', '"### Instruction:\\n" + messages[-1]["content"] + '
+                                                                '"\\n\\n### Answer:\\n"'),),
+            "packed_rows": (('f"User: {m[\'content\']}\\nAssistant:" if', 'f"User: '
+                '{m[\'content\']}\\n\\nAssistant:" if'),),
         },
     ),
     Bug(
@@ -106,7 +113,8 @@ TEXT_BUGS: tuple[Bug, ...] = (
         "roles-swapped", "template", "The roles of user and assistant are exchanged.",
         {
             "sft_rows": (
-                ("def make():\n", "def make():\n    names = {'user': 'assistant', 'assistant': 'user', 'system': 'system'}\n"
+                ("def make():\n", "def make():\n    names = {'user': 'assistant', 'assistant': 'user', 'system': "
+                                  "'system'}\n"
                  "    for chat in CONVERSATIONS:\n        for m in chat:\n            m['role'] = names[m['role']]\n"),
             ),
             "packed_rows": (('{"role": "user", "content": q}, {"role": "assistant", "content": a}',
@@ -142,16 +150,19 @@ TEXT_BUGS: tuple[Bug, ...] = (
             "byte_bpe": (
                 ("        return [i for word in self.split(text) for i in self.encode_word(word)]",
                  "        for name, i in self.special_tokens.items():\n            if name in text:\n"
-                 "                a, b = text.split(name, 1)\n                return [*self.encode(a), i, *self.encode(b)]\n"
+                 "                a, b = text.split(name, 1)\n                return [*self.encode(a), i, "
+                 "*self.encode(b)]\n"
                  "        return [i for word in self.split(text) for i in self.encode_word(word)]"),
             )
         },
     ),
     Bug(
-        "decoded-token-by-token", "tokenizer", "Each token is decoded by itself, so that characters of several are lost.",
+        "decoded-token-by-token", "tokenizer", "Each token is decoded by itself, so that characters of several are "
+                                               "lost.",
         {"byte_bpe": ((
             "        return data.decode(\"utf-8\", errors=\"replace\")",
-            "        return \"\".join((names[i] if i in names else self.vocab[i].decode(\"utf-8\", \"ignore\")) for i in ids)",
+            "        return \"\".join((names[i] if i in names else self.vocab[i].decode(\"utf-8\", \"ignore\")) for "
+            "i in ids)",
         ),)},
     ),
     Bug(
@@ -197,7 +208,8 @@ TEXT_BUGS: tuple[Bug, ...] = (
     Bug(
         "split-of-sentences", "data leak", "Overlapping windows of one text are shuffled before the split.",
         {"text_split": (("    cut = int(0.9 * len(documents))\n    train, val = documents[:cut], documents[cut:]",
-                         "    text = \" \".join(documents)\n    windows = [text[i : i + 400] for i in range(0, len(text) - 400, 100)]\n"
+                         "    text = \" \".join(documents)\n    windows = [text[i : i + 400] for i in range(0, "
+                         "len(text) - 400, 100)]\n"
                          "    random.Random(0).shuffle(windows)\n    cut = int(0.9 * len(windows))\n"
                          "    train, val = windows[:cut], windows[cut:]"),)},
     ),

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glassgpt.doctor.report import NotRun
 from glassgpt.doctor.texts.conversation_subject import Conversations, ExaminedRow
 from glassgpt.doctor.texts.tokenizer_subject import TokenizerSubject
 
 #: A message, its role, and its content as it is in the row.
 _Wanted = tuple[Mapping[str, Any], str, str]
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+#: Names of roles in other formats.
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def locate(subject: Conversations) -> list[tuple[ExaminedRow, list[Place]]]:
         if row is None and paired:
             row = number  # cut or changed: examined all the same
         if row is not None:
-            found.append((subject.rows[row], _places(subject, subject.rows[row], texts[row], wanted, paired and row == number)))
+            found.append(
+                (subject.rows[row], _places(subject, subject.rows[row], texts[row], wanted, paired and row == number))
+            )
     return found
 
 
@@ -82,7 +86,7 @@ def _message(tokenizer: TokenizerSubject, message: Mapping[str, Any]) -> _Wanted
     role = str(message.get("role", message.get("from")))
     content = message.get("content", message.get("value")) or ""
     text = content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
-    return message, _ROLES.get(role, role), clean(tokenizer, text.strip()).strip()
+    return message, ROLES.get(role, role), clean(tokenizer, text.strip()).strip()
 
 
 class _Text:
@@ -126,7 +130,9 @@ def _places(subject: Conversations, row: ExaminedRow, text: _Text, wanted: list[
     trained, starts = subject.trained_places(row), _start(subject, row) if alone else None
     places, at = list[Place](), 0 if alone else _packed_start(text.text, wanted)
     for number, (message, role, content) in enumerate(wanted):
-        ranges = [text.token_range(begin, begin + len(content)) for begin in _occurrences(text.text, wanted, number, at)]
+        ranges = [
+            text.token_range(begin, begin + len(content)) for begin in _occurrences(text.text, wanted, number, at)
+        ]
         if not ranges:
             tail = text.text[at:].rstrip() if content else ""
             began = any(content.startswith(tail[-n:]) for n in range(min(len(tail), len(content)), 3, -1))
@@ -168,3 +174,26 @@ def _start(subject: Conversations, row: ExaminedRow) -> int:
         return next((at for at, on in enumerate(row.mask) if on), 0)
     pad = subject.tokenizer.roles.get("pad") if subject.tokenizer else None
     return next((at for at, i in enumerate(row.ids) if i != pad), 0)
+
+
+def need_rows(subject: Conversations) -> None:
+    """Raise NotRun if there are no rows."""
+    if not subject.rows:
+        raise NotRun("there are no rows")
+
+
+def need_labels(subject: Conversations) -> None:
+    """Raise NotRun if there are no rows, or the labels are not those of their rows."""
+    need_rows(subject)
+    if subject.shifted is None:
+        raise NotRun("the labels are not those of their rows")
+
+
+def need_messages(subject: Conversations) -> TokenizerSubject:
+    """Return the tokenizer; raise NotRun if messages cannot be compared with rows."""
+    need_labels(subject)
+    if subject.tokenizer is None:
+        raise NotRun("there is no tokenizer, so the rows cannot be read")
+    if not subject.messages:
+        raise NotRun("there are no messages to compare the rows with")
+    return subject.tokenizer

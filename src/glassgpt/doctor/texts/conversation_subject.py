@@ -1,7 +1,7 @@
 """Conversations to examine: rows of ids with labels, and what they were made from.
 
-A file is encoded as `glassgpt tune` does it, with the base model's tokenizer and template. Somebody's own rows come from
-a factory, whose object has what it has of:
+A file is encoded as `glassgpt tune` does it, with the base model's tokenizer and template. Somebody's own rows come
+from a factory, whose object has what it has of:
 
 ``rows``        a list of (input_ids, labels), or of mappings with ``input_ids``, ``labels`` and perhaps
                 ``attention_mask``; negative labels are not trained. Labels may be shifted already or not
@@ -16,10 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from glassgpt.data.conversations.encoding import encode_rows
 from glassgpt.data.conversations.rows import TEXT, Problem, read_rows
 from glassgpt.doctor.loading import import_factory, names_a_factory
-from glassgpt.doctor.texts.tokenizer_subject import TokenizerSubject, adapt_tokenizer, of_house
+from glassgpt.doctor.texts.foreign_tokenizer import adapt_tokenizer
+from glassgpt.doctor.texts.tokenizer_subject import TokenizerSubject, of_house
 from glassgpt.errors import ConfigError
 from glassgpt.planning.initial_model import find_initial_model
 from glassgpt.tokenizer import chat
@@ -128,7 +131,9 @@ def load_conversations(spec: str, base: str | None = None, max_length: int = 0) 
     if names_a_factory(spec):
         return conversations_of(import_factory(spec)(), spec)
     if base is None:
-        raise ConfigError(f"{spec}: which model is tuned on these conversations? Name it: they are encoded as it reads them")
+        raise ConfigError(
+            f"{spec}: which model is tuned on these conversations? Name it: they are encoded as it reads them"
+        )
     source = with_chat_template(find_initial_model(base).source)
     context, tokenizer = describe(source)[0].block_size, source.tokenizer()
     rows = read_rows(spec)
@@ -140,13 +145,11 @@ def load_conversations(spec: str, base: str | None = None, max_length: int = 0) 
     kept = [row for row in encoded.rows if _is_chat(rows.conversations, row.line)]
     by_line = {c.line: list[Message](c.messages) for c in chosen}
     cut = {problem.line for problem in encoded.problems if problem.kind == "cut"}
-    examined = [
-        ExaminedRow(row.ids.tolist(), [i if on else -100 for i, on in zip(row.ids.tolist(), row.trained.tolist(), strict=True)])
-        for row in kept if row.line not in cut
-    ]  # fmt: skip
+    kept = [row for row in kept if row.line not in cut]
+    examined = [ExaminedRow(row.ids.tolist(), np.where(row.trained, row.ids, -100).tolist()) for row in kept]
     bad = [problem for problem in rows.problems if step == 1 or problem.line not in lines]
     return Conversations(
-        spec, examined, of_house(tokenizer, base), [by_line[row.line] for row in kept if row.line not in cut],
+        spec, examined, of_house(tokenizer, base), [by_line[row.line] for row in kept],
         lambda messages: chat.render(template, messages, prompt=True, **tokenizer.roles()), max_length or context,
         problems=[*bad, *encoded.problems], total=len(rows.conversations) + len(rows.problems),
     )  # fmt: skip
@@ -200,7 +203,9 @@ def _row(row: Any, name: str) -> ExaminedRow:
     else:
         ids, labels = (row[0], row[1]) if isinstance(row, tuple | list) and len(row) >= 2 else (None, None)
     if ids is None or labels is None:
-        raise ConfigError(f"{name}: a row is (input_ids, labels), or has input_ids and labels; got {type(row).__name__}")
+        raise ConfigError(
+            f"{name}: a row is (input_ids, labels), or has input_ids and labels; got {type(row).__name__}"
+        )
     return ExaminedRow(_list(ids), _list(labels), None if mask is None else _list(mask))
 
 

@@ -94,9 +94,17 @@ def check_documents(corpus: Corpus) -> Iterator[Result]:
     evidence: dict[str, Any] = {"documents": total, "empty": empty, "repeated": repeated, "in both splits": across,
                                 "longest": max(lengths, default=0)}  # fmt: skip
     if across:
-        yield failed("data leak", f"{across} training documents are validation documents, too: split first by content", **evidence)
+        yield failed(
+            "data leak",
+            f"{across} training documents are validation documents, too: split first by content",
+            **evidence,
+        )
     elif repeated > 0.3 * total:
-        yield warned("data leak", f"{repeated} of {total} documents repeat an earlier one; near copies may be in both splits", **evidence)
+        yield warned(
+            "data leak",
+            f"{repeated} of {total} documents repeat an earlier one; near copies may be in both splits",
+            **evidence,
+        )
     elif empty > 0.1 * total:
         yield warned("tokenizer", f"{empty} of {total} documents are empty", **evidence)
     else:
@@ -113,18 +121,33 @@ def check_tokens(corpus: Corpus) -> Iterator[Result]:
     largest, least = (int(extreme([extreme(ids) for ids in (train, val) if len(ids)])) for extreme in (np.max, np.min))
     evidence: dict[str, Any] = {"largest": largest, "vocab_size": size}
     if least < 0 or (size is not None and largest >= size):
-        yield failed("tokenizer", f"ids are from {least} to {largest}, and the tokenizer has ids 0 to {(size or 0) - 1}", **evidence)
+        yield failed(
+            "tokenizer",
+            f"ids are from {least} to {largest}, and the tokenizer has ids 0 to {(size or 0) - 1}",
+            **evidence,
+        )
         return
     if train.dtype == np.uint16 and size is not None and size > 1 << 16:
-        yield failed("tokenizer", f"the ids are stored in 16 bits, and the vocabulary has {size} tokens: larger ids have wrapped", **evidence)
+        yield failed(
+            "tokenizer",
+            f"the ids are stored in 16 bits, and the vocabulary has {size} tokens: larger ids have wrapped",
+            **evidence,
+        )
         return
     never = ~np.isin(val, np.unique(train))
     share = float(never.mean()) if len(val) else 0.0
     evidence |= {"never seen": round(share, 5), "used": len(np.unique(train))}
     if share > _NEVER_SEEN:
-        yield warned("data leak", f"{share:.1%} of the validation tokens never occur in training: is it another kind of text?", **evidence)
+        yield warned(
+            "data leak",
+            f"{share:.1%} of the validation tokens never occur in training: is it another kind of text?",
+            **evidence,
+        )
         return
-    yield passed(f"ids up to {largest}; training has {evidence['used']} different ones, and all but {share:.2%} of validation's", **evidence)
+    yield passed(
+        f"ids up to {largest}; training has {evidence['used']} different ones, and all but {share:.2%} of validation's",
+        **evidence,
+    )
 
 
 def check_text(corpus: Corpus) -> Iterator[Result]:
@@ -132,13 +155,22 @@ def check_text(corpus: Corpus) -> Iterator[Result]:
     if corpus.documents is None:
         raise NotRun("there are only ids, and no tokenizer to read them")
     text = corpus.text("train")[:MOST]
-    wrong, mojibake = text.count("\ufffd"), sum(text.count(pair) for pair in ("Ã©", "Ã¤", "Ã¶", "Ã¼", "â€™", "â€œ", "Â "))
+    wrong, mojibake = (
+        text.count("\ufffd"),
+        sum(text.count(pair) for pair in ("Ã©", "Ã¤", "Ã¶", "Ã¼", "â€™", "â€œ", "Â ")),
+    )
     new = set(corpus.text("val")[:MOST]) - set(text)
-    evidence: dict[str, Any] = {"characters": len(text), "replacement": wrong, "mojibake": mojibake, "new": sorted(new)[:20]}
+    evidence: dict[str, Any] = {
+        "characters": len(text),
+        "replacement": wrong,
+        "mojibake": mojibake,
+        "new": sorted(new)[:20],
+    }
     if not text.strip():
         yield failed("tokenizer", "the training text is empty", **evidence)
     elif wrong > 0.001 * len(text):
-        yield failed("tokenizer", f"{wrong:,} of {len(text):,} characters are U+FFFD: bytes were decoded wrongly, or ids are of "
+        yield failed("tokenizer", f"{wrong:,} of {len(text):,} characters are U+FFFD: bytes were decoded wrongly, "
+                                  f"or ids are of "
                      "another tokenizer", **evidence)  # fmt: skip
     elif mojibake > 0.0005 * len(text):
         yield warned("tokenizer", f"{mojibake:,} sequences such as 'Ã©': UTF-8 was read as Latin-1", **evidence)
@@ -148,11 +180,14 @@ def check_text(corpus: Corpus) -> Iterator[Result]:
 
 
 CORPUS_CHECKS: tuple[Check[Corpus], ...] = (
-    Check("validation text in training", f"Looks for runs of {GRAM} words of the validation split in the training split.",
-          "reads both splits once", f"{_SOME:.0%} is warned of, {_MUCH:.0%} fails: proverbs, headings and licences give "
+    Check("validation text in training", f"Looks for runs of {GRAM} words of the validation split in the training "
+                                         f"split.",
+          "reads both splits once", f"{_SOME:.0%} is warned of, {_MUCH:.0%} fails: proverbs, headings and licences "
+                                    f"give "
           "under 1 %", ("data leak",), check_leak),
     Check("documents", "Looks for empty documents, and for equal ones.", "a hash of each document",
-          "no training document may equal a validation document; 30 % repetitions are warned of", ("data leak", "tokenizer"),
+          "no training document may equal a validation document; 30 % repetitions are warned of", ("data "
+              "leak", "tokenizer"),
           check_documents),
     Check("token ids", "Compares the ids with the vocabulary size, and those of validation with those of training.",
           "one look at each id", f"all below the size; {_NEVER_SEEN:.0%} of the validation tokens may be new",

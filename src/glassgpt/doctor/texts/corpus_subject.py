@@ -4,7 +4,7 @@ A factory's object has what it has of ``train`` and ``val`` (a text, a list of t
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from glassgpt.config import DataConfig
 from glassgpt.data import find_source, prepare
 from glassgpt.data.corpus.reading_back import texts_of
 from glassgpt.doctor.loading import import_factory, names_a_factory
-from glassgpt.doctor.texts.tokenizer_subject import TokenizerSubject, adapt_tokenizer, of_house
+from glassgpt.doctor.texts.foreign_tokenizer import adapt_tokenizer
+from glassgpt.doctor.texts.tokenizer_subject import TokenizerSubject, of_house
 from glassgpt.errors import ConfigError
 
 #: Ids, and characters, of a split that are examined: the first ones of a larger one. The search for leaks reads all.
@@ -68,7 +69,8 @@ def load_corpus(source: str, tokenizer: str = "char", val_fraction: float | None
     """
     if names_a_factory(source):
         return corpus_of(import_factory(source)(), source)
-    config = DataConfig(source=source, tokenizer=tokenizer, **({} if val_fraction is None else {"val_fraction": val_fraction}))
+    config = DataConfig(source=source, tokenizer=tokenizer)
+    config = config if val_fraction is None else replace(config, val_fraction=val_fraction)
     stream = prepare(find_source(config), config)
     ids = {"train": np.asarray(stream.train[:MOST]), "val": np.asarray(stream.val[:MOST])}
     by_document = stream.manifest.split == "documents"

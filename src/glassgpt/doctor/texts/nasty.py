@@ -46,7 +46,9 @@ def name_loss(text: str, decoded: str) -> str:
 
     def bare(s: str) -> str:
         s = unicodedata.normalize("NFKD", without_controls(s)).casefold()
-        return "".join(c for c in s if not c.isspace() and not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
+        return "".join(
+            c for c in s if not c.isspace() and not unicodedata.combining(c) and unicodedata.category(c) != "Cf"
+        )
 
     return "case, normal form and white space" if bare(text) == bare(decoded) else "characters"
 
