@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,9 +70,8 @@ def require_healthy(trainer: Trainer) -> list[Outcome]:
         raise TrainingStopped(
             "the doctor found a bug before the first step, so nothing was trained:\n" + "\n".join(problems)
         )
-    passed = sum(outcome.result.status == "PASS" for outcome in outcomes)
+    counts = Counter(outcome.result.status for outcome in outcomes)
     seconds = sum({outcome.check.name: outcome.seconds for outcome in outcomes}.values())
-    trainer.reporter.note(
-        f"doctor: {passed} of {len(outcomes)} checks passed before the first step, in {seconds:.1f} s"
-    )
+    not_run = f", {counts['NOT RUN']} were not run" if counts["NOT RUN"] else ""
+    trainer.reporter.note(f"doctor: {counts['PASS']} checks passed before the first step{not_run}; {seconds:.1f} s")
     return outcomes

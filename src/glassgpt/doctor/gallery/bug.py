@@ -32,14 +32,40 @@ class Bug:
         assert self.finding in FINDINGS, self.finding
 
 
+@dataclass(frozen=True)
+class Correct:
+    """A correct model.
+
+    Attributes:
+        name: lower case words joined by hyphens.
+        story: what is unusual in it.
+        program: the program it starts from.
+        edits: the changes of its text, as of a Bug.
+        window: what the user has to declare with `--window`, or None.
+    """
+
+    name: str
+    story: str
+    program: str
+    edits: tuple[tuple[str, str], ...] = ()
+    window: int | None = None
+
+    @property
+    def changes(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
+        """The changes by program, as a Bug has them."""
+        return {self.program: self.edits}
+
+
 class Change(Protocol):
     """A change of programs' texts: a bug, or a correct variant."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name."""
 
     @property
-    def changes(self) -> Mapping[str, tuple[tuple[str, str], ...]]: ...
+    def changes(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
+        """By program: pairs of old and new text."""
 
 
 def program_source(program: str, change: Change | None = None) -> str:

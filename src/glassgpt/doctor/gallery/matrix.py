@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from glassgpt.doctor.gallery.bug import Bug, import_program
-from glassgpt.doctor.gallery.correct import Correct
+from glassgpt.doctor.gallery.bug import Bug, Correct, import_program
 from glassgpt.doctor.report import Check, Outcome, run_checks
 from glassgpt.doctor.subject import Subject
 
