@@ -5,13 +5,13 @@ in again, a cache inside the module, switched on by an argument, or a cache addr
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from glassgpt.doctor.models.probing import difference, quiet, quiet_logits, rounding, size_of
+from glassgpt.doctor.models.probing import difference, quiet, quiet_logits, rounding, sharpened, size_of
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Subject, read_output
 from glassgpt.errors import first_line
@@ -32,7 +32,7 @@ class Cached:
 
     def __init__(self, subject: Subject):
         """Find the interface. Raises NotRun if there is none."""
-        self.subject, self.module = subject, subject.copy()
+        self.subject, self.module = subject, sharpened(subject.copy(), subject)
         try:
             self.arguments = dict(inspect.signature(self.module.forward).parameters)
         except (TypeError, ValueError) as error:
@@ -81,7 +81,8 @@ class Cached:
             raw = self.module(piece, **options)
         self.read += piece.size(1)
         if self.passed_in:
-            self.cache = _cache_in(raw, self.passed_in, len(piece), piece.size(1), self.subject.vocab) or self.cache
+            returned = _cache_in(raw, self.passed_in, len(piece), piece.size(1), self.subject.vocab)
+            self.cache = self.cache if returned is None else returned
         return read_output(raw, len(piece), piece.size(1), self.subject.vocab)[0].float()
 
     def _position(self, n: int) -> Any:
@@ -123,7 +124,7 @@ def check_cache(subject: Subject) -> Result:
     compared = 0
     for text, rows in enumerate((2, 1)):
         idx = subject.ids(rows, T, seed=20 + text)
-        full = quiet_logits(subject, subject.copy(), idx)
+        full = quiet_logits(subject, sharpened(subject.copy(), subject), idx)
         if text and cached.inside and not cached.reset and not cached.position:
             cached = Cached(subject)  # no way to begin a second text is known
         try:

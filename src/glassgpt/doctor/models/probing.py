@@ -157,6 +157,21 @@ def opened(module: nn.Module, subject: Subject) -> nn.Module:
     return module
 
 
+def sharpened(module: nn.Module, subject: Subject) -> nn.Module:
+    """Change a copy of a fresh model so that attention and positions matter, and return it.
+
+    Fresh attention is almost flat: what goes wrong in it changes the logits less than rounding. Matrices get the size
+    that keeps the variance of what they multiply.
+    """
+    if subject.fresh:
+        with torch.no_grad():
+            for parameter in opened(module, subject).parameters():
+                if parameter.is_floating_point() and parameter.dim() == 2:
+                    wanted = min(parameter.shape) ** -0.5
+                    parameter.mul_(max(1.0, wanted / max(float(parameter.float().std()), 1e-6)))
+    return module
+
+
 Part = Callable[[Tensor], Tensor | None]
 
 
