@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from glassgpt.doctor.models.probing import (
+    are_finite,
     difference,
     first_difference,
     opened,
@@ -95,7 +96,7 @@ def _dropout_in_training(subject: Subject, idx: Tensor) -> Result:
         if frozen:
             return warned("mode", f"{message}: {frozen[0]} stays in evaluation mode", frozen[0])
         return failed("mode", message, calls=len(calls.switched_on))
-    if any(calls.switched_on) and apart <= EQUAL:
+    if any(calls.switched_on) and apart <= EQUAL and are_finite(one):
         return failed("mode", "dropout is called in training mode, but two passes give the same logits", relative=apart)
     unused = [name for name, part in module.named_modules() if "Dropout" in type(part).__name__ and _p(part) > 0]
     note = "" if calls.switched_on or not unused else f"; {unused[0]} (p={_p(module.get_submodule(unused[0]))}) is unused"

@@ -24,6 +24,7 @@ from glassgpt.doctor.models.probing import (
     quiet,
     quiet_logits,
     rounding,
+    sharpened,
     size_of,
     swapped,
 )
@@ -72,6 +73,8 @@ def measure(subject: Subject, module: nn.Module, idx: Tensor, positions: list[in
     """
     T = idx.size(1)
     base = quiet_logits(subject, module, idx)
+    if not are_finite(base):
+        raise NotRun("the logits are not finite")
     positions = list(range(T)) if positions is None else positions
     effect, others = torch.full((T, T), torch.nan), torch.zeros(T)
     for s in positions:
@@ -113,7 +116,10 @@ def dependence_in_eval(subject: Subject) -> Dependence:
 def dependence_when_open(subject: Subject) -> Dependence:
     """The same of a copy with small random weights: which paths the code has."""
     module = opened(subject.copy(), subject)
-    found = measure(subject, module, subject.ids())
+    try:
+        found = measure(subject, module, subject.ids())
+    except NotRun:
+        return dependence_in_eval(subject)
     add_gradients(subject, module, found)
     return found
 
@@ -294,14 +300,14 @@ def _prefix_results(subject: Subject) -> list[Result]:
     """A prefix must give the same logits as the whole text."""
     if subject.last_only and not subject._needs_targets:
         return []
-    module, idx, T = subject.copy(), subject.ids(), subject.length
+    module, idx, T = sharpened(subject.copy(), subject), subject.ids(), subject.length
     full, worst = quiet_logits(subject, module, idx), (0.0, 0, 0)
     short_differs = False
     for n in sorted({1, 2, T // 2 + 1}):
         if n >= T:
             continue
         try:
-            part = quiet_logits(subject, subject.copy(), idx[:, :n].contiguous())
+            part = quiet_logits(subject, module, idx[:, :n].contiguous())
         except Exception:  # some programs demand two tokens, or more; what fails is no silent bug
             continue
         if not are_finite(part) or not are_finite(full):

@@ -141,20 +141,34 @@ def swapped(subject: Subject, idx: Tensor, position: int, row: int = 0) -> Tenso
 def opened(module: nn.Module, subject: Subject) -> nn.Module:
     """Change a copy so that every path of it is open, and return it.
 
-    Matrices get small random values, as in a fresh model that starts with none of them at zero; the constant vectors
-    (gains, biases, gates) get some noise.
+    What is constant (zeros, gains, gates) gets noise; large matrices, whose softmaxes saturate, become small ones.
     """
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():
             if not parameter.is_floating_point():
                 continue
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-            constant = parameter.numel() == 1 or bool((parameter == parameter.flatten()[0]).all())
-            if parameter.dim() >= 2 and (constant or float(parameter.std()) > 0.2):
-                parameter.copy_(noise * 0.1)
-            elif constant:
-                parameter.add_(noise * 0.1)
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
+            first = parameter.flatten()[:1]
+            if bool((parameter == first).all()):
+                parameter.add_(noise * (first if float(first) != 0 else 1.0))
+            elif parameter.dim() >= 2 and float(parameter.float().std()) > 0.2:
+                parameter.copy_(noise)
+    return module
+
+
+def sharpened(module: nn.Module, subject: Subject) -> nn.Module:
+    """Change a copy of a fresh model so that attention and positions matter, and return it.
+
+    Fresh attention is almost flat: what goes wrong in it changes the logits less than rounding. Matrices get the size
+    that keeps the variance of what they multiply.
+    """
+    if subject.fresh:
+        with torch.no_grad():
+            for parameter in opened(module, subject).parameters():
+                if parameter.is_floating_point() and parameter.dim() == 2:
+                    wanted = min(parameter.shape) ** -0.5
+                    parameter.mul_(max(1.0, wanted / max(float(parameter.float().std()), 1e-6)))
     return module
 
 
