@@ -4,6 +4,7 @@ Rotary positions turn queries and keys so that their product depends on the dist
 position the same queries and keys, and look whether that holds: for any pairing, base and way to write it.
 """
 
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -52,7 +53,7 @@ def order_of_tokens(subject: Subject) -> Result:
 def rotations(subject: Subject) -> Result:
     """With the same queries and keys everywhere, scores depend on the distance only, and values are not rotated."""
     sites = sites_of(subject)
-    still = _Still(sites)
+    still = _still(sites)
     notes = set()
     for site in sites.found:
         verdict = _judge_rotation(site, still)
@@ -96,6 +97,16 @@ class _Still:
                     learned = any(run.origins.get(v, ("",))[0] == "parameter" for v in run.ancestors(other))
                     found.append((table, learned))
         return found
+
+
+_KNOWN: "weakref.WeakKeyDictionary[Sites, _Still]" = weakref.WeakKeyDictionary()
+
+
+def _still(sites: Sites) -> _Still:
+    """The passes of a subject, run once."""
+    if sites not in _KNOWN:
+        _KNOWN[sites] = _Still(sites)
+    return _KNOWN[sites]
 
 
 def _moves(tensor: Tensor) -> float:
@@ -260,7 +271,7 @@ def _all_differ(sites: Sites, token: Tensor, subject: Subject) -> Result:
 
 
 def _relative_or_none(sites: Sites) -> Result:
-    still = _Still(sites)
+    still = _still(sites)
     seen = set()
     for site in sites.found:
         result = _judge_bias(site, still, seen)

@@ -149,11 +149,10 @@ def _growth(sites: Sites, path: list[int], first: int, last: int, layers: int, s
         return passed("the tokens reach the head through additions and norms alone")
     gain = 1.0
     for index in path:
-        if index < first - 12 or run.ops[index].name.rstrip("_") not in ("aten.add", "aten.mul", "aten.sub"):
-            continue
-        if not any(value in live and run.tensors[value].numel() > 1 for value in run.ops[index].inputs):
-            continue
-        gain *= _ratio(alone, index, path, live)
+        name = run.ops[index].name.rstrip("_")
+        by_number = name in ("aten.mul", "aten.div") and len(run.ops[index].inputs) == 1
+        if index > first and (name in ("aten.add", "aten.sub") or by_number):
+            gain *= _ratio(alone, index, path, live)
     each = gain ** (1 / layers)
     if each > 1.8:
         return failed(
