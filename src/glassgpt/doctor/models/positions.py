@@ -4,12 +4,13 @@ Rotary positions turn queries and keys so that their product depends on the dist
 position the same queries and keys, and look whether that holds: for any pairing, base and way to write it.
 """
 
+import weakref
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.sites import SIZE, STOPS, Site, Sites, computed, sites_of, trace_with, walk_back
+from glassgpt.doctor.models.sites import SIZE, STOPS, Site, Sites, computed, find_sites, sites_of, trace_with, walk_back
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Subject, fixed_random_state
 from glassgpt.doctor.trace import Trace
@@ -52,7 +53,7 @@ def order_of_tokens(subject: Subject) -> Result:
 def rotations(subject: Subject) -> Result:
     """With the same queries and keys everywhere, scores depend on the distance only, and values are not rotated."""
     sites = sites_of(subject)
-    still = _Still(sites)
+    still = _still(sites)
     notes = set()
     for site in sites.found:
         verdict = _judge_rotation(site, still)
@@ -96,6 +97,16 @@ class _Still:
                     learned = any(run.origins.get(v, ("",))[0] == "parameter" for v in run.ancestors(other))
                     found.append((table, learned))
         return found
+
+
+_KNOWN: "weakref.WeakKeyDictionary[Sites, _Still]" = weakref.WeakKeyDictionary()
+
+
+def _still(sites: Sites) -> _Still:
+    """The passes of a subject, run once."""
+    if sites not in _KNOWN:
+        _KNOWN[sites] = _Still(sites)
+    return _KNOWN[sites]
 
 
 def _moves(tensor: Tensor) -> float:
@@ -202,12 +213,11 @@ def _rotated_values(site: Site, still: _Still) -> Result | None:
 def position_tables(subject: Subject) -> Result:
     """Positions reach the model, differ along time and not along the batch, and no two are the same."""
     sites = sites_of(subject)
-    entry = min(min(site.sources) for site in sites.found if site.sources)
     token = sites.idx[:, :1]
-    one = _entering(sites, token.expand(1, sites.length), entry)
+    one = _entering(sites, token.expand(1, sites.length))
     if _distinct(one) > 1:
-        return _all_differ(sites, token, entry, subject)
-    three = _entering(sites, token.expand(3, sites.length), entry)
+        return _all_differ(sites, token, subject)
+    three = _entering(sites, token.expand(3, sites.length))
     if _distinct(three) > 1:
         return failed(
             "position",
@@ -217,11 +227,13 @@ def position_tables(subject: Subject) -> Result:
     return _relative_or_none(sites)
 
 
-def _entering(sites: Sites, idx: Tensor, entry: int) -> Tensor:
-    """What enters the first projection: ``[B T, C]``."""
+def _entering(sites: Sites, idx: Tensor) -> Tensor:
+    """What enters the first projection of an attention: ``[B T, C]``."""
     run = trace_with(sites.module, idx.contiguous(), {})
-    if entry >= len(run.ops) or run.ops[entry].name != sites.plain.ops[entry].name:
-        raise NotRun("two passes do not run the same operations")
+    sources = [site.first or site.values for site in find_sites(run)]
+    entry = min((min(source) for source in sources if source), default=None)
+    if entry is None:
+        raise NotRun("no projection before an attention was found")
     op, live = run.ops[entry], computed(run)
     inputs = [value for value in op.inputs if value in live] or list(op.inputs)
     tensor = run.tensors[op.outputs[0] if op.name == "aten.embedding" else inputs[0]].float()
@@ -238,9 +250,9 @@ def _distinct(rows: Tensor) -> int:
     return len(found)
 
 
-def _all_differ(sites: Sites, token: Tensor, entry: int, subject: Subject) -> Result:
+def _all_differ(sites: Sites, token: Tensor, subject: Subject) -> Result:
     T = min(subject.context, 48)
-    rows = _entering(sites, token.expand(1, T), entry)
+    rows = _entering(sites, token.expand(1, T))
     if len(rows) != T:
         return passed("absolute positions are added")
     distance = (rows[:, None] - rows[None]).norm(dim=-1)
@@ -259,7 +271,7 @@ def _all_differ(sites: Sites, token: Tensor, entry: int, subject: Subject) -> Re
 
 
 def _relative_or_none(sites: Sites) -> Result:
-    still = _Still(sites)
+    still = _still(sites)
     seen = set()
     for site in sites.found:
         result = _judge_bias(site, still, seen)

@@ -171,7 +171,7 @@ def trace_with(module: nn.Module, idx: Tensor, replace: Mapping[int, Replace]) -
         return trace(module, idx)
 
 
-@dataclass
+@dataclass(eq=False)
 class Sites:
     """The attention of a subject, with passes in which its projections gave chosen numbers.
 
