@@ -23,6 +23,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "doctor.md"
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 SMALL = "n_layer=1 n_head=2 n_embd=16 block_size=16 batch_size=4 device=cpu dtype=float32 compile=false threads=1"
+QUICK = ["--fast", "--seconds", "0"]
 
 
 @pytest.fixture
@@ -118,6 +119,30 @@ def test_names_of_checks_are_unique_and_every_class_of_bug_has_one() -> None:
     assert {finding for checks in CHECKS.values() for check in checks for finding in check.findings} == set(FINDINGS)
 
 
+def test_the_quiz_checks_guesses(cli: Any) -> None:
+    assert cli("doctor", "--guess", "leak")[0] == 2
+    assert "doctor-quiz/quiz.py has one bug" in cli("doctor", "--quiz")[1]
+    answers = [json.loads(cli("doctor", "--guess", finding, "--json")[1])["right"] for finding in FINDINGS]
+    assert sum(answers) == 1
+    out = cli("doctor", "--guess", FINDINGS[answers.index(True)])[1]
+    assert out.startswith("right: ")
+    assert "--- right" in out
+    exit_code, _, err = cli("doctor", "--guess", "leek")
+    assert exit_code == 2
+    assert "did you mean 'leak'?" in err
+
+
+def test_a_bug_is_trained_beside_the_right_program(cli: Any) -> None:
+    exit_code, out, err = cli("doctor", "--break", "no-causal-mask", "--seconds", "0", "--json")
+    assert (exit_code, err) == (0, "")
+    found = json.loads(out)
+    assert found["steps"][0]["right"] != found["steps"][0]["broken"]
+    assert "leak" in [check["finding"] for check in found["checks"]]
+    exit_code, _, err = cli("doctor", "--break", "no-mask")
+    assert exit_code == 2
+    assert "try " in err
+
+
 def test_every_class_of_bug_has_advice() -> None:
     assert tuple(ADVICE) == FINDINGS
     assert all(2 <= len(advice.causes) <= 3 and advice.fix and advice.lesson for advice in ADVICE.values())
@@ -138,8 +163,7 @@ def test_every_command_and_program_of_the_page_runs(cli: Any, code: Path, text_f
         for line in block.splitlines() if language == "sh" else ():
             command = shlex.split(line)
             assert command[0] == "glassgpt"
-            quick = SMALL.split() if command[1] == "train" else [] if "--fast" in command else ["--fast"]
-            exit_code, out, err = cli(*command[1:], *quick)
+            exit_code, out, err = cli(*command[1:], *(SMALL.split() if command[1] == "train" else QUICK))
             assert exit_code == 0, f"{line}: {out} {err}"
 
 

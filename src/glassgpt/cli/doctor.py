@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from glassgpt.cli import doctor_lessons as lessons
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out
-from glassgpt.cli.printing.findings import print_checks, print_end, print_outcome
+from glassgpt.cli.printing.findings import as_json, print_checks, print_end, print_outcome
 from glassgpt.cli.printing.output import pluralize, print_json, print_text, say
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.files import path_exists, write_text
@@ -46,6 +47,12 @@ def doctor(
     list_checks: bool = typer.Option(
         False, "--list", help="List every check: what it does, cost, threshold, findings."
     ),
+    break_: str = typer.Option(
+        "", "--break", metavar="BUG", help="Train a program with this bug of the gallery beside the right one."
+    ),
+    seconds: float = typer.Option(60.0, "--seconds", min=0.0, max=86400.0, help="How long --break trains."),
+    quiz: bool = typer.Option(False, "--quiz", help="Write doctor-quiz/quiz.py, a program with an unnamed bug."),
+    guess: str = typer.Option("", "--guess", metavar="FINDING", help="Check a guess at the quiz."),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -56,8 +63,18 @@ def doctor(
     """
     check_out(html, "--html", suffix=(".html", ".htm"))
     request = _Request(target, loop, data, tokenizer, conversations, vocab, context, window, runs)
+    failed = False
     try:
-        failed = _list(json) if list_checks else _examine(request, only, fast, json, html)
+        if list_checks:
+            _list(json)
+        elif break_:
+            lessons.train_broken(break_, seconds, json)
+        elif guess:
+            lessons.check_guess(guess, json)
+        elif quiz:
+            lessons.hand_out_quiz(json)
+        else:
+            failed = _examine(request, only, fast, json, html)
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(130) from None
@@ -65,7 +82,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _list(json: bool) -> bool:
+def _list(json: bool) -> None:
     from glassgpt.doctor.examining import CHECKS
 
     if json:
@@ -74,7 +91,7 @@ def _list(json: bool) -> bool:
         print_json({"checks": listed})
     else:
         print_checks(CHECKS)
-    return False
+        lessons.print_bugs()
 
 
 @dataclass(frozen=True)
@@ -134,13 +151,13 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
     import torch
 
     from glassgpt.doctor.examining import Examination
-    from glassgpt.doctor.history import load_history
+    from glassgpt.doctor.history_rows import load_history
     from glassgpt.doctor.loading import names_a_factory
     from glassgpt.doctor.loops.loop import load_loop
     from glassgpt.doctor.machine import load_machine
     from glassgpt.doctor.texts.conversation_subject import load_conversations
     from glassgpt.doctor.texts.corpus_subject import load_corpus
-    from glassgpt.doctor.texts.tokenizer_subject import load_tokenizer_subject
+    from glassgpt.doctor.texts.tokenizer_loading import load_tokenizer_subject
 
     torch.manual_seed(0)  # code that draws its weights gives the same results again
     model = request.model(names["model"]) if "model" in names else None
@@ -190,7 +207,7 @@ def _examine(request: _Request, only: str, fast: bool, json: bool, html: Path | 
 
         write_text(html, report_page(", ".join(dict.fromkeys(e.name for e in examinations)), subjects, seconds))
     if json:
-        print_json({"checks": [_plain(outcome.as_json()) for outcome in outcomes], "seconds": round(seconds, 2)})
+        print_json({"checks": as_json(outcomes), "seconds": round(seconds, 2)})
     else:
         print_end(outcomes, left_out, seconds)
         if html:
@@ -228,14 +245,3 @@ def _foreign_code() -> Iterator[None]:
             yield
     finally:
         sys.argv = arguments
-
-
-def _plain(value: Any) -> Any:
-    """Turn measured values into what JSON has: tensors and arrays into lists, other objects into texts."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glassgpt.cli.printing.output import pluralize, print_text
@@ -76,3 +76,18 @@ def print_checks(kinds: Mapping[str, Sequence["Check[Any]"]]) -> None:
                 ("finds", ", ".join(check.findings)),
             ):  # fmt: skip
                 print(textwrap.fill(text, 110, initial_indent=f"    {name:<10}", subsequent_indent=" " * 14))
+
+
+def as_json(outcomes: Iterable["Outcome"]) -> list[dict[str, Any]]:
+    """Return the entries of ``checks`` in --json. Tensors and arrays become lists, other objects texts."""
+    return [_plain(outcome.as_json()) for outcome in outcomes]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
