@@ -108,7 +108,7 @@ def check_rate(history: History) -> Iterator[Result]:
     losses = _losses(history)
     size = max(8, len(losses) // 10)
     smooth = [statistics.median(losses[at : at + size]) for at in range(len(losses) - size + 1)]
-    best, noise = min(smooth), _noise(losses[-max(_MIN_POINTS, len(losses) // 4) :])
+    best, noise = min(smooth), _noise(losses)
     rise = smooth[-1] - best
     norms = [value for _, value in history.series("opt/grad_norm")][len(losses) // 10 :]
     clipped = sum(norm > history.clip for norm in norms) / len(norms) if norms and history.clip else 0.0

@@ -45,7 +45,8 @@ def adapt_tokenizer(made: Any, name: str, model_vocab_size: int | None = None) -
             f"{name}: the tokenizer has no functions encode and decode; return an object that has both, or the pair "
             f"(encode, decode); got {type(made).__name__}"
         )
-    tokens, names = _vocabulary(parts)
+    tokens, shared = _vocabulary(parts)
+    names = {token: i for i, token in tokens.items() if isinstance(token, str)}
     special = _special_names(parts, names)
     roles = {role: i for role, keys in _ROLE_NAMES.items() if (i := _role(parts, keys, special, names)) is not None}
     for known, i in names.items():
@@ -63,7 +64,7 @@ def adapt_tokenizer(made: Any, name: str, model_vocab_size: int | None = None) -
     declared = lowers or _normalizes(made)
     return TokenizerSubject(
         name, lambda text: _ids(encode(text, **plain)), _decoder(decode), size, tokens, special, roles,
-        (roles["eos"],) if "eos" in roles else (), declared, model_vocab_size, options=options,
+        (roles["eos"],) if "eos" in roles else (), declared, model_vocab_size, same_id=shared, options=options,
     )  # fmt: skip
 
 
@@ -149,33 +150,30 @@ def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _vocabulary(parts: Any) -> tuple[dict[int, bytes | str], dict[str, int]]:
-    """The tokens by their ids, and the ids by the names of tokens; from the largest mappings that the object has."""
-    tokens: dict[int, bytes | str] = {}
-    keys = getattr(parts, "__dict__", {}).get("keys", [])
-    get_vocab = parts("get_vocab")
-    candidates = [parts(key) for key in keys]
-    if callable(get_vocab):
-        try:
-            candidates.append(get_vocab())
-        except Exception:  # it needs arguments
-            candidates.append(None)
-    for value in candidates:
+def _vocabulary(parts: Any) -> tuple[dict[int, bytes | str], list[tuple[bytes | str, bytes | str]]]:
+    """The tokens by their ids, from the mappings and lists that the object has; and tokens that share an id."""
+    tokens, shared = dict[int, bytes | str](), list[tuple[bytes | str, bytes | str]]()
+    for value in _candidates(parts):
+        found = dict[int, bytes | str]()
         if isinstance(value, Mapping) and value:
-            key, item = next(iter(value.items()))
-            if _is_token(key) and _is_id(item):
-                found = {i: token for token, i in value.items() if _is_token(token) and _is_id(i)}
-            elif _is_id(key) and _is_token(item):
-                found = {i: token for i, token in value.items() if _is_token(token) and _is_id(i)}
-            else:
-                continue
-            tokens = found | tokens if len(found) <= len(tokens) else {**tokens, **found}
+            pairs = [(i, token) if _is_id(i) else (token, i) for i, token in value.items()]
+            for i, token in pairs:
+                if _is_id(i) and _is_token(token):
+                    shared += [(found[i], token)] if i in found else []
+                    found[i] = token
         elif isinstance(value, list | tuple) and len(value) > 8 and all(map(_is_token, value)):
-            tokens = dict(enumerate(value)) | tokens
+            found = dict(enumerate(value))
+        tokens = found | tokens if len(found) <= len(tokens) else tokens | found
     piece, size = parts("id_to_piece"), _number(parts("get_piece_size"))
     if not tokens and callable(piece) and size:  # of sentencepiece
         tokens = {i: piece(i) for i in range(size)}
-    return tokens, {token: i for i, token in tokens.items() if isinstance(token, str)}
+    return tokens, shared
+
+
+def _candidates(parts: Any) -> list[Any]:
+    """All attributes, and what get_vocab returns."""
+    found = [parts(key) for key in getattr(parts, "__dict__", {}).get("keys", []) if "special" not in key.lower()]
+    return [*found, _call(parts("get_vocab"))]
 
 
 def _is_token(value: Any) -> bool:

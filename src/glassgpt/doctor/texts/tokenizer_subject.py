@@ -31,6 +31,7 @@ class TokenizerSubject:
         problem: why the file cannot be read as a tokenizer; the rest is then empty.
         content: of its tokenizer.json, if it has one.
         house: the tokenizer, if it is one of ours.
+        same_id: pairs of tokens that have the same id, in an object's own vocabulary.
         options: what the tokenizer's ``encode`` offers against special tokens in text, in words.
     """
 
@@ -47,6 +48,7 @@ class TokenizerSubject:
     problem: str = ""
     content: Mapping[str, Any] | None = None
     house: Tokenizer | None = None
+    same_id: Sequence[tuple[bytes | str, bytes | str]] = ()
     options: str = ""
 
 
