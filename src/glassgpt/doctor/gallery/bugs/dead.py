@@ -12,7 +12,7 @@ DEAD_BUGS = (
             "book": (("        x = self.final_norm(x)\n", "        x = self.final_norm(x.detach())\n"),),
             "functional": (
                 ("x = x + attention(x, p,", "x = x + attention(x.detach(), p,"),
-                ("x = x + mlp(x, p,", "x = x.detach() + mlp(x, p,"),
+                ("x = x + mlp(x, p,", "x = x.detach() + mlp(x.detach(), p,"),
             ),
         },
     ),

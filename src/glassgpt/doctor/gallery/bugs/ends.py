@@ -38,7 +38,13 @@ _INIT = (
                 ("torch.randn(width, n_vocab) * 0.02", "torch.randn(width, n_vocab)"),
                 ("torch.randn(width, n_heads, head) * width**-0.5", "torch.randn(width, n_heads, head)"),
             ),
-            "ours": ((_OURS_INIT, _OURS_INIT + "    for p in gpt.parameters():\n        torch.nn.init.normal_(p)\n"),),
+            "ours": (
+                (
+                    _OURS_INIT,
+                    _OURS_INIT + "    for p in gpt.parameters():\n"
+                    "        p.data = torch.randn_like(p) if p.dim() > 1 else p.data\n",
+                ),
+            ),
         },
     ),
     Bug(

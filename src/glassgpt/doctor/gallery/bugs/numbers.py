@@ -122,7 +122,7 @@ _OVERFLOW = (
         "The softmax is written with exp of the raw scores.",
         {
             "lecture": (
-                (" * k.shape[-1] ** -0.5", " * 40"),
+                (" * k.shape[-1] ** -0.5", " * 12"),
                 ("att = F.softmax(att, dim=-1)", "att = att.exp() / att.exp().sum(dim=-1, keepdim=True)"),
             ),
             "functional": (

@@ -11,7 +11,7 @@ class CharGRU(nn.Module):
         super().__init__()
         self.n_chars = n_chars
         self.emb = nn.Embedding(n_chars, hidden)
-        self.gru = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=dropout)
+        self.gru = nn.GRU(hidden, hidden, layers, batch_first=True, dropout=dropout * (layers > 1))
         self.fc = nn.Linear(hidden, n_chars)
 
     def forward(self, x, hidden=None):
