@@ -78,7 +78,7 @@ class Subject:
         floating = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
         self.dtype = max(set(floating), key=floating.count) if floating else torch.float32
         self.fresh = _looks_untrained(self.module) if fresh is None else fresh
-        self.targets = _target_name(self.module)
+        self.targets = target_name(self.module)
         self.vocab = vocab or find_vocab(self.module)
         self.targets_error: str | None = None  # what a call with targets ended with, if it did
         self._exact = True  # whether copies can run in float32
@@ -357,8 +357,8 @@ def find_context(module: nn.Module) -> int | None:
     return None
 
 
-def _target_name(module: nn.Module) -> str | None:
-    """The argument of forward that takes targets."""
+def target_name(module: nn.Module) -> str | None:
+    """Find the argument of forward that takes targets; None if there is none."""
     try:
         arguments = list(inspect.signature(module.forward).parameters)
     except (TypeError, ValueError):

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from glassgpt.doctor.subject import Subject
 from glassgpt.doctor.trace import Trace, trace
 
-PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.mv", "aten.convolution", "aten.embedding")
+FACTORS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.mv", "aten.convolution")
+PRODUCTS = (*FACTORS, "aten.embedding")
 LOOKUPS = ("aten.embedding", "aten.index", "aten.index_select")
 #: Operations that take only the shape of their input, or what is no number of it.
 SHAPE_ONLY = (
@@ -22,11 +23,31 @@ def trace_forward(subject: Subject, module: nn.Module, idx: Tensor) -> Trace:
     return trace(module, idx, **options)
 
 
+def source(seen: Trace, value: int) -> str | None:
+    """The parameter that a value is a view or a converted copy of."""
+    origin, name = seen.origins.get(_root(seen, value), ("", ""))
+    return name if origin == "parameter" else None
+
+
+def _root(seen: Trace, value: int) -> int:
+    """The value that a value is a view, a slice or a copy of."""
+    while (op := seen.made_by(value)) is not None and len(op.inputs) == 1:
+        value = op.inputs[0]
+    return value
+
+
+def multiplied(subject: Subject, module: nn.Module, products: tuple[str, ...] = FACTORS) -> set[str]:
+    """The parameters that are factors of a matrix product in forward."""
+    seen = trace_forward(subject, module, subject.ids(2, min(4, subject.context)))
+    return {name for op in seen.ops if op.name in products for value in op.inputs if (name := source(seen, value))}
+
+
 def constant_weights(subject: Subject, module: nn.Module) -> list[tuple[str, Tensor]]:
     """Find matrices that are used as weights and belong to nobody: where they are used, and the matrix.
 
-    A weight multiplies something that depends on the tokens, and was made from constants and random numbers alone.
-    Masks, averages, rotations, transforms and one-hot tables are no weights: their entries repeat.
+    A weight multiplies something that depends on the tokens, and was made from constants and random numbers alone; or
+    it is a table that is added. Masks, averages, rotations, transforms and one-hot tables are no weights: their entries
+    repeat. Sines, cosines and slopes over the positions are none, either.
     """
     idx = subject.ids()
     seen = trace_forward(subject, module, idx)
@@ -38,6 +59,11 @@ def constant_weights(subject: Subject, module: nn.Module) -> list[tuple[str, Ten
             for value in op.inputs[:1] if op.name in LOOKUPS else op.inputs:
                 if value not in tokens and value not in owned and _is_weight(seen.tensors[value], idx.size(1)):
                     found[value] = (f"a plain tensor in {op.module or 'the model itself'}", seen.tensors[value])
+        if op.name in ("aten.add", "aten.add_") and any(value in tokens for value in op.inputs):
+            for value in op.inputs:
+                plain = seen.origins.get(_root(seen, value), ("",))[0] == "constant"
+                if plain and _is_weight(seen.tensors[value], idx.size(1)) and not _waves(seen.tensors[value]):
+                    found[value] = (f"a plain tensor added in {op.module or 'the model itself'}", seen.tensors[value])
         if op.name not in SHAPE_ONLY and any(value in tokens for value in op.inputs):
             tokens.update(op.outputs)
         if any(value in owned for value in op.inputs):
@@ -57,3 +83,17 @@ def _is_weight(tensor: Tensor, length: int) -> bool:
     if not 0 < largest < float("inf"):
         return False
     return len(torch.unique((some / largest * 1e5).round())) > len(some) // 2
+
+
+def _waves(table: Tensor) -> bool:
+    """Whether each column of ``[..., T, C]`` is a sine, an exponential or a line over time.
+
+    All of these satisfy ``v[t - 1] + v[t + 1] = c v[t] + d`` with two numbers for each column; drawn numbers do not.
+    """
+    if table.size(-2) < 6:
+        return True
+    v = table.detach().double().reshape(-1, *table.shape[-2:])[0]
+    middle, around = v[1:-1], v[:-2] + v[2:]
+    middle, around = middle - middle.mean(0), around - around.mean(0)
+    factor = (middle * around).sum(0) / middle.square().sum(0).clamp_min(1e-30)
+    return float((around - factor * middle).norm()) < 1e-2 * float(around.norm()) + 1e-12

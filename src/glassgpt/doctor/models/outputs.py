@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.constants import trace_forward
-from glassgpt.doctor.models.parameters import same_memory
-from glassgpt.doctor.models.sharing import source
+from glassgpt.doctor.models.constants import PRODUCTS, multiplied, source, trace_forward
+from glassgpt.doctor.models.gradients import same_memory
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
+from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output
 from glassgpt.doctor.trace import Op, Trace
 
 #: Operations that rearrange or convert a tensor, and leave its numbers as they are.
@@ -27,7 +26,6 @@ SQUASHES = {
     "aten.softplus": "softplus", "aten.square": "square", "aten.clamp_min": "clamp", "aten.hardtanh": "hardtanh",
     "aten.argmax": "argmax", "aten.log_sigmoid_forward": "log-sigmoid", "aten.sin": "sin", "aten.cos": "cos",
 }  # fmt: skip
-PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.embedding")
 #: The loss of an untrained model may lie above ln V by this, plus a tenth of ln V. Logits of standard deviation s
 #: add about s * s / 2; PyTorch's default initialisation gives s of 0.6, an embedding of standard deviation 1 gives 1.
 EXCESS, EXCESS_SHARE = 1.0, 0.1
@@ -98,8 +96,6 @@ def outputs_are_logits(subject: Subject) -> Iterator[Result]:
 
 def subject_logits(subject: Subject, seen: Trace, idx: Tensor) -> Tensor:
     """The logits among what a traced forward returned."""
-    from glassgpt.doctor.subject import read_output
-
     return read_output(seen.output, len(idx), idx.size(1), subject.vocab)[0]
 
 
@@ -145,7 +141,7 @@ def _from_head(seen: Trace, op: Op | None, width: int) -> bool:
 
 def initial_loss(subject: Subject) -> Iterator[Result]:
     """An untrained model is sure of nothing: its loss on random targets is about ln V."""
-    length = min(subject.context, 32)
+    length = min(subject.context, 32) if subject.context_known else subject.length
     with fixed_random_state(), torch.no_grad():
         module = subject.copy()
         size = sum(p.numel() for p in module.parameters())
@@ -195,8 +191,8 @@ def _odd_weights(subject: Subject) -> Iterator[Result]:
         if trained and all(float(p.abs().max()) == 0 for p in trained.values() if p.numel()):
             yield failed("init", "every parameter is zero")
         same = [n for n, p in trained.items() if _rows_equal(p, subject)]
-    multiplied = _multiplied(subject) if same else set()
-    same = [name for name in same if name in multiplied]
+    factors = multiplied(subject, subject.copy(), PRODUCTS) if same else set()
+    same = [name for name in same if name in factors]
     if same:
         yield failed(
             "init", f"all rows of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: the units of the layer "
@@ -209,12 +205,6 @@ def _rows_equal(parameter: Tensor, subject: Subject) -> bool:
     if parameter.dim() != 2 or min(parameter.shape) < 2 or subject.context in parameter.shape:
         return False
     return bool((parameter == parameter[:1]).all()) and bool(parameter.abs().max() > 0)
-
-
-def _multiplied(subject: Subject) -> set[str]:
-    """The parameters that are factors of a matrix product, or looked up."""
-    seen = trace_forward(subject, subject.copy(), subject.ids(2, min(4, subject.context)))
-    return {name for op in seen.ops if op.name in PRODUCTS for value in op.inputs if (name := source(seen, value))}
 
 
 def _large_weights(subject: Subject) -> bool:

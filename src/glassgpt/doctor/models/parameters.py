@@ -5,7 +5,7 @@ import inspect
 import itertools
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.constants import constant_weights
-from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.doctor.subject import Output, Subject, cross_entropy, fixed_random_state
+from glassgpt.doctor.models.constants import constant_weights, multiplied
+from glassgpt.doctor.models.gradients import probe_size, trainable, training_loss
+from glassgpt.doctor.report import Check, Result, failed, passed, warned
+from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
 
 #: Batches (and steps between them) before a parameter without a gradient is called dead.
-BATCHES = 6
+BATCHES = 12
 
 
 @dataclass
@@ -42,50 +43,6 @@ class Seen:
             self.columns = columns | self.columns if len(self.columns) else columns
 
 
-def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that a training would change, by name.
-
-    Raises:
-        NotRun: if there are none.
-    """
-    found = {name: p for name, p in module.named_parameters() if p.requires_grad and p.is_floating_point()}
-    if not found:
-        raise NotRun("no parameter requires a gradient: the model is frozen")
-    return found
-
-
-def probe_size(subject: Subject) -> tuple[int, int]:
-    """Batch and length for a pass with gradients: the whole context where that is cheap."""
-    size = sum(p.numel() for p in subject.module.parameters())
-    tokens = int(min(768, max(48, 3e10 // max(size, 1))))
-    length = min(subject.context, 256, tokens)
-    return max(2, min(tokens // length, 64)), length
-
-
-def training_loss(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor) -> tuple[Tensor, Output]:
-    """The scalar that a training minimises: the module's own loss, or cross entropy; with auxiliary losses.
-
-    Auxiliary losses are scalars, or other logits, that forward returns or leaves on its modules.
-    """
-    output = subject.forward(module, idx, targets if subject.computes_loss else None)
-    loss = cross_entropy(output.logits, targets) if output.loss is None else output.loss.float().mean()
-    raw = output.raw if isinstance(output.raw, (Tensor, Mapping, tuple, list)) else vars(output.raw)
-    returned = list(raw.values()) if isinstance(raw, Mapping) else raw
-    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, (Tensor, list))]
-    for extra in tree_leaves([returned, held]):
-        if isinstance(extra, Tensor) and extra.grad_fn is not None and extra is not output.loss:
-            if extra.numel() == 1:
-                loss = loss + extra.float().sum()
-            elif output.loss is None and extra.size(-1) == subject.outputs and not same_memory(extra, output.logits):
-                loss = loss + extra.float().square().mean()
-    return loss, output
-
-
-def same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are on the same memory."""
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
 class _Calls:
     """Which modules run, with how many tokens, and where a gradient ends."""
 
@@ -104,7 +61,7 @@ class _Calls:
             self.cut = name
 
 
-def _gradients(subject: Subject, module: nn.Module, batches: int) -> tuple[dict[str, Seen], bool]:
+def _gradients(subject: Subject, module: nn.Module, factors: set[str], batches: int) -> tuple[dict[str, Seen], bool]:
     """Collect gradients over batches, with a small step after each: paths that begin at zero open.
 
     Returns:
@@ -130,7 +87,7 @@ def _gradients(subject: Subject, module: nn.Module, batches: int) -> tuple[dict[
             seen[name].add(gradient)
             rows[name].add(full)
             seen[name].rows = rows[name].rows
-        if all(s.any and not _unused(subject, name, parameters[name], s, T) for name, s in seen.items()):
+        if all(s.any and not _unused(subject, name, parameters[name], s, T, factors) for name, s in seen.items()):
             break
         with torch.no_grad():
             for parameter, gradient in zip(parameters.values(), gradients, strict=True):
@@ -140,11 +97,13 @@ def _gradients(subject: Subject, module: nn.Module, batches: int) -> tuple[dict[
     return seen, connected
 
 
-def _unused(subject: Subject, name: str, parameter: Tensor, seen: Seen, length: int) -> str:
+def _unused(
+    subject: Subject, name: str, parameter: Tensor, seen: Seen, length: int, factors: set[str]
+) -> str:
     """Say which slices of a matrix got no gradient; empty if that is nothing to speak of.
 
-    Rows of a table of positions; blocks of neighbouring rows or columns (a head that is left out); half of all.
-    Rows of tokens that did not occur, single units of a ReLU that are off, and experts without tokens are no bugs.
+    ``factors`` are the parameters that matrices are multiplied with. It looks at rows of a table of positions; blocks of neighbouring rows or columns (a head that is left out); half of all.
+    Rows of tokens or distances that did not occur, single units of a ReLU that are off, and experts without tokens are no bugs.
     """
     if parameter.dim() < 2 or not seen.any or not len(seen.rows):
         return ""
@@ -155,7 +114,7 @@ def _unused(subject: Subject, name: str, parameter: Tensor, seen: Seen, length: 
         dead = int((~seen.rows[: min(length, rows)]).sum())
         if dead > max(2, length // 4):
             return f"{dead} of {min(length, rows)} rows of the table of positions"
-    if parameter.dim() == 2:
+    if parameter.dim() == 2 and name in factors and not subject.context <= rows <= 2 * subject.context + 1:
         for label, flags in (("rows", seen.rows), ("columns", seen.columns)):
             if len(flags) in known or len(flags) < 4 or len(flags) > subject.vocab and rows in known:
                 continue
@@ -207,8 +166,9 @@ def dead_parameters(subject: Subject) -> Iterator[Result]:
     with fixed_random_state():
         module = subject.copy(train=True)
         parameters, frozen = trainable(module), sum(not p.requires_grad for p in module.parameters())
+        factors = multiplied(subject, module)
         calls = _Calls(module)
-        seen, connected = _gradients(subject, module, BATCHES)
+        seen, connected = _gradients(subject, module, factors, BATCHES)
     count = len(parameters)
     if not connected:
         yield failed(
@@ -235,7 +195,7 @@ def dead_parameters(subject: Subject) -> Iterator[Result]:
             _common_module(starved), dead=starved[:50],
         )  # fmt: skip
     length = probe_size(subject)[1]
-    slices = {n: text for n, s in seen.items() if (text := _unused(subject, n, parameters[n], s, length))}
+    slices = {n: text for n, s in seen.items() if (text := _unused(subject, n, parameters[n], s, length, factors))}
     if slices:
         name, text = next(iter(slices.items()))
         more = f" (and of {len(slices) - 1} more parameters)" if len(slices) > 1 else ""
@@ -261,10 +221,10 @@ def _explain(subject: Subject, module: nn.Module, dead: list[str], count: int, c
             for parameter in trainable(twin).values():
                 if bool((parameter == parameter.flatten()[0]).all()):
                     parameter.add_(0.02 * torch.randn_like(parameter))
-        opened, _ = _gradients(subject, twin, 1)
+        opened, _ = _gradients(subject, twin, set(), 1)
     stuck = [name for name in dead if opened[name].any]
     values = trainable(module)
-    if stuck and any(float(values[name].abs().max()) == 0 for name in stuck):
+    if stuck and any(float(values[name].detach().abs().max()) == 0 for name in stuck):
         yield failed(
             "init", f"{_grouped(stuck)}: factors of one product are all zero, so none of them ever gets a gradient",
             _common_module(stuck), parameters=stuck[:50],
@@ -349,7 +309,7 @@ PARAMETERS_CHECKS: tuple[Check[Subject], ...] = (
     Check(
         "dead parameters",
         "Takes gradients of the loss on random text, and looks for parameters, heads and rows that get none.",
-        "1 pass with gradients; up to 6, with a small step after each, if something got none",
+        "1 pass with gradients; up to 12, with a small step after each, if something got none",
         "exactly zero or None: a path that starts at zero opens after a step, everything else has some gradient",
         ("dead parameters", "init"),
         dead_parameters,

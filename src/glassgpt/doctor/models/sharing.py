@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.constants import trace_forward
+from glassgpt.doctor.models.constants import source, trace_forward
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import HOLDERS, Subject
 from glassgpt.doctor.trace import Trace
@@ -125,14 +125,6 @@ def embedding_and_head(seen: Trace) -> tuple[str | None, str | None]:
             named = [name for value in op.inputs if (name := source(seen, value)) is not None]
             head = named[-1] if named else head
     return embedding, head
-
-
-def source(seen: Trace, value: int) -> str | None:
-    """The parameter that a value is a view or a converted copy of."""
-    while (op := seen.made_by(value)) is not None and len(op.inputs) == 1:
-        value = op.inputs[0]
-    origin, name = seen.origins.get(value, ("", ""))
-    return name if origin == "parameter" else None
 
 
 def tying(subject: Subject) -> Iterator[Result]:

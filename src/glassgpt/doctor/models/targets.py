@@ -4,8 +4,9 @@ The gradient of cross entropy with respect to the logits is the probability, min
 negative entry at a position names the token that this position is trained to predict, however the loss is written.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.parameters import trainable, training_loss
+from glassgpt.doctor.models.gradients import trainable, training_loss
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output
+from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output, target_name
 from glassgpt.errors import first_line
 
 IGNORED = -100
@@ -52,32 +53,62 @@ def loss_gradient(subject: Subject, module: nn.Module, idx: Tensor, targets: Ten
     """Take the gradient of the module's own loss with respect to the logits that it returns, or that it made last.
 
     Raises:
-        NotRun: if no tensor of that size is in the graph of the loss.
+        NotRun: if it gives no loss, or if no tensor of the size of the logits is in the graph of the loss.
     """
     B, T = idx.shape
+    name = subject.targets or target_name(module)
     with _Wide(subject.outputs, B * T * subject.outputs) as wide:
-        output = subject.forward(module, idx, targets)
-    if output.loss is None or not output.loss.requires_grad:
+        raw = module(idx, **{str(name): targets})
+    leaves = _tensors(raw)
+    loss = getattr(raw, "loss", None)
+    if not isinstance(loss, Tensor):
+        loss = next((t for t in leaves if t.numel() == 1 and t.dim() <= 1), None)
+    if loss is None or not loss.requires_grad:
         raise NotRun("the module's own loss does not depend on its parameters")
-    raw = output.raw if isinstance(output.raw, (tuple, list)) else list(getattr(output.raw, "values", lambda: [])())
-    returned = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.numel() == output.logits.numel()]
-    for tensor in (*returned, *reversed(wide.kept)):
+    for tensor in (*(t for t in leaves if t.numel() == B * T * subject.outputs), *reversed(wide.kept)):
         if tensor.requires_grad:
-            (gradient,) = torch.autograd.grad(output.loss.mean(), [tensor], allow_unused=True, retain_graph=True)
+            (gradient,) = torch.autograd.grad(loss.mean(), [tensor], allow_unused=True, retain_graph=True)
             if gradient is not None:
-                return LossGradient(
-                    output.loss.detach(),
-                    output.logits.detach().float(),
-                    read_output((gradient,), B, T, subject.vocab)[0].detach().float(),
-                )
+                pair = torch.stack([tensor.detach().float(), gradient.detach().float()])
+                logits, slope = (read_output((part,), B, T, subject.vocab)[0] for part in pair)
+                if _time_first(subject, module, idx, logits):
+                    logits, slope = (x.reshape(T, B, -1).transpose(0, 1) for x in (logits, slope))
+                return LossGradient(loss.detach(), logits, slope)
     raise NotRun("the logits were not found in the graph of the module's own loss (it may compute them in chunks)")
+
+
+def _tensors(raw: Any) -> list[Tensor]:
+    """The floating-point tensors that a forward returned."""
+    if not isinstance(raw, (Tensor, Mapping, tuple, list)):
+        raw = vars(raw)
+    values = list(raw.values()) if isinstance(raw, Mapping) else raw
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _time_first(subject: Subject, module: nn.Module, idx: Tensor, logits: Tensor) -> bool:
+    """Whether logits that came with a loss are flattened with time first: those without targets tell."""
+    with torch.no_grad():
+        raw = module(idx)
+        plain = read_output(raw, len(idx), idx.size(1), subject.vocab)[0][:, -1].float()
+    other = logits.reshape(idx.size(1), len(idx), -1)[-1]
+    close = [bool(torch.allclose(rows, plain, rtol=1e-4, atol=1e-5)) for rows in (logits[:, -1], other)]
+    return close == [False, True]
+
+
+def is_trained(gradient: Tensor) -> Tensor:
+    """Which positions ``[B, T]`` have a target: their most negative entry is not small beside the others'.
+
+    A term that every position has, as the square of logsumexp, gives a small gradient without a target.
+    """
+    pull = (-gradient.amin(-1)).clamp_min(0)
+    return pull > 0.05 * pull.max()
 
 
 def alignment(gradient: Tensor, targets: Tensor) -> dict[int, float]:
     """For each offset k: the share of positions t that are trained on ``targets[:, t + k]``, of those that could be."""
     T = gradient.size(1)
     wanted = gradient.argmin(-1)
-    trained = gradient.abs().amax(-1) > 0
+    trained = is_trained(gradient)
     shares = {}
     for k in range(-min(3, T - 1), min(3, T - 1) + 1):
         here, there = slice(max(0, -k), T - max(0, k)), slice(max(0, k), T + min(0, k))
@@ -87,9 +118,7 @@ def alignment(gradient: Tensor, targets: Tensor) -> dict[int, float]:
 
 
 def _require_loss(subject: Subject) -> None:
-    if not subject.computes_loss:
-        if subject.targets_error:
-            raise NotRun(f"the call with targets ended with: {subject.targets_error}")
+    if not subject.computes_loss and not subject.targets_error:
         raise NotRun("the module computes no loss; examine the training loop with --loop")
 
 
@@ -99,11 +128,16 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     idx, targets = subject.ids(), subject.ids(seed=7)
     with fixed_random_state():
         module = subject.copy()
-        seen = loss_gradient(subject, module, idx, targets.clone())
+        try:
+            seen = loss_gradient(subject, module, idx, targets.clone())
+        except Exception as error:
+            if subject.targets_error:
+                raise NotRun(f"the call with targets ended with: {subject.targets_error}") from error
+            raise
     shares = alignment(seen.gradient, targets)
     best = max(shares, key=lambda k: (shares[k], -abs(k)))
     evidence: dict[str, Any] = {"alignment": {str(k): share for k, share in shares.items()}}
-    trained = (seen.gradient.abs().amax(-1) > 0)[:, : idx.size(1) - max(0, best)]
+    trained = is_trained(seen.gradient)[:, : idx.size(1) - max(0, best)]
     evidence["trained"] = round(float(trained.float().mean()), 4)
     if shares[best] < 0.8:
         yield _misaligned(subject, seen, idx, targets, evidence)
@@ -111,13 +145,38 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     if best not in (0, 1):
         yield failed("targets", f"position t is trained on targets[t {best:+d}]; right are t, or t + 1", **evidence)
         return
+    if text := _against_convention(subject, best):
+        yield failed("targets", text, **evidence)
+        return
     if seen.loss.dtype in (torch.float16, torch.bfloat16) and subject.dtype == torch.float32:
         yield failed("precision", f"the loss is computed in {seen.loss.dtype} for a float32 model", **evidence)
-    problems = [*_weights_and_value(seen, targets, best, evidence), *_ignored(subject, module, idx, targets, best)]
+    problems = [*_weights_and_value(seen, targets, best, evidence), *_ignored(subject, module, idx, targets, best, evidence)]
     yield from problems
     if not any(problem.status in ("FAIL", "WARN") for problem in problems):
         where = "its own target" if best == 0 else "the next target: the module shifts, so pass targets equal to the input"
-        yield passed(f"each position is trained on {where}", **evidence)
+        note = f"; a target of -100 {evidence['minus_100']}" if "minus_100" in evidence else ""
+        yield passed(f"each position is trained on {where}{note}", **evidence)
+
+
+def _against_convention(subject: Subject, shift: int) -> str:
+    """Say what is wrong if a module shifts, or does not, against the convention that its signature follows.
+
+    `targets` are the next tokens (nanoGPT and most tutorials). `labels` beside `input_ids` and `attention_mask` are
+    the input itself (transformers): its data collators give those, and its models shift.
+    """
+    arguments = set(inspect.signature(subject.module.forward).parameters)
+    name = subject.targets or target_name(subject.module) or ""
+    if shift == 1 and name not in ("labels", "label"):
+        return (
+            f"position t is trained on {name}[t + 1]: with {name} that are the next tokens, as this name means by "
+            "convention, it learns to skip a token. If the input itself is to be passed, call the argument labels"
+        )
+    if shift == 0 and name == "labels" and {"input_ids", "attention_mask"} <= arguments:
+        return (
+            "position t is trained on labels[t]: with labels equal to input_ids, as its signature means by convention, "
+            "it learns to copy its input. Shift inside, or call the argument targets"
+        )
+    return ""
 
 
 def _misaligned(
@@ -125,7 +184,7 @@ def _misaligned(
 ) -> Result:
     """Name what is trained instead of the targets."""
     B, T, _ = seen.gradient.shape
-    trained = seen.gradient.abs().amax(-1) > 0
+    trained = is_trained(seen.gradient)
     aims = seen.gradient.argmin(-1)
     if float(trained.float().mean()) < 0.8:
         where = sorted(set(torch.nonzero(trained)[:, 1].tolist()))
@@ -183,7 +242,9 @@ def _weights_and_value(
         yield warned("targets", text, **evidence)
 
 
-def _ignored(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor, shift: int) -> Iterator[Result]:
+def _ignored(
+    subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor, shift: int, evidence: dict[str, Any]
+) -> Iterator[Result]:
     """Targets of -100 get no gradient, and the mean is over the others; no real token is ignored."""
     some = targets.clone()
     some[:, 1::2] = IGNORED
@@ -193,11 +254,11 @@ def _ignored(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor, 
     except NotRun:
         return
     except Exception as error:
-        yield Result("NOT RUN", f"a target of -100 is not taken: {first_line(error)}")
+        evidence["minus_100"] = f"is not taken: {first_line(error)}"
         return
     T = idx.size(1)
-    size = seen.gradient[:, : T - shift].abs().amax(-1)
-    counted = float((size[ignored] > 0).float().mean()) if bool(ignored.any()) else 0.0
+    size = is_trained(seen.gradient[:, : T - shift])
+    counted = float(size[ignored].float().mean()) if bool(ignored.any()) else 0.0
     if counted > 0:
         last = seen.gradient[:, : T - shift].argmin(-1)[ignored] == subject.outputs + IGNORED
         result = warned if bool(last.all()) else failed  # indexing: -100 counts from the end
@@ -225,9 +286,9 @@ def _real_tokens(subject: Subject, module: nn.Module, idx: Tensor, targets: Tens
     some[: len(every)] = every
     some = some.view_as(targets)
     gradient = loss_gradient(subject, module, idx, some.clone()).gradient
-    size = gradient[:, : idx.size(1) - shift].abs().amax(-1)
+    size = is_trained(gradient[:, : idx.size(1) - shift])
     wanted = some[:, shift:]
-    silent = sorted(set(wanted[size == 0].tolist()) - set(wanted[size > 0].tolist()))
+    silent = sorted(set(wanted[~size].tolist()) - set(wanted[size].tolist()))
     unknown = [token for token in silent if token not in _padding_ids(subject.module)]
     if unknown:
         yield warned(
