@@ -184,8 +184,10 @@ def _judge(site: Site, factor: Mapping[str, float], sites: Sites, subject: Subje
     if _close(total, d**-0.25):
         return wrong("only one of two factors")
     sizes = {"width": _width(site, sites), "time": sites.length, "heads": factors(sites.plain, site.mix)[0].size(0)}
+    parts = factor["q"], factor["k"], factor["scores"]
+    in_one_place = any(_close(part, total) for part in parts) or (_close(parts[0], parts[1]) and _close(parts[2], 1.0))
     for name, size in sizes.items():
-        if size > 1 and (_close(total, size**-0.5) or (name == "time" and _close(total, 1 / size))):
+        if in_one_place and size > 1 and (_close(total, size**-0.5) or (name == "time" and _close(total, 1 / size))):
             return wrong(f"the size of the {name} axis, {size}, instead of a head's")
     return f"scores are q k times {total:.4g}; 1/sqrt({int(d)}) is {right:.4g}"
 

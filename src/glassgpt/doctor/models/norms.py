@@ -50,13 +50,13 @@ class _Axes:
     def __init__(self, batch: int, length: int):
         self.batch, self.length = batch, length
 
-    def of(self, shape: torch.Size) -> dict[str, int]:
-        """The axes of time and batch, where they are clear."""
+    def of(self, shape: torch.Size, last: bool = False) -> dict[str, int]:
+        """The axes of time and batch, where they are clear; the last axis only if asked for."""
         names = {"time": self.length, "batch": self.batch, "tokens": self.batch * self.length}
         return {
             name: list(shape).index(size)
             for name, size in names.items()
-            if size > 1 and list(shape).count(size) == 1 and size != shape[-1]
+            if size > 1 and list(shape).count(size) == 1 and (last or size != shape[-1])
         }
 
 
@@ -149,7 +149,7 @@ def norm_operations(subject: Subject) -> Result:
             continue
         seen += 1
         source = run.tensors[op.inputs[0]]
-        over = [what for what, axis in axes.of(source.shape).items() if axis in dims]
+        over = [what for what, axis in axes.of(source.shape, last=True).items() if axis in dims]
         if over and (op.name in ("aten.native_layer_norm", "aten.native_group_norm") or _divides(run, readers, op)):
             names = {"time": "positions", "batch": "rows of the batch", "tokens": "all tokens"}
             message = f"{op.name[5:]} of {list(source.shape)} is taken over {' and '.join(names[what] for what in over)}"

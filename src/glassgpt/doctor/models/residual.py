@@ -147,10 +147,12 @@ def _growth(sites: Sites, path: list[int], first: int, last: int, layers: int, s
     alone = trace_with(sites.module, sites.idx, silent)
     if len(alone.ops) != len(run.ops):
         return passed("the tokens reach the head through additions and norms alone")
-    gain = 1.0
+    gain, divided = 1.0, False
     for index in path:
         name = run.ops[index].name.rstrip("_")
-        by_number = name in ("aten.mul", "aten.div") and len(run.ops[index].inputs) == 1
+        by_number = name in ("aten.mul", "aten.div") and len(run.ops[index].inputs) == 1 and not divided
+        by_statistic = len(run.ops[index].inputs) > 1 and live.issuperset(run.ops[index].inputs)
+        divided = name != "aten.add" and (divided or (name in ("aten.div", "aten.mul") and by_statistic))
         if index > first and (name in ("aten.add", "aten.sub") or by_number):
             gain *= _ratio(alone, index, path, live)
     each = gain ** (1 / layers)

@@ -268,6 +268,10 @@ def _examine(subject: Subject) -> Sites:
     if subject.length < 3:
         raise NotRun("the context is too short")
     module, idx = subject.copy(), subject.ids(1)
+    with torch.no_grad(), fixed_random_state():
+        for parameter in module.parameters():  # a table that starts at zero has positions that do not differ yet
+            if parameter.dim() > 1 and parameter.is_floating_point() and not bool(parameter.any()):
+                parameter.normal_(0.0, 0.02)
     plain = trace_with(module, idx, {})
     found = find_sites(plain)
     if not found:
