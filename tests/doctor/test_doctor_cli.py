@@ -75,6 +75,7 @@ def test_json_is_the_only_thing_on_standard_output(cli: Any, code: Path, tmp_pat
         ("missing.py:make", "missing.py is not there"),
         ("my_model.py:mak", "it has: Block, GPT, make"),
         ("my_model.py:Block", "failed: TypeError"),
+        ("my_model.py", "my_model.py:make"),
         ("nothing", "nothing"),
         ("my_model.py:make --only leek", "did you mean 'leak'?"),
         ("my_model.py:make --only accumulation", "give --loop"),
@@ -155,6 +156,7 @@ def test_every_command_and_program_of_the_page_runs(cli: Any, code: Path, text_f
     for line in "".join(block for language, block in BLOCKS if language == "sh").splitlines():
         exit_code, printed[line], err = cli(*shortened(line))
         assert exit_code == 0, f"{line}: {printed[line]} {err}"
+        assert "warning: doctor" not in err
     assert "model my_model.py:make: 30,656 parameters, vocabulary 65, context 32" in printed[RIGHT]
     assert "PASS     past and future: " in printed[RIGHT]
     assert not re.search("FAIL|WARN", printed[RIGHT])
@@ -178,6 +180,7 @@ def test_train_refuses_a_model_with_a_bug(
         return output + 0.1 * output.mean(dim=1, keepdim=True)
 
     monkeypatch.setattr(GPT, "forward", sees_the_future)
+    monkeypatch.setattr("glassgpt.doctor.before_training.MODEL_CHECKS", MODEL_CHECKS[:1])
     exit_code, _, err = cli("train", text_file, *SMALL.split(), "steps=2", "--name", "bad", "--doctor")
     assert exit_code == 1
     assert "the doctor found a bug before the first step" in err

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from glassgpt.config import ModelConfig
+from glassgpt.doctor.checks import MODEL_CHECKS
 from glassgpt.doctor.watching import QUIET, Watcher, look_inside
 from glassgpt.loss import Evaluation
 from glassgpt.model import GPT
@@ -152,6 +153,7 @@ def test_a_watched_run_computes_the_same_numbers(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("glassgpt.doctor.watching.LOOK_SHARE", math.inf)  # look as often as it can
+    monkeypatch.setattr("glassgpt.doctor.before_training.MODEL_CHECKS", MODEL_CHECKS[:2])
     train = ["train", text_file, *TINY.split(), "steps=25", "dropout=0.1", "eval_interval=10", "sample_tokens=0"]
     assert cli(*train, "--name", "plain")[0] == 0
     code, out, err = cli(*train, "--name", "watched", "--doctor", "--json")

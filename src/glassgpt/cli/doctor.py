@@ -140,6 +140,8 @@ class _Request:
 
         if names_a_factory(name) and not path_exists(name):
             return load_subject(name, self.vocab, self.context, self.window)
+        if name.endswith(".py"):
+            raise ConfigError(f"{name} is a program: add what makes the model, a function or class: {name}:make")
         if self.vocab or self.context:
             raise ConfigError(f"--vocab and --context are for code ({_FACTORY}); {name} has them in its configuration")
         model, _ = api.load(name, device="cpu", runs=self.runs, keep_quantized=False)
