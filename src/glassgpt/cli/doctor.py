@@ -1,6 +1,7 @@
 """``glassgpt doctor``."""
 
 import contextlib
+import os
 import platform
 import sys
 import time
@@ -240,10 +241,15 @@ def _outcomes(examination: "Examination", only: Sequence[str], fast: bool) -> "I
 
 @contextlib.contextmanager
 def _foreign_code() -> Iterator[None]:
-    """Let code of others run: what it prints goes to standard error, and it sees no arguments of ours."""
+    """Let code of others run: what it and its children print goes to stderr, and it sees none of our arguments."""
     arguments, sys.argv = sys.argv, sys.argv[:1]
-    try:
+    sys.stdout.flush()
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, sys, "argv", arguments)
+        with contextlib.suppress(OSError):  # one of them is closed
+            stdout = os.dup(1)
+            stack.callback(os.close, stdout)
+            stack.callback(os.dup2, stdout, 1)
+            os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    finally:
-        sys.argv = arguments
