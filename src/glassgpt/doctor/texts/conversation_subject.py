@@ -192,8 +192,21 @@ def _messages(messages: Any, num_rows: int) -> list[list[Message]] | None:
     """The conversations, as lists of messages; those that belong to the rows that are examined."""
     if messages is None:
         return None
-    found = [list(one["messages"] if isinstance(one, Mapping) else one) for one in messages]
+    found = [_turns(one) for one in messages]
     return [found[i] for i in _spaced(num_rows)] if len(found) == num_rows else found
+
+
+def _turns(one: Any) -> list[Message]:
+    """The turns of a conversation: a list, a mapping that has one, an instruction with its output, or such a pair."""
+    if isinstance(one, Mapping):
+        turns = one.get("messages", one.get("conversations", one.get("conversation")))
+        if turns is not None:
+            return list(turns)
+        question = "\n".join(filter(None, (one.get("instruction", one.get("prompt", "")), one.get("input"))))
+        one = question, one.get("output", one.get("completion", one.get("response", "")))
+    if len(one) == 2 and all(isinstance(part, str) for part in one):
+        return [{"role": "user", "content": one[0]}, {"role": "assistant", "content": one[1]}]
+    return list(one)
 
 
 def _row(row: Any, name: str) -> ExaminedRow:

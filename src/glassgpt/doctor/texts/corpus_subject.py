@@ -19,6 +19,7 @@ from glassgpt.errors import ConfigError
 
 #: Ids, and characters, of a split that are examined: the first ones of a larger one. The search for leaks reads all.
 MOST = 20_000_000
+MOST_CHARACTERS = 300_000
 
 Split = str  # "train" or "val"
 
@@ -33,7 +34,7 @@ class Corpus:
         ids: of each split, int64 ``[tokens]``; empty if there are only texts.
         tokenizer: None if there is none.
         by_document: whether there are several documents.
-        lossless: whether the ids hold all of the text.
+        window: ids in the shortest row, if the ids came in rows; 0 if they are one stream.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Corpus:
     ids: Mapping[Split, np.ndarray]
     tokenizer: TokenizerSubject | None
     by_document: bool
-    lossless: bool = True
+    window: int = 0
 
     def text(self, split: Split) -> str:
         """The first characters of a split."""
@@ -51,8 +52,8 @@ class Corpus:
             for part in document:
                 parts.append(part)
                 total += len(part)
-            if total > MOST:
-                break
+                if total > MOST_CHARACTERS:
+                    return "".join(parts)
         return "".join(parts)
 
 
@@ -75,7 +76,7 @@ def load_corpus(source: str, tokenizer: str = "char", val_fraction: float | None
     ids = {"train": np.asarray(stream.train[:MOST]), "val": np.asarray(stream.val[:MOST])}
     by_document = stream.manifest.split == "documents"
     subject = of_house(stream.tokenizer, f"the tokenizer of {source}")
-    return Corpus(source, lambda split: texts_of(stream, split), ids, subject, by_document, stream.manifest.lossless)
+    return Corpus(source, lambda split: texts_of(stream, split), ids, subject, by_document)
 
 
 def corpus_of(made: Any, name: str) -> Corpus:
@@ -103,10 +104,19 @@ def corpus_of(made: Any, name: str) -> Corpus:
         return Corpus(name, lambda split: iter([t] for t in texts[split] or []), ids, tokenizer,
                       any(len(value or ()) > 1 for value in texts.values()))  # fmt: skip
     ids = {split: _ids(value) for split, value in splits.items()}
-    if tokenizer is None:
-        return Corpus(name, None, ids, None, False)
+    window = min(map(_window, splits.values()))
+    if tokenizer is None or window:
+        return Corpus(name, None, ids, tokenizer, False, window)
     decode = tokenizer.decode
     return Corpus(name, lambda split: iter([[decode(ids[split][:MOST].tolist())]]), ids, tokenizer, False)
+
+
+def _window(value: Any) -> int:
+    """The ids in the shortest row of a split; 0 if it is one stream."""
+    if getattr(value, "ndim", 0) == 2:
+        return int(value.shape[1])
+    rows = isinstance(value, list | tuple) and value and hasattr(value[0], "__len__")
+    return min(map(len, value)) if rows else 0
 
 
 def _texts(value: Any) -> list[str] | None:
@@ -132,6 +142,6 @@ def _encode(tokenizer: TokenizerSubject, documents: list[str]) -> np.ndarray:
 
 def _ids(value: Any) -> np.ndarray:
     value = value.numpy() if hasattr(value, "numpy") else value
-    if isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple | np.ndarray):
+    if isinstance(value, list | tuple) and value and hasattr(value[0], "__len__"):
         value = np.concatenate([np.asarray(row) for row in value])
     return np.asarray(value).reshape(-1)

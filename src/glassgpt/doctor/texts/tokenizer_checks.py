@@ -166,9 +166,13 @@ def check_special(tokenizer: TokenizerSubject) -> Iterator[Result]:
 
 
 def _added_names(tokenizer: TokenizerSubject) -> dict[str, int]:
-    """Tokens of a tokenizer.json that are matched in any text and have the name of a control token."""
+    """Tokens of a tokenizer.json that are matched in any text though they end or begin turns or documents.
+
+    Others may be: published tokenizers let code spell marks such as ``<|fim_prefix|>``.
+    """
     added = (tokenizer.content or {}).get("added_tokens") or []
-    return {t["content"]: t["id"] for t in added if t["content"].startswith("<|") and t["content"].endswith("|>")}
+    ends = {*tokenizer.end_ids, *tokenizer.roles.values()}
+    return {t["content"]: t["id"] for t in added if t["content"] in _USUAL_NAMES or t["id"] in ends}
 
 
 def _becomes(tokenizer: TokenizerSubject, name: str, i: int) -> bool:
@@ -222,7 +226,8 @@ def check_merges(tokenizer: TokenizerSubject) -> Iterator[Result]:
         raise NotRun("it is not a byte-level BPE")
     special = {*tokenizer.special.values(), *tokenizer.roles.values()}
     chance, tried, reached, first = random.Random(0), 0, 0, ""
-    ids = [i for i in tokenizer.tokens if i not in special and i not in _added_names(tokenizer).values()]
+    special |= {token["id"] for token in (tokenizer.content or {}).get("added_tokens") or []}
+    ids = [i for i in tokenizer.tokens if i not in special]
     for i in chance.sample(ids, min(len(ids), TRIED)):
         text = decode(tokenizer, [i])
         if len(text.encode("utf-8", "replace")) < 2 or "\ufffd" in text:
