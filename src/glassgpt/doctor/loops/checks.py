@@ -1,5 +1,6 @@
 """The checks of a training loop, in the order in which they run."""
 
+from glassgpt.doctor.loops.clipping import CLIPPING_CHECKS
 from glassgpt.doctor.loops.evaluation import EVALUATION_CHECKS
 from glassgpt.doctor.loops.gradients import GRADIENT_CHECKS
 from glassgpt.doctor.loops.leaks import LEAK_CHECKS
@@ -15,6 +16,7 @@ LOOP_CHECKS: tuple[Check[Loop], ...] = (
     *LEAK_CHECKS,
     *OPTIMIZER_CHECKS,
     *GRADIENT_CHECKS,
+    *CLIPPING_CHECKS,
     *UPDATE_CHECKS,
     *SCHEDULE_CHECKS,
     *EVALUATION_CHECKS,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from glassgpt.doctor.loading import import_factory
 from glassgpt.doctor.loops.quiet import DropoutSwitch, quiet, seed_all
-from glassgpt.doctor.report import NotRun
-from glassgpt.errors import SubjectError
+from glassgpt.doctor.report import NotRun, Result
+from glassgpt.errors import SubjectError, first_line
 
 Batch = tuple[Tensor, Tensor]  # x and y, int64 [B, T]
 
@@ -117,11 +117,20 @@ class Program:
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of one batch, by the loop's `loss` or else by a model that returns one."""
         function = self.get("loss")
-        result = function(x, y) if function is not None else self.model(x, y) if self.model is not None else None
-        found = [t for t in _tensors(result) if t.dim() == 0]
+        if function is None:
+            if self.model is None:
+                raise NotRun("the loop has no `loss(x, y)`")
+            names = inspect.signature(self.model.forward).parameters
+            name = next((n for n in ("targets", "labels", "target", "y") if n in names), None)
+            if name is None:
+                raise NotRun("the loop has no `loss(x, y)`, and its model takes no targets")
+            result = self.model(x, **{name: y})
+        else:
+            result = function(x, y)
+        found = [t for t in _tensors(result) if t.numel() == 1]
         if not found:
-            raise NotRun("the loop has no `loss(x, y)` that returns a number")
-        return found[-1]
+            raise NotRun("neither `loss(x, y)` nor the model returns a number")
+        return found[-1].reshape(())
 
     def gradient(self, micro: list[Batch], weight: float = 1.0) -> Tensor:
         """The gradient of the sum of the losses of these batches, as one float32 vector; `.grad` is not touched."""
@@ -131,6 +140,16 @@ class Program:
             grads = torch.autograd.grad(self.loss(x, y) * weight, params, allow_unused=True)
             total += flat([torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)])
         return total / weight
+
+
+def attempt(part: Callable[[], Result]) -> Result:
+    """One of several results of a check: if it cannot be had, the others still are."""
+    try:
+        return part()
+    except NotRun as reason:
+        return Result("NOT RUN", str(reason))
+    except Exception as error:  # anybody's code
+        return Result("NOT RUN", f"ended with {type(error).__name__}: {first_line(error)}")
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -146,8 +165,8 @@ def _argument(function: Any) -> str | None:
         return None
     if "micro" in parameters:
         return "micro"
-    names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return names[0] if names and "micro" in names[0] else None
+    first = next(iter(parameters.values()), None)
+    return first.name if first is not None and ("micro" in first.name or first.default is None) else None
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from glassgpt.doctor.loops.gradients import two_batches
-from glassgpt.doctor.loops.loop import Loop, Program
+from glassgpt.doctor.loops.loop import Loop, Program, attempt
 from glassgpt.doctor.loops.watch import Watch, flat_parameters, groups
 from glassgpt.doctor.report import Check, Result, failed, passed, warned
 
@@ -54,7 +55,7 @@ def schedule(loop: Loop) -> Iterable[Result]:
         if not program.schedulers:
             yield passed("there is no scheduler; rates in the first steps: " + ", ".join(f"{r:.3g}" for r in rates[:3]))
         for index, scheduler in enumerate(program.schedulers):
-            yield _judge(program, watch, index, scheduler)
+            yield attempt(partial(_judge, program, watch, index, scheduler))
     yield from _too_small(loop)
 
 
@@ -115,7 +116,7 @@ def _too_small(loop: Loop) -> Iterable[Result]:
         relative = float(change.norm() / start.norm())
         base = max(float(g.get("initial_lr", 0)) for o in program.optimizers for g in groups(o))
         factor = _peak(program)
-    if factor is None or not rate or not relative:
+    if not factor or factor < 0 or not rate or not relative:
         return
     top = relative * factor * base / rate
     evidence: dict[str, Any] = {"relative change per step": top, "peak rate": factor * base}

@@ -1,15 +1,18 @@
 """Which token each position is trained on: by the batches, and by the gradient of the loss."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from glassgpt.doctor.loops.loop import Batch, Loop, Program
+from glassgpt.doctor.loops.loop import Batch, Loop, Program, attempt
+from glassgpt.doctor.loops.watch import Watch
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 
 SHIFTS = range(-2, 5)
+DRAWS = 8  # batches of each split
 CLEAR = 0.8  # documents that are packed have other targets at their ends
 
 
@@ -27,11 +30,21 @@ def batches(loop: Loop) -> Iterable[Result]:
     with loop.open() as program:
         program.need("get_batch")
         for split in ("train", "val"):
-            drawn = [program.draw(split) for _ in range(8)]
+            drawn: list[Batch] = []
+            missing = attempt(partial(_draw, program, split, drawn))
+            if len(drawn) < DRAWS:
+                yield missing
+                continue
             yield from _kinds(program, drawn, split)
             yield _aligned(drawn, split)
-            if len(drawn[0][0]) and all(torch.equal(drawn[0][0], x) for x, _ in drawn) and split == "train":
+            if split == "train" and all(torch.equal(drawn[0][0], x) for x, _ in drawn):
                 yield warned("targets", "get_batch('train') gives the same batch each time (is it seeded inside?)")
+
+
+def _draw(program: Program, split: str, into: list[Batch]) -> Result:
+    for _ in range(DRAWS):
+        into.append(program.draw(split))
+    return passed("")
 
 
 def _kinds(program: Program, drawn: list[Batch], split: str) -> Iterable[Result]:
@@ -74,38 +87,49 @@ def _aligned(drawn: list[Batch], split: str) -> Result:
     ends = [(x[:, 0], y[:, -1], x[:, -1]) for x, y in zip(xs, ys, strict=True)]
     trained = torch.cat([y >= 0 for _, y, _ in ends])
     wrapped = torch.cat([y == first for first, y, _ in ends])[trained]
-    if len(wrapped) >= 8 and bool(wrapped.all()) and len(torch.cat([first for first, _, _ in ends]).unique()) > 1:
+    if (
+        len(wrapped) >= 8
+        and not _periodic(torch.cat(xs))
+        and bool(wrapped.all())
+        and len(torch.cat([first for first, _, _ in ends]).unique()) > 1
+    ):
         return failed("targets", "the last target of every row is its first token: y was rolled around", **evidence)
     return passed(f"y of {split!r} is the next token in {found[1]:.1%} of the trained positions", **evidence)
 
 
+def _periodic(x: Tensor) -> bool:
+    """Whether every row repeats itself after some number of tokens: a rolled row is then right."""
+    return any(bool((x[:, p:] == x[:, :-p]).all()) for p in range(1, x.shape[1] // 2 + 1))
+
+
 def trained_on(loop: Loop) -> Iterable[Result]:
-    """Read from the gradient at the logits which token each position is trained on."""
+    """Read from the gradient at the logits which token each position is trained on, by loss and by train_step."""
     with loop.open() as program:
         program.need("model", "get_batch")
         x, y = program.draw()
         x, y = x[:4], y[:4]
-        gradient = logits_gradient(program, x, y)
-        live = gradient.abs().amax(-1) > 0
-        target = torch.where(live, gradient.argmin(-1), torch.full_like(x, -100))
+        yield attempt(partial(_trained, program, x, y, "loss"))
+        if program.takes_micro and program.get("train_step") is not None:
+            yield attempt(partial(_trained, program, x, y, "train_step"))
+
+
+def _trained(program: Program, x: Tensor, y: Tensor, by: str) -> Result:
+    gradient = logits_gradient(program, x, y, by)
+    live = gradient.abs().amax(-1) > 0
+    target = torch.where(live, gradient.argmin(-1), torch.full_like(x, -100))
     found = {k: agreement(target, x, k) for k in SHIFTS}
-    evidence: dict[str, Any] = {"agreement by shift": {str(k): round(v, 4) for k, v in found.items()}}
-    if not bool(live.any()):
-        raise NotRun("the loss gives no gradient at the logits")
+    evidence: dict[str, Any] = {"agreement by shift": {str(k): round(v, 4) for k, v in found.items()}, "by": by}
     shift = max(found, key=lambda k: (found[k], k == 1))
     if found[shift] < CLEAR:
         if agreement(y, x, 1) > CLEAR or agreement(y, x, 0) > CLEAR:
-            text = f"the tokens that the loss trains on are no shift of x: at best {found[shift]:.0%} agree"
-            yield failed("targets", text, **evidence)
-            return
+            text = f"the tokens that {by} trains on are no shift of x: at best {found[shift]:.0%} agree"
+            return failed("targets", text, **evidence)
         raise NotRun("neither y nor the trained tokens are a shift of x")
     if shift != 1 and found[1] < found[shift] - 0.05:
         which = {0: "itself, which it sees (no shift)", 2: "the token after the next (shifted twice)"}
-        yield failed(
-            "targets", f"each position is trained on {which.get(shift, f'the token {shift} further')}", **evidence
-        )
-        return
-    yield _masks(x, y, live, evidence)
+        text = f"by {by}, each position is trained on {which.get(shift, f'the token {shift} further')}"
+        return failed("targets", text, **evidence)
+    return _masks(x, y, live, evidence)
 
 
 def _masks(x: Tensor, y: Tensor, live: Tensor, evidence: dict[str, Any]) -> Result:
@@ -115,7 +139,7 @@ def _masks(x: Tensor, y: Tensor, live: Tensor, evidence: dict[str, Any]) -> Resu
     else:
         wanted = y >= 0
     loud = int((live & ~wanted).sum())
-    evidence: dict[str, Any] = {
+    evidence = {
         **evidence,
         "masked but trained": loud,
         "not masked and not trained": int((wanted & ~live).sum()),
@@ -125,15 +149,21 @@ def _masks(x: Tensor, y: Tensor, live: Tensor, evidence: dict[str, Any]) -> Resu
     return passed("each position is trained on the next token, and masked ones are not", **evidence)
 
 
-def logits_gradient(program: Program, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient of the loss at the logits, as [B, T, V]; a position without a logit has zeros.
+def logits_gradient(program: Program, x: Tensor, y: Tensor, by: str = "loss") -> Tensor:
+    """The gradient at the logits, as [B, T, V]; a position without a logit has zeros.
+
+    Args:
+        program: the program; its parameters are kept.
+        x, y: the batch.
+        by: "loss" or "train_step": what computes the loss.
 
     Raises:
         NotRun: no tensor of the model has a gradient of the form of cross-entropy: rows that sum to zero, and are
             negative at one token.
     """
     assert program.model is not None
-    outputs: list[Tensor] = []
+    rows, highest = x.numel(), int(x.max())
+    grads: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor | list | tuple | dict):
@@ -141,24 +171,26 @@ def logits_gradient(program: Program, x: Tensor, y: Tensor) -> Tensor:
         parts = (
             output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
         )
-        outputs.extend(t for t in parts if isinstance(t, Tensor) and t.requires_grad and t.dim() >= 2)
+        for part in parts:
+            if isinstance(part, Tensor) and part.requires_grad and part.dim() >= 2 and part.shape[-1] > highest:
+                if part.numel() // part.shape[-1] in (rows, rows - len(x)):
+                    part.register_hook(grads.append)
 
     handles = [m.register_forward_hook(keep) for m in program.model.modules()]
     try:
-        loss = program.loss(x, y)
+        if by == "loss":
+            torch.autograd.grad(program.loss(x, y), list(program.trainable().values()), allow_unused=True)
+        else:
+            with Watch(program, stretch=0.0):
+                program.step([(x, y)] * program.accum)
     finally:
         for handle in handles:
             handle.remove()
-    rows, highest = x.numel(), int(x.max())
-    outputs = [t for t in outputs if t.shape[-1] > highest and t.numel() // t.shape[-1] in (rows, rows - len(x))]
-    if not outputs:
-        raise NotRun("no module of the model returns logits [B, T, V]")
-    grads = torch.autograd.grad(loss, outputs, allow_unused=True)
-    for grad in reversed([g for g in grads if g is not None]):
+    for grad in grads:  # backward: the logits come first
         if _is_cross_entropy(grad):
-            shaped = grad.float().reshape(len(x), -1, grad.shape[-1])
+            shaped = grad.detach().float().reshape(len(x), -1, grad.shape[-1])
             return nn.functional.pad(shaped, (0, 0, 0, x.shape[1] - shaped.shape[1]))
-    raise NotRun("the gradient at the model's outputs does not look like that of cross-entropy")
+    raise NotRun(f"no output of the model has the gradient of a cross-entropy in {by}")
 
 
 def _is_cross_entropy(grad: Tensor) -> bool:
@@ -184,7 +216,7 @@ TARGET_CHECKS: tuple[Check[Loop], ...] = (
     Check(
         "trained targets",
         "reads from the gradient at the logits, negative at the target only, what each position is trained on",
-        "1 pass",
+        "1 pass and 1 training step",
         "80 % of the positions agree with one shift; masked positions have a gradient of exactly 0",
         ("targets",),
         trained_on,
