@@ -19,7 +19,7 @@ def is_found(case: Case) -> bool:
     """Whether a bug is found; a bug that crashes at once (layers outside the module stay float32) is not silent."""
     assert isinstance(case.change, Bug)
     try:
-        return found(case, alarms(case, MODEL_CHECKS))
+        return found(case, MODEL_CHECKS)
     except SubjectError:
         return case.dtype == "bfloat16" and case.change.finding in ("unregistered parameters", "device")
 
@@ -30,7 +30,7 @@ def test_a_bug_is_found_under_its_name(bug: Bug) -> None:
     place, programs = MODEL_BUGS.index(bug), list(bug.changes)
     seed, size, dtype = SETTINGS[place % len(SETTINGS)]
     case = Case(programs[place % len(programs)], bug, seed, size, dtype)
-    assert is_found(case), case
+    assert is_found(case), str(case)
 
 
 @pytest.mark.parametrize("model", CORRECT, ids=lambda model: model.name)
@@ -38,8 +38,8 @@ def test_a_correct_model_raises_nothing(model: Correct) -> None:
     place = CORRECT.index(model)
     seed, size, dtype = SETTINGS[place % len(SETTINGS)]
     case = Case(model.program, model, seed, size, dtype)
-    checks = MODEL_CHECKS[place % 3 :: 3]  # a third of them; all in the slow test
-    assert [(o.check.name, o.result.message) for o in alarms(case, checks)] == [], case
+    checks = MODEL_CHECKS[place % 4 :: 4]  # a quarter of them; all in the slow test
+    assert [(o.check.name, o.result.message) for o in alarms(case, checks)] == [], str(case)
 
 
 @pytest.mark.slow

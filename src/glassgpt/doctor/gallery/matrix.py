@@ -32,13 +32,14 @@ def build(case: Case) -> Subject:
     return Subject(factory(), case.change.name, window=window, factory=factory)
 
 
-def alarms(case: Case, checks: Sequence[Check[Subject]]) -> list[Outcome]:
-    """Examine a case and return the outcomes that are WARN or FAIL; of a bug, only checks of its finding are run."""
-    only = (case.change.finding,) if isinstance(case.change, Bug) else ()
-    return [outcome for outcome in run_checks(checks, build(case), only) if outcome.result.status in ("WARN", "FAIL")]
-
-
-def found(case: Case, outcomes: Sequence[Outcome]) -> bool:
-    """Tell whether a bug was reported: a FAIL under its finding."""
+def found(case: Case, checks: Sequence[Check[Subject]]) -> bool:
+    """Tell whether a bug is reported: a FAIL under its finding. Only checks of this finding run, up to that FAIL."""
     assert isinstance(case.change, Bug)
-    return any(o.result.status == "FAIL" and o.result.finding == case.change.finding for o in outcomes)
+    finding = case.change.finding
+    outcomes = run_checks(checks, build(case), (finding,))
+    return any(outcome.result.status == "FAIL" and outcome.result.finding == finding for outcome in outcomes)
+
+
+def alarms(case: Case, checks: Sequence[Check[Subject]]) -> list[Outcome]:
+    """Examine a case and return the outcomes that are WARN or FAIL."""
+    return [outcome for outcome in run_checks(checks, build(case)) if outcome.result.status in ("WARN", "FAIL")]

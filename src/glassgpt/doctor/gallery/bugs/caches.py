@@ -128,9 +128,12 @@ _PADDING = (
     Bug(
         "positions-count-padding",
         "padding",
-        "Left padding shifts the positions of the text.",
+        "Left padding shifts the positions of the text, whatever position_ids say.",
         {
-            "hf_like": (("attention_mask is not None and position_ids is None:", "False:"),),
+            "hf_like": (
+                ("attention_mask is not None and position_ids is None:", "False:"),
+                ("        if position_ids is None:\n            position_ids = torch", "        position_ids = torch"),
+            ),
         },
     ),
 )

@@ -35,14 +35,27 @@ _NUMBERS = (
     Bug(
         "root-of-zero",
         "non-finite",
-        "The gradient of a square root at zero is infinite, and NaN after the ReLU before it.",
+        "The gradient of a square root at zero is infinite; a mask of zeros makes it NaN.",
         {
             "lecture": (
                 ("            nn.ReLU(),\n", ""),
-                ("        return self.net(x)\n", "        return self.net[1:](torch.sqrt(F.relu(self.net[0](x))))\n"),
+                (
+                    "        return self.net(x)\n",
+                    "        h = self.net[0](x)\n        return self.net[1:](torch.sqrt(h * (h > 0)))\n",
+                ),
             ),
-            "functional": (('F.relu(h @ p[prefix + "w1"]).square()', 'F.relu(h @ p[prefix + "w1"]).sqrt()'),),
-            "llama_like": (("F.silu(self.gate_proj(x)) *", "torch.sqrt(F.relu(self.gate_proj(x))) *"),),
+            "functional": (
+                (
+                    'hidden = F.relu(h @ p[prefix + "w1"]).square()',
+                    'h = h @ p[prefix + "w1"]\n    hidden = (h * (h > 0)).sqrt()',
+                ),
+            ),
+            "llama_like": (
+                (
+                    "        return self.down_proj(F.silu(self.gate_proj(x)) *",
+                    "        g = self.gate_proj(x)\n        return self.down_proj(torch.sqrt(g * (g > 0)) *",
+                ),
+            ),
         },
     ),
     Bug(
