@@ -5,7 +5,7 @@ the same holds for every way to write attention.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def _axis_failure(site: Site, axis: str, rows: Tensor) -> Result:
 
 def _sees_later(site: Site, sites: Sites) -> Result | None:
     before, after = (site.weights(run)[..., : sites.length - 1, :].float() for run in (sites.once, sites.later))
-    if site.weights(sites.once).size(1) != sites.length or not site.sources:
+    if site.weights(sites.once).size(1) != sites.length or not site.sources or sites.scrambled(site):
         return None
     change = float((before - after).nan_to_num(0.0).abs().amax())
     if change <= 1e-6:
@@ -341,10 +341,6 @@ def _query_blocks(site: Site, sites: Sites, keys: list[int]) -> list[int] | None
         if len(moved) == 1:
             readers.append(keys[moved[0]])
     return readers if len(readers) >= len(keys) else None
-
-
-def _results(subject: Subject) -> Iterable[Result]:
-    yield attention_rows(subject)
 
 
 ATTENTION_CHECKS: tuple[Check[Subject], ...] = (

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.sites import computed
+from glassgpt.doctor.models.sites import computed, trace_with
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Subject, fixed_random_state
 from glassgpt.doctor.trace import Op, Trace, trace
@@ -136,9 +136,9 @@ def norm_operations(subject: Subject) -> Result:
     module, idx = subject.copy(), subject.ids()
     with fixed_random_state():
         run = trace(module, idx)
-    live, axes, seen = computed(run), _Axes(*idx.shape), 0
+    live, axes, seen = computed(run), _Axes(*idx.shape), list[int]()
     readers = run.consumers()
-    for op in run.ops:
+    for index, op in enumerate(run.ops):
         if live.isdisjoint(op.inputs):
             continue
         if op.name.startswith(BATCH_NORMS):
@@ -147,16 +147,54 @@ def norm_operations(subject: Subject) -> Result:
         dims = _reduced(op, run)
         if dims is None:
             continue
-        seen += 1
+        seen.append(index)
         source = run.tensors[op.inputs[0]]
         over = [what for what, axis in axes.of(source.shape, last=True).items() if axis in dims]
-        if over and (op.name in ("aten.native_layer_norm", "aten.native_group_norm") or _divides(run, readers, op)):
+        if over and (op.name in ("aten.native_layer_norm", "aten.native_group_norm") or _divides(run, readers, op) is not None):
             names = {"time": "positions", "batch": "rows of the batch", "tokens": "all tokens"}
             message = f"{op.name[5:]} of {list(source.shape)} is taken over {' and '.join(names[what] for what in over)}"
             return failed("norm", message, op.module)
     if not seen:
         raise NotRun("no norm was found in the trace")
-    return passed(f"{seen} statistics are taken over channels of one token")
+    wrong = _wrong_power(module, idx, run, seen)
+    return wrong or passed(f"{len(seen)} statistics are taken over channels of one token")
+
+
+def _wrong_power(module: nn.Module, idx: Tensor, run: Trace, statistics: list[int]) -> Result | None:
+    """Whether one of a few statistics that are written out divides by a power of the size that is not 1."""
+    readers = run.consumers()
+    written_out = [(i, _divides(run, readers, run.ops[i])) for i in statistics if "native" not in run.ops[i].name]
+    usable = [(i, end) for i, end in written_out if end is not None]
+    for index, end in usable[:2] + usable[2:][-1:]:
+        start = _normalised(run, index)
+        if start is None:
+            continue
+        sizes = []
+        for factor in (10.0, 100.0):
+            other = trace_with(module, idx, {start: lambda out, factor=factor: factor * out})  # type: ignore[misc]
+            if len(other.ops) != len(run.ops):
+                return None
+            sizes.append(float(other.tensors[other.ops[end].outputs[0]].float().square().mean().sqrt()))
+        degree = math.log10(max(sizes[1], 1e-30) / max(sizes[0], 1e-30))
+        if -2.5 < degree < -0.5 or degree > 1.5:
+            message = f"10 times the input of a norm gives {10**degree:.3g} times its output"
+            return failed("norm", message, run.ops[index].module or None, degree=degree)
+    return None
+
+
+def _normalised(run: Trace, index: int) -> int | None:
+    """The operation that made what a statistic's norm is applied to: before squares and subtracted means."""
+    value = run.ops[index].inputs[0]
+    while (maker := run.producer.get(value)) is not None:
+        op = run.ops[maker]
+        if len(op.outputs) > 1:
+            return None
+        if op.name.removeprefix("aten.") not in ("pow", "mul", "sub", "_to_copy", "view", "clone", "unsqueeze"):
+            return maker
+        if op.name == "aten.mul" and len(set(op.inputs)) > 1:
+            return maker
+        value = op.inputs[0]
+    return None
 
 
 def _reduced(op: Op, run: Trace) -> set[int] | None:
@@ -186,8 +224,8 @@ def _reduced(op: Op, run: Trace) -> set[int] | None:
     return {dim % rank for dim in dims} if isinstance(dims, (list, tuple)) and dims else set(range(rank))
 
 
-def _divides(run: Trace, readers: dict[int, list[int]], op: Op) -> bool:
-    """Whether a statistic, through roots and such, divides or multiplies a tensor as large as its input."""
+def _divides(run: Trace, readers: dict[int, list[int]], op: Op) -> int | None:
+    """The operation by which a statistic, through roots and such, divides or multiplies a tensor as large as its input."""
     size, todo, seen = run.tensors[op.inputs[0]].numel(), list(op.outputs), set[int]()
     while todo:
         value = todo.pop()
@@ -200,10 +238,10 @@ def _divides(run: Trace, readers: dict[int, list[int]], op: Op) -> bool:
             if out.numel() < size:
                 todo += reader.outputs
             elif reader.name.rstrip("_") in ("aten.div", "aten.mul"):
-                return True
+                return index
             elif "expand" in reader.name:
                 todo += reader.outputs
-    return False
+    return None
 
 
 NORM_CHECKS: tuple[Check[Subject], ...] = (

@@ -31,7 +31,7 @@ def residual_stream(subject: Subject) -> Result:
     """No branch replaces the stream, and the stream alone does not grow."""
     sites = sites_of(subject)
     run, live = sites.plain, computed(sites.plain)
-    path = _way(run, live, _head(run, live, subject))
+    path, crossings = _way(run, live, _head(run, live, subject))
     crossed = [index for index in path if _crosses(run, run.ops[index])]
     layers = _layers(sites)
     first, last = min(min(site.sources, default=site.mix) for site in sites.found), max(s.mix for s in sites.found)
@@ -50,6 +50,16 @@ def residual_stream(subject: Subject) -> Result:
             op.module or None,
             crossings=len(inside),
         )
+    for site in sites.found:
+        more = crossings.get(run.ops[site.mix].outputs[0], 0) - len(after) - 1  # one is the projection after it
+        if more >= 3:
+            return failed(
+                "residual",
+                "what this attention gives reaches the head only through the matrices and activation of an MLP: it is "
+                "not added to the stream",
+                site.module,
+                crossings=more,
+            )
     return _growth(sites, path, first, last, layers, subject)
 
 
@@ -70,8 +80,12 @@ def _crosses(run: Trace, op: Op) -> bool:
     return name in CROSSINGS
 
 
-def _way(run: Trace, live: set[int], goal: int) -> list[int]:
-    """The operations on the way with the fewest crossings from the token ids to a value, in order."""
+def _way(run: Trace, live: set[int], goal: int) -> tuple[list[int], dict[int, int]]:
+    """The operations on the way with the fewest crossings from the token ids to a value, in order.
+
+    Also the smallest number of crossings between each value and this one.
+    """
+    start = None
     best: dict[int, int] = {goal: 0}
     came: dict[int, tuple[int, int]] = {}  # value -> (operation, the value that it made)
     queue = [(0, goal)]
@@ -81,7 +95,8 @@ def _way(run: Trace, live: set[int], goal: int) -> list[int]:
             continue
         op_index = run.producer.get(value)
         if op_index is None:
-            break
+            start = value if start is None else start
+            continue
         op = run.ops[op_index]
         step = cost + _crosses(run, op)
         for earlier in op.inputs:
@@ -89,13 +104,13 @@ def _way(run: Trace, live: set[int], goal: int) -> list[int]:
                 best[earlier] = step
                 came[earlier] = (op_index, value)
                 heapq.heappush(queue, (step, earlier))
-    else:
+    if start is None:
         raise NotRun("no way from the token ids to the logits was found")
-    way = []
+    way, value = [], start
     while value != goal:
         index, value = came[value]
         way.append(index)
-    return way
+    return way, best
 
 
 def _block(module: str) -> str:

@@ -213,6 +213,13 @@ class Sites:
             raise NotRun("two passes do not run the same operations")
         return run
 
+    def scrambled(self, site: Site) -> bool:
+        """Whether rows of queries or keys are not tokens: heads were cut from the wrong axes."""
+        if site.scores is None:
+            return False
+        pairs = zip(site.operands(self.once), site.operands(self.later), strict=True)
+        return any(not torch.equal(a[:, : self.length - 1], b[:, : self.length - 1]) for a, b in pairs)
+
     def time_axis(self, tensor: Tensor) -> int | None:
         """The axis of time of a projection's output; None if it is not clear."""
         axes = [axis for axis, size in enumerate(tensor.shape) if size == self.length]
@@ -269,9 +276,9 @@ def _examine(subject: Subject) -> Sites:
         raise NotRun("the context is too short")
     module, idx = subject.copy(), subject.ids(1)
     with torch.no_grad(), fixed_random_state():
-        for parameter in module.parameters():  # a table that starts at zero has positions that do not differ yet
-            if parameter.dim() > 1 and parameter.is_floating_point() and not bool(parameter.any()):
-                parameter.normal_(0.0, 0.02)
+        for parameter in module.parameters():  # a table that starts constant has positions that do not differ yet
+            if parameter.dim() > 1 and parameter.is_floating_point() and bool((parameter == parameter.flatten()[:1]).all()):
+                parameter += 0.02 * torch.randn_like(parameter)
     plain = trace_with(module, idx, {})
     found = find_sites(plain)
     if not found:
