@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -298,14 +299,25 @@ def fixed_random_state(seed: int = 0) -> Iterator[None]:
 def deep_copy(module: nn.Module) -> nn.Module:
     """Copy a module, also one that holds results of computations (``self.gain = nn.Parameter(ones) * 0.5``).
 
-    `copy.deepcopy` refuses those. Their copies stay in the graph of the original, which is how they show up.
+    `copy.deepcopy` refuses those. Their copies stay in the graph of the original, which is how they show up. It keeps
+    functions as they are, too: those that modules hold, and that close over parts of the model, are made anew.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
         for value in tree_leaves([v for v in vars(part).values() if isinstance(v, (Tensor, list, tuple, dict))]):
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.clone()
-    return copy.deepcopy(module, memo)
+    twin = copy.deepcopy(module, memo)
+    for part in module.modules():
+        for key, value in vars(part).items():
+            if isinstance(value, FunctionType) and value.__closure__ and id(part) in memo:
+                cells = tuple(
+                    CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in value.__closure__
+                )
+                vars(memo[id(part)])[key] = FunctionType(
+                    value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
+                )
+    return twin
 
 
 def _attributes(module: nn.Module, names: tuple[str, ...]) -> Iterator[int]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +77,8 @@ def slope(subject: Subject) -> Result:
         loss, _ = training_loss(subject, module, idx, targets)
         if not loss.requires_grad:
             raise NotRun("the loss does not depend on the parameters")
+        if not torch.equal(loss, training_loss(subject, module, idx, targets)[0]):
+            raise NotRun("two passes over the same text give two losses")
         gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         groups: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
         for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
@@ -89,7 +90,7 @@ def slope(subject: Subject) -> Result:
         wrong, right = {}, 0
         for group, ways in list(groups.items())[:12]:
             ratio = _ratio(lambda: float(training_loss(subject, module, idx, targets)[0]), ways)
-            if ratio is not None and abs(ratio - 1) > 0.1:
+            if ratio is not None and not 0.67 < ratio < 1.5:
                 wrong[group] = round(ratio, 4)
             right += ratio is not None
     if not right:
@@ -97,7 +98,7 @@ def slope(subject: Subject) -> Result:
     if wrong:
         name, ratio = next(iter(wrong.items()))
         return failed(
-            "dead parameters", f"along the gradient of {name} the loss changes by {ratio:.2f} times of what the gradient "
+            "dead parameters", f"along the gradient of {name} the loss changes by {ratio:.2f} times of what it "
             "says: a part of the path is cut (detach, no_grad, .data)", name, ratios=wrong,
         )  # fmt: skip
     return passed(f"the gradient is the slope of the loss in {right} groups of parameters")
@@ -125,11 +126,11 @@ def _ratio(loss: Callable[[], float], ways: list[tuple[Tensor, Tensor, float]]) 
                     ends.append(loss())
         return (ends[0] - ends[1]) / (2 * step * promised)
 
-    step = min(0.05, 0.02 / promised)
-    if step * promised < 2e-4:  # too close to what float32 rounds away
+    step = min(0.2, 0.02 / promised)
+    if step * promised < 3e-5:  # too close to what float32 rounds away
         return None
     ratio = measured(step)
-    if abs(ratio - 1) > 0.1 and abs(measured(step / 2) - ratio) > 0.05 * max(1.0, abs(ratio)):
+    if not 0.67 < ratio < 1.5 and abs(measured(step / 3) - ratio) > 0.1 * max(1.0, abs(ratio)):
         return None
     return ratio if math.isfinite(ratio) else None
 
@@ -137,9 +138,9 @@ def _ratio(loss: Callable[[], float], ways: list[tuple[Tensor, Tensor, float]]) 
 GRADIENTS_CHECKS: tuple[Check[Subject], ...] = (
     Check(
         "gradient",
-        "Moves the parameters of a layer a little along their gradient, and compares the change of the loss with what it promises.",
+        "Moves the parameters of a layer along their gradient, and compares the change of the loss with that promise.",
         "1 pass with gradients, and 2 without for each layer",
-        "a tenth; two step sizes must agree within a twentieth, and float32 gives about 1e-4",
+        "a half more or a third less, at two step sizes that agree: bfloat16 inside a model gives a tenth",
         ("dead parameters",),
         slope,
     ),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ EXCESS, EXCESS_SHARE = 1.0, 0.1
 def last_operation(seen: Trace, logits: Tensor) -> Op | None:
     """The operation that made the numbers of the logits, before they were rearranged."""
     raw = seen.output
-    parts = [t for t in tree_leaves(raw if isinstance(raw, (Tensor, tuple, list, dict)) else list(vars(raw).values()))]
+    parts = tree_leaves(raw if isinstance(raw, (Tensor, tuple, list, dict)) else list(vars(raw).values()))
     result = next((t for t in parts if isinstance(t, Tensor) and same_memory(t, logits)), None)
     value = None if result is None else seen.value_of(result)
     while value is not None and (op := seen.made_by(value)) is not None:
@@ -132,7 +133,9 @@ def _from_head(seen: Trace, op: Op | None, width: int) -> bool:
             return any(width in seen.tensors[value].shape for value in op.inputs if source(seen, value)) or not names
         if not op.inputs or "norm" in op.name:
             return False
-        computed = [before for value in op.inputs if (before := seen.made_by(value)) is not None and value not in seen.origins]
+        computed = [
+            before for value in op.inputs if (before := seen.made_by(value)) is not None and value not in seen.origins
+        ]
         if op.name in ("aten.add", "aten.add_") and len(computed) > 1:
             return False
         op = computed[0] if computed else None
@@ -146,31 +149,41 @@ def initial_loss(subject: Subject) -> Iterator[Result]:
         module = subject.copy()
         size = sum(p.numel() for p in module.parameters())
         rows = max(2, min(256, 20_000_000 // max(size, 1))) if size < 2e7 else 2
-        idx, targets = subject.ids(max(2, rows // length * 4), length), subject.ids(max(2, rows // length * 4), length, 50)
+        idx, targets = (
+            subject.ids(max(2, rows // length * 4), length),
+            subject.ids(max(2, rows // length * 4), length, 50),
+        )
         logits = subject.logits(module, idx).float()
     usable = torch.isfinite(logits).flatten(0, 1).any(0)
     if not bool(torch.isfinite(logits[..., : subject.vocab]).all()):
         raise NotRun("the logits are not finite")
     spread = float(logits[..., usable].clamp_min(-1e4).std(-1).mean())
     if not subject.fresh:
-        yield passed(f"the model is trained: its logits are finite, with a standard deviation of {spread:.2f}", spread=spread)
+        yield passed(
+            f"the model is trained: its logits are finite, with a standard deviation of {spread:.2f}", spread=spread
+        )
         return
     loss, uniform = float(cross_entropy(logits, targets)), math.log(max(2, int(usable.sum())))
-    evidence = {"loss": round(loss, 4), "ln V": round(uniform, 4), "spread": round(spread, 4)}
+    evidence: dict[str, Any] = {"loss": round(loss, 4), "ln V": round(uniform, 4), "spread": round(spread, 4)}
     problems = [*_odd_weights(subject)]
     if loss > uniform + EXCESS + EXCESS_SHARE * uniform:
         problems.append(
             failed(
-                "init", f"the loss before training is {loss:.2f}; knowing nothing is ln {int(usable.sum())} = {uniform:.2f} "
-                f"(the logits have a standard deviation of {spread:.2f})", **evidence,
-            )  # fmt: skip
+                "init",
+                f"the loss before training is {loss:.2f}; knowing nothing is ln {int(usable.sum())} = {uniform:.2f} "
+                f"(the logits have a standard deviation of {spread:.2f})",
+                **evidence,
+            )
         )
     elif _large_weights(subject) and (entropy := _attention_entropy(subject)) is not None and entropy < 0.3:
         problems.append(
             failed(
-                "init", f"before training, attention already looks at single tokens: its mean entropy is {entropy:.2f} "
-                "of what it would be for equal weights; the weights are too large", entropy=round(entropy, 4), **evidence,
-            )  # fmt: skip
+                "init",
+                f"before training, attention already looks at single tokens: its mean entropy is {entropy:.2f} "
+                "of what it would be for equal weights; the weights are too large",
+                entropy=round(entropy, 4),
+                **evidence,
+            )
         )
     if problems:
         yield from problems
@@ -185,7 +198,7 @@ def _odd_weights(subject: Subject) -> Iterator[Result]:
         wild = [n for n, p in trained.items() if not bool((p.abs() < 1e4).all())]
         if wild:
             yield failed(
-                "init", f"{wild[0]} holds numbers such as {float(trained[wild[0]].abs().max()):.3g}: was it filled at all?",
+                "init", f"{wild[0]} holds {float(trained[wild[0]].abs().max()):.3g}: was it filled at all?",
                 wild[0].rpartition(".")[0] or None, parameters=wild[:20],
             )  # fmt: skip
         if trained and all(float(p.abs().max()) == 0 for p in trained.values() if p.numel()):
@@ -195,8 +208,8 @@ def _odd_weights(subject: Subject) -> Iterator[Result]:
     same = [name for name in same if name in factors]
     if same:
         yield failed(
-            "init", f"all rows of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: the units of the layer "
-            "compute the same and get the same gradient", same[0].rpartition(".")[0] or None, parameters=same[:20],
+            "init", f"all rows of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: the units of the "
+            "layer compute the same and get the same gradient", same[0].rpartition(".")[0] or None, same=same[:20],
         )  # fmt: skip
 
 
@@ -239,10 +252,10 @@ OUTPUTS_CHECKS: tuple[Check[Subject], ...] = (
     ),
     Check(
         "initial loss",
-        "Compares the loss of an untrained model on random targets with ln V, and looks for weights that were not drawn.",
+        "Compares the loss of an untrained model on random targets with ln V; looks for weights that were not drawn.",
         "1 to 3 forward passes",
-        "ln V + 1 + a tenth of ln V: logits of standard deviation 1 add 0.5; attention entropy below a quarter of equal "
-        "weights: ALiBi's steepest slopes leave more",
+        "ln V + 1 + a tenth of ln V: logits of standard deviation 1 add 0.5; attention entropy below 0.3 of that of "
+        "equal weights, with large weights: ALiBi's steepest slopes leave more",
         ("init",),
         initial_loss,
     ),

@@ -1,4 +1,4 @@
-"""Parameters that never learn: without a gradient, or not registered."""
+"""Parameters that never learn, because they get no gradient."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.constants import constant_weights, multiplied
+from glassgpt.doctor.models.constants import multiplied
 from glassgpt.doctor.models.gradients import probe_size, trainable, training_loss
 from glassgpt.doctor.report import Check, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
@@ -97,13 +97,12 @@ def _gradients(subject: Subject, module: nn.Module, factors: set[str], batches: 
     return seen, connected
 
 
-def _unused(
-    subject: Subject, name: str, parameter: Tensor, seen: Seen, length: int, factors: set[str]
-) -> str:
+def _unused(subject: Subject, name: str, parameter: Tensor, seen: Seen, length: int, factors: set[str]) -> str:
     """Say which slices of a matrix got no gradient; empty if that is nothing to speak of.
 
-    ``factors`` are the parameters that matrices are multiplied with. It looks at rows of a table of positions; blocks of neighbouring rows or columns (a head that is left out); half of all.
-    Rows of tokens or distances that did not occur, single units of a ReLU that are off, and experts without tokens are no bugs.
+    It looks at the rows of a table of positions, and in ``factors`` of matrix products at blocks of neighbouring rows
+    or columns (a head that is left out), and at half of all. Rows of tokens or distances that did not occur, and
+    single units of a ReLU that are off, are no bugs.
     """
     if parameter.dim() < 2 or not seen.any or not len(seen.rows):
         return ""
@@ -116,18 +115,17 @@ def _unused(
             return f"{dead} of {min(length, rows)} rows of the table of positions"
     if parameter.dim() == 2 and name in factors and not subject.context <= rows <= 2 * subject.context + 1:
         for label, flags in (("rows", seen.rows), ("columns", seen.columns)):
-            if len(flags) in known or len(flags) < 4 or len(flags) > subject.vocab and rows in known:
+            if len(flags) in known or len(flags) < 4 or (len(flags) > subject.vocab and rows in known):
                 continue
             dead = int((~flags).sum())
-            longest = max((sum(1 for _ in run) for used, run in itertools.groupby(flags.tolist()) if not used), default=0)
+            if dead == len(flags) - subject.vocab:  # a padded vocabulary that is cut off
+                continue
+            longest = max(
+                (sum(1 for _ in run) for used, run in itertools.groupby(flags.tolist()) if not used), default=0
+            )
             if dead >= len(flags) / 2 or longest >= max(4, len(flags) / 16):
                 return f"{dead} of {len(flags)} {label}"
     return ""
-
-
-def _experts(names: list[str], calls: _Calls) -> list[str]:
-    """Those of the parameters that belong to experts of a mixture that were sent no token."""
-    return [name for name in names if "expert" in name.lower()]
 
 
 def _used_elsewhere(module: nn.Module, name: str, calls: _Calls) -> str | None:
@@ -179,7 +177,7 @@ def dead_parameters(subject: Subject) -> Iterator[Result]:
         )  # fmt: skip
         return
     dead = [name for name, s in seen.items() if not s.any and not _key_bias(name, parameters[name])]
-    starved = _experts(dead, calls)
+    starved = [name for name in dead if "expert" in name.lower()]  # an untrained router may send them nothing
     elsewhere = {name: method for name in dead if (method := _used_elsewhere(module, name, calls))}
     real = [name for name in dead if name not in starved and name not in elsewhere]
     if real:
@@ -187,12 +185,8 @@ def dead_parameters(subject: Subject) -> Iterator[Result]:
     if elsewhere:
         yield warned(
             "dead parameters", f"{_grouped(list(elsewhere))} is not used by forward, only by "
-            f"{', '.join(sorted(set(elsewhere.values())))}()", _common_module(list(elsewhere)), dead=list(elsewhere)[:50],
-        )  # fmt: skip
-    if starved:
-        yield warned(
-            "dead parameters", f"experts that no token was sent to in {BATCHES} batches: {_grouped(starved)}",
-            _common_module(starved), dead=starved[:50],
+            f"{', '.join(sorted(set(elsewhere.values())))}()",
+            _common_module(list(elsewhere)), dead=list(elsewhere)[:50],
         )  # fmt: skip
     length = probe_size(subject)[1]
     slices = {n: text for n, s in seen.items() if (text := _unused(subject, n, parameters[n], s, length, factors))}
@@ -203,9 +197,11 @@ def dead_parameters(subject: Subject) -> Iterator[Result]:
             "dead parameters", f"{text} of {name}{more} got no gradient in {BATCHES} batches",
             name.rpartition(".")[0] or None, slices=slices,
         )  # fmt: skip
-    if not dead and not slices:
+    if not real and not elsewhere and not slices:
         note = f"; {frozen} more are frozen (requires_grad=False)" if frozen else ""
-        yield passed(f"all {count} trainable parameters got a gradient{note}", count=count, frozen=frozen)
+        note += f"; no token was sent to {_grouped(starved)}" if starved else ""
+        text = f"{count - len(starved)} of {count} trainable parameters got a gradient{note}"
+        yield passed(text, count=count, frozen=frozen, starved=starved[:50])
 
 
 def _key_bias(name: str, parameter: Tensor) -> bool:
@@ -239,72 +235,6 @@ def _explain(subject: Subject, module: nn.Module, dead: list[str], count: int, c
     )  # fmt: skip
 
 
-def _leaves(*tensors: Tensor) -> Iterator[Tensor]:
-    """The tensors that the graph of autograd ends in."""
-    todo = [t.grad_fn for t in tensors if t.grad_fn is not None]
-    done = set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in done:
-            continue
-        done.add(node)
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            yield variable
-        todo += [before for before, _ in node.next_functions if before is not None]
-
-
-def hidden_tensors(module: nn.Module) -> dict[int, str]:
-    """Tensors that modules hold in plain attributes, lists and dicts: id of the tensor -> where."""
-    found: dict[int, str] = {}
-
-    def look(value: Any, name: str, depth: int) -> None:
-        if isinstance(value, Tensor):
-            found.setdefault(id(value), name)
-        elif isinstance(value, nn.Module):
-            for key, parameter in value.named_parameters():
-                found.setdefault(id(parameter), f"{name}.{key}")
-        elif depth and isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                look(item, f"{name}[{index}]", depth - 1)
-        elif depth and isinstance(value, dict):
-            for key, item in value.items():
-                look(item, f"{name}[{key!r}]", depth - 1)
-
-    for path, part in module.named_modules():
-        for key, value in vars(part).items():
-            if key not in ("_parameters", "_buffers", "_modules"):
-                look(value, f"{path}.{key}" if path else key, 4)
-    return found
-
-
-def unregistered_parameters(subject: Subject) -> Result:
-    """Every weight that forward uses is in parameters() or is a buffer."""
-    with fixed_random_state():
-        module = subject.copy(train=True)
-        idx = subject.ids()
-        loss, output = training_loss(subject, module, idx, subject.ids(seed=1))
-        registered = {id(p) for p in (*module.parameters(), *module.buffers())}
-        B, T = idx.shape
-        strangers = [
-            leaf for leaf in _leaves(loss, output.logits)
-            if id(leaf) not in registered and leaf.shape[:2] not in ((B, T), (T, B)) and leaf.shape[:1] != (B * T,)
-        ]  # fmt: skip
-        names = hidden_tensors(module)
-        found = [(names.get(id(leaf), "made inside forward, or outside of the model"), leaf) for leaf in strangers]
-        found += constant_weights(subject, subject.copy())
-    if not found:
-        return passed(f"every weight that forward uses is one of its {len(registered)} parameters and buffers")
-    total = sum(leaf.numel() for _, leaf in found)
-    places = list(dict.fromkeys(place for place, _ in found))
-    return failed(
-        "unregistered parameters",
-        f"forward uses {len(found)} weights with {total:,} numbers that parameters() does not list: "
-        f"{', '.join(places[:4])}{' ...' if len(places) > 4 else ''}",
-        tensors=[f"{place} {list(leaf.shape)}" for place, leaf in found[:50]], numbers=total,
-    )  # fmt: skip
-
-
 PARAMETERS_CHECKS: tuple[Check[Subject], ...] = (
     Check(
         "dead parameters",
@@ -313,13 +243,5 @@ PARAMETERS_CHECKS: tuple[Check[Subject], ...] = (
         "exactly zero or None: a path that starts at zero opens after a step, everything else has some gradient",
         ("dead parameters", "init"),
         dead_parameters,
-    ),
-    Check(
-        "unregistered parameters",
-        "Follows the graph of autograd to its ends, and looks for weights that parameters() does not list.",
-        "1 pass with gradients and 1 without",
-        "any tensor that requires a gradient; any matrix without structure that multiplies the hidden state",
-        ("unregistered parameters",),
-        unregistered_parameters,
     ),
 )

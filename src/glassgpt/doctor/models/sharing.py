@@ -55,7 +55,9 @@ def shared_layers(subject: Subject) -> Iterator[Result]:
     """Sibling layers have parameters of their own."""
     module = subject.module
     tables = {subject.vocab, subject.outputs} - {1}
-    switched_on = next((name for _, name, value in _declared(module, SHARING_WORDS) if value and value is not None), None)
+    switched_on = next(
+        (name for _, name, value in _declared(module, SHARING_WORDS) if value and value is not None), None
+    )
     problems: list[Result] = []
     notes: list[str] = []
     for path, parent in module.named_modules():
@@ -136,21 +138,22 @@ def tying(subject: Subject) -> Iterator[Result]:
     seen = trace_forward(subject, twin, subject.ids(1, min(subject.context, 4)))
     embedding, head = embedding_and_head(seen)
     table, weight = parameters.get(embedding or ""), parameters.get(head or "")
-    if table is not None and weight is not None and subject.vocab in table.shape and table is not weight:
-        if not problems and _same_numbers(table, weight):
-            problems.append(
-                failed(
-                    "tying", f"{head} and {embedding} hold the same numbers, but are two parameters: a step parts them",
-                    (head or "").rpartition(".")[0] or None, embedding=embedding, head=head,
-                )  # fmt: skip
-            )
-    declared = [(name, bool(value)) for part, name, value in _declared(module, TYING_WORDS) if _holds(part, table, weight)]
+    apart = table is not None and weight is not None and subject.vocab in table.shape and table is not weight
+    if apart and not problems and table is not None and weight is not None and _same_numbers(table, weight):
+        text = f"{head} and {embedding} hold the same numbers, but are two parameters: a step parts them"
+        holder = (head or "").rpartition(".")[0] or None
+        problems.append(failed("tying", text, holder, embedding=embedding, head=head))
+    declared = [
+        (name, bool(value)) for part, name, value in _declared(module, TYING_WORDS) if _holds(part, table, weight)
+    ]
     if table is not None and weight is not None and declared and not problems:
         name, wanted = declared[0]
         if wanted != (table is weight):
             text = f"{name} is {wanted}, but {embedding} and {head} are {'one parameter' if table is weight else 'two'}"
             result = failed if wanted else warned
-            problems.append(result("tying", text, (head or "").rpartition(".")[0] or None, embedding=embedding, head=head))
+            problems.append(
+                result("tying", text, (head or "").rpartition(".")[0] or None, embedding=embedding, head=head)
+            )
     if problems:
         yield from problems[:3]
     elif table is None or weight is None:
@@ -177,8 +180,8 @@ def _overlapping(parameters: Mapping[str, nn.Parameter]) -> Iterator[Result]:
     spans: dict[int, list[tuple[int, int, str]]] = {}
     for name, p in parameters.items():
         if p.numel() and p.layout == torch.strided and p.device.type != "meta":
-            end = p.storage_offset() + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) + 1
-            spans.setdefault(p.untyped_storage().data_ptr(), []).append((p.storage_offset(), end, name))
+            end = int(p.storage_offset()) + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) + 1
+            spans.setdefault(p.untyped_storage().data_ptr(), []).append((int(p.storage_offset()), int(end), name))
     for found in spans.values():
         for (_, end, first), (start, _, second) in itertools.pairwise(sorted(found)):
             if start < end and first != second:
