@@ -158,9 +158,7 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
     from glassgpt.doctor.loading import names_a_factory
     from glassgpt.doctor.loops.loop import load_loop
     from glassgpt.doctor.machine import load_machine
-    from glassgpt.doctor.texts.conversation_subject import load_conversations
-    from glassgpt.doctor.texts.corpus_subject import load_corpus
-    from glassgpt.doctor.texts.tokenizer_loading import load_tokenizer_subject
+    from glassgpt.doctor.texts.checks import load_conversations, load_corpus, load_tokenizer_subject
 
     torch.manual_seed(0)  # code that draws its weights gives the same results again
     model = request.model(names["model"]) if "model" in names else None

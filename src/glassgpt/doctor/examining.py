@@ -11,9 +11,7 @@ from glassgpt.doctor.history import HISTORY_CHECKS
 from glassgpt.doctor.loops.checks import LOOP_CHECKS
 from glassgpt.doctor.machine import MACHINE_CHECKS
 from glassgpt.doctor.report import FINDINGS, Check, Outcome, run_checks
-from glassgpt.doctor.texts.conversation_checks import CONVERSATION_CHECKS
-from glassgpt.doctor.texts.corpus_checks import CORPUS_CHECKS
-from glassgpt.doctor.texts.tokenizer_checks import TOKENIZER_CHECKS
+from glassgpt.doctor.texts.checks import CONVERSATION_CHECKS, CORPUS_CHECKS, TOKENIZER_CHECKS
 from glassgpt.errors import SubjectError
 
 #: The checks by kind of subject, and the option that gives such a subject.
