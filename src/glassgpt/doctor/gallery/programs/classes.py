@@ -101,7 +101,7 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None):
         B, T = idx.size()
-        assert T <= self.config.block_size, f"{T} tokens, but the context is {self.config.block_size}"
+        assert self.config.block_size >= T, f"{T} tokens do not fit"
         pos = torch.arange(T, dtype=torch.long, device=idx.device)
         x = self.drop(self.wte(idx) + self.wpe(pos))
         for block in self.h:

@@ -102,7 +102,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens):
         B, T = tokens.shape
-        if T > self.max_seq_len:
+        if self.max_seq_len < T:
             raise ValueError(f"{T} tokens, at most {self.max_seq_len}")
         h = self.tok_embeddings(tokens)
         freqs_cis = self.freqs_cis[:T].to(h.device)
