@@ -11,6 +11,10 @@ from torch import Tensor
 from glassgpt.config import ModelConfig
 from glassgpt.doctor.models.attention import ATTENTION_CHECKS
 from glassgpt.doctor.models.groups import GROUP_CHECKS
+from glassgpt.doctor.models.norms import NORM_CHECKS
+from glassgpt.doctor.models.positions import POSITION_CHECKS
+from glassgpt.doctor.models.residual import RESIDUAL_CHECKS
+from glassgpt.doctor.models.rotations import ROTATION_CHECKS
 from glassgpt.model import GPT
 
 CHECKS = (*ATTENTION_CHECKS, *GROUP_CHECKS)
@@ -96,10 +100,23 @@ def test_interleaved_groups_are_found(wrong):
 
 
 def test_our_own_model_raises_nothing_and_everything_is_measured():
-    config = ModelConfig(vocab_size=V_OURS, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=32)
+    config = ModelConfig(vocab_size=61, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=32)
     model = GPT(config)
     model.init_weights(0)
     assert {o.result.status for o in examine(CHECKS, model)} == {"PASS"}
 
 
-V_OURS = 61
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Gemma3", "Qwen3", "GPTNeoX", "Bloom", "Falcon", "Mixtral", "OPT"])
+def test_published_architectures_raise_nothing(name):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if name in ("Llama", "Gemma3", "Qwen3", "Mixtral"):
+        sizes |= {"num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 8}
+    kind = "Gemma3Text" if name == "Gemma3" else name
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    torch.manual_seed(0)
+    suffix = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    model = getattr(transformers, f"{name}{suffix}")(config)
+    every = (*CHECKS, *ROTATION_CHECKS, *POSITION_CHECKS, *NORM_CHECKS, *RESIDUAL_CHECKS)
+    assert alarms(every, model) == set()
