@@ -67,13 +67,13 @@ def _shapes(module: nn.Module, idx: Tensor) -> dict[str, torch.Size]:
     for name, part in module.named_modules():
         if not name or isinstance(part, nn.Identity) or any(p.squeeze().dim() > 1 for p in part.parameters()):
             continue
-        own = [p for p in part.parameters(recurse=False)]
+        own = list(part.parameters(recurse=False))
         if not own and not NAME.search(f"{name.rsplit('.', 1)[-1]} {type(part).__name__}"):
             continue
 
         def see(_: nn.Module, inputs: tuple[object, ...], out: object, name: str = name) -> None:
             single = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(out, Tensor)
-            if single and inputs[0].is_floating_point() and inputs[0].shape == out.shape and name not in found:  # type: ignore[union-attr, attr-defined]
+            if single and inputs[0].is_floating_point() and inputs[0].shape == out.shape and name not in found:  # type: ignore[attr-defined]
                 found[name] = inputs[0].shape  # type: ignore[attr-defined]
 
         hooks.append(part.register_forward_hook(see))
@@ -101,7 +101,9 @@ def _judge(norm: nn.Module, shape: torch.Size, axes: _Axes, name: str) -> str | 
         moved.select(axis, at[axis]).zero_()
         if float(moved.amax()) > limit:
             over = {"time": "other positions", "batch": "other rows of the batch", "tokens": "other tokens"}[what]
-            return failed("norm", f"the norm of a token of {list(shape)} depends on {over}", name, change=float(moved.amax()))
+            return failed(
+                "norm", f"the norm of a token of {list(shape)} depends on {over}", name, change=float(moved.amax())
+            )
     changed = x.clone()
     changed[at] += 1.0
     moved = (norm(changed) - y).abs() > limit
@@ -121,7 +123,9 @@ def _judge_size(norm: nn.Module, x: Tensor, y: Tensor, name: str) -> str | Resul
         return failed("norm", "eps is as large as the variance of usual input (1)", name, degree=degree)
     if abs(degree) > 0.03:
         how = "not divided by its size" if degree > 0.5 else "divided by more than its size (a variance?)"
-        return failed("norm", f"10 times the input gives {10**degree:.3g} times the output: it is {how}", name, degree=degree)
+        return failed(
+            "norm", f"10 times the input gives {10**degree:.3g} times the output: it is {how}", name, degree=degree
+        )
     gain = max([1.0, *(float(p.abs().amax()) for p in norm.parameters() if p.numel())])
     if one > 3 * gain:
         return failed("norm", f"random input leaves it with size {one:.3g}, not about 1", name, size=one)
@@ -150,9 +154,13 @@ def norm_operations(subject: Subject) -> Result:
         seen.append(index)
         source = run.tensors[op.inputs[0]]
         over = [what for what, axis in axes.of(source.shape, last=True).items() if axis in dims]
-        if over and (op.name in ("aten.native_layer_norm", "aten.native_group_norm") or _divides(run, readers, op) is not None):
+        if over and (
+            op.name in ("aten.native_layer_norm", "aten.native_group_norm") or _divides(run, readers, op) is not None
+        ):
             names = {"time": "positions", "batch": "rows of the batch", "tokens": "all tokens"}
-            message = f"{op.name[5:]} of {list(source.shape)} is taken over {' and '.join(names[what] for what in over)}"
+            message = (
+                f"{op.name[5:]} of {list(source.shape)} is taken over {' and '.join(names[what] for what in over)}"
+            )
             return failed("norm", message, op.module)
     if not seen:
         raise NotRun("no norm was found in the trace")
@@ -225,7 +233,7 @@ def _reduced(op: Op, run: Trace) -> set[int] | None:
 
 
 def _divides(run: Trace, readers: dict[int, list[int]], op: Op) -> int | None:
-    """The operation by which a statistic, through roots and such, divides or multiplies a tensor as large as its input."""
+    """The operation by which a statistic, through roots and such, scales a tensor as large as its input."""
     size, todo, seen = run.tensors[op.inputs[0]].numel(), list(op.outputs), set[int]()
     while todo:
         value = todo.pop()

@@ -141,7 +141,9 @@ def _adds_stream(run: Trace, path: list[int], first: int) -> bool:
     """Whether any addition after the first attention on the path adds two computed tensors."""
     live = computed(run)
     return any(
-        run.ops[i].name.rstrip("_") == "aten.add" and i > first and len([v for v in run.ops[i].inputs if v in live]) == 2
+        run.ops[i].name.rstrip("_") == "aten.add"
+        and i > first
+        and len([v for v in run.ops[i].inputs if v in live]) == 2
         for i in path
     )
 
@@ -157,7 +159,9 @@ def _growth(sites: Sites, path: list[int], first: int, last: int, layers: int, s
     silent = {
         index: torch.zeros_like
         for index in range(first, len(run.ops))
-        if run.ops[index].name in PRODUCTS and _crosses(run, run.ops[index]) and not live.isdisjoint(run.ops[index].inputs)
+        if run.ops[index].name in PRODUCTS
+        and _crosses(run, run.ops[index])
+        and not live.isdisjoint(run.ops[index].inputs)
     }
     alone = trace_with(sites.module, sites.idx, silent)
     if len(alone.ops) != len(run.ops):

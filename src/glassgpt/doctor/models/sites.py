@@ -130,7 +130,8 @@ def find_sites(run: Trace) -> list[Site]:
     for mix, op in enumerate(run.ops):
         if op.name not in PRODUCTS or not live.issuperset(op.inputs[-2:]):
             continue
-        for flipped, weights, values in ((False, *op.inputs[-2:]), (True, *op.inputs[:-3:-1])):
+        for flipped in (False, True):
+            weights, values = op.inputs[:-3:-1] if flipped else op.inputs[-2:]
             passed, ends = walk_back(run, live, weights)
             names = {run.ops[i].name.rstrip("_") for i in passed}
             softmaxes = [i for i in passed if run.ops[i].name in SOFTMAX]
@@ -145,9 +146,7 @@ def find_sites(run: Trace) -> list[Site]:
                 else (frozenset[int](), frozenset[int]())
             )
             softmax = max(softmaxes) if softmaxes else None
-            sites.append(
-                Site(op.module, one, softmax, mix, flipped, first, second, walk_back(run, live, values)[1])
-            )
+            sites.append(Site(op.module, one, softmax, mix, flipped, first, second, walk_back(run, live, values)[1]))
             break
     return sites
 
@@ -277,8 +276,12 @@ def _examine(subject: Subject) -> Sites:
     module, idx = subject.copy(), subject.ids(1)
     with torch.no_grad(), fixed_random_state():
         for parameter in module.parameters():  # a table that starts constant has positions that do not differ yet
-            if parameter.dim() > 1 and parameter.is_floating_point() and bool((parameter == parameter.flatten()[:1]).all()):
-                parameter += 0.02 * torch.randn_like(parameter)
+            if (
+                parameter.dim() > 1
+                and parameter.is_floating_point()
+                and bool((parameter == parameter.flatten()[:1]).all())
+            ):
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
     plain = trace_with(module, idx, {})
     found = find_sites(plain)
     if not found:
