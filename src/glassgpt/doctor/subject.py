@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -98,7 +99,9 @@ class Subject:
             NotRun: if it can be neither copied nor made anew.
         """
         try:
-            twin = copy.deepcopy(self.module)
+            copies: dict[int, Any] = {}
+            twin = copy.deepcopy(self.module, copies)
+            _rebind_closures(twin, copies)
         except Exception as error:
             if self.factory is None:
                 raise NotRun(f"the module cannot be copied: {first_line(error)}") from error
@@ -199,6 +202,18 @@ class Subject:
             "It has to be a module whose forward takes int64 ids [B, T], and targets if it likes. If vocabulary or "
             "context are wrong, give --vocab and --context; if forward needs more arguments, wrap it."
         )
+
+
+def _rebind_closures(twin: nn.Module, copies: dict[int, Any]) -> None:
+    """Let functions kept as attributes of a copy (`self.f = lambda x: part(x)`) use the parts of the copy."""
+    for part in twin.modules():
+        for key, value in vars(part).items():
+            if isinstance(value, FunctionType) and value.__closure__:
+                held = [cell.cell_contents for cell in value.__closure__]
+                cells = tuple(CellType(copies.get(id(thing), thing)) for thing in held)
+                again = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+                again.__kwdefaults__ = value.__kwdefaults__
+                vars(part)[key] = again
 
 
 def read_output(raw: Any, B: int, T: int, vocab: int) -> tuple[Tensor, Tensor | None]:
