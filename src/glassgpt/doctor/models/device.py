@@ -6,9 +6,11 @@ Every operation on two devices fails there as it does on a GPU, so no GPU is nee
 import linecache
 import traceback
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -35,7 +37,71 @@ class _DeviceVariables(TorchFunctionMode):
             kwargs["device"] = GPU
         if getattr(func, "__name__", "") == "to" and len(args) > 1 and _is_cpu(args[1]) and not _line_says_cpu():
             args = (args[0], GPU, *args[2:])
+        if func is Tensor.__getitem__ and _is_imagined(args[0]):
+            return _index(args[0], args[1])
+        if func is Tensor.__setitem__ and _is_imagined(args[0]):
+            _write(args[0], args[1], args[2])
+            return None
+        if func is Tensor.contiguous and _is_imagined(args[0]):
+            return args[0] if args[0].is_contiguous() else args[0].clone(memory_format=torch.contiguous_format)
+        if getattr(func, "__name__", "") == "repeat_interleave" and _is_imagined(args[0]) and len(args) > 1:
+            return _repeat(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _repeat(tensor: Tensor, repeats: Any, dim: int | None = None, **_: Any) -> Tensor:
+    """What `repeat_interleave` gives, but for the numbers."""
+    if isinstance(repeats, Tensor):
+        return torch.repeat_interleave(tensor, repeats, dim)
+    tensor, dim = (tensor.flatten(), 0) if dim is None else (tensor, dim)
+    return tensor.index_select(dim, torch.zeros(tensor.size(dim) * repeats, dtype=torch.int64, device=GPU))
+
+
+def _is_imagined(tensor: Tensor) -> bool:
+    return tensor.device.type == GPU
+
+
+def _index(tensor: Tensor, key: Any) -> Tensor:
+    """`tensor[key]` by single operations: PyTorch's own indexing asks a GPU's driver, which is not here."""
+    view, indices = _basic(tensor, key)
+    return torch.ops.aten.index.Tensor(view, indices) if indices else view
+
+
+def _write(tensor: Tensor, key: Any, value: Any) -> None:
+    """`tensor[key] = value`."""
+    view, indices = _basic(tensor, key)
+    value = value if isinstance(value, Tensor) else torch.tensor(value)
+    if indices:
+        torch.ops.aten.index_put_(view, indices, value.to(view.dtype))
+    else:
+        view.copy_(value)
+
+
+def _basic(tensor: Tensor, key: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """Apply the numbers, slices, None and ... of a key; return the view, and the tensors that index it further."""
+    items = list(key) if isinstance(key, tuple) else [key]
+    used = sum(item.dim() if _is_mask(item) else item is not None and item is not ... for item in items)
+    fill = [slice(None)] * (tensor.dim() - used)
+    places = [i for i, item in enumerate(items) if item is ...]
+    items = items[: places[0]] + fill + items[places[0] + 1 :] if places else items + fill
+    indices: list[Tensor | None] = []
+    for item in items:
+        dim = len(indices)
+        if item is None:
+            tensor = tensor.unsqueeze(dim)
+            indices.append(None)
+        elif isinstance(item, slice):
+            tensor = torch.ops.aten.slice.Tensor(tensor, dim, item.start, item.stop, item.step or 1)
+            indices.append(None)
+        elif isinstance(item, int):
+            tensor = tensor.select(dim, item)
+        else:
+            indices += [torch.as_tensor(item)] + [None] * (item.dim() - 1 if _is_mask(item) else 0)
+    return tensor, indices if any(index is not None for index in indices) else []
+
+
+def _is_mask(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.dtype == torch.bool
 
 
 def _is_cpu(device: Any) -> bool:
@@ -90,7 +156,7 @@ def _one_pass(subject: Subject, with_targets: bool) -> Result:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     module = subject.copy()
-    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())  # sizes may depend on numbers: experts
     path: list[str] = []
     _move(module, fake)
     for name, part in module.named_modules():
@@ -101,7 +167,7 @@ def _one_pass(subject: Subject, with_targets: bool) -> Result:
         idx = torch.zeros(B, T, dtype=torch.int64, device=GPU)
         given = torch.zeros_like(idx) if with_targets or subject._needs_targets else None
         try:
-            with _DeviceVariables():
+            with _DeviceVariables(), patch.object(transformer, "_detect_is_causal_mask", lambda mask, causal, size: False):
                 raw = subject.call(module, idx, given)
         except Exception as error:
             return _explain(error, path[-1] if path else "")

@@ -19,7 +19,7 @@ from glassgpt.doctor.models.probing import (
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, read_output
 from glassgpt.errors import first_line
-from glassgpt.inference.decode import Request, generate
+from glassgpt.inference.decode import generate
 from glassgpt.model import GPT
 from glassgpt.sampling import SamplingConfig
 
@@ -155,16 +155,15 @@ def _compare_left(padded: _Padded, idx: Tensor, here: Tensor, single: list[Tenso
 
 def _ragged_generation(subject: Subject) -> Result:
     """Our own decoding of rows of unequal length, against each row alone."""
-    model = subject.copy()
+    model = sharpened(subject.copy(), subject)
     assert isinstance(model, GPT)
     sizes = [n for n in (1, 3, 6) if n < subject.context]
-    requests = [
-        Request(subject.ids(1, n, seed=n)[0].tolist(), 2, SamplingConfig(temperature=0.0)) for n in sizes
-    ]  # fmt: skip
-    together = generate(model, requests)
-    alone = [generate(model, [request])[0] for request in requests]
-    if list(together) != alone:
-        return failed("padding", "rows of unequal length, decoded together, give other tokens than alone")
+    prompts, greedy = [subject.ids(1, n, seed=n)[0].tolist() for n in sizes], SamplingConfig(temperature=0.0)
+    together = [step.tokens for step in generate(model, prompts, 3, greedy)]
+    for row, prompt in enumerate(prompts):
+        alone = [step.tokens[0] for step in generate(model, [prompt], 3, greedy)]
+        if [tokens[row] for tokens in together] != alone:
+            return failed("padding", f"a row of {sizes[row]} tokens gives other tokens among others than alone")
     return passed(f"rows of {', '.join(map(str, sizes))} tokens, decoded together, give the tokens of each row alone")
 
 
