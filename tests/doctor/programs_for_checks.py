@@ -33,13 +33,13 @@ class Small(nn.Module):
         scores = q @ k.transpose(1, 2) / q.size(-1) ** 0.5
         mask = (self.plain_mask if "plain mask" in self.does else self.mask)[:T, :T]
         if "next token" in self.does:
-            mask = torch.ones(T, T).tril(1).bool()
+            mask = torch.ones(T, T, device=x.device).tril(1).bool()
         if "window" in self.does:
-            mask = mask & ~torch.ones(T, T).tril(-3).bool()
+            mask = mask & ~torch.ones(T, T, device=x.device).tril(-3).bool()
         if "leak in training" in self.does and self.training:
             mask = torch.ones_like(mask)
         if "first blind" in self.does:
-            mask = torch.ones(T, T).tril(-1).bool()
+            mask = torch.ones(T, T, device=x.device).tril(-1).bool()
         if "scaled by length" in self.does:
             scores = scores * T
         scores = scores.masked_fill(~mask, -torch.inf)

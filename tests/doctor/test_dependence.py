@@ -155,8 +155,8 @@ def test_caches_inside_a_module_and_its_own_generation(wrong: str, finding: str 
     "options",
     [
         {"position": "learned"},
-        {"position": "rope", "n_kv_head": 2, "norm": "rmsnorm", "mlp": "swiglu"},
-        {"position": "rope", "window": 4},
+        {"position": "rope", "n_kv_head": 2, "norm": "rmsnorm", "norm_bias": False, "mlp": "swiglu"},
+        {"position": "rope", "sliding_window": 4},
     ],
 )
 def test_our_own_model_is_silent(options: dict[str, object]) -> None:

@@ -122,14 +122,13 @@ def check_cache(subject: Subject) -> Result:
     """Pieces give the logits of the whole text, twice, the second time after a reset."""
     cached, T = Cached(subject), min(12, subject.context)
     compared = 0
-    for text, rows in enumerate((2, 1)):
-        idx = subject.ids(rows, T, seed=20 + text)
+    for text in range(2):
+        idx, start = subject.ids(2, T, seed=20 + text), 0
         full = quiet_logits(subject, sharpened(subject.copy(), subject), idx)
         if text and cached.inside and not cached.reset and not cached.position:
             cached = Cached(subject)  # no way to begin a second text is known
         try:
-            cached.begin(rows)
-            start = 0
+            cached.begin(2)
             for n in _pieces(T):
                 logits = cached.feed(idx[:, start : start + n].contiguous())
                 expected = full[:, start : start + n][:, -logits.size(1) :]
@@ -138,7 +137,10 @@ def check_cache(subject: Subject) -> Result:
                     return _verdict(cached, start, n, apart, text, subject)
                 start, compared = start + n, compared + 1
         except Exception as error:
-            if compared == 0 or start == 0:
+            if start == 0 and compared:
+                message = f"a second text fails after the first, read with {cached.how}: {first_line(error)}"
+                return failed("cache", message)
+            if start == 0:
                 raise NotRun(f"reading with {cached.how} ended with {type(error).__name__}: {first_line(error)}") from error
             if n > 1:
                 continue  # single tokens work; several at once are refused

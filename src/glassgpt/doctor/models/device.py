@@ -40,6 +40,7 @@ class _Marks(TorchDispatchMode):
         self.path = path  # of the modules that are running
         self.on_gpu: dict[int, Tensor] = {}  # by id; the tensor is kept, so that no id is used twice
         self.kept: list[Any] = []
+        self.inside_gpu_call = False  # a function of tensors on the GPU makes its own there, too
 
     @property
     def running(self) -> str:
@@ -64,6 +65,7 @@ class _Marks(TorchDispatchMode):
             raise _TwoDevices(f"{str(func).rsplit('.', 1)[0]} gets {', '.join(shapes)}", self.running)
         first_on_gpu = bool(given) and id(given[0]) in self.on_gpu
         gpu = first_on_gpu if str(func).startswith(BETWEEN_DEVICES) else any(id(t) in self.on_gpu for t in given)
+        gpu = gpu or (not given and self.inside_gpu_call)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and not any(leaf is t for t in given):
                 self.mark(leaf, gpu)
@@ -91,7 +93,11 @@ class _Devices(TorchFunctionMode):
             return self.marks.mark(args[0].clone(), name == "cuda")
         device, args = _take_device(name, args, kwargs)
         if device is None:
-            return func(*args, **kwargs)
+            self.marks.inside_gpu_call = any(id(leaf) in self.marks.on_gpu for leaf in tree_leaves((args, kwargs)))
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self.marks.inside_gpu_call = False
         gpu = id(device) in self.marks.on_gpu if isinstance(device, Tensor) else _means_gpu(device)
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or (id(out) in self.marks.on_gpu) == gpu:
