@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Small(nn.Module):
     """One or two blocks of causal attention; `does` holds the names of what is different."""
 
-    def __init__(self, *does: str, vocab: int = 29, context: int = 16, width: int = 24, layers: int = 2):
+    def __init__(self, *does: str, vocab: int = 29, context: int = 16, width: int = 24, layers: int = 1):
         super().__init__()
         self.does, self.context, self.vocab_size, self.block_size = does, context, vocab, context
         self.tokens, self.positions = nn.Embedding(vocab, width), nn.Embedding(context, width)
