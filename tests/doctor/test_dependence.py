@@ -1,7 +1,10 @@
-"""The checks of dependence, lengths, modes, numbers and devices: each bug has its finding, correct programs have none."""
+"""The checks by experiment: each bug has its finding and no other, correct programs have none."""
 
 import pytest
 import torch
+from programs_for_checks import small
+from torch import nn
+
 from glassgpt.config import ModelConfig
 from glassgpt.doctor.loading import subject_of
 from glassgpt.doctor.models.behaviour import BEHAVIOUR_CHECKS
@@ -15,9 +18,6 @@ from glassgpt.doctor.models.padding import PADDING_CHECKS
 from glassgpt.doctor.report import Result, run_checks
 from glassgpt.doctor.subject import Subject
 from glassgpt.model import GPT
-from torch import nn
-
-from programs_for_checks import small
 
 CHECKS = (
     *DEPENDENCE_CHECKS, *BEHAVIOUR_CHECKS, *NUMBER_CHECKS, *LENGTH_CHECKS, *CACHE_CHECKS, *GENERATION_CHECKS,

@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -165,9 +165,9 @@ def _one_pass(subject: Subject, with_targets: bool) -> Result | None:
         raise NotRun(f"the pass cannot be followed: {type(error).__name__}: {first_line(error)}") from error
     logits = getattr(raw, "logits", raw)
     for leaf in tree_leaves(logits):
-        if isinstance(leaf, Tensor) and leaf.dim() >= 2 and leaf.is_floating_point() and id(leaf) not in marks.on_gpu:
-            if leaf.numel() == idx.numel() * subject.outputs:
-                return failed("device", "the logits come back on the CPU, though weights and ids are on the GPU")
+        full = isinstance(leaf, Tensor) and leaf.dim() >= 2 and leaf.numel() == idx.numel() * subject.outputs
+        if full and id(leaf) not in marks.on_gpu:
+            return failed("device", "the logits come back on the CPU, though weights and ids are on the GPU")
     return None
 
 

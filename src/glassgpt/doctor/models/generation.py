@@ -14,8 +14,8 @@ from glassgpt.doctor.subject import Subject, fixed_random_state
 from glassgpt.errors import first_line
 
 LENGTHS = (
-    "max_new_tokens", "max_new_toks", "new_tokens", "n_new", "num_tokens", "n_tokens", "max_tokens", "max_gen_len", "steps",
-    "num_new_tokens", "gen_len", "n",
+    "max_new_tokens", "max_new_toks", "new_tokens", "n_new", "num_tokens", "n_tokens", "max_tokens", "max_gen_len",
+    "steps", "num_new_tokens", "gen_len", "n",
 )  # fmt: skip
 CONTEXTS = ("context_size", "block_size", "context_length", "max_context", "ctx_len")
 
@@ -31,7 +31,8 @@ class _Greedy(TorchFunctionMode):
 
 def _options(subject: Subject, module: nn.Module, new: int) -> dict[str, Any]:
     """Arguments for greedy generation of so many tokens, by the names that the function has."""
-    arguments = inspect.signature(module.generate).parameters
+    generate: Any = module.generate
+    arguments = inspect.signature(generate).parameters
     length = next((name for name in LENGTHS if name in arguments), None)
     hugging_face = "generation_config" in arguments
     if length is None and not hugging_face:
@@ -45,8 +46,9 @@ def _options(subject: Subject, module: nn.Module, new: int) -> dict[str, Any]:
 
 
 def _generate(subject: Subject, module: nn.Module, prompt: Tensor, new: int) -> Tensor:
+    generate: Any = module.generate
     with fixed_random_state(), torch.no_grad(), _Greedy():
-        out = module.generate(prompt.clone(), **_options(subject, module, new))
+        out = generate(prompt.clone(), **_options(subject, module, new))
     out = out[0] if isinstance(out, tuple) else out
     if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(prompt):
         raise NotRun("generate does not return token ids [B, T]")
@@ -90,7 +92,8 @@ def _first_wrong(subject: Subject, prompt: Tensor, out: Tensor, passes: list[Any
     new = out[:, T:] if out.size(1) > T else out
     text = torch.cat([prompt, new], 1)
     for t in range(T, min(text.size(1), subject.context + 1)):
-        logits = quiet_logits(subject, sharpened(subject.copy(), subject), text[:, max(0, t - subject.context) : t])[0, -1]
+        seen = text[:, max(0, t - subject.context) : t]
+        logits = quiet_logits(subject, sharpened(subject.copy(), subject), seen)[0, -1]
         gap = float(logits.max() - logits[text[0, t]])
         if gap > rounding(subject) * max(size_of(logits), 1e-30):
             message = f"greedy token {t - T} after a prompt of {T} is {int(text[0, t])}; the whole text gives"
@@ -108,9 +111,8 @@ def _last_logits(subject: Subject, raw: Any) -> Tensor | None:
     parts = raw.values() if isinstance(raw, Mapping) else raw if isinstance(raw, (tuple, list)) else [raw]
     logits = getattr(raw, "logits", None)
     for part in [logits] if logits is not None else parts:
-        if isinstance(part, Tensor) and part.is_floating_point() and part.dim() == 3 and len(part) == 1:
-            if part.size(-1) == subject.outputs:
-                return part[0, -1].float()
+        if isinstance(part, Tensor) and part.dim() == 3 and len(part) == 1 and part.size(-1) == subject.outputs:
+            return part[0, -1].float()
     return None
 
 

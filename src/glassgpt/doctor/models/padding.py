@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glassgpt.doctor.models.probing import (
     difference,
@@ -56,7 +56,7 @@ class _Padded:
             options["position_ids"] = (here.long().cumsum(1) - 1).clamp(min=0)
         with quiet():
             raw = self.module(idx.clone(), **options)
-        logits = read_output(raw, *idx.shape, self.subject.vocab)[0].float()
+        logits = read_output(raw, idx.size(0), idx.size(1), self.subject.vocab)[0].float()
         if logits.size(1) != idx.size(1):
             raise NotRun("only the logits of the last position are returned")
         return logits
@@ -71,7 +71,8 @@ class _Padded:
             return lambda here: here.sum(1)
         for kind in (torch.int64, torch.bool, torch.float32):
             try:
-                same = {one: self._agrees(self._call(idx, torch.full_like(here, one).to(kind)), plain) for one in (True, False)}
+                masks = {one: torch.full_like(here, one).to(kind) for one in (True, False)}
+                same = {one: self._agrees(self._call(idx, mask), plain) for one, mask in masks.items()}
             except NotRun:
                 raise
             except Exception as problem:
@@ -103,7 +104,7 @@ def check_padding(subject: Subject) -> Result:
     if T < 4:
         raise NotRun("the context is too short for padding")
     if padded.inverted:
-        return failed("padding", f"{padded.name} of ones hides the tokens; zeros hide nothing: it is the wrong way round")
+        return failed("padding", f"{padded.name} of ones hides the tokens, and of zeros hides nothing: inverted")
     idx, sizes = subject.ids(3, T), torch.tensor([T, T - 1, T // 2 + 1])
     single = [quiet_logits(subject, padded.module, idx[r : r + 1, : sizes[r]].contiguous())[0] for r in range(3)]
     size = max(map(size_of, single))
@@ -142,12 +143,12 @@ def _compare_left(padded: _Padded, idx: Tensor, here: Tensor, single: list[Tenso
     if "under the padding" in plain.message:
         return plain
     if not padded.has_positions:
-        return passed(f"rows padded on the right give the logits of single rows ({name}); padding on the left moves positions")
+        return passed(f"rows padded on the right give the logits of single rows; on the left, positions move ({name})")
     explicit = _compare(padded, idx, here, single, size, "left", positions=True)
     if explicit is not None:
         return explicit
     if type(padded.subject.module).__module__.startswith("transformers."):
-        return passed(f"rows padded on either side give the logits of single rows ({name}, and position_ids on the left)")
+        return passed(f"rows padded on either side give the logits of single rows ({name}, position_ids)")
     return warned(
         "padding", f"with padding on the left, positions count the padding unless position_ids are given ({name})"
     )
