@@ -187,9 +187,9 @@ def check_inputs_unchanged(subject: Subject) -> Result:
         before = [(name, tensor, tensor.detach().clone(), own) for name, tensor, own in _tensors(module)]
         for given_targets in (False, True) if subject.targets is not None else (False,):
             ids, goal = idx.clone(), targets.clone()
-            with fixed_random_state(), torch.no_grad():
-                with suppress(Exception):  # targets of -100 are not understood, or a call without targets is not
-                    subject.call(module, ids, goal if given_targets else None)
+            # Targets of -100 may not be understood, nor a call without targets.
+            with fixed_random_state(), torch.no_grad(), suppress(Exception):
+                subject.call(module, ids, goal if given_targets else None)
             for what, given, now in (("token ids", idx, ids), ("targets", targets, goal)):
                 if not torch.equal(given, now):
                     count = int((given != now).sum())
