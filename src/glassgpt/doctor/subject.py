@@ -308,16 +308,20 @@ def deep_copy(module: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.clone()
     twin = copy.deepcopy(module, memo)
-    for part in module.modules():
-        for key, value in vars(part).items():
-            if isinstance(value, FunctionType) and value.__closure__ and id(part) in memo:
-                cells = tuple(
-                    CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in value.__closure__
-                )
-                vars(memo[id(part)])[key] = FunctionType(
-                    value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
-                )
+    _rebind_closures(twin, memo)
     return twin
+
+
+def _rebind_closures(twin: nn.Module, copies: dict[int, Any]) -> None:
+    """Let functions kept as attributes of a copy (`self.f = lambda x: part(x)`) use the parts of the copy."""
+    for part in twin.modules():
+        for key, value in vars(part).items():
+            if isinstance(value, FunctionType) and value.__closure__:
+                held = [cell.cell_contents for cell in value.__closure__]
+                cells = tuple(CellType(copies.get(id(thing), thing)) for thing in held)
+                again = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+                again.__kwdefaults__ = value.__kwdefaults__
+                vars(part)[key] = again
 
 
 def _attributes(module: nn.Module, names: tuple[str, ...]) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """What a pass may not do: draw random numbers in evaluation, remember the pass before, change what it was given."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -73,7 +74,8 @@ def check_modes(subject: Subject) -> Result:
         changed = [name for name, part in module.named_modules() if flags.get(name, part.training) != part.training]
         if changed:
             was = "training" if train else "evaluation"
-            return failed("mode", f"a pass in {was} mode changes the mode of {len(changed)} modules", changed[0] or None)
+            message = f"a pass in {was} mode changes the mode of {len(changed)} modules"
+            return failed("mode", message, changed[0] or None)
     module = opened(subject.copy(), subject)
     one, same, other = (_seeded(subject, module, idx, seed) for seed in (1, 1, 2))
     apart = _relative(one, other)
@@ -99,7 +101,7 @@ def _dropout_in_training(subject: Subject, idx: Tensor) -> Result:
     if any(calls.switched_on) and apart <= EQUAL and are_finite(one):
         return failed("mode", "dropout is called in training mode, but two passes give the same logits", relative=apart)
     unused = [name for name, part in module.named_modules() if "Dropout" in type(part).__name__ and _p(part) > 0]
-    note = "" if calls.switched_on or not unused else f"; {unused[0]} (p={_p(module.get_submodule(unused[0]))}) is unused"
+    note = "" if calls.switched_on or not unused else f"; {unused[0]} is not used, though its p is over 0"
     what = f"two in training mode differ by {apart:.1e}" if apart > EQUAL else "so do two in training mode: no dropout"
     return passed(f"two passes in evaluation mode agree; {what}{note}", training=apart)
 
@@ -155,7 +157,7 @@ def _two_backward_passes(subject: Subject) -> Result | None:
                 loss.backward()
             except RuntimeError as error:
                 if number and "second time" in str(error):
-                    message = "the second training step fails: its graph reaches into the pass before (detach the state)"
+                    message = "the second training step fails: its graph reaches into the first (detach the state)"
                     return failed("state", message)
                 return None
     return None
@@ -168,7 +170,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
 
 
 def _kept_by_design(module: nn.Module, name: str, tensor: Tensor) -> bool:
-    """Whether a buffer may change in a pass: caches, counters, statistics, and what is not part of the model's state."""
+    """Whether a buffer may change in a pass: caches, counters, statistics, what is not saved."""
     words = ("cache", "key", "value", "kv", "state", "mem", "past", "hidden", "count", "usage", "running")
     return tensor.dim() < 2 or name not in module.state_dict() or any(word in name.lower() for word in words)
 
@@ -183,16 +185,11 @@ def check_inputs_unchanged(subject: Subject) -> Result:
     for train in (False, True):
         module = subject.copy(train)
         before = [(name, tensor, tensor.detach().clone(), own) for name, tensor, own in _tensors(module)]
-        calls: list[Callable[[Tensor, Tensor], Any]] = [lambda ids, _, m=module: subject.call(m, ids)]
-        if subject.targets is not None:
-            calls.append(lambda ids, goal, m=module: subject.call(m, ids, goal))
-        for call in calls:
+        for given_targets in (False, True) if subject.targets is not None else (False,):
             ids, goal = idx.clone(), targets.clone()
-            with fixed_random_state(), torch.no_grad():
-                try:
-                    call(ids, goal)
-                except Exception:  # targets of -100 are not understood, or a call without targets is not
-                    pass
+            # Targets of -100 may not be understood, nor a call without targets.
+            with fixed_random_state(), torch.no_grad(), suppress(Exception):
+                subject.call(module, ids, goal if given_targets else None)
             for what, given, now in (("token ids", idx, ids), ("targets", targets, goal)):
                 if not torch.equal(given, now):
                     count = int((given != now).sum())

@@ -103,7 +103,7 @@ def _one_more(subject: Subject, idx: Tensor, logits: Tensor) -> Result:
         return failed("max length", f"{n + 1} tokens give logits that are not finite", context=n)
     repeated = _repeated_position(subject, idx)
     if repeated is not None:
-        message = f"token {n} gets the position of token {repeated}: positions beyond the context are clamped or wrapped"
+        message = f"token {n} gets the position of token {repeated}: beyond the context, positions clamp or wrap"
         return failed("max length", message, context=n, position=repeated)
     if draws_in_eval(subject):
         return passed(f"{n} tokens work, and so do {n + 1}", context=n)

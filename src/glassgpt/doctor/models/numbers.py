@@ -158,7 +158,7 @@ def _by_size(subject: Subject, idx: Tensor, reason: str) -> Result:
     made = _activations(seen)
     for op in seen.ops:
         for number in op.outputs:
-            value = seen.tensors[number]
+            value = seen.tensors[number].detach()
             if number in made and value.is_floating_point() and value.numel() and float(value.max()) > HALF_MAX:
                 return _verdict(subject, f"{op.name} makes {float(value.max()):.1e}, over {HALF_MAX:.0f}", op.module)
     return passed(f"no activation is over {HALF_MAX:.0f} (float16 itself does not run here: {reason})")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glassgpt.doctor.models.probing import (
     difference,
@@ -19,7 +19,7 @@ from glassgpt.doctor.models.probing import (
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, read_output
 from glassgpt.errors import first_line
-from glassgpt.inference.decode import Request, generate
+from glassgpt.inference.decode import generate
 from glassgpt.model import GPT
 from glassgpt.sampling import SamplingConfig
 
@@ -56,7 +56,7 @@ class _Padded:
             options["position_ids"] = (here.long().cumsum(1) - 1).clamp(min=0)
         with quiet():
             raw = self.module(idx.clone(), **options)
-        logits = read_output(raw, *idx.shape, self.subject.vocab)[0].float()
+        logits = read_output(raw, idx.size(0), idx.size(1), self.subject.vocab)[0].float()
         if logits.size(1) != idx.size(1):
             raise NotRun("only the logits of the last position are returned")
         return logits
@@ -71,7 +71,8 @@ class _Padded:
             return lambda here: here.sum(1)
         for kind in (torch.int64, torch.bool, torch.float32):
             try:
-                same = {one: self._agrees(self._call(idx, torch.full_like(here, one).to(kind)), plain) for one in (True, False)}
+                masks = {one: torch.full_like(here, one).to(kind) for one in (True, False)}
+                same = {one: self._agrees(self._call(idx, mask), plain) for one, mask in masks.items()}
             except NotRun:
                 raise
             except Exception as problem:
@@ -103,7 +104,7 @@ def check_padding(subject: Subject) -> Result:
     if T < 4:
         raise NotRun("the context is too short for padding")
     if padded.inverted:
-        return failed("padding", f"{padded.name} of ones hides the tokens; zeros hide nothing: it is the wrong way round")
+        return failed("padding", f"{padded.name} of ones hides the tokens, and of zeros hides nothing: inverted")
     idx, sizes = subject.ids(3, T), torch.tensor([T, T - 1, T // 2 + 1])
     single = [quiet_logits(subject, padded.module, idx[r : r + 1, : sizes[r]].contiguous())[0] for r in range(3)]
     size = max(map(size_of, single))
@@ -142,12 +143,12 @@ def _compare_left(padded: _Padded, idx: Tensor, here: Tensor, single: list[Tenso
     if "under the padding" in plain.message:
         return plain
     if not padded.has_positions:
-        return passed(f"rows padded on the right give the logits of single rows ({name}); padding on the left moves positions")
+        return passed(f"rows padded on the right give the logits of single rows; on the left, positions move ({name})")
     explicit = _compare(padded, idx, here, single, size, "left", positions=True)
     if explicit is not None:
         return explicit
     if type(padded.subject.module).__module__.startswith("transformers."):
-        return passed(f"rows padded on either side give the logits of single rows ({name}, and position_ids on the left)")
+        return passed(f"rows padded on either side give the logits of single rows ({name}, position_ids)")
     return warned(
         "padding", f"with padding on the left, positions count the padding unless position_ids are given ({name})"
     )
@@ -155,16 +156,15 @@ def _compare_left(padded: _Padded, idx: Tensor, here: Tensor, single: list[Tenso
 
 def _ragged_generation(subject: Subject) -> Result:
     """Our own decoding of rows of unequal length, against each row alone."""
-    model = subject.copy()
+    model = sharpened(subject.copy(), subject)
     assert isinstance(model, GPT)
     sizes = [n for n in (1, 3, 6) if n < subject.context]
-    requests = [
-        Request(subject.ids(1, n, seed=n)[0].tolist(), 2, SamplingConfig(temperature=0.0)) for n in sizes
-    ]  # fmt: skip
-    together = generate(model, requests)
-    alone = [generate(model, [request])[0] for request in requests]
-    if list(together) != alone:
-        return failed("padding", "rows of unequal length, decoded together, give other tokens than alone")
+    prompts, greedy = [subject.ids(1, n, seed=n)[0].tolist() for n in sizes], SamplingConfig(temperature=0.0)
+    together = [step.tokens for step in generate(model, prompts, 3, greedy)]
+    for row, prompt in enumerate(prompts):
+        alone = [step.tokens[0] for step in generate(model, [prompt], 3, greedy)]
+        if [tokens[row] for tokens in together] != alone:
+            return failed("padding", f"a row of {sizes[row]} tokens gives other tokens among others than alone")
     return passed(f"rows of {', '.join(map(str, sizes))} tokens, decoded together, give the tokens of each row alone")
 
 

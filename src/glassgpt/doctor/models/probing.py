@@ -225,8 +225,8 @@ def first_module_that_differs(
     subject: Subject, module: nn.Module, idx: Tensor, other: Tensor, select: Part, tolerance: float
 ) -> str | None:
     """Run two inputs; find the first module whose output differs in the selected part although its input does not."""
-    runs = [record(subject, module, tokens, select) for tokens in (idx, other)]
-    return first_difference(*runs, tolerance)
+    one, two = (record(subject, module, tokens, select) for tokens in (idx, other))
+    return first_difference(one, two, tolerance)
 
 
 def _differ(ones: list[Tensor], others: list[Tensor], tolerance: float) -> bool:
