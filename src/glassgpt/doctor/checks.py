@@ -19,14 +19,13 @@ from glassgpt.doctor.models.positions import POSITION_CHECKS
 from glassgpt.doctor.models.registration import REGISTRATION_CHECKS
 from glassgpt.doctor.models.residual import RESIDUAL_CHECKS
 from glassgpt.doctor.models.rotations import ROTATION_CHECKS
-from glassgpt.doctor.models.rows import ROW_CHECKS
 from glassgpt.doctor.models.sharing import SHARING_CHECKS
 from glassgpt.doctor.models.targets import TARGETS_CHECKS
 from glassgpt.doctor.report import Check
 from glassgpt.doctor.subject import Subject
 
 MODEL_CHECKS: tuple[Check[Subject], ...] = (
-    *DEPENDENCE_CHECKS, *ROW_CHECKS,
+    *DEPENDENCE_CHECKS,
     *ATTENTION_CHECKS, *GROUP_CHECKS, *ROTATION_CHECKS, *POSITION_CHECKS, *NORM_CHECKS, *RESIDUAL_CHECKS,
     *OUTPUTS_CHECKS, *PARAMETERS_CHECKS, *GRADIENTS_CHECKS, *REGISTRATION_CHECKS, *SHARING_CHECKS,
     *BEHAVIOUR_CHECKS, *NUMBER_CHECKS, *LENGTH_CHECKS, *DEVICE_CHECKS,
