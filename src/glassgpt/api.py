@@ -3,16 +3,17 @@
 The command line calls the same functions, so the same settings give the same results.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glassgpt.config import ConfigOverrides, RuntimeConfig, locate
-from glassgpt.errors import CheckpointError, ConfigError, type_problems
+from glassgpt.errors import CheckpointError, ConfigError, TrainingStopped, type_problems
 from glassgpt.files import Progress, path_exists
 from glassgpt.inference.decode import complete, request_problems
 from glassgpt.inference.decoders import choose_decoder, decode_problems
@@ -38,6 +39,9 @@ from glassgpt.weights.folder import DTYPES, dtype_name, save_model, write_folder
 from glassgpt.weights.loading import load_source
 from glassgpt.weights.sources import WeightSource
 from glassgpt.weights.transfer import stored_dtype
+
+if TYPE_CHECKING:
+    from glassgpt.doctor.watching import Watcher
 
 #: The default folder of runs.
 RUNS = Path("runs")
@@ -448,21 +452,32 @@ def start_run(
     name: str | None = None,
     runs: str | Path = RUNS,
     reporter: Reporter | None = None,
+    watcher: "Watcher | None" = None,
     profile: bool = False,
 ) -> Result:
     """Resolve the configuration and train a new run, on all ranks that torchrun started.
 
-    A run whose length was given as a time stops when that time is over.
+    A run whose length was given as a time stops when that time is over. A watcher, which takes the reporter's place,
+    examines it before the first step; a run that it refuses leaves no folder.
     """
     began = time.monotonic()
+    reporter = watcher or reporter
 
     def on_rank0(processes: Processes, held: ExitStack) -> Trainer:
         require_run_folder(Path(runs), name)
         run_plan = plan(preset, overrides=overrides, runs=runs, with_text=True, reporter=reporter, processes=processes)
-        return opening.start_run(
+        trainer = opening.start_run(
             run_plan, name or run_plan.name, Path(runs), reporter=reporter, deadline=run_plan.deadline(began),
             processes=processes, profile=profile, held=held,
         )  # fmt: skip
+        try:
+            if watcher:
+                watcher.examine(trainer)
+        except TrainingStopped:
+            trainer.task.close()
+            shutil.rmtree(trainer.run.path, ignore_errors=True)  # Windows does not delete the lock file
+            raise
+        return trainer
 
     return _train_all_ranks(on_rank0)
 
@@ -473,17 +488,24 @@ def resume(
     *,
     runs: str | Path = RUNS,
     reporter: Reporter | None = None,
+    watcher: "Watcher | None" = None,
     profile: bool = False,
 ) -> Result:
     """Resume a run that was interrupted; with ``{"train": {"steps": N}}``, train it for longer.
 
     The number of processes may be another one than before: the batches stay the same. A finished run validates again.
     """
-    return _train_all_ranks(
-        lambda processes, held: opening.resume_run(
+    reporter = watcher or reporter
+
+    def on_rank0(processes: Processes, held: ExitStack) -> Trainer:
+        trainer = opening.resume_run(
             find_run(source, runs).path, changes, reporter=reporter, processes=processes, profile=profile, held=held
         )
-    )
+        if watcher:
+            watcher.examine(trainer)
+        return trainer
+
+    return _train_all_ranks(on_rank0)
 
 
 def _train_all_ranks(on_rank0: Callable[[Processes, ExitStack], Trainer]) -> Result:

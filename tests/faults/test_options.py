@@ -20,6 +20,7 @@ VERBS = {
     "why": "a -p the",
     "ablate": "a text.txt --tokens 8",
     "reach": "a --length 3",
+    "doctor": "a --only reach",
     "sample": "a -n 3",
     "chat": "talker -n 3",
     "trace": "a",

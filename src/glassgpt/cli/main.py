@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from glassgpt import __version__
-from glassgpt.cli import bench, chat, data, models, plan, quantize, runs, sample, tokenizer, train
+from glassgpt.cli import bench, chat, data, doctor, models, plan, quantize, runs, sample, tokenizer, train
 from glassgpt.cli.inside import ablate, attention, film, lens, page, reach, score, trace, why
 from glassgpt.cli.printing.output import discard_unread_output, error_message
 from glassgpt.cli.tune import verbs as tune
@@ -26,6 +26,7 @@ VERBS: dict[str, list[Any]] = {
         page.glass, trace.trace, attention.attention, lens.lens, why.why, ablate.ablate, reach.reach, score.score,
         film.film,
     ],
+    "Find bugs": [doctor.doctor],
     "Use": [sample.sample, chat.chat],
     "Share": [models.pull, models.export, quantize.quantize],
     "Measure": [bench.app],

@@ -14,9 +14,11 @@ from glassgpt.errors import AssetError, ConfigError, GlassError, shell_command
 from glassgpt.files import path_exists, write_text
 
 if TYPE_CHECKING:
+    from glassgpt.doctor.watching import Watcher
     from glassgpt.model import GPT
     from glassgpt.tokenizer import Tokenizer
     from glassgpt.training.loop import Result
+    from glassgpt.training.metrics import Reporter
 
 #: What quickstart's page shows the model reading, by corpus.
 PAGE_PROMPTS = {"shakespeare": "To be, or not to be", "python": "def __init__(self"}
@@ -39,6 +41,9 @@ def train(
     profile: bool = typer.Option(
         False, "--profile", help="Trace a few steps into RUN/profile, and print the ten costliest operations."
     ),
+    doctor: bool = typer.Option(
+        False, "--doctor", help="Look for bugs before the first step, and for trouble during training."
+    ),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -51,7 +56,7 @@ def train(
     if resume is not None:
         if source or preset or dry_run or name is not None:
             raise ConfigError("--resume RUN keeps the run's own text, preset and name; give only key=value settings")
-        _resume(resume, layers, runs, json, profile)
+        _resume(resume, layers, runs, json, profile, doctor)
     elif not source and all("source" not in layer.get("data", {}) for layer in layers):
         raise ConfigError(
             "what should be trained on? Give a text file or a corpus: `glassgpt train my.txt`, "
@@ -62,7 +67,7 @@ def train(
 
         print_configuration(api.plan(preset or "auto", overrides=layers, runs=runs, with_text=True), json)
     else:
-        _train(preset, layers, name, runs, json, profile)
+        _train(preset, layers, name, runs, json, profile, doctor=doctor)
 
 
 def quickstart(
@@ -101,22 +106,35 @@ def _train(
     json: bool,
     profile: bool = False,
     page_prompt: str = "",
+    doctor: bool = False,
 ) -> None:
     from glassgpt import api
-    from glassgpt.cli.printing.display import make_reporter
 
-    reporter = make_reporter(quiet=json)
-    result = api.start_run(preset or "auto", layers, name=name, runs=runs, reporter=reporter, profile=profile)
-    _print_result_and_exit(result, json, page_prompt)
-
-
-def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, profile: bool) -> None:
-    from glassgpt import api
-    from glassgpt.cli.printing.display import make_reporter
-
-    _print_result_and_exit(
-        api.resume(run, merged(layers), runs=runs, reporter=make_reporter(quiet=json), profile=profile), json
+    reporter, watcher = _reporter(json, doctor)
+    result = api.start_run(
+        preset or "auto", layers, name=name, runs=runs, reporter=reporter, watcher=watcher, profile=profile
     )
+    _print_result_and_exit(result, json, page_prompt, watcher)
+
+
+def _resume(run: str, layers: list[ConfigOverrides], runs: Path, json: bool, profile: bool, doctor: bool) -> None:
+    from glassgpt import api
+
+    reporter, watcher = _reporter(json, doctor)
+    result = api.resume(run, merged(layers), runs=runs, reporter=reporter, watcher=watcher, profile=profile)
+    _print_result_and_exit(result, json, watcher=watcher)
+
+
+def _reporter(quiet: bool, doctor: bool) -> "tuple[Reporter, Watcher | None]":
+    """Make what shows the training, and what watches it if that is asked for."""
+    from glassgpt.cli.printing.display import make_reporter
+
+    reporter = make_reporter(quiet=quiet)
+    if not doctor:
+        return reporter, None
+    from glassgpt.doctor.watching import Watcher
+
+    return reporter, Watcher(reporter)
 
 
 def _write_page(model: "GPT", tokenizer: "Tokenizer", run: Path, prompt: str) -> Path | None:
@@ -132,7 +150,9 @@ def _write_page(model: "GPT", tokenizer: "Tokenizer", run: Path, prompt: str) ->
     return target
 
 
-def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") -> None:
+def _print_result_and_exit(
+    result: "Result", json: bool, page_prompt: str = "", watcher: "Watcher | None" = None
+) -> None:
     """Print how it ended, a sample of best/, and the next commands; with a prompt, write the page that follows it.
 
     An interrupted run exits with its signal's code.
@@ -153,6 +173,8 @@ def _print_result_and_exit(result: "Result", json: bool, page_prompt: str = "") 
             ending["profile"] = str(trace)
         if page:
             ending["page"] = str(page)
+        if watcher:
+            ending["doctor"] = watcher.as_json()
         print_json(ending)
         return
     print(f"\n{how_it_ended(result, resume)}")

@@ -10,12 +10,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from glassgpt.doctor.report import NotRun
 from glassgpt.errors import SubjectError, first_line
@@ -77,7 +79,7 @@ class Subject:
         floating = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
         self.dtype = max(set(floating), key=floating.count) if floating else torch.float32
         self.fresh = _looks_untrained(self.module) if fresh is None else fresh
-        self.targets = _target_name(self.module)
+        self.targets = target_name(self.module)
         self.vocab = vocab or find_vocab(self.module)
         self.targets_error: str | None = None  # what a call with targets ended with, if it did
         self._exact = True  # whether copies can run in float32
@@ -98,7 +100,7 @@ class Subject:
             NotRun: if it can be neither copied nor made anew.
         """
         try:
-            twin = copy.deepcopy(self.module)
+            twin = deep_copy(self.module)
         except Exception as error:
             if self.factory is None:
                 raise NotRun(f"the module cannot be copied: {first_line(error)}") from error
@@ -294,6 +296,34 @@ def fixed_random_state(seed: int = 0) -> Iterator[None]:
         yield
 
 
+def deep_copy(module: nn.Module) -> nn.Module:
+    """Copy a module, also one that holds results of computations (``self.gain = nn.Parameter(ones) * 0.5``).
+
+    `copy.deepcopy` refuses those. Their copies stay in the graph of the original, which is how they show up. It keeps
+    functions as they are, too: those that modules hold, and that close over parts of the model, are made anew.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in tree_leaves([v for v in vars(part).values() if isinstance(v, (Tensor, list, tuple, dict))]):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.clone()
+    twin = copy.deepcopy(module, memo)
+    _rebind_closures(twin, memo)
+    return twin
+
+
+def _rebind_closures(twin: nn.Module, copies: dict[int, Any]) -> None:
+    """Let functions kept as attributes of a copy (`self.f = lambda x: part(x)`) use the parts of the copy."""
+    for part in twin.modules():
+        for key, value in vars(part).items():
+            if isinstance(value, FunctionType) and value.__closure__:
+                held = [cell.cell_contents for cell in value.__closure__]
+                cells = tuple(CellType(copies.get(id(thing), thing)) for thing in held)
+                again = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+                again.__kwdefaults__ = value.__kwdefaults__
+                vars(part)[key] = again
+
+
 def _attributes(module: nn.Module, names: tuple[str, ...]) -> Iterator[int]:
     """Whole numbers with these names: on the module, in its configuration, then on its parts."""
     for part in module.modules():
@@ -320,7 +350,7 @@ def find_vocab(module: nn.Module) -> int:
         return rows[0]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            output = copy.deepcopy(module).eval()(torch.zeros(1, 2, dtype=torch.int64))
+            output = deep_copy(module).eval()(torch.zeros(1, 2, dtype=torch.int64))
             return read_output(output, 1, 2, -1)[0].size(-1)
         except Exception as error:
             raise SubjectError(
@@ -343,8 +373,8 @@ def find_context(module: nn.Module) -> int | None:
     return None
 
 
-def _target_name(module: nn.Module) -> str | None:
-    """The argument of forward that takes targets."""
+def target_name(module: nn.Module) -> str | None:
+    """Find the argument of forward that takes targets; None if there is none."""
     try:
         arguments = list(inspect.signature(module.forward).parameters)
     except (TypeError, ValueError):

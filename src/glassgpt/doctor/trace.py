@@ -152,12 +152,16 @@ def _writes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], tensor: Tens
 
 
 @contextmanager
-def _module_path(module: nn.Module, path: list[str]) -> Iterator[None]:
+def module_path(module: nn.Module, path: list[str]) -> Iterator[None]:
     """Keep the names of the running modules in ``path``, the innermost last."""
+
+    def leave(*_: Any) -> None:  # what a hook returns takes the place of the output
+        path.pop()
+
     with ExitStack() as hooks:
         for name, part in module.named_modules():
             hooks.callback(part.register_forward_pre_hook(lambda _, __, name=name: path.append(name)).remove)
-            hooks.callback(part.register_forward_hook(lambda _, __, ___: path.pop() and None, always_call=True).remove)
+            hooks.callback(part.register_forward_hook(leave, always_call=True).remove)
         yield
 
 
@@ -182,7 +186,7 @@ def trace(module: nn.Module, *inputs: Tensor, **options: Any) -> Trace:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # torch's own encoder layers have a fused way, too
     try:
-        with torch.no_grad(), _module_path(module, path), recorder, sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), module_path(module, path), recorder, sdpa_kernel(SDPBackend.MATH):
             result.output = module(*inputs, **options)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

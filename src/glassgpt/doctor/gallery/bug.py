@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Protocol
 
 from glassgpt.doctor.report import FINDINGS
 
@@ -31,17 +32,53 @@ class Bug:
         assert self.finding in FINDINGS, self.finding
 
 
-def program_source(program: str, bug: Bug | None = None) -> str:
-    """Return the text of a program, with a bug in it."""
+@dataclass(frozen=True)
+class Correct:
+    """A correct model.
+
+    Attributes:
+        name: lower case words joined by hyphens.
+        story: what is unusual in it.
+        program: the program it starts from.
+        edits: the changes of its text, as of a Bug.
+        window: what the user has to declare with `--window`, or None.
+    """
+
+    name: str
+    story: str
+    program: str
+    edits: tuple[tuple[str, str], ...] = ()
+    window: int | None = None
+
+    @property
+    def changes(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
+        """The changes by program, as a Bug has them."""
+        return {self.program: self.edits}
+
+
+class Change(Protocol):
+    """A change of programs' texts: a bug, or a correct variant."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def changes(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
+        """By program: pairs of old and new text."""
+
+
+def program_source(program: str, change: Change | None = None) -> str:
+    """Return the text of a program, with a bug (or a correct change) in it."""
     source = (PROGRAMS / f"{program}.py").read_text(encoding="utf-8")
-    for old, new in bug.changes[program] if bug else ():
-        assert source.count(old) == 1, f"{bug and bug.name} in {program}: found {source.count(old)} times: {old}"
+    for old, new in change.changes[program] if change else ():
+        assert source.count(old) == 1, f"{change and change.name} in {program}: found {source.count(old)} times: {old}"
         source = source.replace(old, new)
     return source
 
 
-def import_program(program: str, bug: Bug | None = None) -> ModuleType:
+def import_program(program: str, change: Change | None = None) -> ModuleType:
     """Run the text of a program as a module of its own."""
-    module = ModuleType(f"{program}_{bug.name.replace('-', '_') if bug else 'correct'}")
-    exec(compile(program_source(program, bug), f"{program}.py", "exec"), module.__dict__)  # our own files
+    module = ModuleType(f"{program}_{change.name.replace('-', '_') if change else 'correct'}")
+    exec(compile(program_source(program, change), f"{program}.py", "exec"), module.__dict__)  # our own files
     return module

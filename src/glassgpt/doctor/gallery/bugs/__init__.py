@@ -1,0 +1,1 @@
+"""The bugs of models, one file for each kind."""

@@ -1,0 +1,1 @@
+"""Correct models that look unusual, as changes of the programs."""

@@ -1,0 +1,320 @@
+"""Which tokens a module that computes its own loss is trained on, seen in the gradient of the loss.
+
+The gradient of cross entropy with respect to the logits is the probability, minus one at the target. So its most
+negative entry at a position names the token that this position is trained to predict, however the loss is written.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
+from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output, target_name
+from glassgpt.errors import first_line
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """The loss of one pass, its logits, and d loss / d logits, both ``[B, T, V]``."""
+
+    loss: Tensor
+    logits: Tensor
+    gradient: Tensor
+
+
+class _Wide(TorchFunctionMode):
+    """Keeps every tensor of the size of the logits that a forward makes."""
+
+    def __init__(self, width: int, numel: int):
+        super().__init__()
+        self.width, self.numel = width, numel
+        self.kept: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.requires_grad and out.numel() == self.numel and self.width in out.shape:
+            self.kept.append(out)
+        return out
+
+
+def loss_gradient(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor) -> LossGradient:
+    """Take the gradient of the module's own loss with respect to the logits that it returns, or that it made last.
+
+    Raises:
+        NotRun: if it gives no loss, or if no tensor of the size of the logits is in the graph of the loss.
+    """
+    B, T = idx.shape
+    name = subject.targets or target_name(module)
+    with _Wide(subject.outputs, B * T * subject.outputs) as wide:
+        raw = module(idx, **{str(name): targets})
+    leaves = _tensors(raw)
+    loss = getattr(raw, "loss", None)
+    if not isinstance(loss, Tensor):
+        loss = next((t for t in leaves if t.numel() == 1 and t.dim() <= 1), None)
+    if loss is None or not loss.requires_grad:
+        raise NotRun("the module's own loss does not depend on its parameters")
+    for tensor in (*(t for t in leaves if t.numel() == B * T * subject.outputs), *reversed(wide.kept)):
+        if tensor.requires_grad:
+            (gradient,) = torch.autograd.grad(loss.mean(), [tensor], allow_unused=True, retain_graph=True)
+            if gradient is not None:
+                pair = torch.stack([tensor.detach().float(), gradient.detach().float()])
+                logits, slope = (read_output((part,), B, T, subject.vocab)[0] for part in pair)
+                if _time_first(subject, module, idx, logits):
+                    logits, slope = (x.reshape(T, B, -1).transpose(0, 1) for x in (logits, slope))
+                return LossGradient(loss.detach(), logits, slope)
+    raise NotRun("the logits were not found in the graph of the module's own loss (it may compute them in chunks)")
+
+
+def _tensors(raw: Any) -> list[Tensor]:
+    """The floating-point tensors that a forward returned."""
+    if not isinstance(raw, (Tensor, Mapping, tuple, list)):
+        raw = vars(raw)
+    values = list(raw.values()) if isinstance(raw, Mapping) else raw
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _time_first(subject: Subject, module: nn.Module, idx: Tensor, logits: Tensor) -> bool:
+    """Whether logits that came with a loss are flattened with time first: those without targets tell."""
+    with torch.no_grad():
+        raw = module(idx)
+        plain = read_output(raw, len(idx), idx.size(1), subject.vocab)[0][:, -1].float()
+    other = logits.reshape(idx.size(1), len(idx), -1)[-1]
+    close = [bool(torch.allclose(rows, plain, rtol=1e-4, atol=1e-5)) for rows in (logits[:, -1], other)]
+    return close == [False, True]
+
+
+def is_trained(gradient: Tensor) -> Tensor:
+    """Which positions ``[B, T]`` have a target: their most negative entry is not small beside the others'.
+
+    A term that every position has, as the square of logsumexp, gives a small gradient without a target.
+    """
+    pull = (-gradient.amin(-1)).clamp_min(0)
+    return pull > 0.05 * pull.max()
+
+
+def alignment(gradient: Tensor, targets: Tensor) -> dict[int, float]:
+    """For each offset k: the share of positions t that are trained on ``targets[:, t + k]``, of those that could be."""
+    T = gradient.size(1)
+    wanted = gradient.argmin(-1)
+    trained = is_trained(gradient)
+    shares = {}
+    for k in range(-min(3, T - 1), min(3, T - 1) + 1):
+        here, there = slice(max(0, -k), T - max(0, k)), slice(max(0, k), T + min(0, k))
+        match = (wanted[:, here] == targets[:, there]) & trained[:, here]
+        shares[k] = round(float(match.float().mean()), 4)
+    return shares
+
+
+def _require_loss(subject: Subject) -> None:
+    if not subject.computes_loss and not subject.targets_error:
+        raise NotRun("the module computes no loss; examine the training loop with --loop")
+
+
+def targets_aligned(subject: Subject) -> Iterator[Result]:
+    """Each position is trained on one target: its own, or the next one, where the module shifts."""
+    _require_loss(subject)
+    idx, targets = subject.ids(), subject.ids(seed=7)
+    with fixed_random_state():
+        module = subject.copy()
+        try:
+            seen = loss_gradient(subject, module, idx, targets.clone())
+        except Exception as error:
+            if subject.targets_error:
+                raise NotRun(f"the call with targets ended with: {subject.targets_error}") from error
+            raise
+    shares = alignment(seen.gradient, targets)
+    best = max(shares, key=lambda k: (shares[k], -abs(k)))
+    evidence: dict[str, Any] = {"alignment": {str(k): share for k, share in shares.items()}}
+    trained = is_trained(seen.gradient)[:, : idx.size(1) - max(0, best)]
+    evidence["trained"] = round(float(trained.float().mean()), 4)
+    if shares[best] < 0.8:
+        yield _misaligned(subject, seen, idx, targets, evidence)
+        return
+    if best not in (0, 1):
+        yield failed("targets", f"position t is trained on targets[t {best:+d}]; right are t, or t + 1", **evidence)
+        return
+    if text := _against_convention(subject, best):
+        yield failed("targets", text, **evidence)
+        return
+    if seen.loss.dtype in (torch.float16, torch.bfloat16) and subject.dtype == torch.float32:
+        yield failed("precision", f"the loss is computed in {seen.loss.dtype} for a float32 model", **evidence)
+    problems = [
+        *_weights_and_value(seen, targets, best, evidence),
+        *_ignored(subject, module, idx, targets, best, evidence),
+    ]
+    yield from problems
+    if not any(problem.status in ("FAIL", "WARN") for problem in problems):
+        where = "its own target" if best == 0 else "the next target (the module shifts: pass the input as targets)"
+        note = f"; a target of -100 {evidence['minus_100']}" if "minus_100" in evidence else ""
+        yield passed(f"each position is trained on {where}{note}", **evidence)
+
+
+def _against_convention(subject: Subject, shift: int) -> str:
+    """Say what is wrong if a module shifts, or does not, against the convention that its signature follows.
+
+    `targets` are the next tokens (nanoGPT and most tutorials). `labels` beside `input_ids` and `attention_mask` are
+    the input itself (transformers): its data collators give those, and its models shift.
+    """
+    arguments = set(inspect.signature(subject.module.forward).parameters)
+    name = subject.targets or target_name(subject.module) or ""
+    if shift == 1 and name not in ("labels", "label"):
+        return (
+            f"position t is trained on {name}[t + 1]: with {name} that are the next tokens, as this name means by "
+            "convention, it learns to skip a token. If the input itself is to be passed, call the argument labels"
+        )
+    if shift == 0 and name == "labels" and {"input_ids", "attention_mask"} <= arguments:
+        return (
+            "position t is trained on labels[t]: with labels equal to input_ids, as its signature means by convention, "
+            "it learns to copy its input. Shift inside, or call the argument targets"
+        )
+    return ""
+
+
+def _misaligned(subject: Subject, seen: LossGradient, idx: Tensor, targets: Tensor, evidence: dict[str, Any]) -> Result:
+    """Name what is trained instead of the targets."""
+    B, T, _ = seen.gradient.shape
+    trained = is_trained(seen.gradient)
+    aims = seen.gradient.argmin(-1)
+    if float(trained.float().mean()) < 0.8:
+        where = sorted(set(torch.nonzero(trained)[:, 1].tolist()))
+        return failed("targets", f"only positions {where[:8]} of {T} are trained", trained_positions=where, **evidence)
+    inputs = alignment(seen.gradient, idx)
+    best = max(inputs, key=lambda k: inputs[k])
+    if inputs[best] > 0.8:
+        result = failed if best != 1 else warned
+        return result("targets", f"the targets are not used: position t is trained on input[t {best:+d}]", **evidence)
+    upside = alignment(-seen.gradient, targets)
+    if max(upside[0], upside[1]) > 0.8:
+        return failed("targets", "the loss has the wrong sign: it makes the targets less likely", **evidence)
+    flat = targets.t().reshape(B, T)
+    other = targets.reshape(-1)[torch.arange(B * T).reshape(T, B).t().reshape(-1)].reshape(B, T)
+    if max(float((aims == order).float().mean()) for order in (flat, other)) > 0.7:
+        text = "logits and targets are flattened in different orders: positions are trained on targets of other places"
+        return failed("targets", text, **evidence)
+    rows = max(float((aims == targets.roll(shift, 0)).float().mean()) for shift in range(1, B)) if B > 1 else 0.0
+    if rows > 0.8:
+        return failed("targets", "positions are trained on the targets of another row of the batch", **evidence)
+    share = max(alignment(seen.gradient, targets).values())
+    if subject.vocab < 8:
+        raise NotRun(f"a vocabulary of {subject.vocab} is too small to tell the targets apart")
+    return failed("targets", f"no offset of the targets explains what is trained (at best {share:.0%})", **evidence)
+
+
+def _weights_and_value(seen: LossGradient, targets: Tensor, shift: int, evidence: dict[str, Any]) -> Iterator[Result]:
+    """The weights of the positions sum to 1 (a mean), and the loss is that of logits."""
+    T = targets.size(1)
+    wanted = targets[:, shift:]
+    logits, gradient = seen.logits[:, : T - shift], seen.gradient[:, : T - shift]
+    missing = 1 - logits.softmax(-1).gather(-1, wanted[..., None])[..., 0]
+    weights = -gradient.gather(-1, wanted[..., None])[..., 0] / missing.clamp_min(1e-6)
+    total, tokens = float(weights.sum()), weights.numel()
+    evidence["weight"] = round(total, 4)
+    if evidence["trained"] < 0.9:
+        yield failed("targets", f"only {evidence['trained']:.0%} of the positions are trained", **evidence)
+        return
+    loss, right = float(seen.loss.float().mean()), float(cross_entropy(logits, wanted))
+    twice: dict[str, Callable[[Tensor], Tensor]] = {
+        "softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid, "ReLU": F.relu, "tanh": torch.tanh,
+    }  # fmt: skip
+    if abs(loss - right) > 1e-5 * right:
+        for name, squash in twice.items():
+            if abs(loss - float(cross_entropy(squash(logits), wanted))) < 2e-6 * abs(loss):
+                yield failed(
+                    "output not logits", f"the module's own loss is the cross entropy of a {name} of its logits, which "
+                    "takes a softmax itself", loss=loss, of_logits=right, **evidence,
+                )  # fmt: skip
+                return
+    if tokens > 2 and abs(total - tokens) < 0.3 * tokens:
+        text = f"the loss is a sum over {tokens} tokens, not a mean: the gradient grows with batch and length"
+        yield warned("targets", text, **evidence)
+
+
+def _ignored(
+    subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor, shift: int, evidence: dict[str, Any]
+) -> Iterator[Result]:
+    """Targets of -100 get no gradient, and the mean is over the others; no real token is ignored."""
+    some = targets.clone()
+    some[:, 1::2] = IGNORED
+    ignored = some[:, shift:] == IGNORED
+    try:
+        seen = loss_gradient(subject, module, idx, some.clone())
+    except NotRun:
+        return
+    except Exception as error:
+        evidence["minus_100"] = f"is not taken: {first_line(error)}"
+        yield from _real_tokens(subject, module, idx, targets, shift)
+        return
+    T = idx.size(1)
+    size = is_trained(seen.gradient[:, : T - shift])
+    counted = float(size[ignored].float().mean()) if bool(ignored.any()) else 0.0
+    if counted > 0:
+        last = seen.gradient[:, : T - shift].argmin(-1)[ignored] == subject.outputs + IGNORED
+        result = warned if bool(last.all()) else failed  # indexing: -100 counts from the end
+        yield result(
+            "targets", f"targets of -100 are trained: {counted:.0%} of them get a gradient", ignored_but_trained=counted
+        )
+        return
+    kept = ~ignored
+    wanted = torch.where(kept, some[:, shift:], 0)
+    missing = 1 - seen.logits[:, : T - shift].softmax(-1).gather(-1, wanted[..., None])[..., 0]
+    weights = -seen.gradient[:, : T - shift].gather(-1, wanted[..., None])[..., 0] / missing.clamp_min(1e-6)
+    total, share = float(weights[kept].sum()), float(kept.float().mean())
+    if abs(total - share) < 0.1 * share and share < 0.8:
+        yield failed(
+            "targets", f"the mean is over all positions, and those with -100 count as zero: with {share:.0%} of the "
+            f"targets the gradient is {total:.0%} of what it should be", weight=round(total, 4), kept=round(share, 4),
+        )  # fmt: skip
+    yield from _real_tokens(subject, module, idx, targets, shift)
+
+
+def _real_tokens(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor, shift: int) -> Iterator[Result]:
+    """No token id is ignored as a target, except one that is declared as padding."""
+    some = targets.clone().flatten()
+    every = torch.cat([torch.arange(min(subject.vocab, len(some) // 2)), torch.tensor([subject.vocab - 1])])
+    some[: len(every)] = every
+    some = some.view_as(targets)
+    seen = loss_gradient(subject, module, idx, some.clone())
+    T, wanted = idx.size(1), some[:, shift:]
+    sure = seen.logits[:, : T - shift].softmax(-1).gather(-1, wanted[..., None])[..., 0] > 0.99  # nothing left to learn
+    used = sure | (seen.gradient[:, : T - shift].abs().amax(-1) > 0)
+    silent = sorted(set(wanted[~used].tolist()) - set(wanted[used].tolist()))
+    unknown = [token for token in silent if token not in _padding_ids(subject.module)]
+    if unknown:
+        yield warned(
+            "targets", f"token ids {unknown[:8]} are never trained as targets, and are not declared as padding",
+            never_trained=unknown[:20],
+        )  # fmt: skip
+
+
+def _padding_ids(module: nn.Module) -> set[int]:
+    """Token ids that a module or its configuration declares as padding, or to be ignored."""
+    names = ("pad_token_id", "pad_id", "pad_idx", "padding_idx", "pad_index", "pad_token", "pad", "ignore_index", "PAD")
+    found = set()
+    for part in module.modules():
+        for holder in (part, *(getattr(part, h, None) for h in ("config", "cfg", "args", "params", "hparams"))):
+            for name in names:
+                value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
+                if isinstance(value, int):
+                    found.add(value)
+    return found
+
+
+TARGETS_CHECKS: tuple[Check[Subject], ...] = (
+    Check(
+        "targets",
+        "Reads in the gradient of the module's own loss which target each position is trained on, or ignores.",
+        "3 passes with gradients",
+        "four fifths of the positions at one offset: by chance it would be one in V",
+        ("targets", "output not logits", "precision"),
+        targets_aligned,
+    ),
+)
