@@ -9,12 +9,12 @@ from small_programs import D, H, Model, alarms, examine, fused, masked, plain
 from torch import Tensor
 
 from glassgpt.config import ModelConfig
-from glassgpt.doctor.models.attention import ATTENTION_CHECKS
-from glassgpt.doctor.models.groups import GROUP_CHECKS
-from glassgpt.doctor.models.norms import NORM_CHECKS
-from glassgpt.doctor.models.positions import POSITION_CHECKS
-from glassgpt.doctor.models.residual import RESIDUAL_CHECKS
-from glassgpt.doctor.models.rotations import ROTATION_CHECKS
+from glassgpt.doctor.models.wiring.attention import ATTENTION_CHECKS
+from glassgpt.doctor.models.wiring.groups import GROUP_CHECKS
+from glassgpt.doctor.models.wiring.norms import NORM_CHECKS
+from glassgpt.doctor.models.wiring.positions import POSITION_CHECKS
+from glassgpt.doctor.models.wiring.residual import RESIDUAL_CHECKS
+from glassgpt.doctor.models.wiring.rotations import ROTATION_CHECKS
 from glassgpt.model import GPT
 
 CHECKS = (*ATTENTION_CHECKS, *GROUP_CHECKS)

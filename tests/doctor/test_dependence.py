@@ -7,14 +7,14 @@ from torch import nn
 
 from glassgpt.config import ModelConfig
 from glassgpt.doctor.loading import subject_of
-from glassgpt.doctor.models.behaviour import BEHAVIOUR_CHECKS
-from glassgpt.doctor.models.caches import CACHE_CHECKS
-from glassgpt.doctor.models.dependence import DEPENDENCE_CHECKS
-from glassgpt.doctor.models.device import DEVICE_CHECKS
-from glassgpt.doctor.models.generation import GENERATION_CHECKS
-from glassgpt.doctor.models.longest import LENGTH_CHECKS
-from glassgpt.doctor.models.numbers import NUMBER_CHECKS
-from glassgpt.doctor.models.padding import PADDING_CHECKS
+from glassgpt.doctor.models.running.behaviour import BEHAVIOUR_CHECKS
+from glassgpt.doctor.models.running.caches import CACHE_CHECKS
+from glassgpt.doctor.models.running.device import DEVICE_CHECKS
+from glassgpt.doctor.models.running.generation import GENERATION_CHECKS
+from glassgpt.doctor.models.running.longest import LENGTH_CHECKS
+from glassgpt.doctor.models.running.numbers import NUMBER_CHECKS
+from glassgpt.doctor.models.running.padding import PADDING_CHECKS
+from glassgpt.doctor.models.wiring.dependence import DEPENDENCE_CHECKS
 from glassgpt.doctor.report import Result, run_checks
 from glassgpt.doctor.subject import Subject
 from glassgpt.model import GPT

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from small_programs import C, Model, alarms
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.norms import NORM_CHECKS
+from glassgpt.doctor.models.wiring.norms import NORM_CHECKS
 
 
 class Own(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.outputs import OUTPUTS_CHECKS
+from glassgpt.doctor.models.learning.outputs import OUTPUTS_CHECKS
 from glassgpt.doctor.report import run_checks
 from glassgpt.doctor.subject import Subject
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.gradients import GRADIENTS_CHECKS
-from glassgpt.doctor.models.parameters import PARAMETERS_CHECKS
-from glassgpt.doctor.models.registration import REGISTRATION_CHECKS
-from glassgpt.doctor.models.sharing import SHARING_CHECKS
+from glassgpt.doctor.models.learning.gradients import GRADIENTS_CHECKS
+from glassgpt.doctor.models.learning.parameters import PARAMETERS_CHECKS
+from glassgpt.doctor.models.learning.registration import REGISTRATION_CHECKS
+from glassgpt.doctor.models.learning.sharing import SHARING_CHECKS
 from glassgpt.doctor.report import run_checks
 from glassgpt.doctor.subject import Subject
 

@@ -5,8 +5,8 @@ import torch
 from small_programs import CONTEXT, D, H, Model, alarms, plain
 from torch import Tensor
 
-from glassgpt.doctor.models.positions import POSITION_CHECKS
-from glassgpt.doctor.models.rotations import ROTATION_CHECKS
+from glassgpt.doctor.models.wiring.positions import POSITION_CHECKS
+from glassgpt.doctor.models.wiring.rotations import ROTATION_CHECKS
 
 CHECKS = (*POSITION_CHECKS, *ROTATION_CHECKS)
 ANGLES = torch.arange(CONTEXT)[:, None] * 10000.0 ** (-torch.arange(0, D, 2) / D)  # [positions, D / 2]

@@ -4,7 +4,7 @@ import pytest
 from small_programs import Model, alarms, examine
 from torch import nn
 
-from glassgpt.doctor.models.residual import RESIDUAL_CHECKS
+from glassgpt.doctor.models.wiring.residual import RESIDUAL_CHECKS
 
 
 @pytest.mark.parametrize("join", ["pre", "post", "scaled"])

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.learning import LEARNING_CHECKS
-from glassgpt.doctor.models.targets import TARGETS_CHECKS
+from glassgpt.doctor.models.learning.short_training import LEARNING_CHECKS
+from glassgpt.doctor.models.learning.targets import TARGETS_CHECKS
 from glassgpt.doctor.report import run_checks
 from glassgpt.doctor.subject import Subject
 

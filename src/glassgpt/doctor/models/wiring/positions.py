@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.rotations import EDGE, Still, moves, still_of
-from glassgpt.doctor.models.sites import Site, Sites, computed, find_sites, sites_of, trace_with, walk_back
+from glassgpt.doctor.models.wiring.rotations import EDGE, Still, moves, still_of
+from glassgpt.doctor.models.wiring.sites import Site, Sites, computed, find_sites, sites_of, trace_with, walk_back
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Subject, fixed_random_state
 from glassgpt.doctor.trace import Trace

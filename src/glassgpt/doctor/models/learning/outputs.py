@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.constants import PRODUCTS, multiplied, source, trace_forward
-from glassgpt.doctor.models.gradients import same_memory
+from glassgpt.doctor.models.learning.constants import PRODUCTS, multiplied, source, trace_forward
+from glassgpt.doctor.models.learning.gradients import same_memory
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output
 from glassgpt.doctor.trace import Op, Trace

@@ -9,7 +9,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.sites import SIZE, STOPS, Site, Sites, computed, sites_of, walk_back
+from glassgpt.doctor.models.wiring.sites import SIZE, STOPS, Site, Sites, computed, sites_of, walk_back
 from glassgpt.doctor.report import Check, Result, failed, passed
 from glassgpt.doctor.subject import Subject
 

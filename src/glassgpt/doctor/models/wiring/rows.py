@@ -4,13 +4,6 @@ from contextlib import suppress
 
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.influence import (
-    GRADIENT_LEAK,
-    LEAK,
-    dependence_in_eval,
-    dependence_in_train,
-    dependence_when_open,
-)
 from glassgpt.doctor.models.probing import (
     difference,
     draws_in_eval,
@@ -22,6 +15,13 @@ from glassgpt.doctor.models.probing import (
     rounding,
     size_of,
     swapped,
+)
+from glassgpt.doctor.models.wiring.influence import (
+    GRADIENT_LEAK,
+    LEAK,
+    dependence_in_eval,
+    dependence_in_train,
+    dependence_when_open,
 )
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.constants import multiplied
-from glassgpt.doctor.models.gradients import probe_size, trainable, training_loss
+from glassgpt.doctor.models.learning.constants import multiplied
+from glassgpt.doctor.models.learning.gradients import probe_size, trainable, training_loss
 from glassgpt.doctor.report import Check, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
 

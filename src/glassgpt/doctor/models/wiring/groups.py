@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.sites import SIZE, Site, Sites, signs, sites_of
+from glassgpt.doctor.models.wiring.sites import SIZE, Site, Sites, signs, sites_of
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Subject
 from glassgpt.doctor.trace import Trace

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.sites import computed, trace_with
+from glassgpt.doctor.models.wiring.sites import computed, trace_with
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Subject, fixed_random_state
 from glassgpt.doctor.trace import Op, Trace, trace

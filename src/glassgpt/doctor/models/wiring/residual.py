@@ -10,7 +10,7 @@ import heapq
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.sites import PRODUCTS, Site, Sites, computed, sites_of, trace_with
+from glassgpt.doctor.models.wiring.sites import PRODUCTS, Site, Sites, computed, sites_of, trace_with
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject
 from glassgpt.doctor.trace import Op, Trace

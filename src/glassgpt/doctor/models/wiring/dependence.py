@@ -5,15 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.influence import (
-    GRADIENT_LEAK,
-    LEAK,
-    Dependence,
-    dependence_in_eval,
-    dependence_in_train,
-    dependence_when_open,
-    measure,
-)
 from glassgpt.doctor.models.probing import (
     affordable_length,
     are_finite,
@@ -28,7 +19,16 @@ from glassgpt.doctor.models.probing import (
     size_of,
     swapped,
 )
-from glassgpt.doctor.models.rows import ROW_CHECKS
+from glassgpt.doctor.models.wiring.influence import (
+    GRADIENT_LEAK,
+    LEAK,
+    Dependence,
+    dependence_in_eval,
+    dependence_in_train,
+    dependence_when_open,
+    measure,
+)
+from glassgpt.doctor.models.wiring.rows import ROW_CHECKS
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Subject
 

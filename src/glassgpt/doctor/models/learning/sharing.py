@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.constants import source, trace_forward
+from glassgpt.doctor.models.learning.constants import source, trace_forward
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import HOLDERS, Subject
 from glassgpt.doctor.trace import Trace

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.constants import constant_weights
-from glassgpt.doctor.models.gradients import training_loss
+from glassgpt.doctor.models.learning.constants import constant_weights
+from glassgpt.doctor.models.learning.gradients import training_loss
 from glassgpt.doctor.report import Check, Result, failed, passed
 from glassgpt.doctor.subject import Subject, fixed_random_state
 

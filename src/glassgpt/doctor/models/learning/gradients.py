@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.constants import trace_forward
+from glassgpt.doctor.models.learning.constants import trace_forward
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Output, Subject, cross_entropy, fixed_random_state
 

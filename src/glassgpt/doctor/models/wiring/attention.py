@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.sites import SIZE, Site, Sites, computed, factors, sites_of, walk_back
+from glassgpt.doctor.models.wiring.sites import SIZE, Site, Sites, computed, factors, sites_of, walk_back
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import HOLDERS, Subject
 from glassgpt.doctor.trace import Trace

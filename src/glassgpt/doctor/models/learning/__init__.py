@@ -1,0 +1,1 @@
+"""What training needs: parameters that get gradients, sensible first outputs, targets one token ahead."""

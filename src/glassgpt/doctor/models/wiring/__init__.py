@@ -1,0 +1,1 @@
+"""How tokens reach logits: dependence, attention, positions, norms, the residual stream."""
