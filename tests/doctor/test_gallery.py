@@ -26,7 +26,7 @@ def test_there_are_enough_bugs_and_correct_programs_in_enough_styles() -> None:
     assert sum(len(bug.changes) >= 2 for bug in MODEL_BUGS) >= 0.8 * len(MODEL_BUGS)
     assert len(CORRECT) - len(MODEL_PROGRAMS) >= 40
     programs = {path.stem for path in PROGRAMS.glob("*.py") if not path.stem.startswith("loop_")}
-    assert programs == set(MODEL_PROGRAMS)
+    assert set(MODEL_PROGRAMS) <= programs
 
 
 def test_names_are_unique_lower_case_words() -> None:
