@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from glassgpt import __version__
-from glassgpt.cli import bench, chat, data, doctor, models, plan, quantize, runs, sample, tokenizer, train
+from glassgpt.cli import bench, chat, data, doctor, learn, models, plan, quantize, runs, sample, tokenizer, train
 from glassgpt.cli.inside import ablate, attention, film, lens, page, reach, score, trace, why
 from glassgpt.cli.printing.output import discard_unread_output, error_message
 from glassgpt.cli.tune import verbs as tune
@@ -19,7 +19,7 @@ from glassgpt.errors import GlassError, TrainingStopped
 
 #: The verbs and groups of verbs under their headings, in the order of `glassgpt --help`.
 VERBS: dict[str, list[Any]] = {
-    "Begin": [train.quickstart],
+    "Begin": [train.quickstart, learn.learn],
     "Data": [data.app, tokenizer.app],
     "Train": [train.train, tune.app, plan.plan, runs.presets, runs.app, runs.plot],
     "See inside": [

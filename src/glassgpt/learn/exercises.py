@@ -1,0 +1,91 @@
+"""Check the answers to a lesson's exercises: what is right, what is not, and a hint that does not give the answer."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from glassgpt.errors import ConfigError, first_line
+from glassgpt.learn.lesson import Lesson
+
+
+class Wrong(Exception):
+    """An answer that is not right; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise.
+
+    Attributes:
+        name: of the function that the learner writes.
+        task: what it has to do, in a sentence.
+        check: receives that function; raises Wrong, or returns.
+        hint: printed after a wrong answer; it does not contain the answer.
+    """
+
+    name: str
+    task: str
+    check: Callable[[Callable[..., Any]], None]
+    hint: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one exercise: right, or the reason why not."""
+
+    exercise: Exercise
+    problem: str | None
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is right."""
+        return self.problem is None
+
+
+def exercises_of(lesson: Lesson) -> tuple[Exercise, ...]:
+    """The exercises of a lesson: EXERCISES of ``lessons/checks/check_NN.py``."""
+    module = _import(lesson.path.parent / "checks" / f"check_{lesson.number:02}.py")
+    exercises: tuple[Exercise, ...] = module.EXERCISES
+    return exercises
+
+
+def check_answers(lesson: Lesson, answers: Path) -> list[Verdict]:
+    """Check every function of the learner's file that answers an exercise.
+
+    Raises:
+        ConfigError: if the file is not there or cannot be imported, or has no answer.
+    """
+    if not answers.is_file():
+        raise ConfigError(f"{answers} is not there; write your answers into a Python file, and give its name")
+    try:
+        module = _import(answers)
+    except Exception as error:
+        raise ConfigError(f"{answers} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+    exercises = exercises_of(lesson)
+    given = [exercise for exercise in exercises if callable(getattr(module, exercise.name, None))]
+    if not given:
+        names = ", ".join(f"{exercise.name}()" for exercise in exercises)
+        raise ConfigError(f"{answers} answers no exercise of lesson {lesson.number}; it should define {names}")
+    return [Verdict(exercise, problem(exercise, getattr(module, exercise.name))) for exercise in given]
+
+
+def problem(exercise: Exercise, answer: Callable[..., Any]) -> str | None:
+    """What is wrong with an answer; None if nothing is."""
+    try:
+        exercise.check(answer)
+    except Wrong as wrong:
+        return str(wrong)
+    except Exception as error:  # the learner's code failed
+        return f"it ended with {type(error).__name__}: {first_line(error)}"
+    return None
+
+
+def _import(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
