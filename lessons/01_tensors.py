@@ -1,0 +1,189 @@
+# %% [markdown]
+# # Lesson 1: tensors
+#
+# You will know at the end: what a tensor stores, why `view`, `transpose` and slices cost nothing, when data is copied,
+# what "contiguous" means, and why two arrays can share their numbers without your knowing.
+#
+# Time: 10 minutes. Before: nothing but a little Python.
+
+# %% [markdown]
+# ## Shape and dtype
+#
+# A *tensor* is a block of numbers of one type, with a shape. The *shape* says how many numbers there are along each
+# dimension. The *dtype* is the type of every number. Language models mostly use these:
+#
+# * `int64`: token ids,
+# * `float32`: weights, 4 bytes each,
+# * `bfloat16`: weights in half the memory, with fewer digits,
+# * `bool`: masks.
+
+# %%
+import numpy as np
+import torch
+
+from glassgpt.learn import equal, predict, seed, short
+
+seed(0)
+ids = torch.tensor([[5, 3, 9], [1, 1, 4]])  # 2 texts of 3 tokens
+x = torch.randn(2, 3, 4)  # a vector of 4 numbers for each of these tokens
+print("ids:", ids.shape, ids.dtype)
+print("x:  ", x.shape, x.dtype, "on", x.device)
+
+guess = predict("GPT-2 has 124 million weights. How many megabytes are they in float32? And in bfloat16?")
+sizes = [124e6 * torch.tensor(0, dtype=dtype).element_size() / 1e6 for dtype in (torch.float32, torch.bfloat16)]
+guess.measured(f"{sizes[0]:.0f} and {sizes[1]:.0f} megabytes")
+
+# %% [markdown]
+# The *device* is the memory that holds the numbers: `cpu`, `cuda` (NVIDIA) or `mps` (Apple). Tensors of one operation
+# must be on one device. `x.to(device)` copies a tensor to another device; it returns x itself if x is already there.
+# Lesson 6 finds the devices of your machine.
+
+# %%
+print("x.to('cpu') is x:", x.to("cpu") is x)
+print("x.to(torch.float64) is x:", x.to(torch.float64) is x)
+
+# %% [markdown]
+# ## One row of numbers, and a way to walk through it
+#
+# Memory has no rows and columns. It is one long line of numbers. A tensor stores that line (its *storage*), the shape,
+# and the *strides*: how many numbers to skip to reach the next element of each dimension.
+
+# %%
+a = torch.arange(12)
+b = a.view(3, 4)  # the same 12 numbers, walked through as 3 rows of 4
+print(b)
+print("shape", tuple(b.shape), "strides", b.stride())
+
+guess = predict("b.t() exchanges rows and columns: shape [4, 3]. Its strides?")
+guess.measured(b.t().stride())
+
+
+# %% [markdown]
+# So element `[i, j]` is number `i * stride[0] + j * stride[1]` of the storage. We read an element by hand, and compare
+# all of them with torch.
+
+
+# %%
+def element(storage: torch.Tensor, strides: tuple[int, ...], index: tuple[int, ...]) -> torch.Tensor:
+    return storage[sum(step * place for step, place in zip(strides, index, strict=True))]
+
+
+by_hand = torch.stack([element(a, b.t().stride(), (i, j)) for i in range(4) for j in range(3)])
+equal(by_hand.view(4, 3), b.t(), "the transpose, read through its strides")
+
+# %% [markdown]
+# ## View or copy
+#
+# A *view* is a new tensor over the same storage. Whoever writes into one, changes the other.
+#
+# * Views: `view`, `transpose`, `t`, `permute`, a slice such as `x[:, 1:]`, `squeeze`, `expand`.
+# * Copies: `clone`, `contiguous` (if needed), `x[[0, 2]]` (a list or tensor as index), and every computation.
+# * `reshape`: a view where that is possible, otherwise a copy.
+
+# %%
+b = torch.arange(12).view(3, 4)
+row, chosen = b[0], b[[0]]
+b[0, 0] = 100
+guess = predict(
+    "b[0, 0] became 100 after we took row = b[0] and chosen = b[[0]]. What is row[0], what is chosen[0, 0]?"
+)
+guess.measured(f"row[0] = {row[0]}, chosen[0, 0] = {chosen[0, 0]}")
+assert row.data_ptr() == b.data_ptr(), "a view has the same address"
+assert chosen.data_ptr() != b.data_ptr(), "a copy has its own"
+
+# %% [markdown]
+# ## Contiguous
+#
+# A tensor is *contiguous* if walking through it in order, last dimension first, meets the storage in order. A transpose
+# is not. `view` cannot describe a transposed matrix as one line, because no single stride does. It says so:
+
+# %%
+t = b.t()
+print("b contiguous:", b.is_contiguous(), "   b.t() contiguous:", t.is_contiguous())
+try:
+    t.view(12)
+except RuntimeError as error:
+    print("RuntimeError:", str(error).split(".")[0])
+print("reshape copies:", t.reshape(12))
+equal(t.reshape(12), t.contiguous().view(12), "reshape, and contiguous then view")
+
+# %% [markdown]
+# Does a copy matter? We time a transpose, which only changes the strides, and the copy of it.
+
+# %%
+import time
+
+big = torch.randn(short(full=4000, quick=1000), 1000)
+
+
+def milliseconds(run: object, times: int = 5) -> float:
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        best = min(best, 1e3 * (time.perf_counter() - start))
+    return best
+
+
+guess = predict(f"How many times longer does a copy of the transpose of {len(big)} x 1000 take than the transpose?")
+view, copy = milliseconds(big.t), milliseconds(lambda: big.t().contiguous())
+guess.measured(f"{view:.4f} ms for the view, {copy:.2f} ms for the copy: {copy / view:,.0f} times")
+assert copy > view, "a view moves no numbers"
+
+# %% [markdown]
+# ## Memory shared with NumPy
+#
+# `torch.from_numpy(array)` and `tensor.numpy()` do not copy: both sides share one memory. `torch.tensor(array)` copies.
+
+# %%
+array = np.zeros(3, dtype=np.int64)
+shared, own = torch.from_numpy(array), torch.tensor(array)
+array[0] = 7
+guess = predict("array[0] became 7. What is in the tensor of from_numpy, and in that of torch.tensor?")
+guess.measured(f"from_numpy: {shared.tolist()}, torch.tensor: {own.tolist()}")
+assert shared[0] == 7
+assert own[0] == 0
+
+# %% [markdown]
+# ## The usual bug: `view` where `transpose` is meant
+#
+# We have a batch of 2 texts with 3 tokens each, and want the token dimension first: `[3, 2]`. Both `view` and
+# `transpose` give that shape, and neither raises an error. Only one is right.
+
+# %%
+texts = torch.tensor([[1, 2, 3], [10, 20, 30]])  # the tokens of text 1, and those of text 2
+print("texts:\n", texts)
+print("transpose(0, 1): token by token\n", texts.transpose(0, 1))
+print("view(3, 2): the two texts are mixed\n", texts.view(3, 2))
+assert not torch.equal(texts.view(3, 2), texts.transpose(0, 1))
+
+# %% [markdown]
+# A right shape proves nothing. In a Transformer, this mistake mixes the tokens of a text, so that it sees its own
+# future. The loss becomes *better*, and the model useless. `glassgpt doctor --break heads-by-view` shows it.
+#
+# A second trap is *broadcasting*: where a dimension has size 1, or is missing on the left, torch repeats it without a
+# word. `[3]` and `[3, 1]` look alike, but their difference is a matrix:
+
+# %%
+prediction, target = torch.ones(3), torch.ones(3, 1)
+guess = predict("What is the shape of prediction [3] minus target [3, 1]?")
+guess.measured(tuple((prediction - target).shape))
+
+# %% [markdown]
+# ## In real systems
+#
+# The attention of this package (and of nearly all others) changes `[B, T, H D]` to `[B, H, T, D]` with `view` and
+# `transpose`: no number moves. See `Attention.forward` in `glassgpt/model/gpt.py`. Corpora of many gigabytes are opened
+# as a *memory map*: a NumPy array over a file, of which only the parts that are read come into memory. A batch is then
+# a copy of a few slices. Weights are loaded in the same way: a safetensors file is mapped, not read.
+#
+# ## Exercises
+#
+# Write your answers into a file of your own, and check it with `glassgpt learn 1 --check my_answer.py`.
+#
+# 1. `shares_memory(a, b)` receives two tensors with at least one element, and returns True if writing into one can
+#    change the other. You may write into them, but must put the numbers back. They may be slices or transposes.
+# 2. `split_heads(x, heads)` turns `[B, T, C]` into `[B, heads, T, C / heads]`: head h of a token gets the h-th part of
+#    that token's C numbers.
+#
+# Next: lesson 2, where tensors remember how they were computed: `glassgpt learn 2`.
