@@ -1,0 +1,212 @@
+# %% [markdown]
+# # Lesson 2: the computation graph and autograd
+#
+# You will know at the end: how PyTorch computes gradients, by an engine of your own in 30 lines; what a leaf is, what
+# `.grad` holds, what `detach` cuts, and why a gradient can be None.
+#
+# Time: 12 minutes. Before: lesson 1 (tensors).
+#
+# The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
+
+# %% [markdown]
+# ## Gradients
+#
+# A model has weights, and a *loss*: one number that says how wrong it is. To improve, we need to know for each weight:
+# if it grows a little, by how much does the loss grow? This is the *derivative* of the loss by that weight. All of them
+# together are the *gradient*.
+#
+# PyTorch writes down every operation on tensors that have `requires_grad=True`. This record is the *computation graph*.
+# `backward()` walks through it from the loss to the weights, and multiplies the derivatives on the way (the *chain
+# rule*).
+
+# %%
+import torch
+
+from glassgpt.learn import equal, picture, predict, seed, short
+
+w = torch.tensor(3.0, requires_grad=True)
+loss = (w * w + 1) * 2
+guess = predict("loss = 2 (w w + 1) and w = 3. The derivative of the loss by w?")
+loss.backward()
+guess.measured(w.grad.item())
+print("the last operation of the graph:", loss.grad_fn)
+
+# %% [markdown]
+# ## An engine of our own
+#
+# Each number remembers from which numbers it was computed (its *parents*), and the derivative by each of them.
+# `backward` gives a number its gradient only after all numbers that were computed from it have passed on theirs.
+
+# %%
+import math
+
+
+class Number:
+    def __init__(self, value: float, parents: tuple = ()):
+        self.value, self.parents, self.grad = value, parents, 0.0  # parents: (number, derivative by it)
+
+    def __add__(self, other: "Number") -> "Number":
+        return Number(self.value + other.value, ((self, 1.0), (other, 1.0)))
+
+    def __mul__(self, other: "Number") -> "Number":
+        return Number(self.value * other.value, ((self, other.value), (other, self.value)))
+
+    def sigmoid(self) -> "Number":
+        s = 1 / (1 + math.exp(-self.value))
+        return Number(s, ((self, s * (1 - s)),))
+
+    def log(self) -> "Number":
+        return Number(math.log(self.value), ((self, 1 / self.value),))
+
+    def backward(self) -> None:
+        order, seen = [], set()
+
+        def visit(number: Number) -> None:  # parents come into the list before their children
+            if id(number) not in seen:
+                seen.add(id(number))
+                for parent, _ in number.parents:
+                    visit(parent)
+                order.append(number)
+
+        visit(self)
+        self.grad = 1.0
+        for number in reversed(order):
+            for parent, derivative in number.parents:
+                parent.grad += derivative * number.grad  # the chain rule; several ways add up
+
+
+a, b = Number(0.5), Number(-2.0)
+out = (a * b + a).sigmoid().log() * a  # a occurs three times
+out.backward()
+ta, tb = torch.tensor([0.5, -2.0], requires_grad=True).unbind()
+ta.retain_grad(), tb.retain_grad()
+((ta * tb + ta).sigmoid().log() * ta).backward()
+equal(torch.tensor([a.grad, b.grad]), torch.stack([ta.grad, tb.grad]), "gradients of our engine, and of torch")
+
+# %% [markdown]
+# ## Logistic regression by hand
+#
+# The smallest classifier: points with two coordinates, and a label 0 or 1. The model computes a *logit* z = x w + b.
+# The *sigmoid* turns it into the probability p that the label is 1. The loss is the mean of -log of the probability
+# that the model gave to the right label (*cross-entropy*).
+#
+# The gradient has a famous form: the derivative of the loss by the logit is p - y. So by w it is the mean of (p - y) x.
+
+# %%
+seed(0)
+y = torch.arange(200) % 2  # [N]
+x = torch.randn(200, 2) + torch.tensor([[-1.0, -0.5], [1.0, 1.0]])[y]  # two clouds, [N, 2]
+y = y.float()
+w, b = torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)
+
+
+def loss_of(w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    p = (x @ w + b).sigmoid()
+    return -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+
+
+guess = predict("With w = 0 and b = 0 every p is 0.5. The loss is -ln 0.5 = ?")
+loss = loss_of(w, b)
+guess.measured(loss.item())
+equal(loss, torch.nn.functional.binary_cross_entropy_with_logits(x @ w + b, y), "the loss, and torch's")
+
+loss.backward()
+with torch.no_grad():
+    error = (x @ w + b).sigmoid() - y  # p - y, [N]
+    equal(error @ x / len(x), w.grad, "the gradient by w: the formula, and autograd")
+    equal(error.mean()[None], b.grad, "the gradient by b: the formula, and autograd")
+
+# %% [markdown]
+# Training means: many small steps against the gradient. The steps themselves must not become a part of the graph, so
+# they stand under `torch.no_grad()`. `backward` *adds* to `.grad`, so we clear it each time.
+
+# %%
+steps, rate = short(full=200, quick=100), 0.5
+for _ in range(steps):
+    w.grad, b.grad = None, None
+    loss = loss_of(w, b)
+    loss.backward()
+    with torch.no_grad():
+        w -= rate * w.grad
+        b -= rate * b.grad
+guess = predict("Which share of the 200 points is now on the right side?")
+accuracy = ((x @ w + b > 0) == (y > 0)).float().mean().item()
+guess.measured(accuracy)
+assert accuracy > 0.85
+print(f"loss {loss.item():.3f}, w {w.tolist()}, b {b.item():.3f}")
+
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(figsize=(5, 4))
+axes.scatter(*x.T, c=y, cmap="coolwarm", s=12)
+ends = torch.tensor([-3.5, 3.5])
+axes.plot(ends, (-(w[0] * ends + b) / w[1]).detach(), "k--", label="p = 0.5")
+axes.set(xlabel="x1", ylabel="x2", ylim=(-3.5, 4), title="Logistic regression")
+axes.legend()
+picture(figure, "02-logistic-regression")
+
+# %% [markdown]
+# ## Leaves, and `.grad`
+#
+# A *leaf* is a tensor that was not computed from others: weights are leaves. `backward` stores `.grad` only in leaves
+# with `requires_grad=True`. In all other tensors the gradient passes through and is forgotten. This explains the usual
+# bug of this step:
+
+# %%
+import warnings
+
+wrong = torch.randn(2, requires_grad=True) * 0.01  # the product is computed, so it is not a leaf
+right = (torch.randn(2) * 0.01).requires_grad_()
+for name, weight in (("wrong", wrong), ("right", right)):
+    (x @ weight).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns when the .grad of a non-leaf is read
+        print(f"{name}: is_leaf {weight.is_leaf}, grad {weight.grad}")
+assert wrong.grad_fn is not None
+assert right.grad is not None
+
+# %%
+v = torch.tensor(1.0, requires_grad=True)
+guess = predict("The derivative of 3 v by v is 3. What is v.grad after two backward passes, without clearing?")
+(3 * v).backward()
+(3 * v).backward()
+guess.measured(v.grad.item())
+
+# %% [markdown]
+# ## What `detach` cuts
+#
+# `t.detach()` is the same numbers without their history: a constant for autograd. (It shares memory with t, as in
+# lesson 1.) It is right for targets and for what you print or plot. In the middle of a model it is a bug: everything
+# before it stops learning, and no error says so.
+
+# %%
+first, second = torch.randn(2, 4, requires_grad=True), torch.randn(4, requires_grad=True)
+hidden = (x @ first).relu()
+(hidden.detach() @ second).sum().backward()
+print("with detach:    first.grad is None:", first.grad is None, "  second.grad is None:", second.grad is None)
+assert first.grad is None
+(hidden @ second).sum().backward()
+print("without detach: first.grad is None:", first.grad is None)
+assert first.grad is not None
+
+# %% [markdown]
+# The loss still falls, because the second layer learns alone. `.item()`, `.numpy()`, `torch.tensor(t)` and a comparison
+# such as `t > 0` cut the graph too.
+#
+# ## In real systems
+#
+# The graph keeps the inputs of its operations until `backward` has used them (these are the *activations*). In large
+# models they need more memory than the weights. Then parts of the graph are thrown away and computed again during
+# `backward` (*activation checkpointing*). When a text is generated, no graph is needed: `torch.inference_mode()`.
+#
+# ## Exercises
+#
+# Write your answers into a file of your own, and check it with `glassgpt learn 2 --check my_answer.py`.
+#
+# 1. `numerical_gradient(f, w)` receives a function from a tensor to a number, and a float64 tensor w of any shape. It
+#    returns the gradient without autograd: change one element by +h and -h, and divide the difference by 2 h.
+# 2. `logit_gradient(logits, targets)` returns the gradient of `cross_entropy(logits, targets)` by the logits `[N, V]`,
+#    by formula: it is the logistic regression of V classes.
+#
+# Next: `glassgpt doctor --break detach-between-blocks` trains a GPT with this bug beside the right one. Then lesson 3:
+# `Dataset` and `DataLoader`.
