@@ -1,0 +1,210 @@
+# %% [markdown]
+# # Lesson 3: Dataset and DataLoader
+#
+# You will know at the end: the two methods of a `Dataset`, what a `DataLoader` does with it, how texts of different
+# lengths become one batch, and how workers can give you every example twice.
+#
+# Time: 8 minutes. Before: lesson 1 (tensors).
+
+# %% [markdown]
+# ## A Dataset: how many, and which
+#
+# A `Dataset` answers two questions: how many examples are there, and what is example i? It says nothing about order or
+# batches. Example i can be computed, read from a file, or cut from a text at the moment when it is asked for. So a
+# dataset can be larger than the memory.
+
+# %%
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset, IterableDataset, random_split
+
+from glassgpt.learn import equal, predict, seed
+
+
+class Squares(Dataset):
+    def __init__(self, number: int):
+        self.number = number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor(i), torch.tensor(i * i)
+
+
+squares = Squares(10)
+print("length", len(squares), "  example 3:", squares[3])
+
+# %% [markdown]
+# ## A DataLoader, by hand
+#
+# A `DataLoader` chooses an order, takes `batch_size` examples at a time, and stacks them: a list of B examples of shape
+# `[...]` becomes one tensor `[B, ...]`. The stacking is called *collate*.
+
+
+# %%
+def load(dataset: Dataset, batch_size: int, order: list[int]) -> list[tuple[torch.Tensor, ...]]:
+    batches = []
+    for start in range(0, len(order), batch_size):
+        examples = [dataset[i] for i in order[start : start + batch_size]]
+        batches.append(tuple(torch.stack(part) for part in zip(*examples, strict=True)))
+    return batches
+
+
+guess = predict("10 examples in batches of 4: how many batches, and how many examples has the last?")
+theirs = list(DataLoader(squares, batch_size=4))
+guess.measured(f"{len(theirs)} batches, the last has {len(theirs[-1][0])}")
+for mine, batch in zip(load(squares, 4, list(range(10))), theirs, strict=True):
+    equal(torch.stack(mine), torch.stack(batch), "a batch by hand, and of the DataLoader")
+
+# %% [markdown]
+# With `shuffle=True` the order is a random permutation, a new one in each epoch. The same seed gives the same order.
+# Why shuffle? Here are 300 examples in the order of their labels, as they are often stored:
+
+# %%
+labels = torch.arange(300) // 100  # 100 of label 0, then 100 of label 1, then 100 of label 2
+generator = torch.Generator().manual_seed(0)
+guess = predict("Batches of 50: how many different labels has the first batch, not shuffled and shuffled?")
+plain = next(iter(DataLoader(labels, batch_size=50)))
+shuffled = next(iter(DataLoader(labels, batch_size=50, shuffle=True, generator=generator)))
+guess.measured(f"{len(plain.unique())} and {len(shuffled.unique())}")
+
+# %% [markdown]
+# A batch of one label teaches the model to answer always with that label; the next batch teaches another one.
+#
+# (`DataLoader` accepted a tensor here. Whatever has `len()` and `[i]` is a dataset: a list, too.)
+#
+# ## Examples of different lengths
+#
+# Texts are not equally long, and `torch.stack` cannot stack them. A `collate_fn` of our own fills them up (*padding*).
+# The targets get -100 there, because `cross_entropy` ignores that value. So the padding does not count in the loss.
+
+# %%
+texts = [torch.tensor(ids) for ids in ([5, 3, 9], [1, 1, 4, 8, 2], [7, 6])]
+try:
+    next(iter(DataLoader(texts, batch_size=3)))
+except RuntimeError as error:
+    print("RuntimeError:", str(error).split(",")[0])
+
+
+def pad(texts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, texts)) - 1  # the last token is only a target
+    inputs = torch.zeros(len(texts), longest, dtype=torch.long)
+    targets = torch.full_like(inputs, -100)
+    for row, text in enumerate(texts):
+        inputs[row, : len(text) - 1] = text[:-1]
+        targets[row, : len(text) - 1] = text[1:]
+    return inputs, targets
+
+
+inputs, targets = next(iter(DataLoader(texts, batch_size=3, collate_fn=pad)))
+print("inputs:\n", inputs, "\ntargets:\n", targets)
+
+seed(0)
+table = torch.randn(10, 10)  # a model: for each token the logits of the next
+together = cross_entropy(table[inputs].flatten(0, 1), targets.flatten())
+alone = [cross_entropy(table[text[:-1]], text[1:], reduction="sum") for text in texts]
+equal(together, sum(alone) / sum(len(text) - 1 for text in texts), "the loss with padding, and without")
+
+guess = predict("And if the targets of the padding were 0 instead of -100: is the loss the same?")
+counted = cross_entropy(table[inputs].flatten(0, 1), targets.clamp(min=0).flatten())
+guess.measured(f"{together:.3f} with -100, {counted:.3f} with 0")
+assert abs(together - counted) > 0.01
+
+# %% [markdown]
+# With 0, the model would learn to predict padding. That is easy, so its loss would soon look better than it is.
+#
+# ## Training and validation
+#
+# `random_split` divides a dataset. Give it a generator with a seed. Otherwise a new start of the program mixes them
+# again, and the model is validated on what it was trained on.
+
+# %%
+first = [random_split(squares, [8, 2], torch.Generator().manual_seed(s))[1].indices for s in (0, 0, 1)]
+print("validation examples with the seeds 0, 0 and 1:", first)
+assert first[0] == first[1] != first[2]
+
+# %% [markdown]
+# ## The usual bug: pairs that come apart
+#
+# Inputs and targets belong together in *one* example. If they are shuffled one by one, each with its own order, every
+# shape is right, and the pairs are wrong.
+
+# %%
+x, y = torch.arange(300), torch.arange(300)  # y belongs to x where they are equal
+wrong = torch.cat([a == b for a, b in zip(*(DataLoader(t, batch_size=50, shuffle=True) for t in (x, y)), strict=True)])
+pairs = list(zip(x, y, strict=True))
+right = torch.cat([a == b for a, b in DataLoader(pairs, batch_size=50, shuffle=True)])
+guess = predict("How many of 300 pairs are still right if x and y are shuffled separately?")
+guess.measured(f"{int(wrong.sum())} (shuffled together: {int(right.sum())})")
+assert right.all()
+assert wrong.sum() < 30
+
+# %% [markdown]
+# ## Workers, and a stream that comes twice
+#
+# With `num_workers=2`, two processes prepare batches ahead of time. For a `Dataset`, the loader tells each worker which
+# i to read. An `IterableDataset` is a stream without i: it only says what comes next. Each worker has its own copy of
+# the stream, and unless you divide it, each yields *everything*.
+
+# %%
+import sys
+
+
+class Stream(IterableDataset):
+    def __init__(self, divide: bool):
+        self.divide = divide
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()  # None in the main process
+        place, workers = (worker.id, worker.num_workers) if worker and self.divide else (0, 1)
+        yield from range(place, 10, workers)
+
+
+if sys.platform == "linux":  # elsewhere, processes cannot begin in the middle of a lesson
+    guess = predict("A stream of 10 numbers with 2 workers: how many numbers come, undivided and divided?")
+    lists = [
+        [int(i) for i in DataLoader(Stream(divide), batch_size=None, num_workers=2, multiprocessing_context="fork")]
+        for divide in (False, True)
+    ]
+    guess.measured(f"{len(lists[0])} and {len(lists[1])}")
+    print("undivided:", lists[0])
+    print("divided:  ", lists[1])
+    assert sorted(lists[1]) == list(range(10))
+
+# %% [markdown]
+# ## In real systems
+#
+# The package maps k to *batch* k, not to one example (`glassgpt/data/batches/loader.py`). So a run that was stopped
+# continues with batch k, and workers and GPUs cannot change what is read. We do the same with a `Dataset` of batches:
+
+# %%
+from glassgpt.data import Batches, Loader
+
+batches = Batches(torch.arange(500).numpy(), block_size=8, batch_size=4, seed=0)
+
+
+class NumberedBatches(Dataset):
+    def __getitem__(self, k: int) -> torch.Tensor:
+        return torch.from_numpy(batches.get(k)[0])
+
+
+mine = DataLoader(NumberedBatches(), batch_size=None, sampler=[100, 101, 102])
+for k, batch in zip((100, 101, 102), mine, strict=True):
+    equal(batch, Loader(batches).get(k).idx, f"batch {k}")
+
+# %% [markdown]
+# `pin_memory=True` keeps batches in memory that a GPU can copy from while it computes. Corpora of terabytes are cut
+# into *shards*, files of about 100 MB that are shuffled as a whole.
+#
+# ## Exercises
+#
+# Write your answers into a file of your own, and check it with `glassgpt learn 3 --check my_answer.py`.
+#
+# 1. `collate(texts, pad)` receives a list of 1-dimensional tensors, each of 2 or more ids. It returns inputs and
+#    targets, each `[B, T]`, as our function does, but fills up the inputs with `pad`, and on the *left*, so that the
+#    last tokens of all texts stand in the last column.
+# 2. `share(stream, worker, workers)` receives an iterator, perhaps an endless one, and yields the items of one worker:
+#    all workers together yield every item once, and equally many each.
+#
+# Next: `glassgpt data show TEXT` prints a batch of your own text. Then lesson 4: a multilayer perceptron.
