@@ -1,0 +1,212 @@
+# %% [markdown]
+# # Lesson 7: word tokenizers
+#
+# You will know at the end: what a vocabulary is, how a text becomes ids and a text again, what happens to unknown
+# words, what `<|endoftext|>` is for, and why nobody trains on words any more.
+#
+# Time: 8 minutes. Before: a little Python; lesson 1.
+#
+# The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
+
+# %% [markdown]
+# ## Text to ids
+#
+# A model computes with numbers. A *tokenizer* cuts a text into pieces (*tokens*) and gives each a number, its *id*. The
+# list of all tokens that it knows is the *vocabulary*. The most natural pieces are words and punctuation marks.
+
+# %%
+import re
+from collections import Counter
+
+import regex
+import torch
+
+from glassgpt.assets import tutor
+from glassgpt.learn import equal, picture, predict
+
+text = tutor.general_path().read_text(encoding="utf-8")
+training, new = text[:8000], text[8000:]
+
+
+def split_words(text: str) -> list[str]:
+    return [word for word in re.split(r"([,.:;?!\"()']|\s)", text) if word.strip()]
+
+
+print(split_words("Bread, salt, and water: is it soup?"))
+
+
+# %% [markdown]
+# ## The first tokenizer
+#
+# Sort the different words, and number them. `encode` looks up ids, `decode` looks up words.
+
+
+# %%
+class FirstTokenizer:
+    def __init__(self, text: str):
+        self.words = sorted(set(split_words(text)))
+        self.ids = {word: i for i, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.ids[word] for word in split_words(text)]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+
+first = FirstTokenizer(training)
+guess = predict("The text has 8,000 characters. How many different words and marks does it have, about?")
+guess.measured(len(first.words))
+sentence = training[:90]
+print("before:", repr(sentence))
+print("after: ", repr(first.decode(first.encode(sentence))))
+assert first.decode(first.encode("salt, and water.")) != "salt, and water."
+
+# %% [markdown]
+# Two things are wrong. The spaces are not what they were: `salt , and`. A model that is trained on this will write like
+# this. And every new word is an error:
+
+# %%
+try:
+    first.encode("Add paprika.")
+except KeyError as error:
+    print("KeyError:", error)
+
+# %% [markdown]
+# ## The second tokenizer
+#
+# We repair both.
+#
+# * **Spaces.** Each word takes the space before it into its token: " and" is a token. Other white space is a token of
+#   its own. So joining the tokens gives exactly the text, and `decode` needs no rules.
+# * **Unknown words.** They become a special token, `<|unk|>`.
+# * **Vocabulary.** Only the most frequent words are kept; of equally frequent ones, the first in the order of their
+#   characters.
+# * **End of text.** `<|endoftext|>` stands between documents. It tells the model that what follows has nothing to do
+#   with what was before. While a model writes, it is the sign to stop.
+
+# %%
+PATTERN = r" ?[\p{L}\p{M}\p{N}_]+(?:['’]\p{L}+)*| ?[^\s\p{L}\p{M}\p{N}_]|\s"  # a word; a mark; a white space
+UNKNOWN, END = "<|unk|>", "<|endoftext|>"
+
+
+class SecondTokenizer:
+    def __init__(self, text: str, size: int):
+        counts = Counter(regex.findall(PATTERN, text))
+        frequent = sorted(counts, key=lambda word: (-counts[word], word))
+        self.words = [*frequent[: size - 2], UNKNOWN, END]
+        self.ids = {word: i for i, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.ids.get(word, self.ids[UNKNOWN]) for word in regex.findall(PATTERN, text)]
+
+    def encode_documents(self, texts: list[str]) -> list[int]:
+        return [i for text in texts for i in [*self.encode(text), self.ids[END]]]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.words[i] for i in ids)
+
+
+second = SecondTokenizer(training, 1000)
+print(f"{len(second.words)} tokens; the text has no more words")
+print([second.words[i] for i in second.encode("The bread and salt.")])
+assert second.decode(second.encode(training)) == training, "nothing is lost in a text whose words are all known"
+print(repr(second.decode(second.encode("Add paprika, and stir."))))
+print(second.encode_documents(["The bread.", "The salt."]), "  the id of the end:", second.ids[END])
+
+# %% [markdown]
+# The package's word tokenizer has the same rules (`tokenizer=word:1000`). We compare the ids of a new text.
+
+# %%
+from glassgpt.tokenizer import WordTokenizer
+
+for size in (50, 300, 600):
+    mine, theirs = SecondTokenizer(training, size), WordTokenizer.train(training, vocab_size=size)
+    equal(torch.tensor(mine.encode(new)), torch.tensor(theirs.encode(new)), f"ids with {size} tokens")
+
+# %% [markdown]
+# ## What words cost
+#
+# Language has few frequent words and very many rare ones (*Zipf's law*). So a vocabulary never ends.
+
+# %%
+import matplotlib.pyplot as plt
+
+counts = sorted(Counter(regex.findall(PATTERN, training)).values(), reverse=True)
+guess = predict("Which share of the different words occurs only once in the text?")
+guess.measured(counts.count(1) / len(counts))
+
+guess = predict("We keep all words of the first 8,000 characters. Which share of the next text is unknown?")
+unknown = {size: SecondTokenizer(training, size) for size in (50, 100, 200, 400, 10_000)}
+shares = {size: t.encode(new).count(t.ids[UNKNOWN]) / len(t.encode(new)) for size, t in unknown.items()}
+guess.measured(shares[10_000])
+assert shares[10_000] > 0.1
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+left.loglog(range(1, len(counts) + 1), counts)
+left.set(xlabel="rank of the word", ylabel="times in the text", title="Few words are frequent")
+sizes = [len(t.words) for t in unknown.values()]
+right.plot(sizes, list(shares.values()), marker="o")
+right.set(
+    xlabel="words in the vocabulary", ylabel="share of unknown tokens", ylim=(0, 1), title="New text has new words"
+)
+figure.tight_layout()
+picture(figure, "07-words")
+
+# %% [markdown]
+# An unknown word is lost for good: no model can write "paprika" if paprika has no token. A larger text has more words,
+# but a vocabulary of a million words means a million rows in the embedding, most of which are hardly ever trained.
+# "soup" and "soups", "Bread" and " bread" are strangers to each other.
+#
+# ## The usual bug: ids that change
+#
+# A `set` has no fixed order. Without `sorted`, the words get other ids each time the program starts. Training works.
+# But a saved model, opened tomorrow, reads and writes nonsense. We start Python twice, and print the ids of 8 words.
+
+# %%
+import os
+import subprocess
+import sys
+
+program = "print({word: i for i, word in enumerate(set('a b c d e f g h'.split()))})"
+guess = predict("Two starts of the same program: the same ids?")
+outputs = [
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": number},
+                   capture_output=True, text=True, check=True).stdout.strip()
+    for number in ("1", "2")
+]  # fmt: skip
+guess.measured(outputs[0] == outputs[1])
+print("\n".join(outputs))
+assert outputs[0] != outputs[1]
+
+# %% [markdown]
+# So: sort, and save the vocabulary with the model. (Python chooses another `PYTHONHASHSEED` at each start. We set two,
+# to get the same lesson each time.)
+#
+# **The name of a special token in a user's text.** If a tokenizer turns the *text* "<|endoftext|>" into the special id,
+# then whoever writes into a chat can end the document. The package does it only where it is allowed:
+
+# %%
+trained = WordTokenizer.train(training, vocab_size=1000)
+print("as text:      ", trained.encode(END))
+print("where allowed:", trained.encode(END, allow_special=True))
+assert trained.encode(END, allow_special=True) == [trained.eos_token_id]
+assert trained.eos_token_id not in trained.encode(END)
+
+# %% [markdown]
+# ## In real systems
+#
+# Word tokenizers are history (word2vec, 2013). BERT's WordPiece cut words into known pieces, and still had an unknown
+# token. GPT-2's byte-level BPE has none: every byte is a token (lesson 8). A chat model has more special tokens: the
+# begin and end of a turn, and the roles.
+#
+# ## Exercises
+#
+# Write your answers into a file of your own, and check it with `glassgpt learn 7 --check my_answer.py`.
+#
+# 1. `build_vocabulary(words, size)` receives a list of words (with repetitions). It returns a dict from word to id: the
+#    most frequent first, equally frequent ones by alphabet; then `<|unk|>` and `<|endoftext|>`; at most `size` in all.
+# 2. `encode_documents(documents, vocabulary)` receives lists of words, and such a dict. It returns one list of ids:
+#    unknown words as `<|unk|>`, and `<|endoftext|>` after each document.
+#
+# Next: `glassgpt train TEXT preset=tiny tokenizer=word:2000` trains a GPT on words. Then lesson 8: byte-pair encoding.
