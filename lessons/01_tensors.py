@@ -112,11 +112,12 @@ equal(t.reshape(12), t.contiguous().view(12), "reshape, and contiguous then view
 
 # %%
 import time
+from collections.abc import Callable
 
 big = torch.randn(short(full=4000, quick=1000), 1000)
 
 
-def milliseconds(run: object, times: int = 5) -> float:
+def milliseconds(run: Callable[[], torch.Tensor], times: int = 5) -> float:
     best = float("inf")
     for _ in range(times):
         start = time.perf_counter()

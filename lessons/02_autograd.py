@@ -78,8 +78,7 @@ class Number:
 a, b = Number(0.5), Number(-2.0)
 out = (a * b + a).sigmoid().log() * a  # a occurs three times
 out.backward()
-ta, tb = torch.tensor([0.5, -2.0], requires_grad=True).unbind()
-ta.retain_grad(), tb.retain_grad()
+ta, tb = torch.tensor(0.5, requires_grad=True), torch.tensor(-2.0, requires_grad=True)
 ((ta * tb + ta).sigmoid().log() * ta).backward()
 equal(torch.tensor([a.grad, b.grad]), torch.stack([ta.grad, tb.grad]), "gradients of our engine, and of torch")
 
@@ -190,7 +189,7 @@ print("without detach: first.grad is None:", first.grad is None)
 assert first.grad is not None
 
 # %% [markdown]
-# The loss still falls, because the second layer learns alone. `.item()`, `.numpy()`, `torch.tensor(t)` and a comparison
+# The loss still falls, because the second layer learns alone. `.item()`, `torch.tensor(t)`, `argmax`, and a comparison
 # such as `t > 0` cut the graph too.
 #
 # ## In real systems

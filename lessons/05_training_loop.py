@@ -52,8 +52,8 @@ guess = predict("An untrained model with 3 classes guesses. Its loss is about ln
 guess.measured(cross_entropy(new_model()(x), y).item())
 
 # %% [markdown]
-# The learner's version of an optimizer is two lines: subtract the gradient times the *learning rate*. This is SGD
-# (stochastic gradient descent). We compare it with torch's after 10 steps.
+# The simplest *optimizer* subtracts the gradient times the *learning rate* from each weight. This is SGD (stochastic
+# gradient descent). We compare ours with torch's after 10 steps.
 
 # %%
 mine, theirs = new_model(), new_model()
@@ -146,9 +146,10 @@ assert difference > 0.01
 # %% [markdown]
 # ## Validation
 #
-# Every few steps we measure the loss on examples that are not trained on. Three lines protect the training:
+# Every few steps we measure the loss on examples that are not trained on. Three calls belong to it:
 #
-# * `model.eval()` turns off dropout (and `model.train()` turns it on again),
+# * `model.eval()` turns off dropout, and `model.train()` turns it on again (*dropout* replaces random activations by 0
+#   in training, so that a model cannot rely on single ones: lesson 21),
 # * `torch.no_grad()` computes without a graph: less memory,
 # * `.item()` makes a plain number of a loss. A list of loss *tensors* would keep the graph of every step alive.
 
@@ -179,7 +180,8 @@ assert max(right) < min(wrong)
 # ## The package's step
 #
 # `train_step` in `glassgpt/training/step.py` is the same loop body, for any number of micro-batches and processes. We
-# train two copies of a small GPT for 3 steps: with it, and with our six lines.
+# train two copies of a small GPT for 3 steps: with it, and with our six lines. The optimizer is *AdamW*, which divides
+# each step by the usual size of the gradient of that weight, and makes weights a little smaller (*weight decay*).
 
 # %%
 from glassgpt.config import ModelConfig, OptimConfig

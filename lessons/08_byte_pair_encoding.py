@@ -29,14 +29,14 @@ from glassgpt.tokenizer.pretokenize import PATTERNS
 
 text = tutor.general_path().read_text(encoding="utf-8")[: short(full=10_000, quick=4_000)]
 print(text[:60])
-guess = predict("How many bytes are the 5 characters of 'né 🙂' in UTF-8? (there is a space in it)")
+guess = predict("How many bytes are the 4 characters of 'né 🙂' in UTF-8? (one is a space)")
 guess.measured(f"{len('né 🙂'.encode())}: {list('né 🙂'.encode())}")
 
 # %% [markdown]
 # ## First step: cut the text into pieces
 #
 # GPT-2 first cuts a text into *pre-tokens*: roughly words, each with the space before it. No token crosses a border
-# between two of them. Otherwise "dog." and "dog!" and "dog," would all become tokens. A regular expression does it.
+# between two of them. Otherwise "dog." and "dog!" and "dog," would become tokens. A regular expression does it.
 
 # %%
 pieces = regex.findall(PATTERNS["gpt2"], "It's 2 dogs, isn't it?")

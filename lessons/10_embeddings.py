@@ -199,4 +199,4 @@ for name, ids_2 in (("an id that is too large", torch.tensor([[V]])), ("a text t
 # 2. `sinusoids(T, C)` returns the table `[T, C]` of the first Transformer (C is even). It was not learned: column 2i of
 #    position t is `sin(t / 10000 ** (2i / C))`, and column 2i + 1 is the cosine of the same.
 #
-# Next: `glassgpt train TEXT preset=tiny model.position=rope` trains with rotary positions. Then lesson 11: attention.
+# Next: `glassgpt train TEXT preset=tiny-modern` trains a GPT with rotary positions. Then lesson 11: attention.

@@ -40,7 +40,10 @@ def check_share(answer: Callable[[Iterator[int], int, int], Iterable[int]]) -> N
     """Look at all workers together, on streams that end and one that does not."""
     for items in (12, 2):
         for workers in (1, 2, 3):
-            lists = [list(answer(iter(range(items)), worker, workers)) for worker in range(workers)]
+            shares = [answer(iter(range(items)), worker, workers) for worker in range(workers)]
+            if not all(isinstance(share, Iterable) for share in shares):
+                raise Wrong(f"it should yield items (or return an iterator), and returns {shares[0]!r}")
+            lists = [list(share) for share in shares]
             where = f"a stream of {items} items and {workers} workers"
             together = sorted(item for part in lists for item in part)
             if together != list(range(items)):

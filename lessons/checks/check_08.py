@@ -50,7 +50,7 @@ def check_apply_merges(answer: Callable[[bytes, list[tuple[bytes, bytes]]], list
     for word in words:
         right = [package.token_bytes(i) for i in package.encode(word)]
         found = answer(word.encode("utf-8"), list(merges))
-        if list(found) != right:
+        if found != right:
             raise Wrong(f"the tokens of {word!r} should be {right}, and are {found!r}")
     given = [(b"b", b"c"), (b"a", b"b"), (b"a", b"bc")]
     if (found := answer(b"abc", given)) != [b"abc"]:
