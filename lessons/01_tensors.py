@@ -4,7 +4,7 @@
 # You will know at the end: what a tensor stores, why `view`, `transpose` and slices cost nothing, when data is copied,
 # what "contiguous" means, and why two arrays can share their numbers without your knowing.
 #
-# Time: 10 minutes. Before: nothing but a little Python.
+# Time: 8 minutes. Before: nothing but a little Python.
 
 # %% [markdown]
 # ## Shape and dtype

@@ -4,7 +4,7 @@
 # You will know at the end: how PyTorch computes gradients, by an engine of your own in 30 lines; what a leaf is, what
 # `.grad` holds, what `detach` cuts, and why a gradient can be None.
 #
-# Time: 12 minutes. Before: lesson 1 (tensors).
+# Time: 8 minutes. Before: lesson 1 (tensors).
 #
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 

@@ -4,7 +4,7 @@
 # You will know at the end: what a linear layer computes, why a network needs something between two of them, how numbers
 # grow or vanish with depth, and how the MLP inside a Transformer works.
 #
-# Time: 10 minutes. Before: lessons 1 (tensors) and 2 (gradients).
+# Time: 8 minutes. Before: lessons 1 (tensors) and 2 (gradients).
 #
 # The pictures need matplotlib (`pip install 'glassgpt[plot]'`).
 

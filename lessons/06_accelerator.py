@@ -172,7 +172,7 @@ for name, make in (("torch.arange(3)", lambda: torch.arange(3)),
 # ## In real systems
 #
 # Large models train in bfloat16, with float32 copies of the weights. One H100 computes up to about 1,000 TFLOP/s in
-# bfloat16; programs reach 40 to 60 % of the peak of their machine (*MFU*, model FLOP utilisation). `torch.compile`
+# bfloat16. The training of Llama 3 used about 40 % of that peak (*MFU*, model FLOP utilisation). `torch.compile`
 # joins small operations, so that numbers travel less often between memory and arithmetic.
 #
 # The package measures before it chooses: `glassgpt doctor` compares this machine's devices and number types, and

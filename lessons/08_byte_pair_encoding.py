@@ -4,7 +4,7 @@
 # You will know at the end: how GPT-2's kind of tokenizer learns its vocabulary from a text, how it encodes a new text
 # with it, why no text is unknown to it, and what a vocabulary costs and gains.
 #
-# Time: 12 minutes. Before: lesson 7 (word tokenizers).
+# Time: 10 minutes. Before: lesson 7 (word tokenizers).
 #
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`). One comparison needs tiktoken
 # (`pip install 'glassgpt[fast]'`); without it, that comparison is skipped.
@@ -243,7 +243,7 @@ print("joined first:  ", b"".join(tokens[i] for i in ids).decode())
 # Llama 3 and GPT-4o use byte-level BPE, with another regular expression and 128,000 and 200,000 tokens. Larger
 # vocabularies serve more languages, and make texts shorter; the head of the model grows. Llama 2, Mistral's first
 # models and Gemma use SentencePiece, which merges characters, and falls back to bytes for unknown ones. Llama 3 cuts
-# numbers into groups of three digits, Qwen into single digits, because arithmetic is easier then.
+# numbers into groups of three digits, Qwen into single digits, to make arithmetic easier.
 #
 # ## Exercises
 #

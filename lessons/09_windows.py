@@ -4,7 +4,7 @@
 # You will know at the end: how one long text becomes training examples, what stride, batch size, `shuffle`, `drop_last`
 # and workers do, and two mistakes that make the loss look wonderful.
 #
-# Time: 10 minutes. Before: lessons 3 (`Dataset` and `DataLoader`) and 8 (tokens).
+# Time: 9 minutes. Before: lessons 3 (`Dataset` and `DataLoader`) and 8 (tokens).
 #
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
