@@ -37,9 +37,9 @@ def check_mlp(answer: Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]) ->
             shown = list(found.shape) if isinstance(found, Tensor) else found
             raise Wrong(f"{where}: the output should have the shape {list(right.shape)}, and has {shown!r}")
         if not torch.allclose(found, right, atol=1e-5):
-            raise Wrong(
-                f"{where}: the first output should be {right.flatten()[0]:.4f}, and is {found.flatten()[0]:.4f}"
-            )
+            worst = int((found - right).abs().argmax())
+            mine, expected = found.flatten()[worst], right.flatten()[worst]
+            raise Wrong(f"{where}: output number {worst} should be {expected:.4f}, and is {mine:.4f}")
 
 
 def check_count_parameters(answer: Callable[[list[int], bool], int]) -> None:
