@@ -112,9 +112,9 @@ for layer in range(2):
 picture(figure, "22-maps")
 
 # %% [markdown]
-# Look at the picture. In the first layer, both heads look at the last few tokens, and most at *the token before*. In the
-# second layer, lines lie 19 below the diagonal, and 39: every token looks at *the token after its last appearance*. The
-# piece has 20 tokens, so that is 19 back. In the first piece there is no such token, and the heads rest on others.
+# Look at the picture. In the first layer, both heads look at the last few tokens, and most at *the token before*. In
+# the second layer, lines lie 19 below the diagonal, and 39: every token looks at *the token after its last appearance*.
+# The piece has 20 tokens, so that is 19 back. In the first piece there is no such token, and the heads rest on others.
 #
 # **The usual bug** of reading maps is to mix up rows and columns. Rows are queries: a row says where one token looks,
 # and sums to 1. A column says who looks at a token, and may sum to anything.
@@ -181,8 +181,8 @@ if trained:  # not in the short form of the tests
     assert loss_without(*best) > loss_without(None) + 0.5, "and the model needs it"
 
 # %% [markdown]
-# Without this head the loss may be *above* ln 32: the model is sure, and wrong. A head with a clear map that nobody needs
-# would have changed nothing. Looking is not enough.
+# Without this head the loss may be *above* ln 32: the model is sure, and wrong. A head with a clear map that nobody
+# needs would have changed nothing. Looking is not enough.
 #
 # ## In real systems
 #
