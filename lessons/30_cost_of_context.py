@@ -151,6 +151,8 @@ for name in kinds:
 axes[0].set(xlabel="tokens", ylabel="milliseconds", title="time: both the square of T")
 axes[1].set(xlabel="tokens", ylabel="MiB kept for backward", title="memory: the square of T, and T")
 for one in axes:
+    one.set_xticks(lengths, [str(T) for T in lengths])
+    one.minorticks_off()
     one.legend()
 picture(figure, "30-context")
 
