@@ -5,6 +5,8 @@
 # how a number finds them without a picture, and how to prove that a head does what it seems to do.
 #
 # Time: 12 minutes, with about half a minute of training. Before: lesson 15 (many heads) and lesson 18 (training).
+#
+# The pictures need matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## A text with one regularity

@@ -5,6 +5,8 @@
 # make them comparable, and what a tokenizer buys.
 #
 # Time: 8 minutes, with half a minute of training. Before: lesson 8 (byte-pair encoding) and lesson 18 (training).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## Two models, one text

@@ -81,6 +81,7 @@ sizes = {"V": 120, "T": 32, "layers": 2, "heads": 4, "C": 48}
 oracle = None
 if transformers is not None:
     try:
+        assert short(full=1, quick=0)
         oracle = transformers.GPT2LMHeadModel.from_pretrained("gpt2", local_files_only=True).eval()
         sizes = {"V": 50257, "T": 1024, "layers": 12, "heads": 12, "C": 768}
         print("This is the published GPT-2.")
@@ -233,12 +234,13 @@ if assets.available(name) and short(full=1, quick=0):
 
     model, tokenizer = glassgpt.load(name, device="cpu", keep_quantized=False)
 else:
-    print(f"{name} is not used here: a small Llama with random weights takes its place.")
+    print(f"{name} is not here: a small Llama with random weights takes its place. `glassgpt pull {name}` fetches it.")
     model = GPT(ModelConfig(
         vocab_size=120, block_size=64, n_layer=2, n_head=6, n_kv_head=2, n_embd=48, norm="rmsnorm", mlp="swiglu",
         position="rope", norm_bias=False, qkv_bias=False, attention_out_bias=False, mlp_bias=False,
     )).eval()  # fmt: skip
-    model.init_weights(seed=0)
+    for parameter in model.parameters():
+        parameter.data = (parameter.dim() == 1) + 0.1 * torch.randn(parameter.shape)
 weights = to_published(model.state_dict(), model.config, FAMILIES["llama"])  # the names of the published file
 for place in placements(model.config, FAMILIES["llama"]):
     if ".0." in place.published:

@@ -5,6 +5,8 @@
 # why the answer stays the same, how much memory a cache takes, and the bug that most first caches have.
 #
 # Time: 8 minutes. Before: lesson 17 (the whole GPT) and lesson 19 (choosing the next token).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## The problem

@@ -5,6 +5,8 @@
 # large the error is before you measure it, and what it costs in loss.
 #
 # Time: 8 minutes. Before: lesson 17 (the whole GPT) and lesson 1 (dtypes).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## The problem

@@ -5,6 +5,8 @@
 # why one of the two matrices starts at zero, how the result disappears into the weights, and what it saves.
 #
 # Time: 10 minutes. Before: lesson 18 (training a GPT) and lesson 24 (weights that somebody else trained).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## The problem

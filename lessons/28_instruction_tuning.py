@@ -5,6 +5,8 @@
 # on, what changes if it is trained on all, and why some assistants never stop talking.
 #
 # Time: 10 minutes. Before: lesson 18 (training) and lesson 9 (inputs and targets).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## A conversation is a text

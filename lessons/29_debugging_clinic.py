@@ -5,6 +5,8 @@
 # of them, how to get from a symptom to the line, and what the doctor does.
 #
 # Time: 15 minutes. Before: lesson 17 (the whole GPT) and lesson 5 (the training loop).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## Ten patients

@@ -5,6 +5,8 @@
 # attention costs more than everything else, and how to find out where time and memory go.
 #
 # Time: 10 minutes. Before: lesson 14 (the causal mask) and lesson 17 (the whole GPT).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## On paper

@@ -5,6 +5,8 @@
 # measurement that you can repeat, where it is in this package, and what large systems do.
 #
 # Time: 15 minutes. Before: all other lessons; none is needed in full.
+#
+# The picture needs matplotlib: `pip install matplotlib`.
 
 # %% [markdown]
 # ## The table
