@@ -4,7 +4,7 @@
 # You will know at the end: how to read an attention map, two patterns that are found in almost every language model,
 # how a number finds them without a picture, and how to prove that a head does what it seems to do.
 #
-# Time: 12 minutes, with about half a minute of training. Before: lesson 15 (many heads) and lesson 18 (training).
+# Time: 9 minutes, with about half a minute of training. Before: lesson 15 (many heads) and lesson 18 (training).
 #
 # The pictures need matplotlib: `pip install matplotlib`.
 

@@ -4,7 +4,7 @@
 # You will know at the end: why the losses of two models with different tokenizers cannot be compared, how bits per byte
 # make them comparable, and what a tokenizer buys.
 #
-# Time: 8 minutes, with half a minute of training. Before: lesson 8 (byte-pair encoding) and lesson 18 (training).
+# Time: 7 minutes, with half a minute of training. Before: lesson 8 (byte-pair encoding) and lesson 18 (training).
 #
 # The picture needs matplotlib: `pip install matplotlib`.
 

@@ -4,7 +4,7 @@
 # You will know at the end: what a file of weights contains, how its names and shapes become those of your model, why
 # GPT-2's matrices have to be transposed, and how to prove that nothing went wrong.
 #
-# Time: 12 minutes. Before: lesson 17 (the whole GPT).
+# Time: 10 minutes. Before: lesson 17 (the whole GPT).
 #
 # This lesson compares with `transformers`: `pip install transformers`. Without it, the lesson compares with this
 # package.
@@ -81,7 +81,6 @@ sizes = {"V": 120, "T": 32, "layers": 2, "heads": 4, "C": 48}
 oracle = None
 if transformers is not None:
     try:
-        assert short(full=1, quick=0)
         oracle = transformers.GPT2LMHeadModel.from_pretrained("gpt2", local_files_only=True).eval()
         sizes = {"V": 50257, "T": 1024, "layers": 12, "heads": 12, "C": 768}
         print("This is the published GPT-2.")

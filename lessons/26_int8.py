@@ -4,7 +4,7 @@
 # You will know at the end: how a weight becomes a small whole number, what a scale is and why each row has its own, how
 # large the error is before you measure it, and what it costs in loss.
 #
-# Time: 8 minutes. Before: lesson 17 (the whole GPT) and lesson 1 (dtypes).
+# Time: 7 minutes. Before: lesson 17 (the whole GPT) and lesson 1 (dtypes).
 #
 # The picture needs matplotlib: `pip install matplotlib`.
 

@@ -4,7 +4,7 @@
 # You will know at the end: how to teach a model something new by training a few thousand numbers beside frozen weights,
 # why one of the two matrices starts at zero, how the result disappears into the weights, and what it saves.
 #
-# Time: 10 minutes. Before: lesson 18 (training a GPT) and lesson 24 (weights that somebody else trained).
+# Time: 8 minutes. Before: lesson 18 (training a GPT) and lesson 24 (weights that somebody else trained).
 #
 # The picture needs matplotlib: `pip install matplotlib`.
 

@@ -4,7 +4,7 @@
 # You will know at the end: how a conversation becomes one line of tokens, which of these tokens an assistant is trained
 # on, what changes if it is trained on all, and why some assistants never stop talking.
 #
-# Time: 10 minutes. Before: lesson 18 (training) and lesson 9 (inputs and targets).
+# Time: 8 minutes. Before: lesson 18 (training) and lesson 9 (inputs and targets).
 #
 # The picture needs matplotlib: `pip install matplotlib`.
 

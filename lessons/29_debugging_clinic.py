@@ -4,7 +4,7 @@
 # You will know at the end: eight questions that find most bugs of a language model in seconds, why the loss is not one
 # of them, how to get from a symptom to the line, and what the doctor does.
 #
-# Time: 15 minutes. Before: lesson 17 (the whole GPT) and lesson 5 (the training loop).
+# Time: 12 minutes. Before: lesson 17 (the whole GPT) and lesson 5 (the training loop).
 #
 # The picture needs matplotlib: `pip install matplotlib`.
 

@@ -4,7 +4,7 @@
 # You will know at the end: how time and memory of attention grow with the length of the text, from which length on
 # attention costs more than everything else, and how to find out where time and memory go.
 #
-# Time: 10 minutes. Before: lesson 14 (the causal mask) and lesson 17 (the whole GPT).
+# Time: 8 minutes. Before: lesson 14 (the causal mask) and lesson 17 (the whole GPT).
 #
 # The picture needs matplotlib: `pip install matplotlib`.
 

@@ -4,7 +4,7 @@
 # You will know at the end: the ten choices that separate a notebook from a system that trains Llama, each with a
 # measurement that you can repeat, where it is in this package, and what large systems do.
 #
-# Time: 15 minutes. Before: all other lessons; none is needed in full.
+# Time: 12 minutes. Before: all other lessons; none is needed in full.
 #
 # The picture needs matplotlib: `pip install matplotlib`.
 
