@@ -72,7 +72,7 @@ def train(model: nn.Module, steps: int) -> tuple[float, float]:
     return losses[0], sum(losses[-10:]) / 10
 
 
-steps = short(full=80, quick=12)
+steps = short(full=80, quick=6)
 guess = predict(f"Eleven programs, {steps} steps: for how many does the loss fall?")
 losses = {patient: train(build(patient), steps) for patient in patients}
 guess.measured(sum(last < first for first, last in losses.values()))
@@ -220,7 +220,7 @@ guess.measured(place)
 
 # %%
 wanted = {bug.finding for bug in patients.values() if bug}
-ill = [patient for patient in patients if patient != "healthy"][: short(full=10, quick=2)]
+ill = [patient for patient in patients if patient != "healthy"][: short(full=10, quick=1)]
 for patient in ill:
     subject = Subject(build(patient), patient)
     outcomes = run_checks(MODEL_CHECKS, subject, only=wanted)
