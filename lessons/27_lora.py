@@ -1,0 +1,234 @@
+# %% [markdown]
+# # Lesson 27: LoRA
+#
+# You will know at the end: how to teach a model something new by training a few thousand numbers beside frozen weights,
+# why one of the two matrices starts at zero, how the result disappears into the weights, and what it saves.
+#
+# Time: 8 minutes. Before: lesson 18 (training a GPT) and lesson 24 (weights that somebody else trained).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
+
+# %% [markdown]
+# ## The problem
+#
+# You have a trained model and a small text of another kind. Training *all* weights works, but AdamW keeps two more
+# numbers for each weight, and there is a gradient for each. And the result is a second model as large as the first.
+#
+# LoRA (low-rank adaptation) freezes the weights. Beside a matrix W of shape `[out, in]` it puts two small ones: A is
+# `[r, in]` and B is `[out, r]`. The number r is the *rank*, often 8 or 16. The layer then computes
+#
+#     y = W x + (alpha / r) B A x
+#
+# Only A and B are trained.
+
+# %%
+import argparse
+import copy
+import inspect
+from pydoc_data.topics import topics
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glassgpt.config import ModelConfig, TuneConfig
+from glassgpt.learn import equal, picture, predict, seed, short
+from glassgpt.model import GPT
+from glassgpt.transforms.lora import add_lora, lora_layers, merge
+
+seed(0)
+
+
+class LoRA(nn.Module):
+    """A frozen linear layer with a small trained path beside it."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.base, self.scale = base.requires_grad_(False), alpha / rank
+        self.a = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.scale * (x @ self.a.T) @ self.b.T
+
+
+guess = predict("A matrix of 4096 x 4096 and rank 8: LoRA trains how many % of as many numbers?")
+guess.measured(100 * 2 * 8 * 4096 / 4096**2)
+
+# %% [markdown]
+# ## Why B starts at zero
+#
+# Then B A = 0, and the model computes at first exactly what it did before. Training starts at the old model, not at a
+# damaged one. But if A were zero as well, nothing would ever move.
+
+# %%
+layer, x = LoRA(nn.Linear(16, 12), rank=2, alpha=4), torch.randn(5, 16)
+with torch.no_grad():
+    equal(layer(x), layer.base(x), "with B = 0, the layer is the old one", tolerance=0)
+
+guess = predict("A random, B zero: is the gradient of A zero? And that of B? (yes/no)")
+layer(x).square().sum().backward()
+guess.measured(f"A: {'no' if layer.a.grad.any() else 'yes'}, B: {'no' if layer.b.grad.any() else 'yes'}")
+
+# %% [markdown]
+# A has no gradient in the first step, because its output is multiplied by B = 0. B has one, because A is not zero.
+# After one step B is not zero either, and both learn.
+#
+# **The usual bug**: both are set to zero ("so that nothing changes at first"). Then the gradient of A is B times
+# something, that of B is A times something: zero for ever. The loss stays where it is, and no error comes.
+
+# %%
+dead = LoRA(nn.Linear(16, 12), rank=2, alpha=4)
+dead.a.data.zero_()
+optimizer = torch.optim.AdamW([dead.a, dead.b], lr=0.1)
+for _ in range(100):
+    optimizer.zero_grad()
+    dead(x).square().sum().backward()
+    optimizer.step()
+largest = float(torch.cat([dead.a, dead.b.T], dim=1).detach().abs().max())
+print("both zero: after 100 steps, the largest weight is", largest)
+assert largest == 0
+
+# %% [markdown]
+# ## A model to adapt
+#
+# We train a small GPT on English: Python's own help texts, which every Python has. Then it shall learn another kind of
+# text: Python code. The last fifth of the code is not trained on; there we measure.
+
+# %%
+english = "\n".join(topics[name] for name in sorted(topics))[:200_000]
+code = inspect.getsource(argparse)
+alphabet = sorted(set(english + code))
+to_ids = {character: i for i, character in enumerate(alphabet)}
+english_ids, code_ids = (torch.tensor([to_ids[c] for c in text]) for text in (english, code))
+code_ids, code_test = code_ids.tensor_split([len(code_ids) * 4 // 5])
+config = ModelConfig(vocab_size=len(alphabet), block_size=48, n_layer=2, n_head=4, n_embd=64)
+
+
+def loss_of(model: nn.Module, ids: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    starts = torch.randint(len(ids) - 49, (rows,), generator=generator)
+    text = ids[starts[:, None] + torch.arange(49)]  # [B, T + 1]
+    return F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
+
+
+def train(model: nn.Module, ids: Tensor, steps: int, rate: float) -> nn.Module:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer, generator = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0), torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, ids, 16, generator).backward()
+        optimizer.step()
+    model.optimizer_numbers = sum(s.numel() for state in optimizer.state.values() for s in state.values() if s.dim())
+    return model
+
+
+@torch.no_grad()
+def test(model: nn.Module, ids: Tensor) -> float:
+    return float(loss_of(model, ids, 64, torch.Generator().manual_seed(2)))
+
+
+base = GPT(config)
+base.init_weights(seed=0)
+train(base, english_ids, short(full=500, quick=40), 3e-3)
+print(f"loss on English {test(base, english_ids):.2f}, on code {test(base, code_test):.2f}")
+
+# %% [markdown]
+# ## LoRA on every matrix of the blocks
+#
+# Now replace each linear layer of the blocks by ours. Everything else is frozen: embeddings and norms, too.
+
+
+# %%
+def with_lora(model: GPT, rank: int, alpha: float) -> GPT:
+    model = copy.deepcopy(model).requires_grad_(False)
+    for name, layer in [*model.blocks.named_modules()]:
+        if isinstance(layer, nn.Linear):
+            parent, _, own = name.rpartition(".")
+            setattr(model.blocks.get_submodule(parent), own, LoRA(layer, rank, alpha))
+    return model
+
+
+small, full = with_lora(base, rank=4, alpha=8), copy.deepcopy(base)
+guess = predict(f"The model has {base.num_parameters():,} parameters. How many % does LoRA of rank 4 train?")
+count = sum(p.numel() for p in small.parameters() if p.requires_grad)
+guess.measured(100 * count / base.num_parameters())
+
+# %%
+steps = short(full=200, quick=30)
+guess = predict("After training on code: the loss on code, with LoRA and with all weights?")
+train(small, code_ids, steps, 1e-2)
+train(full, code_ids, steps, 1e-3)
+guess.measured(f"LoRA {test(small, code_test):.2f}, all weights {test(full, code_test):.2f}")
+print(f"loss on English: before {test(base, english_ids):.2f}, LoRA {test(small, english_ids):.2f}, "
+      f"all weights {test(full, english_ids):.2f}")  # fmt: skip
+print(f"numbers kept by AdamW: LoRA {small.optimizer_numbers:,}, all weights {full.optimizer_numbers:,}")
+assert test(small, code_test) < test(base, code_test) - 0.05
+assert small.optimizer_numbers == 2 * count, "two numbers for each trained one"
+
+# %% [markdown]
+# Both forget some English. Full training has more freedom, for better and for worse. (LoRA usually takes a rate about
+# ten times larger.)
+#
+# ## The small path disappears
+#
+# B A is a matrix of the shape of W. Add it to W, and the model is an ordinary one again, as fast as before. That is
+# called *merging*. The package does the same, with the same A and B:
+
+# %%
+package = copy.deepcopy(base)
+add_lora(package, TuneConfig(lora_rank=4, lora_alpha=8, lora_targets="all"), seed=0)
+ours = [layer for layer in small.modules() if isinstance(layer, LoRA)]
+for theirs, mine in zip(lora_layers(package), ours, strict=True):
+    (name,) = theirs.targets  # GPT-2 publishes q, k, v as one matrix: one pair
+    for own, given in zip(theirs.pair(name), (mine.a, mine.b), strict=True):
+        own.data.copy_(given)
+idx = code_ids[None, :48]
+with torch.no_grad():
+    equal(small(idx), package(idx), "my LoRA and the package's")
+    before = small(idx)
+    merge(package)
+    equal(before, package(idx), "beside the weights, and merged into them", tolerance=1e-4)
+
+# %% [markdown]
+# ## Is a low rank enough?
+#
+# What did *full* training change? Take the difference of a matrix before and after, and look at its singular values:
+# how much it does in each direction. The sum of their squares is the whole change.
+
+# %%
+import matplotlib.pyplot as plt
+
+pick = "blocks.0.mlp.up"
+change = full.get_submodule(pick).weight - base.get_submodule(pick).weight
+by_lora = small.get_submodule(pick).scale * small.get_submodule(pick).b @ small.get_submodule(pick).a
+figure, axes = plt.subplots(figsize=(6, 3.5))
+for matrix, label in ((change, "all weights trained"), (by_lora, "LoRA, rank 4")):
+    axes.plot(torch.linalg.svdvals(matrix.detach()), marker=".", label=label)
+axes.set(xlabel="direction", ylabel="singular value", title=f"The change of {pick}")
+axes.legend()
+picture(figure, "27-rank")
+values = torch.linalg.svdvals(change.detach()).square()
+guess = predict("All weights trained: how many % of the change do 4 of its 64 directions hold?")
+guess.measured(100 * float(values[:4].sum() / values.sum()))
+values = torch.linalg.svdvals(by_lora.detach())
+assert float(values[4:].max()) < 1e-4 * float(values[0]), "LoRA's change has rank 4"
+
+# %% [markdown]
+# A part of the change fits into 4 directions, not all of it, and the loss above says the same. Large models change in
+# fewer directions relative to their width: there, ranks of 8 to 64 often reach the loss of full training.
+#
+# ## In real systems
+#
+# An adapter of a 7B model is about 20 to 100 MB, so a server keeps one base model and hundreds of adapters, and
+# applies another one to each row of a batch (S-LoRA, vLLM). QLoRA freezes the weights in 4 bits: a 65B model is tuned
+# on one GPU of 48 GB. `peft` is the usual library; this package reads and writes its format. Rank-stabilised LoRA
+# divides by the root of the rank; DoRA trains the length of each row apart.
+#
+# ## Exercises
+#
+# 1. `merge(weight, a, b, alpha)` returns the merged weight `[out, in]`; `a` is `[r, in]`, `b` is `[out, r]`.
+# 2. `freeze(model)` gets a module in which some parameters have names that end with `lora_a` or `lora_b`. Only these
+#    shall be trained after it. Return how many numbers are trained.
+#
+# Next: `glassgpt tune lora smollm2-135m-instruct tutor` trains a tutor. Then lesson 28: what an assistant is trained
+# on.

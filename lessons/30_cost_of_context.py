@@ -1,0 +1,230 @@
+# %% [markdown]
+# # Lesson 30: the cost of context
+#
+# You will know at the end: how time and memory of attention grow with the length of the text, from which length on
+# attention costs more than everything else, and how to find out where time and memory go.
+#
+# Time: 8 minutes. Before: lesson 14 (the causal mask) and lesson 17 (the whole GPT).
+#
+# The picture needs matplotlib: `pip install matplotlib`.
+
+# %% [markdown]
+# ## On paper
+#
+# Attention compares every token with every token: `[T, T]` scores for each head. Twice the text, four times the scores.
+# All other parts of a block treat each token alone: twice the text, twice the work.
+#
+# Count the multiplications and additions (FLOPs) of one block with width C. A matrix of `[C, C]` costs `2 C C` per
+# token. Attention has 4 such matrices (q, k, v, out), the MLP has 8. The scores cost `2 T C` per token, the average of
+# the values as much again.
+#
+#     matrices: 24 C C per token        scores and averages: 4 T C per token
+
+# %%
+import math
+import sys
+import time
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from glassgpt.config import ModelConfig
+from glassgpt.learn import equal, picture, predict, seed, short
+from glassgpt.model import GPT
+from glassgpt.model.attention import ExplicitAttention, FusedAttention
+
+seed(0)
+C, H, T = 64, 4, 256
+config = ModelConfig(vocab_size=10, block_size=4096, n_layer=1, n_head=H, n_embd=C)
+model = GPT(config)
+model.init_weights(seed=0)
+model.blocks[0].attention.attend = ExplicitAttention()
+with FlopCounterMode(display=False) as counter, torch.no_grad():
+    model(torch.randint(10, (1, T)), apply_head=False)
+guess = predict(f"C = {C}, T = {T}: how many FLOPs has one block, by the formula?")
+formula = T * (24 * C * C + 4 * T * C)
+guess.measured(f"{formula:,}; torch counts {counter.get_total_flops():,}")
+assert counter.get_total_flops() == formula
+
+guess = predict("At which T do scores and averages cost as much as the matrices, in GPT-2 (C = 768)?")
+guess.measured(24 * 768 * 768 // (4 * 768))
+
+# %% [markdown]
+# It is T = 6 C. Below it, long texts are not the problem; the matrices are. (Fused attention skips the hidden half of
+# the scores, so for it the point is near 12 C.)
+#
+# ## Time, measured
+#
+# The same attention in two forms: explicit, with all scores in memory, and fused (FlashAttention's method): the scores
+# are computed block by block, and never stored.
+#
+# **The usual bug** of measuring is to time the first call, which also loads libraries; or, on a GPU, to stop the clock
+# before the work is done: there, call `torch.cuda.synchronize()` first.
+
+
+# %%
+def seconds(attention: torch.nn.Module, T: int) -> float:
+    """The least of several runs: other programs can make a run slower, but not faster."""
+    q, k, v = torch.randn(3, 1, H, T, 16)
+    times = []
+    with torch.no_grad():
+        for _ in range(4):
+            start = time.perf_counter()
+            attention(q, k, v, None)
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+q, k, v = torch.randn(3, 1, H, 50, 16)
+equal(ExplicitAttention()(q, k, v, None)[0], FusedAttention()(q, k, v, None)[0], "explicit and fused attention")
+
+lengths = [128, 256, 512, 1024, 2048][: short(full=5, quick=3)]
+kinds = {"explicit": ExplicitAttention(), "fused": FusedAttention()}
+guess = predict(f"Explicit attention takes x at T = {lengths[-2]}. How many x does it take at T = {lengths[-1]}?")
+times = {name: [seconds(attention, T) for T in lengths] for name, attention in kinds.items()}
+guess.measured(times["explicit"][-1] / times["explicit"][-2])
+for name, values in times.items():
+    print(f"{name:<9}", ", ".join(f"T = {T}: {1000 * s:.2f} ms" for T, s in zip(lengths, values, strict=True)))
+
+# %% [markdown]
+# Both grow with the square of T: fused attention computes scores, too. It is faster because it skips the hidden half,
+# and moves less memory. The explicit one grows even faster where its scores no longer fit into the processor's caches.
+#
+# ## Memory, counted exactly
+#
+# In training, the forward pass keeps tensors for the backward pass. Autograd tells us which: a pair of hooks sees every
+# tensor that is kept. We count the bytes that are alive, each piece of memory once.
+
+
+# %%
+class Kept:
+    """A tensor that autograd keeps; `alive` is the sum of the bytes of all of them."""
+
+    alive: ClassVar[dict[int, list[int]]] = {}  # place in memory -> [how often it is kept, bytes]
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.place = tensor.detach(), tensor.untyped_storage().data_ptr()
+        entry = Kept.alive.setdefault(self.place, [0, tensor.untyped_storage().nbytes()])
+        entry[0] += 1
+
+    def __del__(self) -> None:
+        Kept.alive[self.place][0] -= 1
+        if Kept.alive[self.place][0] == 0:
+            del Kept.alive[self.place]
+
+    @classmethod
+    def bytes(cls) -> int:
+        return sum(size for _, size in cls.alive.values())
+
+
+def kept_bytes(attention: torch.nn.Module, T: int) -> int:
+    q, k, v = torch.randn(3, 1, H, T, 16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        y, _ = attention(q, k, v, None)
+        size = Kept.bytes()  # y is alive here, and with it everything that it keeps
+    del y
+    return size
+
+
+guess = predict("One head's scores at T = 1024 in float32: how many MiB? (1 MiB = 1024 x 1024 bytes)")
+guess.measured(1024 * 1024 * 4 / 2**20)
+memory = {name: [kept_bytes(attention, T) for T in lengths] for name, attention in kinds.items()}
+for name, values in memory.items():
+    print(f"{name:<9}", ", ".join(f"T = {T}: {m / 2**20:.2f} MiB" for T, m in zip(lengths, values, strict=True)))
+
+
+def growth(values: list[int]) -> float:
+    """The exponent: 1 if twice the length keeps twice as much, 2 if four times."""
+    return math.log2(values[-1] / values[-2])
+
+
+print(f"exponents: explicit {growth(memory['explicit']):.2f}, fused {growth(memory['fused']):.2f}")
+assert growth(memory["explicit"]) > 1.8, "the square of T"
+assert growth(memory["fused"]) < 1.2, "T"
+
+# %%
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+for name in kinds:
+    axes[0].loglog(lengths, [1000 * s for s in times[name]], marker="o", label=name)
+    axes[1].loglog(lengths, [m / 2**20 for m in memory[name]], marker="o", label=name)
+axes[0].set(xlabel="tokens", ylabel="milliseconds", title="time: both the square of T")
+axes[1].set(xlabel="tokens", ylabel="MiB kept for backward", title="memory: the square of T, and T")
+for one in axes:
+    one.set_xticks(lengths, [str(T) for T in lengths])
+    one.minorticks_off()
+    one.legend()
+picture(figure, "30-context")
+
+# %% [markdown]
+# ## Where does the time go? The profiler
+#
+# Do not guess which part is slow. The profiler names each operation, with its time and the memory that it asked for.
+
+# %%
+from torch.profiler import ProfilerActivity, profile
+
+idx = torch.randint(10, (1, lengths[-1]))
+with torch.no_grad():
+    model(idx)  # the first call is not measured
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(idx)
+events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)[:6]
+guess = predict(f"One block, explicit attention, T = {lengths[-1]}: which operation takes the most time?")
+guess.measured(events[0].key)
+for event in events:
+    print(f"{event.key:<28}{event.self_cpu_time_total / 1000:8.2f} ms {event.self_cpu_memory_usage / 2**20:8.1f} MiB")
+
+if torch.cuda.is_available():
+    print(torch.cuda.memory_summary(abbreviated=True))
+else:
+    print("No CUDA device here, so no torch.cuda.memory_summary().")
+    if sys.platform == "linux":
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"This process had at most {peak:.0f} MiB at a time.")
+
+# %% [markdown]
+# ## Another usual bug: memory that grows with every step
+#
+# `losses.append(loss)` keeps a tensor, and the tensor keeps its graph: all that was kept for the backward pass of that
+# step. Write `loss.item()`. (It is hidden where `backward()` frees the graph, and shows in evaluation loops.)
+
+# %%
+guess = predict("Five losses of a validation loop are kept as tensors. How many MiB are kept, if one needs about x?")
+for how in ("loss", "loss.item()"):
+    losses, history = [], []
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        for _ in range(5):
+            loss = model(idx[:, :128]).logsumexp(-1).mean()
+            losses.append(loss if how == "loss" else loss.item())
+            del loss
+            history.append(Kept.bytes() / 2**20)
+    print(f"append({how}):", ", ".join(f"{size:.2f}" for size in history), "MiB")
+    if how == "loss":
+        guess.measured(f"about {history[-1] / history[0]:.1f} times as much as for one")
+        assert history[-1] > 3 * history[0]
+    else:
+        assert history[-1] == 0
+
+# %% [markdown]
+# ## In real systems
+#
+# FlashAttention made contexts of 100,000 tokens possible: memory grows with T, and time is limited by computing, not by
+# moving scores. Beyond that, one GPU does not hold the keys, and several share a text (ring attention). Models also
+# spend less: sliding windows in most layers, fewer key/value heads, or layers with a state of fixed size (Mamba)
+# between attention layers. Training can recompute what it did not keep (activation checkpointing): a third more time,
+# and much less memory.
+#
+# ## Exercises
+#
+# 1. `block_flops(T, C, hidden)`: FLOPs of one block for T tokens, when its MLP has `hidden` channels (4 C above).
+# 2. `blockwise(q, k, v, block)`: causal attention, `[T, D] -> [T, D]`, for `block` queries at a time, so that no more
+#    than `block` x T scores exist at once.
+#
+# Next: `glassgpt plan my.txt` shows FLOPs and memory before a training; `glassgpt bench attention` measures it.
+# Then lesson 31: from toy to real.

@@ -1,0 +1,290 @@
+# %% [markdown]
+# # Lesson 31: from toy to real
+#
+# You will know at the end: the ten choices that separate a notebook from a system that trains Llama, each with a
+# measurement that you can repeat, where it is in this package, and what large systems do.
+#
+# Time: 12 minutes. Before: all other lessons; none is needed in full.
+#
+# The picture needs matplotlib: `pip install matplotlib`.
+
+# %% [markdown]
+# ## The table
+#
+# | choice | toy | here: module (command) | Llama-class systems |
+# |---|---|---|---|
+# | tokens | characters | `tokenizer/` (`tokenizer=bpe:N`): BPE, Unigram files | BPE or SentencePiece, 128,000 tokens |
+# | data | one file | `data/` (`data prepare`): shards, duplicates | 15 trillion tokens, near-duplicates removed |
+# | optimiser | AdamW | `training/optim.py`: AdamW, Muon | AdamW; Muon in Kimi K2 |
+# | processes | one | `processes.py` (`torchrun`): DDP, FSDP | FSDP x tensor x pipeline, 16,000 GPUs |
+# | tuning | all weights | `transforms/lora.py` (`tune lora`) | both; adapters are served by the hundred |
+# | numbers | float32 | `training/precision.py`, `quantize` | bfloat16, FP8; 4 bits to serve |
+# | execution | eager | `inference/kernels.py`, `compile=true` | compiled, hand-written kernels |
+# | decoding | no cache | `model/cache.py`, `inference/decode.py` | continuous batching (vLLM) |
+# | evaluation | the loss | `evaluation/`, `data/audit/leaks.py` | suites, contamination filters, people |
+# | failure | start again | `training/checkpoint.py` | asynchronous checkpoints, spare machines |
+#
+# Now each of them as a measured pair. Predict every one.
+
+# %%
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassgpt.config import ModelConfig, TuneConfig
+from glassgpt.learn import equal, picture, predict, seed, short
+from glassgpt.model import GPT
+from glassgpt.model.attention import ExplicitAttention, FusedAttention
+from glassgpt.model.cache import KVCache
+from glassgpt.tokenizer import BPETokenizer, CharTokenizer
+from glassgpt.training.optim import Muon as PackageMuon
+from glassgpt.training.optim import orthogonalise
+from glassgpt.transforms.lora import add_lora
+from glassgpt.transforms.quantize import quantize
+from glassgpt.weights.folder import write_folder
+
+seed(0)
+everything = "\n\n".join(topics[name] for name in sorted(topics))  # Python's own help
+text = everything[: short(full=200_000, quick=60_000)]
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[dict[str, float]]:
+    start, result = time.perf_counter(), dict[str, float]()
+    yield result
+    result["s"] = time.perf_counter() - start
+    print(f"{what:<26}{1000 * result['s']:9.2f} ms")
+
+
+# %% [markdown]
+# ## 1 and 2. Tokens and data
+
+# %%
+guess = predict("How many times fewer tokens has BPE with 1024 tokens than characters?")
+bpe = BPETokenizer.train(text, vocab_size=1024)
+guess.measured(len(CharTokenizer.train(text).encode(text)) / len(bpe.encode(text)))
+
+guess = predict("Python's help: how many % of the text stand in paragraphs that stood there before?")
+seen, repeated = set[bytes](), 0
+for paragraph in everything.split("\n\n"):
+    digest = hashlib.sha256(paragraph.encode()).digest()
+    repeated += len(paragraph) * (digest in seen)
+    seen.add(digest)
+guess.measured(100 * repeated / len(everything))
+
+with TemporaryDirectory() as folder:
+    path = Path(folder, "tokens.bin")
+    np.arange(5_000_000, dtype=np.uint16).tofile(path)
+    guess = predict("10 MB of tokens: how many times faster is a batch from a mapped file than from one that is read?")
+    with timed("read it all, take a row") as whole:
+        row = np.fromfile(path, dtype=np.uint16)[4_000_000:4_000_064].copy()
+    with timed("map it, take a row") as mapped:
+        other = np.memmap(path, dtype=np.uint16, mode="r")[4_000_000:4_000_064].copy()
+    guess.measured(whole["s"] / mapped["s"])
+    assert (row == other).all()
+
+# %% [markdown]
+# A mapped file is read where it is looked at. So a corpus may be larger than the memory: `data prepare` writes shards.
+#
+# ## 3. The optimiser
+#
+# Muon takes AdamW's place for the matrices inside the blocks: the momentum is *orthogonalised*, so that a step moves
+# all directions equally, also the rare ones. Embeddings and norms keep AdamW.
+
+# %%
+ids = torch.tensor(bpe.encode(text))
+config = ModelConfig(vocab_size=bpe.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=64)
+
+
+class Muon(torch.optim.Optimizer):
+    """The package's step in four lines: momentum, orthogonal, size, update."""
+
+    def __init__(self, parameters: list[Tensor], lr: float):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 0.05)
+            update = orthogonalise(p.grad.lerp(momentum, 0.95)[None])[0]
+            p.sub_(update, alpha=self.param_groups[0]["lr"] * max(1, p.size(0) / p.size(1)) ** 0.5)
+
+
+mine, theirs = torch.ones(6, 3).requires_grad_(), torch.ones(6, 3).requires_grad_()
+mine.grad = theirs.grad = torch.randn(6, 3)
+Muon([mine], lr=0.1).step()
+PackageMuon([(theirs, (6,))], lr=0.1, momentum=0.95, weight_decay=0.0).step()
+equal(mine.detach(), theirs.detach(), "a matrix after one step, mine and the package's")
+
+
+def batch(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    starts = torch.randint(len(ids) - 65, (rows,), generator=generator)
+    windows = ids[starts[:, None] + torch.arange(65)]
+    return windows[:, :-1], windows[:, 1:]
+
+
+def train(kind: str, steps: int) -> tuple[GPT, list[float]]:
+    model = GPT(config)
+    model.init_weights(seed=0)
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if kind == "Muon" else []
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizers = [torch.optim.AdamW(rest, lr=3e-3)] + ([Muon(matrices, lr=0.02)] if matrices else [])
+    losses, generator = [], torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x, y = batch(16, generator)
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        model.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+    return model.eval(), losses
+
+
+steps = short(full=150, quick=10)
+guess = predict(f"The loss after {steps} steps, with AdamW and with Muon?")
+curves = {}
+for kind in ("AdamW", "Muon"):
+    with timed(f"{steps} steps with {kind}"):
+        model, curves[kind] = train(kind, steps)
+guess.measured(", ".join(f"{kind} {sum(curve[-5:]) / 5:.2f}" for kind, curve in curves.items()))
+
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(figsize=(6, 3.5))
+for kind, curve in curves.items():
+    axes.plot(curve, label=kind)
+axes.set(xlabel="step", ylabel="loss (nats per token)", title="Two optimisers, the same batches")
+axes.legend()
+picture(figure, "31-optimisers")
+
+# %% [markdown]
+# ## 4. Processes, and the usual bug
+#
+# With data parallelism (DDP), each process computes the gradient of its rows, and all take the mean. Tensor parallelism
+# cuts the matrices: each process computes some of the columns. Both are exact, and both can be shown in one process.
+
+# %%
+x, y = batch(8, torch.Generator().manual_seed(2))
+
+
+def gradient(x: Tensor, y: Tensor) -> Tensor:
+    model.zero_grad()
+    F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=-100).backward()
+    return model.blocks[0].mlp.up.weight.grad.clone()
+
+
+equal(
+    (gradient(x[:4], y[:4]) + gradient(x[4:], y[4:])) / 2, gradient(x, y), "the mean of two halves, and one batch", 1e-6
+)
+h, weight = torch.randn(5, 64), model.blocks[0].mlp.up.weight.detach()
+equal(
+    torch.cat([h @ half.T for half in weight.chunk(2)], dim=1), h @ weight.T, "half the columns in each of two places"
+)
+
+y = y.clone()
+y[:4, 8:] = -100  # in the first half, only 8 of 64 targets are trained: short answers
+full, parts = gradient(x, y), (gradient(x[:4], y[:4]), gradient(x[4:], y[4:]))
+guess = predict("Halves with 32 and 256 trained tokens: by how many % is the mean of their gradients wrong?")
+guess.measured(100 * float(((parts[0] + parts[1]) / 2 - full).norm() / full.norm()))
+counts = [int((half != -100).sum()) for half in y.chunk(2)]
+weighted = (counts[0] * parts[0] + counts[1] * parts[1]) / sum(counts)
+equal(weighted, full, "the mean by the number of trained tokens", 1e-6)
+
+# %% [markdown]
+# **The usual bug** of several processes, and of gradient accumulation: a mean of means. Large libraries had it for
+# years, as the loss falls all the same.
+#
+# ## 5 and 6. Tuning and numbers
+
+# %%
+tuned = GPT(config)
+add_lora(tuned, TuneConfig(lora_rank=4, lora_targets="all"), seed=0)
+trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+print(f"full: {model.num_parameters():,} trained numbers; LoRA of rank 4: {trained:,}")
+
+guess = predict("By how much do the largest logits differ in bfloat16, and in INT8, in % of the largest?")
+with torch.no_grad():
+    exact, errors = model(x), dict[str, float]()
+    for name in ("bfloat16", "INT8"):
+        small = GPT(config).eval()
+        small.load_state_dict(model.state_dict())
+        small = small.to(torch.bfloat16) if name == "bfloat16" else small
+        if name == "INT8":
+            quantize(small, bits=8)
+        errors[name] = 100 * float((small(x).float() - exact).abs().max() / exact.abs().max())
+guess.measured(", ".join(f"{name} {error:.1f}" for name, error in errors.items()))
+
+# %% [markdown]
+# ## 7 and 8. Execution and decoding
+
+# %%
+guess = predict("Attention over 1024 tokens: how many times faster is one fused kernel than five operations?")
+q, k, v = torch.randn(3, 1, 4, short(full=1024, quick=256), 32)
+with torch.no_grad():
+    FusedAttention()(q, k, v, None), ExplicitAttention()(q, k, v, None)
+    with timed("five operations") as slow:
+        ExplicitAttention()(q, k, v, None)
+    with timed("one kernel") as fast:
+        FusedAttention()(q, k, v, None)
+guess.measured(slow["s"] / fast["s"])
+
+guess = predict("Tokens per second: no cache, a cache, a cache with 8 texts at once?")
+speeds = {}
+with torch.no_grad():
+    for name, rows, cached in (("no cache", 1, False), ("cache", 1, True), ("8 texts", 8, True)):
+        text_ids, start = x[:1, :8].repeat(rows, 1), time.perf_counter()
+        cache = KVCache(config, max_rows=rows) if cached else None
+        for step in range(50):
+            new = model(text_ids[:, -1:] if cached and step else text_ids, cache=cache)[:, -1].argmax(-1, keepdim=True)
+            text_ids = torch.cat([text_ids, new], dim=1)
+        speeds[name] = rows * 50 / (time.perf_counter() - start)
+guess.measured(", ".join(f"{name}: {speed:.0f}" for name, speed in speeds.items()))
+
+# %% [markdown]
+# ## 9 and 10. Evaluation and failure
+#
+# A benchmark of 100 questions has an error of its own. If a model answers 60 % rightly, the standard error is
+# `sqrt(0.6 x 0.4 / 100)`. And a checkpoint is worth nothing if the machine stops while it is written.
+
+# %%
+guess = predict("100 questions, 60 % right. Between which numbers do 95 % of such measurements lie?")
+scores = (torch.rand(10_000, 100) < 0.6).float().mean(1) * 100
+guess.measured(f"{float(scores.quantile(0.025)):.0f} % and {float(scores.quantile(0.975)):.0f} %")
+
+with TemporaryDirectory() as folder:
+    target = Path(folder, "checkpoint")
+    with write_folder(target) as new:
+        (new / "weights.json").write_text("step 100")
+    with contextlib.suppress(KeyboardInterrupt), write_folder(target) as new:
+        (new / "weights.json").write_text("step 2")  # half written
+        raise KeyboardInterrupt  # the machine stops
+    guess = predict("What is in the checkpoint now: step 100, 'step 2' (half of step 200), or nothing?")
+    guess.measured((target / "weights.json").read_text())
+    assert (target / "weights.json").read_text() == "step 100"
+
+# %% [markdown]
+# ## In real systems
+#
+# Llama 3 405B was trained on 16,000 GPUs. In 54 days of it there were 419 unexpected interruptions, one every three
+# hours, and still more than 90 % of the time was training. That is the difference between toy and real: not another
+# Transformer (yours is almost the same), but everything around it.
+#
+# ## Exercises
+#
+# 1. `average(gradients, counts)`: the gradient of the mean loss over *all* trained tokens. Each process has the
+#    gradient of the mean over its own tokens, and their number. A process may have none.
+# 2. `training_bytes(parameters, processes, kind)`: bytes of weights, gradients and AdamW's state in each process.
+#    bfloat16 for weights and gradients, float32 for a copy of the weights and the two states of AdamW. `kind` is "ddp"
+#    (each process has everything) or "fsdp" (each has its share).
+#
+# Next: train something of your own: `glassgpt train my.txt`. `glassgpt plan my.txt` tells what it will cost.
