@@ -154,10 +154,13 @@ class Subject:
         return Output(logits, loss, raw)
 
     def call(self, module: nn.Module, idx: Tensor, targets: Tensor | None = None) -> Any:
-        """Call a copy as its own code would: with ids alone, or with targets, too. Returns what it returns."""
+        """Call a copy as its own code would: with ids alone, or with targets, too. Returns what it returns.
+
+        It gets a clone of the ids: programs that write into them must not change what the next call gets.
+        """
         if targets is None or self.targets is None:
-            return module(idx)
-        return module(idx, **{self.targets: targets})
+            return module(idx.clone())
+        return module(idx.clone(), **{self.targets: targets})
 
     def logits(self, module: nn.Module, idx: Tensor) -> Tensor:
         """Logits ``[B, T, V]`` of every position."""

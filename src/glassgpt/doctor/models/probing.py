@@ -148,12 +148,11 @@ def opened(module: nn.Module, subject: Subject) -> nn.Module:
         for parameter in module.parameters():
             if not parameter.is_floating_point():
                 continue
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
-            first = parameter.flatten()[:1]
-            if bool((parameter == first).all()):
-                parameter.add_(noise * (first if float(first) != 0 else 1.0))
-            elif parameter.dim() >= 2 and float(parameter.float().std()) > 0.2:
-                parameter.copy_(noise)
+            first = parameter.flatten()[:1].clone()
+            constant = bool((parameter == first).all())
+            if constant or (parameter.dim() >= 2 and float(parameter.float().std()) > 0.2):
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
+                parameter.copy_(parameter + noise * (first if float(first) != 0 else 1.0) if constant else noise)
     return module
 
 

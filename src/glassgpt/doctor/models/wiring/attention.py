@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.wiring.sites import SIZE, Site, Sites, computed, factors, sites_of, walk_back
-from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
+from glassgpt.doctor.models.wiring.sites import SIZE, Site, Sites, computed, factors, is_sum, sites_of, walk_back
+from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import HOLDERS, Subject
 from glassgpt.doctor.trace import Trace
 
@@ -100,6 +100,9 @@ def _factor(site: Site, sites: Sites) -> dict[str, float] | None:
         projections, 0 if queries and keys are normalised; d: size over which the product sums; mean_square of both.
     """
     if site.scores is None or not site.first or not site.second:
+        return None
+    live = computed(sites.plain)
+    if any(is_sum(sites.plain, live, value) for value in sites.plain.ops[site.scores].inputs[-2:]):
         return None
     (q1, k1), (q2, k2) = site.operands(sites.once), site.operands(sites.twice)
     after = _after_product(site, sites)

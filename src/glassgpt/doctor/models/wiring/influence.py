@@ -66,14 +66,24 @@ def measure(subject: Subject, module: nn.Module, idx: Tensor, positions: list[in
     if positions is None:
         positions = sorted({0, T // 2, T - 1}) if is_large(subject) else list(range(T))
     effect, others = torch.full((T, T), torch.nan), torch.zeros(T)
-    for s in positions:
-        change = difference(base, quiet_logits(subject, module, swapped(subject, idx, s)))
-        effect[:, s], others[s] = change[0], change[1:].max() if len(idx) > 1 else 0.0
+    trials = [(s, swapped(subject, idx, s)) for s in positions]
+    trials += [(s, _repeated(idx, s)) for s in positions if s in (T // 2, T - 1)]
+    for s, other in trials:
+        change = difference(base, quiet_logits(subject, module, other))
+        effect[:, s] = change[0].fmax(effect[:, s])
+        others[s] = change[1:].max().maximum(others[s]) if len(idx) > 1 else 0.0
     size = size_of(base)
     again = quiet_logits(subject, module, idx)
     if float(difference(base, again).max()) > LEAK * size:
         raise NotRun("two passes over the same tokens differ, because of a pass between them (see the check of state)")
     return Dependence(idx, effect, others, size)
+
+
+def _repeated(idx: Tensor, position: int) -> Tensor:
+    """The same ids with an earlier token once more: a program may look for equal ones."""
+    twin = idx.clone()
+    twin[0, position] = idx[0, position // 2]
+    return twin
 
 
 def add_gradients(subject: Subject, module: nn.Module, found: Dependence) -> None:
