@@ -124,6 +124,20 @@ def affordable_length(subject: Subject, length: int) -> bool:
     return length <= LONGEST and 2.0 * weights * length <= AFFORDABLE and length * subject.vocab <= 5e7
 
 
+def working_length(subject: Subject, wanted: int) -> int:
+    """The longest input up to ``wanted`` tokens that works, for what examines something else than the context."""
+    module, low, high = subject.copy(), 0, wanted + 1
+    length = wanted
+    while high - low > 1:
+        try:
+            quiet_logits(subject, module, subject.ids(1, length))
+            low = length
+        except Exception:
+            high = length
+        length = (low + high) // 2
+    return max(low, 1)
+
+
 def other_tokens(subject: Subject, tokens: Tensor) -> Tensor:
     """Other ids in place of these, none of them 0 where that can be helped."""
     low = 1 if subject.vocab > 3 else 0

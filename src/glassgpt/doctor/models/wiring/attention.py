@@ -184,6 +184,8 @@ def _judge(site: Site, factor: Mapping[str, float], sites: Sites, subject: Subje
         if total < 1.1 and 0 < ratio < 2 * right and ratio < 0.6:
             return f"scores are q k; the projections of q and k differ in size by {ratio:.3g}, which scales them (T5)"
         return wrong("no scale" if _close(total, 1.0) else "multiplied, not divided")
+    if subject.fresh and any(not bool(side.any()) for side in site.operands(sites.plain)):
+        return f"scores are q k times {total:.4g}; queries or keys start at zero, as in muP"
     if _close(total, d**-0.25):
         return wrong("only one of two factors")
     sizes = {"width": _width(site, sites), "time": sites.length, "heads": factors(sites.plain, site.mix)[0].size(0)}
@@ -191,7 +193,10 @@ def _judge(site: Site, factor: Mapping[str, float], sites: Sites, subject: Subje
     in_one_place = any(_close(part, total) for part in parts) or (_close(parts[0], parts[1]) and _close(parts[2], 1.0))
     for name, size in sizes.items():
         if in_one_place and size > 1 and (_close(total, size**-0.5) or (name == "time" and _close(total, 1 / size))):
-            return wrong(f"the size of the {name} axis, {size}, instead of a head's")
+            text = f"the size of the {name} axis, {size}, instead of a head's"
+            if name != "width":
+                return wrong(text)
+            return warned("scale", f"scores are q k times {total:.4g} ({text}: lectures and muP do so)", site.module, **evidence)
     return f"scores are q k times {total:.4g}; 1/sqrt({int(d)}) is {right:.4g}"
 
 
