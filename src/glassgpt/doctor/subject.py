@@ -142,25 +142,23 @@ class Subject:
         """
         if targets is None and self._needs_targets:
             targets = idx
-        raw = self.call(module, idx, targets)
+        raw = self.call(module, idx.clone(), targets)  # programs that write into their ids must not spoil the next call
         logits, loss = read_output(raw, len(idx), idx.size(1), self.vocab)
         if logits.size(1) != idx.size(1):
             if targets is not None or logits.size(1) != 1:
                 raise NotRun(f"logits of shape {tuple(logits.shape)} for ids of shape {tuple(idx.shape)}")
             earlier = [
-                read_output(self.call(module, idx[:, :n]), len(idx), n, self.vocab)[0] for n in range(1, idx.size(1))
+                read_output(self.call(module, idx[:, :n].clone()), len(idx), n, self.vocab)[0]
+                for n in range(1, idx.size(1))
             ]
             logits = torch.cat([part[:, -1:] for part in earlier] + [logits], 1)
         return Output(logits, loss, raw)
 
     def call(self, module: nn.Module, idx: Tensor, targets: Tensor | None = None) -> Any:
-        """Call a copy as its own code would: with ids alone, or with targets, too. Returns what it returns.
-
-        It gets a clone of the ids: programs that write into them must not change what the next call gets.
-        """
+        """Call a copy as its own code would: with ids alone, or with targets, too. Returns what it returns."""
         if targets is None or self.targets is None:
-            return module(idx.clone())
-        return module(idx.clone(), **{self.targets: targets})
+            return module(idx)
+        return module(idx, **{self.targets: targets})
 
     def logits(self, module: nn.Module, idx: Tensor) -> Tensor:
         """Logits ``[B, T, V]`` of every position."""

@@ -196,7 +196,9 @@ def _judge(site: Site, factor: Mapping[str, float], sites: Sites, subject: Subje
             text = f"the size of the {name} axis, {size}, instead of a head's"
             if name != "width":
                 return wrong(text)
-            return warned("scale", f"scores are q k times {total:.4g} ({text}: lectures and muP do so)", site.module, **evidence)
+            return warned(
+                "scale", f"scores are q k times {total:.4g} ({text}: lectures and muP do so)", site.module, **evidence
+            )
     return f"scores are q k times {total:.4g}; 1/sqrt({int(d)}) is {right:.4g}"
 
 

@@ -86,8 +86,8 @@ def _repeated(idx: Tensor, position: int) -> Tensor:
     return twin
 
 
-def add_gradients(subject: Subject, module: nn.Module, found: Dependence) -> None:
-    """Measure d (r . logits[0, t]) / d token for every t, where the module can be differentiated."""
+def add_gradients(subject: Subject, module: nn.Module, found: Dependence, few: bool) -> None:
+    """Measure d (r . logits[0, t]) / d token for every t (or a few), where the module can be differentiated."""
     idx, T = found.idx, found.idx.size(1)
     try:
         with fixed_random_state(), torch.enable_grad(), NoDropout(), InputGradient(idx) as tokens:
@@ -95,7 +95,7 @@ def add_gradients(subject: Subject, module: nn.Module, found: Dependence) -> Non
             r = torch.randn(logits.size(-1), generator=torch.Generator().manual_seed(1))
             if not tokens.leaves or subject.last_only:
                 return
-            wanted = {0, T // 2, T - 1} if is_large(subject) else set(range(T))
+            wanted = {0, T // 2, T - 1} if few else set(range(T))
             rows = [
                 tokens.gradient((logits[0, t].nan_to_num(neginf=0.0) * r).sum())
                 if t in wanted
@@ -118,7 +118,7 @@ def dependence_in_eval(subject: Subject) -> Dependence:
     """Swaps and gradients at the probing length, in evaluation mode."""
     module = subject.copy()
     found = measure(subject, module, subject.ids())
-    add_gradients(subject, module, found)
+    add_gradients(subject, module, found, few=is_large(subject))
     return found
 
 
@@ -132,7 +132,7 @@ def dependence_when_open(subject: Subject) -> Dependence:
         found = measure(subject, module, subject.ids())
     except NotRun:
         return dependence_in_eval(subject)
-    add_gradients(subject, module, found)
+    add_gradients(subject, module, found, few=True)
     return found
 
 

@@ -115,7 +115,12 @@ def is_sum(run: Trace, live: set[int], value: int) -> bool:
     for index in walk_back(run, live, value)[0]:
         op = run.ops[index]
         parts = [walk_back(run, live, v)[1] for v in op.inputs if v in live]
-        if op.name.rstrip("_") in ("aten.add", "aten.sub") and len(parts) == 2 and all(parts) and not parts[0] & parts[1]:
+        if (
+            op.name.rstrip("_") in ("aten.add", "aten.sub")
+            and len(parts) == 2
+            and all(parts)
+            and not parts[0] & parts[1]
+        ):
             return True
     return False
 
