@@ -59,6 +59,7 @@ class Small(nn.Module):
         where = torch.arange(T, device=None if "arange" in does else ids.device)
         where = where.clamp(max=self.context - 1) if "clamped" in does else where
         where = where.flip(0) if "from the end" in does else where
+        where = (where + (ids == ids[:, -1:])) % self.context if "like the last" in does else where
         x = self.tokens(ids) + self.positions(where)
         x = F.dropout(x, 0.1) if "dropout always" in does else self.drop(x)
         if "no dropout in training" in does:

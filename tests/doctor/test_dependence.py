@@ -36,6 +36,7 @@ def findings(subject: Subject) -> list[Result]:
     [
         ("next token", "leak"),
         ("queries", "leak"),
+        ("like the last", "leak"),
         ("leak in training", "leak"),
         ("targets seen", "leak"),
         ("window", "reach"),

@@ -142,13 +142,14 @@ class Subject:
         """
         if targets is None and self._needs_targets:
             targets = idx
-        raw = self.call(module, idx, targets)
+        raw = self.call(module, idx.clone(), targets)  # programs that write into their ids must not spoil the next call
         logits, loss = read_output(raw, len(idx), idx.size(1), self.vocab)
         if logits.size(1) != idx.size(1):
             if targets is not None or logits.size(1) != 1:
                 raise NotRun(f"logits of shape {tuple(logits.shape)} for ids of shape {tuple(idx.shape)}")
             earlier = [
-                read_output(self.call(module, idx[:, :n]), len(idx), n, self.vocab)[0] for n in range(1, idx.size(1))
+                read_output(self.call(module, idx[:, :n].clone()), len(idx), n, self.vocab)[0]
+                for n in range(1, idx.size(1))
             ]
             logits = torch.cat([part[:, -1:] for part in earlier] + [logits], 1)
         return Output(logits, loss, raw)

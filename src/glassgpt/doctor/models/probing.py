@@ -124,6 +124,20 @@ def affordable_length(subject: Subject, length: int) -> bool:
     return length <= LONGEST and 2.0 * weights * length <= AFFORDABLE and length * subject.vocab <= 5e7
 
 
+def working_length(subject: Subject, wanted: int) -> int:
+    """The longest input up to ``wanted`` tokens that works, for what examines something else than the context."""
+    module, low, high = subject.copy(), 0, wanted + 1
+    length = wanted
+    while high - low > 1:
+        try:
+            quiet_logits(subject, module, subject.ids(1, length))
+            low = length
+        except Exception:
+            high = length
+        length = (low + high) // 2
+    return max(low, 1)
+
+
 def other_tokens(subject: Subject, tokens: Tensor) -> Tensor:
     """Other ids in place of these, none of them 0 where that can be helped."""
     low = 1 if subject.vocab > 3 else 0
@@ -148,12 +162,11 @@ def opened(module: nn.Module, subject: Subject) -> nn.Module:
         for parameter in module.parameters():
             if not parameter.is_floating_point():
                 continue
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
-            first = parameter.flatten()[:1]
-            if bool((parameter == first).all()):
-                parameter.add_(noise * (first if float(first) != 0 else 1.0))
-            elif parameter.dim() >= 2 and float(parameter.float().std()) > 0.2:
-                parameter.copy_(noise)
+            first = parameter.flatten()[:1].clone()
+            constant = bool((parameter == first).all())
+            if constant or (parameter.dim() >= 2 and float(parameter.float().std()) > 0.2):
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
+                parameter.copy_(parameter + noise * (first if float(first) != 0 else 1.0) if constant else noise)
     return module
 
 
