@@ -141,8 +141,8 @@ class _Request:
 
         if names_a_factory(name) and not path_exists(name):
             return load_subject(name, self.vocab, self.context, self.window)
-        if name.endswith(".py"):
-            raise ConfigError(f"{name} is a program: add what makes the model, a function or class: {name}:make")
+        if (file := name.rstrip(":")).endswith(".py"):
+            raise ConfigError(f"{name} is a program; add the function or class that makes the model: {file}:make")
         if self.vocab or self.context:
             raise ConfigError(f"--vocab and --context are for code ({_FACTORY}); {name} has them in its configuration")
         model, _ = api.load(name, device="cpu", runs=self.runs, keep_quantized=False)
@@ -160,6 +160,9 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
     from glassgpt.doctor.machine import load_machine
     from glassgpt.doctor.texts.checks import load_conversations, load_corpus, load_tokenizer_subject
 
+    name = request.conversations
+    if name and not request.target and not names_a_factory(name):
+        raise ConfigError(f"--conversations {name}: which model is tuned on them? Give it as TARGET, the base model")
     torch.manual_seed(0)  # code that draws its weights gives the same results again
     model = request.model(names["model"]) if "model" in names else None
     subjects: dict[str, Any] = {"model": model}
