@@ -145,10 +145,17 @@ def run_checks(
 
 @contextlib.contextmanager
 def threads_for(module: nn.Module | None) -> Iterator[None]:
-    """Compute with one thread inside if this is a small model; the number of threads is put back afterwards."""
+    """Compute with one thread inside if this is a small model."""
+    small = module is not None and sum(p.numel() for p in module.parameters()) < MANY_PARAMETERS
+    with one_thread() if small else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread inside; the number of threads is put back afterwards."""
     threads = torch.get_num_threads()
-    if module is not None and sum(p.numel() for p in module.parameters()) < MANY_PARAMETERS:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
