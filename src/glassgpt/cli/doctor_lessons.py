@@ -32,7 +32,7 @@ def train_broken(name: str, seconds: float, json: bool) -> None:
     bugs = {bug.name: bug for bug in BUGS}
     if (bug := bugs.get(name)) is None:
         near = ", ".join(difflib.get_close_matches(name, bugs, n=3, cutoff=0.3)) or "no-causal-mask"
-        raise SubjectError(f"--break {name[:80]!r} is not in the gallery. Try {near}; --list shows all {len(bugs)}")
+        raise SubjectError(f"--break {name[:80]!r} is not in the gallery; try {near}; --list shows all {len(bugs)}")
     program = next(iter(bug.changes))
     if not json:
         print_text(f"{bug.name}, in the program {program!r}: {bug.story}\n\n  step  right  broken")
