@@ -157,6 +157,7 @@ def shortened(line: str) -> list[str]:
     return [*command, "--fast", "--seconds", "0", *(["--only", "reach"] if repeated else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_measuring")
 def test_every_command_and_program_of_the_page_runs(cli: Any, code: Path, text_file: Path) -> None:
     (code / "my.txt").write_bytes(text_file.read_bytes())
