@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glassgpt.doctor.models.learning.declared import padding_ids
 from glassgpt.doctor.models.learning.loss_gradient import LossGradient, alignment, is_trained, loss_gradient
 from glassgpt.doctor.models.learning.outputs import probabilities
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
@@ -192,25 +193,12 @@ def _real_tokens(subject: Subject, module: nn.Module, idx: Tensor, targets: Tens
     sure = seen.logits[:, : T - shift].softmax(-1).gather(-1, wanted[..., None])[..., 0] > 0.99  # nothing left to learn
     used = sure | (seen.gradient[:, : T - shift].abs().amax(-1) > 0)
     silent = sorted(set(wanted[~used].tolist()) - set(wanted[used].tolist()))
-    unknown = [token for token in silent if token not in _padding_ids(subject.module)]
+    unknown = [token for token in silent if token not in padding_ids(subject.module)]
     if unknown:
         yield warned(
             "targets", f"token ids {unknown[:8]} are never trained as targets, and are not declared as padding",
             never_trained=unknown[:20],
         )  # fmt: skip
-
-
-def _padding_ids(module: nn.Module) -> set[int]:
-    """Token ids that a module or its configuration declares as padding, or to be ignored."""
-    names = ("pad_token_id", "pad_id", "pad_idx", "padding_idx", "pad_index", "pad_token", "pad", "ignore_index", "PAD")
-    found = set()
-    for part in module.modules():
-        for holder in (part, *(getattr(part, h, None) for h in ("config", "cfg", "args", "params", "hparams"))):
-            for name in names:
-                value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
-                if isinstance(value, int):
-                    found.add(value)
-    return found
 
 
 TARGETS_CHECKS: tuple[Check[Subject], ...] = (
