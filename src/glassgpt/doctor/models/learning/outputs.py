@@ -215,10 +215,11 @@ def _odd_weights(subject: Subject) -> Iterator[Result]:
         same = [n for n, p in trained.items() if _units_equal(p)]
     products = multiplied(subject, subject.copy()) if same else set()
     looked_up = multiplied(subject, subject.copy(), LOOKUPS) if same else set()
-    sides = {n: set(p.shape[-2:]) for n, p in trained.items()}
-    same = [
-        n for n in same if (n in products and sides[n] != {subject.context}) or (n in looked_up and subject.vocab in sides[n])
-    ]
+    sides = {
+        n: set(trained[n].shape[-2:]) for n in same
+    }  # [T, T] mixes positions; other lookups than tokens may repeat
+    of_units = {n for n in products if sides.get(n) != {subject.context}}
+    same = [n for n in same if n in of_units or (n in looked_up and subject.vocab in sides[n])]
     if same:
         yield failed(
             "init", f"all rows or columns of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: its "

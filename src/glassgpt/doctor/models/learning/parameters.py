@@ -206,7 +206,8 @@ def dead_parameters(subject: Subject) -> Iterator[Result]:
     if unweighted:
         yield failed(
             "dead parameters", f"{_grouped(unweighted)} changes the logits, but gets no gradient from them, only from "
-            "an auxiliary loss: what it chooses is not weighted by it", _common_module(unweighted), dead=unweighted[:50],
+            "an auxiliary loss: what it chooses is not weighted by it",
+            _common_module(unweighted), dead=unweighted[:50],
         )  # fmt: skip
     if not real and not elsewhere and not slices and not unweighted:
         note = f"; {frozen} more are frozen (requires_grad=False)" if frozen else ""

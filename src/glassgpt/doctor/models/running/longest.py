@@ -55,9 +55,9 @@ def _repeats_within(subject: Subject, n: int) -> int | None:
     for (index, rows), (same, _) in zip(*seen, strict=False):
         counted, used = index - index[0], len(index.unique())
         t = torch.arange(n, device=index.device)
-        if torch.equal(index, same) and rows >= n and 1 < used < n:
-            if torch.equal(counted, t % used) or torch.equal(counted, t.clamp(max=used - 1)):
-                return used
+        repeats = any(torch.equal(counted, places) for places in (t % used, t.clamp(max=used - 1)))
+        if repeats and torch.equal(index, same) and rows >= n and 1 < used < n:
+            return used
     return None
 
 

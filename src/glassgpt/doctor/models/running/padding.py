@@ -166,9 +166,7 @@ class _EmptyRowsAreZero(TorchFunctionMode):
         return out.masked_fill((args[0] == -torch.inf).all(-1, keepdim=True), 0.0) if empty else out
 
 
-def _nan_of_masked_rows(
-    padded: _Padded, idx: Tensor, here: Tensor, single: list[Tensor], size: float
-) -> Result | None:
+def _nan_of_masked_rows(padded: _Padded, idx: Tensor, here: Tensor, single: list[Tensor], size: float) -> Result | None:
     """FAIL if padding on the left gives NaN and would be right without it; WARN if positions would move as well."""
     if bool(padded.logits(idx, here)[here].isfinite().all()):
         return None
