@@ -173,9 +173,8 @@ def _read_detached(subject: Subject, table: str) -> bool:
         logits = subject.logits(module, idx)
         if not weight.requires_grad or not logits.requires_grad or weight.size(0) != subject.vocab:
             return False
-        (gradient,) = torch.autograd.grad(cross_entropy(logits, idx % subject.outputs), [weight], allow_unused=True)
-    if gradient is None:
-        return False  # both ways are cut: dead parameters
+        loss = cross_entropy(logits, idx % subject.outputs)
+        (gradient,) = torch.autograd.grad(loss, [weight], allow_unused=True, materialize_grads=True)
     used = torch.zeros(subject.vocab, dtype=torch.bool).index_fill(0, idx.flatten(), True)
     size = gradient.detach().flatten(1).abs().amax(1)
     return bool(size[used].max() > 0) and not bool(size[~used].any()) and not bool(used.all())
