@@ -47,6 +47,8 @@ def findings(subject: Subject) -> list[Result]:
         ("dropout always", "mode"),
         ("no dropout in training", "mode"),
         ("memory", "state"),
+        ("seeded", "state"),
+        ("wrapped", "max length"),
         ("ids changed", "in-place"),
         ("first blind", "non-finite"),
         ("naive softmax", "overflow"),
