@@ -33,7 +33,7 @@ CONVERSATION_CHECKS: tuple[Check[Conversations], ...] = (
     ),
     Check(
         "template", "Compares the text before each answer with the prompt that is rendered at sampling.",
-        "renders and decodes each row", "equal but for a begin token of rows alone, and for text that the model itself writes",
+        "renders and decodes each row", "equal but for a begin token of rows and for text that the model itself writes",
         ("template",), check_template,
     ),
     Check(
