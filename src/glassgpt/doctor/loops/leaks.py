@@ -15,10 +15,12 @@ from glassgpt.doctor.loops.loop import Loop, Program, attempt
 from glassgpt.doctor.loops.quiet import seed_all
 from glassgpt.doctor.loops.randomness import variables
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
+from glassgpt.doctor.texts.corpus_checks import hashes_of_runs
 
 PIECE = 48  # tokens: natural text hardly repeats that many
 SECONDS = 1.0  # for drawing windows
 WINDOWS = 4000
+MOST = 2_000_000  # ids of a split that are compared
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -69,19 +71,14 @@ def _as_ids(value: Any) -> Ids | None:
     elif isinstance(value, list) and len(value) > PIECE and isinstance(value[0], int):
         value = np.array(value)
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu" and len(value) > PIECE:
-        return np.asarray(value[:2_000_000], dtype=np.int64)
+        return np.asarray(value[:MOST], dtype=np.int64)
     return None
 
 
-def _pieces(ids: Ids, stride: int) -> list[bytes]:
-    return [ids[i : i + PIECE].tobytes() for i in range(0, len(ids) - PIECE + 1, stride)]
-
-
 def _compare_data(train: Ids, val: Ids) -> Result:
-    known = Counter(_pieces(train, 1))
-    natural = sum(n > 1 for n in known.values()) / len(known)
-    pieces = _pieces(val, 7)
-    share = sum(p in known for p in pieces) / len(pieces)
+    known, counts = np.unique(hashes_of_runs(train, PIECE), return_counts=True)
+    natural = float((counts > 1).mean())
+    share = float(np.isin(hashes_of_runs(val, PIECE), known).mean())
     evidence: dict[str, Any] = {
         "share of validation pieces in train": share,
         "share of train pieces that repeat": natural,
