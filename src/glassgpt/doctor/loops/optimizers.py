@@ -1,13 +1,15 @@
 """What the optimisers hold: every trainable parameter once, and weight decay where it belongs."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glassgpt.doctor.loops.gradients import two_batches
 from glassgpt.doctor.loops.loop import Loop, Program
-from glassgpt.doctor.loops.watch import Watch, groups, held_tensors
+from glassgpt.doctor.loops.watch import groups, held_tensors
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 
 DEFAULT_DECAY = 0.01  # AdamW's own
@@ -60,39 +62,38 @@ def _unused(program: Program, missing: list[str]) -> list[str]:
     """Of the parameters that are not held: those without a gradient, or that a step changes (copies in float32)."""
     if program.get("train_step") is None:
         return []
-    micro = two_batches(program)[0]
     named = program.trainable()
-    seen: set[str] = set()
-    handles = [
-        named[name].register_hook(lambda g, name=name: seen.add(name) if bool(g.any()) else None) for name in missing
-    ]
     before = {name: named[name].detach().clone() for name in missing}
-    for _ in range(3):
-        program.step(micro)
+    seen = _reached(program)
+    return [name for name in missing if name not in seen or not torch.equal(before[name], named[name].detach())]
+
+
+def _reached(program: Program) -> set[str]:
+    """Train a few steps; the names of the parameters with a gradient that is not zero in one of them."""
+    micro, seen = two_batches(program)[0], set[str]()
+
+    def look(name: str, gradient: Tensor) -> None:
+        if float(gradient.abs().sum()) != 0:
+            seen.add(name)
+
+    handles = [p.register_hook(partial(look, name)) for name, p in program.trainable().items()]
+    for step in range(LIVE_STEPS):
+        program.step(micro if step == 0 and micro else None, seed=step)
     for handle in handles:
         handle.remove()
-    return [name for name in missing if name not in seen or not torch.equal(before[name], named[name].detach())]
+    return seen
 
 
 def dead(loop: Loop) -> Result:
     """Train a few steps and look for parameters that the optimiser holds and no loss reaches."""
     with loop.open() as program:
         program.need("model", "optimizer", "train_step")
-        micro = two_batches(program)[0]
         held = {id(p) for o in program.optimizers for p in held_tensors(o)}
-        named = {name: p for name, p in program.trainable().items() if id(p) in held}
-        sizes = [p.numel() for p in program.trainable().values()]
-        alive: set[str] = set()
-        with Watch(program) as watch:
-            for step in range(LIVE_STEPS):
-                program.step(micro if step == 0 and micro else None, seed=step)
-                gradient = watch.gradient()
-                if gradient is not None:
-                    parts = zip(program.trainable(), gradient.split(sizes), strict=True)
-                    alive |= {name for name, part in parts if bool(part.any())}
-    unreached = [name for name in named if name not in alive]
-    if not alive:
-        raise NotRun("no gradient reaches an optimiser")
+        named = [name for name, p in program.trainable().items() if id(p) in held]
+        reached = _reached(program)
+    unreached = [name for name in named if name not in reached]
+    if not reached:
+        raise NotRun("no gradient reaches a parameter of the model")
     if unreached:
         text = f"no gradient reaches {len(unreached)} of {len(named)} parameters in {LIVE_STEPS} steps"
         return failed("dead parameters", f"{text}: {', '.join(unreached[:4])}", unreached[0], names=unreached[:20])
