@@ -21,10 +21,12 @@ def check_messages(subject: Conversations) -> Iterator[Result]:
     control = {i for i in named if len(text_of(tokenizer, [i])) != 1}  # a line end may end turns, by choice
     forged, begun, answers, example = 0, 0, 0, ""
     for row, places in locate(subject):
-        for place in places:
-            if place.first is None:
-                continue
-            inside = [i for i in row.ids[place.first : place.end] if i in control]
+        found = [place for place in places if place.first is not None]
+        covered = {n for place in found for n in range(place.first or 0, place.end)}
+        template = control & {i for n, i in enumerate(row.ids) if n not in covered}  # not marks such as <think>
+        for place in found:
+            assert place.first is not None
+            inside = place.role != "assistant" and template & {*row.ids[place.first : place.end]}
             forged += bool(inside)
             example = example or (f"{place.role}: {place.text[:60]!r}" if inside else "")
             if place.role == "assistant" and place.first > (place.row_starts or 0):
