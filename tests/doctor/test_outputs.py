@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from programs_for_checks import small
 from torch import Tensor, nn
 
-from glassgpt.doctor.models.learning.freshness import looks_untrained
+from glassgpt.doctor.freshness import looks_untrained
 from glassgpt.doctor.models.learning.outputs import OUTPUTS_CHECKS
 from glassgpt.doctor.report import run_checks
 from glassgpt.doctor.subject import Subject

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from glassgpt.doctor.models.learning.constants import LOOKUPS, PRODUCTS, multiplied, source, trace_forward
-from glassgpt.doctor.models.learning.freshness import is_fresh
 from glassgpt.doctor.models.learning.gradients import same_memory, working_length
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output
@@ -161,13 +160,13 @@ def initial_loss(subject: Subject) -> Iterator[Result]:
         logits = subject.logits(module, idx).float()
     usable = torch.isfinite(logits).flatten(0, 1).any(0)
     if not bool(torch.isfinite(logits[..., : subject.vocab]).all()):
-        odd = list(_odd_weights(subject)) if is_fresh(subject) else []
+        odd = list(_odd_weights(subject)) if subject.fresh else []
         if not odd:
             raise NotRun("the logits are not finite")
         yield from odd
         return
     spread = float(logits[..., usable].clamp_min(-1e4).std(-1).mean())
-    if not is_fresh(subject):
+    if not subject.fresh:
         yield passed(
             f"the model is trained: its logits are finite, with a standard deviation of {spread:.2f}", spread=spread
         )

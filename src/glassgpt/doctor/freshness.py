@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from glassgpt.doctor.subject import Subject
-
 #: Rows and columns, and matrices, that are looked at.
 SIDE, MATRICES = 256, 24
 
@@ -38,8 +36,3 @@ def _is_random(matrix: Tensor) -> bool | None:
     fluctuation = (1 / m + 1 / n) ** (1 / 3) / (m + n)
     largest = float(torch.linalg.matrix_norm(block, 2))
     return largest < float(block.std()) * (m + n) * (1 + 1.5 * fluctuation)
-
-
-def is_fresh(subject: Subject) -> bool:
-    """Whether a subject is known to be untrained, or looks like it."""
-    return subject.fresh or looks_untrained(subject.module)
