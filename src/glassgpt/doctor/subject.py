@@ -131,6 +131,11 @@ class Subject:
         return next((n for n in lengths if n not in sizes), lengths[0] if lengths else 1)
 
     @property
+    def few(self) -> int:
+        """A few tokens, for passes whose results do not matter."""
+        return self._only_length or min(self.context, 4)
+
+    @property
     def batch(self) -> int:
         """A batch size for probing, which no size of a weight is equal to, if there is such a one."""
         return next(n for n in (3, 5, 2, 3) if n not in self._sizes() or n == 2)

@@ -220,10 +220,11 @@ def logits_gradient(program: Program, x: Tensor, y: Tensor, by: str = "loss") ->
     finally:
         for handle in handles:
             handle.remove()
-    for grad in grads:  # backward: the logits come first
-        if _is_cross_entropy(grad):
-            shaped = grad.detach().float().reshape(len(x), -1, grad.shape[-1])
-            return nn.functional.pad(shaped, (0, 0, 0, x.shape[1] - shaped.shape[1]))
+    found = [grad for grad in grads if _is_cross_entropy(grad)]  # backward: the logits come first
+    if found:
+        grad = max(found, key=lambda g: float(g.abs().sum()))  # heads for later tokens have smaller weights
+        shaped = grad.detach().float().reshape(len(x), -1, grad.shape[-1])
+        return nn.functional.pad(shaped, (0, 0, 0, x.shape[1] - shaped.shape[1]))
     raise NotRun(f"no output of the model has the gradient of a cross-entropy in {by}")
 
 

@@ -60,9 +60,9 @@ def quiet() -> Iterator[None]:
 
 
 def quiet_logits(subject: Subject, module: nn.Module, idx: Tensor) -> Tensor:
-    """Logits ``[B, T, V]`` of a pass without dropout, with fixed random numbers."""
-    with quiet():
-        return subject.logits(module, idx.clone()).float()
+    """Logits ``[B, T, V]`` of a pass without dropout, with fixed random numbers; in training mode as in training."""
+    with quiet(), torch.set_grad_enabled(module.training):  # recomputed blocks, say, are another path
+        return subject.logits(module, idx.clone()).float().detach()
 
 
 def difference(one: Tensor, other: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def rounding(subject: Subject) -> float:
     A program may compute in bfloat16 inside although its weights are float32.
     """
     with quiet(), _Precision() as seen:
-        subject.logits(subject.copy(), subject.ids(1, min(subject.length, 4)))
+        subject.logits(subject.copy(), subject.ids(1, subject.few))
     return 1e-4 if seen.eps < 1e-5 else 16 * seen.eps
 
 

@@ -68,8 +68,11 @@ def auxiliary_losses(subject: Subject, module: nn.Module, output: Output) -> lis
     returned = list(raw.values()) if isinstance(raw, Mapping) else raw
     held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, (Tensor, list))]
     found = []
+    graph = torch.is_grad_enabled()  # without it, constants count, too; they change no difference of losses
     for extra in tree_leaves([returned, held]):
-        if isinstance(extra, Tensor) and extra.grad_fn is not None and extra is not output.loss:
+        if not isinstance(extra, Tensor) or not extra.is_floating_point() or extra is output.loss:
+            continue
+        if extra.grad_fn is not None or not graph:
             if extra.numel() == 1:
                 found.append(extra.float().sum())
             elif output.loss is None and extra.size(-1) == subject.outputs and not same_memory(extra, output.logits):

@@ -135,7 +135,7 @@ def tying(subject: Subject) -> Iterator[Result]:
     parameters = dict(module.named_parameters())
     problems = [*_overlapping(parameters)]
     twin = subject.copy()
-    seen = trace_forward(subject, twin, subject.ids(1, min(subject.context, 4)))
+    seen = trace_forward(subject, twin, subject.ids(1, subject.few))
     embedding, head = embedding_and_head(seen)
     table, weight = parameters.get(embedding or ""), parameters.get(head or "")
     apart = table is not None and weight is not None and subject.vocab in table.shape and table is not weight
@@ -167,7 +167,7 @@ def tying(subject: Subject) -> Iterator[Result]:
 
 def _read_detached(subject: Subject, table: str) -> bool:
     """Whether a table that the logits are computed with gets a gradient as an embedding only."""
-    module, idx = subject.copy(), subject.ids(1, min(subject.context, 4))
+    module, idx = subject.copy(), subject.ids(1, subject.few)
     weight = dict(module.named_parameters())[table]
     with fixed_random_state():
         logits = subject.logits(module, idx)

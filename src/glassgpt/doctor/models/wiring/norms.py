@@ -67,6 +67,8 @@ def _shapes(module: nn.Module, idx: Tensor) -> dict[str, torch.Size]:
     for name, part in module.named_modules():
         if not name or isinstance(part, nn.Identity) or any(p.squeeze().dim() > 1 for p in part.parameters()):
             continue
+        if "parametrizations" in name:  # weight norm and spectral norm normalise weights
+            continue
         own = list(part.parameters(recurse=False))
         if not own and not NAME.search(f"{name.rsplit('.', 1)[-1]} {type(part).__name__}"):
             continue
