@@ -419,10 +419,14 @@ def target_name(module: nn.Module) -> str | None:
     if isinstance(module, _ByKeyword):
         return module.target_name
     try:
-        arguments = list(inspect.signature(module.forward).parameters)
+        arguments = inspect.signature(module.forward).parameters
     except (TypeError, ValueError):
         return None
-    return next((name for name in TARGET_NAMES if name in arguments[1:]), None)
+    if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in arguments.values()):
+        parts = list(module.children())
+        if len(parts) == 1 and not any(name in TARGET_NAMES for name in arguments):  # a wrapper
+            return target_name(parts[0])
+    return next((name for name in TARGET_NAMES if name in list(arguments)[1:]), None)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
