@@ -57,7 +57,8 @@ def loss_gradient(subject: Subject, module: nn.Module, idx: Tensor, targets: Ten
         loss = next((t for t in leaves if t.numel() == 1 and t.dim() <= 1), None)
     if loss is None or not loss.requires_grad:
         raise NotRun("the module's own loss does not depend on its parameters")
-    for tensor in (*(t for t in leaves if t.numel() == B * T * subject.outputs), *reversed(wide.kept)):
+    made = [*(t for t in leaves if t.numel() == B * T * subject.outputs), *reversed(wide.kept)]
+    for tensor in sorted(made, key=lambda t: not _is_output(subject, module, idx, t)):  # those first, in this order
         if tensor.requires_grad:
             (gradient,) = torch.autograd.grad(loss.mean(), [tensor], allow_unused=True, retain_graph=True)
             if gradient is not None:
@@ -67,6 +68,15 @@ def loss_gradient(subject: Subject, module: nn.Module, idx: Tensor, targets: Ten
                     logits, slope = (x.reshape(T, B, -1).transpose(0, 1) for x in (logits, slope))
                 return LossGradient(loss.detach(), logits, slope)
     raise NotRun("the logits were not found in the graph of the module's own loss (it may compute them in chunks)")
+
+
+def _is_output(subject: Subject, module: nn.Module, idx: Tensor, tensor: Tensor) -> bool:
+    """Whether a tensor is what a call without targets returns: a later one may be scrambled on the way to the loss."""
+    if tensor.shape != (*idx.shape, subject.outputs):
+        return False
+    with torch.no_grad():
+        plain = read_output(module(idx), len(idx), idx.size(1), subject.vocab)[0]
+    return plain.shape == tensor.shape and bool(torch.allclose(plain.float(), tensor.detach().float(), atol=1e-5))
 
 
 def _tensors(raw: Any) -> list[Tensor]:

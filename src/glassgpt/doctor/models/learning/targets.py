@@ -63,7 +63,7 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     yield from problems
     if not any(problem.status in ("FAIL", "WARN") for problem in problems):
         given = "the next tokens" if best == 0 else "the input itself"
-        where = f"{'its own' if best == 0 else 'the next'} target: pass {given} as {subject.targets}"
+        where = f"{'its own' if best == 0 else 'the next'} target: pass {given} as {subject.targets or target_name(subject.module)}"
         note = f"; a target of -100 {evidence['minus_100']}" if "minus_100" in evidence else ""
         yield passed(f"each position is trained on {where}{note}", **evidence)
 
