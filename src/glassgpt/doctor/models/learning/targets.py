@@ -12,7 +12,7 @@ from glassgpt.doctor.models.learning.declared import padding_ids
 from glassgpt.doctor.models.learning.loss_gradient import LossGradient, alignment, is_trained, loss_gradient
 from glassgpt.doctor.models.learning.outputs import probabilities
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
+from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, target_name
 from glassgpt.errors import first_line
 
 IGNORED = -100
@@ -63,7 +63,8 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     yield from problems
     if not any(problem.status in ("FAIL", "WARN") for problem in problems):
         given = "the next tokens" if best == 0 else "the input itself"
-        where = f"{'its own' if best == 0 else 'the next'} target: pass {given} as {subject.targets or target_name(subject.module)}"
+        name = subject.targets or target_name(subject.module)
+        where = f"{'its own' if best == 0 else 'the next'} target: pass {given} as {name}"
         note = f"; a target of -100 {evidence['minus_100']}" if "minus_100" in evidence else ""
         yield passed(f"each position is trained on {where}{note}", **evidence)
 
