@@ -58,7 +58,9 @@ class Small(nn.Module):
             T = ids.size(1)
         where = torch.arange(T, device=None if "arange" in does else ids.device)
         where = where.clamp(max=self.context - 1) if "clamped" in does else where
+        where = where % 10 if "wrapped" in does else where
         where = where.flip(0) if "from the end" in does else where
+        where = (where + (ids == ids[:, -1:])) % self.context if "like the last" in does else where
         x = self.tokens(ids) + self.positions(where)
         x = F.dropout(x, 0.1) if "dropout always" in does else self.drop(x)
         if "no dropout in training" in does:
@@ -81,6 +83,8 @@ class Small(nn.Module):
         if "huge" in does:
             x = F.layer_norm(x * 1e6, x.shape[-1:])
         logits = self.head(x)
+        if "seeded" in does:
+            torch.manual_seed(0)
         if "targets seen" in does and targets is not None:
             logits = logits + 0.1 * F.one_hot(targets, logits.size(-1))
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())

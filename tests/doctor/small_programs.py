@@ -93,6 +93,7 @@ class Model(nn.Module):
                 "rows": lambda: table[:B, None],
                 "first": lambda: table[torch.zeros(T, dtype=torch.long)],
                 "repeated": lambda: table[torch.arange(T) % 4],
+                "clamped": lambda: table[torch.arange(T).clamp(max=CONTEXT // 2)],
                 "reversed": lambda: table[:T].flip(0),
                 "unused": lambda: torch.zeros(()),
             }

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_programs import D, H, Model, alarms, examine, fused, masked, plain
-from torch import Tensor
+from small_programs import C, D, H, Model, alarms, examine, fused, masked, plain
+from torch import Tensor, nn
 
 from glassgpt.config import ModelConfig
 from glassgpt.doctor.models.wiring.attention import ATTENTION_CHECKS
@@ -67,6 +67,30 @@ def test_a_mask_after_the_softmax_is_a_leak_of_this_module():
 @pytest.mark.parametrize("factor", [1.0, D**0.5, (H * D) ** -0.5, -(D**-0.5)])
 def test_a_wrong_scale_is_found(factor):
     assert alarms(CHECKS, Model(scaled(factor))) == {"scale"}
+
+
+def test_a_scale_by_the_width_is_no_more_than_a_warning():
+    outcomes = examine(CHECKS, Model(scaled((H * D) ** -0.5)))
+    assert {o.result.finding for o in outcomes if o.result.status == "WARN"} == {"scale"}
+    assert not [o for o in outcomes if o.result.status == "FAIL"]
+
+
+class Adapted(nn.Module):
+    """A matrix with a low-rank change."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(C, 2, bias=False), nn.Linear(2, C, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_the_scale_of_queries_that_are_a_sum_is_not_measured():
+    model = Model(scaled(D**-0.5))
+    for block in model.blocks:
+        block.attention.q = Adapted(block.attention.q)
+    assert alarms(CHECKS, model) == set()
 
 
 def test_a_scale_applied_before_fused_attention_is_one_too_many():

@@ -81,15 +81,23 @@ def test_json_is_the_only_thing_on_standard_output(cli: Any, code: Path, tmp_pat
         ("my_model.py:make --only accumulation", "give --loop"),
         ("my_model.py:make --html page.txt", "should end in .html"),
         ("--conversations chats.jsonl", "which model"),
+        ("--loop my_loop", "names no factory"),
+        ("exits.py:make", "it ends with sys.exit(3)"),
         ("--break no-mask", "; try no-"),
     ],
 )
 def test_a_mistake_is_one_message(cli: Any, code: Path, arguments: str, message: str) -> None:
+    (code / "exits.py").write_text("raise SystemExit(3)", encoding="utf-8")
     exit_code, out, err = cli("doctor", *arguments.split())
     assert (exit_code, out) == (2, "")
     assert message in err
     assert err.startswith("error: ")
     assert "Traceback" not in err
+
+
+def test_a_module_may_stand_in_the_place_of_its_factory(cli: Any, code: Path) -> None:
+    (code / "made.py").write_text("from my_model import GPT\nmodel = GPT()\n", encoding="utf-8")
+    assert cli("doctor", "made.py:model", "--only", "init,")[0] == 0
 
 
 def test_an_interrupt_is_one_line(cli: Any, code: Path) -> None:
@@ -149,6 +157,7 @@ def shortened(line: str) -> list[str]:
     return [*command, "--fast", "--seconds", "0", *(["--only", "reach"] if repeated else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_measuring")
 def test_every_command_and_program_of_the_page_runs(cli: Any, code: Path, text_file: Path) -> None:
     (code / "my.txt").write_bytes(text_file.read_bytes())

@@ -1,5 +1,6 @@
 """The gallery: every bug can be put into its programs, which still run; the lessons made of them."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from glassgpt.doctor.gallery.bug import PROGRAMS, Bug, import_program, program_source
 from glassgpt.doctor.gallery.correct import CORRECT, MODEL_PROGRAMS
 from glassgpt.doctor.gallery.lessons import compare_training, load_quiz, make_quiz
+from glassgpt.doctor.gallery.loop_bugs import LOOP_BUGS
 from glassgpt.doctor.gallery.matrix import Case, build
 from glassgpt.doctor.gallery.model_bugs import MODEL_BUGS
+from glassgpt.doctor.report import threads_for
 from glassgpt.errors import SubjectError
 
 #: Bugs that stop a call which the right program would have answered: not silent, but among those that people make.
@@ -81,6 +84,14 @@ def test_a_bug_beside_the_right_program_gives_the_losses_of_both(prose: str) -> 
         next(compare_training(bug, "llama_like", 0.0, "too short"))
 
 
+def test_loops_train_by_their_own_step_and_a_bug_that_ends_one_gives_no_number() -> None:
+    bugs = {bug.name: bug for bug in LOOP_BUGS}
+    (step,) = compare_training(bugs["accumulation-not-divided"], "loop_script", 0.0, "")
+    assert 0 < step.right < step.broken / 2
+    (step,) = compare_training(bugs["id-out-of-range"], "loop_tuning", 0.0, "")
+    assert step.right > 0 and math.isnan(step.broken)
+
+
 def test_a_quiz_survives_its_process_and_does_not_show_the_answer(tmp_path: Path) -> None:
     for seed in range(20):
         quiz = make_quiz(seed, tmp_path / "quiz")
@@ -107,3 +118,18 @@ def test_a_damaged_or_missing_quiz_is_said(tmp_path: Path) -> None:
         (tmp_path / "quiz.json").write_text(content, encoding="utf-8")
         with pytest.raises(SubjectError, match="start a new quiz"):
             load_quiz(tmp_path)
+
+
+def test_small_models_are_examined_with_one_thread_and_large_ones_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        module = torch.nn.Linear(3, 3)
+        with threads_for(module):
+            assert torch.get_num_threads() == 1
+        monkeypatch.setattr("glassgpt.doctor.report.MANY_PARAMETERS", 12)
+        with threads_for(module):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

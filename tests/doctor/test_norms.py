@@ -62,6 +62,7 @@ WRONG = {
     "multiplied": lambda: Own(rms(-1, 0.5)),
     "not divided": lambda: Own(lambda x: x - x.mean(-1, keepdim=True)),
     "eps": lambda: Own(rms(-1, eps=1.0)),
+    "huge eps": lambda: Own(rms(-1, eps=1e5)),
     "groups over time": lambda: Own(lambda x: F.group_norm(x.transpose(1, 2), 4).transpose(1, 2)),
     "BatchNorm": Batch,
 }

@@ -6,8 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from programs_for_checks import small
 from torch import Tensor, nn
 
+from glassgpt.doctor.freshness import looks_untrained
 from glassgpt.doctor.models.learning.outputs import OUTPUTS_CHECKS
 from glassgpt.doctor.report import run_checks
 from glassgpt.doctor.subject import Subject
@@ -63,6 +65,28 @@ def set_all(change: Callable[[Tensor], object], *names: str) -> nn.Module:
     return model
 
 
+def drawn_gains(model: nn.Module) -> nn.Module:
+    """The same model whose norms begin with random gains."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(parameter, 1.0, 0.1)
+    return model
+
+
+def test_training_shows_in_the_matrices() -> None:
+    torch.manual_seed(0)
+    model = drawn_gains(small(width=32))
+    assert looks_untrained(model)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    ids = (torch.randint(29, (8, 1)) + 2 * torch.arange(13)) % 29
+    for _ in range(60):
+        _, loss = model(ids[:, :-1], ids[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert not looks_untrained(model)
+
+
 def findings(model: nn.Module) -> set[tuple[str, str]]:
     outcomes = list(run_checks(OUTPUTS_CHECKS, Subject(model)))
     return {(o.result.status, o.result.finding) for o in outcomes if o.result.finding}
@@ -93,6 +117,8 @@ WRONG = {
     "a head tied to an embedding of standard deviation 1": ("init", tied_std_1),
     "a head that is too large": ("init", lambda: LM(std=1.0)),
     "a constant matrix": ("init", lambda: set_all(lambda p: p.fill_(0.1), "fc.weight")),
+    "a constant embedding": ("init", lambda: set_all(lambda p: p.fill_(1.0), "tokens.weight")),
+    "too large, with drawn gains": ("init", lambda: drawn_gains(LM(std=1.0))),
     "memory that was not filled": ("init", lambda: set_all(lambda p: p.fill_(3e20), "fc.weight")),
 }
 

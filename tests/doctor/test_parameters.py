@@ -122,6 +122,16 @@ class Mixture(nn.Module):
         return sum(gate[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
 
 
+class Unweighted(Mixture):
+    """A router that only chooses, with an auxiliary loss of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.router(x).softmax(-1)
+        self.balance = p.mean((0, 1)).square().sum()
+        chosen = F.one_hot(p.argmax(-1), 4)
+        return sum(chosen[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+
+
 class LowRank(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -299,6 +309,7 @@ WRONG = {
     "a layer is never called": ("dead parameters", lambda: with_forward(lambda m, i: m.head(m.blocks[0](m.embed(i))))),
     "part of forward without gradient": ("dead parameters", lambda: with_forward(no_grad)),
     "numbers leave torch": ("dead parameters", lambda: with_forward(lambda m, i: m.head(m.embed(i)).detach() * 1)),
+    "a router is not used as a weight": ("dead parameters", lambda: LM(lambda: Block(mlp=Unweighted()))),
     "positions are not added": ("dead parameters", NoPositions),
     "a head is left out": ("dead parameters", lambda: LM(lambda: Block(Attention(kept=3)))),
     "the residual stream is cut": ("dead parameters", lambda: LM(Cut)),
@@ -313,6 +324,8 @@ WRONG = {
     "copies that are not deep": ("shared layers", shallow),
     "one MLP in all blocks": ("shared layers", one_mlp),
     "cloned, not tied": ("tying", lambda: with_head(lambda m: nn.Parameter(m.tokens.weight.detach().clone()))),
+    "a head that reads the embedding detached": (
+        "tying", lambda: with_forward(lambda m, i: m.norm(m.embed(i)) @ m.tokens.weight.detach().T)),
     "two parameters on one memory": ("tying", lambda: with_head(lambda m: nn.Parameter(m.tokens.weight.data))),
     "the configuration says tied": ("tying", config_says_tied),
 }  # fmt: skip

@@ -67,7 +67,7 @@ def test_a_table_that_starts_at_zero_raises_nothing():
     assert alarms(CHECKS, model) == set()
 
 
-@pytest.mark.parametrize("positions", ["rows", "first", "repeated", "reversed", "unused"])
+@pytest.mark.parametrize("positions", ["rows", "first", "repeated", "clamped", "reversed", "unused"])
 def test_absolute_positions_that_go_wrong_are_found(positions):
     assert alarms(CHECKS, Model(positions=positions)) == {"position"}
 

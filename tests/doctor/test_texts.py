@@ -258,6 +258,59 @@ def _row() -> tuple[list[int], list[int]]:
     return ids, labels
 
 
+def _text(messages: list[dict[str, str]]) -> str:
+    return "".join(f"<|{m['role']}|>{m['content']}</s>" for m in messages)
+
+
+def _ids(messages: list[dict[str, str]]) -> list[int]:
+    special = Bytes.special_tokens
+    return [i for m in messages for i in (special[f"<|{m['role']}|>"], *m["content"].encode(), 257)]
+
+
+def test_a_render_of_the_messages_alone_needs_no_header_of_the_answer() -> None:
+    assert_silent(_conversations(render=_text))
+    assert_silent(_conversations(render=_ids))
+    assert_silent(_conversations(render=lambda m, header=True: _text(m) + "<|assistant|>" * header))
+    assert_silent(_conversations(render=lambda m, add_generation_prompt=False: _text(m) + "<|assistant|>"
+                                 * add_generation_prompt))  # fmt: skip
+    assert "template" in found(_conversations(render=None, render_prompt=_text)), "it says that it gives the prompt"
+    assert "template" in found(_conversations(render=lambda m, add_generation_prompt=False: _text(m)))
+    assert "template" in found(_conversations(render=lambda m: _text(m).replace("|>", "|> "))), "a space more"
+    assert "template" in found(_conversations(render=lambda m: [i for i in _ids(m) if i != 257])), "no end of turns"
+    ids, labels = _row()
+    assert "template" in found(_conversations(rows=[(ids[1:], labels[1:])], render=lambda m: "<s>" + _text(m)))
+
+
+def test_messages_come_back_from_their_ids() -> None:
+    class Lower(Bytes):
+        def encode(self, text: str) -> list[int]:
+            return super().encode(text.lower())
+
+    class Begins(Bytes):
+        def encode(self, text: str) -> list[int]:
+            return [256, *super().encode(text)]
+
+    assert "tokenizer" in found(_conversations(tokenizer=Lower()))
+    ids, labels = [256], [-100]
+    for message in CHAT:
+        content = [*Begins().encode(str(message["content"])), 257]
+        ids += [258 + (message["role"] == "assistant"), *content]
+        labels += [-100, *(content if message["role"] == "assistant" else [-100] * len(content))]
+    assert "tokenizer" in found(_conversations(tokenizer=Begins(), rows=[(ids, labels)]))
+    chat = [{"role": "user", "content": "Write </s> please."}, {"role": "assistant", "content": "No."}]
+    ids = [256, 258, *b"Write ", 257, *b" please.", 257, 259, *b"No.", 257]
+    row = (ids, [-100] * (len(ids) - 4) + ids[-4:])
+    assert "tokenizer" in found(_conversations(messages=[chat], rows=[row]))
+
+
+def test_labels_that_a_model_of_hugging_face_would_shift_again_fail() -> None:
+    ids, labels = _row()
+    shifted = [*labels[1:], -100]
+    assert "targets" in found(_conversations(rows=[{"input_ids": ids, "labels": shifted}]))
+    assert_silent(_conversations(rows=[{"input_ids": ids[:-1], "labels": labels[1:]}]))
+    assert_silent(_conversations(rows=[{"input_ids": ids, "targets": shifted}]))
+
+
 def test_rows_with_one_fault_fail_under_its_class() -> None:
     ids, labels = _row()
     assert "mask" in found(_conversations(rows=[(ids, list(ids))])), "prompts are trained"

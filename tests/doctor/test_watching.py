@@ -65,6 +65,10 @@ def test_a_loss_spike_is_one_line() -> None:
     assert "loss spike" in line
 
 
+def test_a_loss_above_its_first_values_is_noticed() -> None:
+    assert "loss rises: the loss is 6.000, above its first value of 4.200" in watched([4.2] * 5 + [6.0] * 90).lines[-1]
+
+
 def test_a_kind_of_event_is_shown_once_in_a_hundred_steps() -> None:
     losses = falling(600, 0.02)
     losses[300:310] = [5.0] * 10

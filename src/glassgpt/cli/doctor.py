@@ -49,10 +49,10 @@ def doctor(
         False, "--list", help="List every check: what it does, cost, threshold, findings."
     ),
     break_: str = typer.Option(
-        "", "--break", metavar="BUG", help="Train a program with this bug of the gallery beside the right one."
+        "", "--break", metavar="BUG", help="Train a model or a loop with this bug beside the right one."
     ),
     seconds: float = typer.Option(60.0, "--seconds", min=0.0, max=86400.0, help="How long --break trains."),
-    quiz: bool = typer.Option(False, "--quiz", help="Write doctor-quiz/quiz.py, a program with an unnamed bug."),
+    quiz: bool = typer.Option(False, "--quiz", help="Write doctor-quiz/quiz.py: a model or a loop with a bug to find."),
     guess: str = typer.Option("", "--guess", metavar="FINDING", help="Check a guess at the quiz."),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
@@ -141,8 +141,8 @@ class _Request:
 
         if names_a_factory(name) and not path_exists(name):
             return load_subject(name, self.vocab, self.context, self.window)
-        if name.endswith(".py"):
-            raise ConfigError(f"{name} is a program: add what makes the model, a function or class: {name}:make")
+        if (file := name.rstrip(":")).endswith(".py"):
+            raise ConfigError(f"{name} is a program; add the function or class that makes the model: {file}:make")
         if self.vocab or self.context:
             raise ConfigError(f"--vocab and --context are for code ({_FACTORY}); {name} has them in its configuration")
         model, _ = api.load(name, device="cpu", runs=self.runs, keep_quantized=False)
@@ -160,6 +160,9 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
     from glassgpt.doctor.machine import load_machine
     from glassgpt.doctor.texts.checks import load_conversations, load_corpus, load_tokenizer_subject
 
+    rows = request.conversations
+    if rows and not request.target and not names_a_factory(rows):
+        raise ConfigError(f"--conversations {rows}: which model is tuned on them? Give it as TARGET, the base model")
     torch.manual_seed(0)  # code that draws its weights gives the same results again
     model = request.model(names["model"]) if "model" in names else None
     subjects: dict[str, Any] = {"model": model}

@@ -14,7 +14,7 @@ from glassgpt.doctor.checks import MODEL_CHECKS
 from glassgpt.doctor.loading import subject_of
 from glassgpt.doctor.loops.loop import Loop
 from glassgpt.doctor.loops.targets import TARGET_CHECKS
-from glassgpt.doctor.report import Outcome, run_checks
+from glassgpt.doctor.report import Outcome, run_checks, threads_for
 from glassgpt.errors import TrainingStopped
 from glassgpt.training.loop import Trainer
 from glassgpt.transforms.parallel import is_sharded
@@ -24,8 +24,9 @@ def examine_trainer(trainer: Trainer) -> Iterator[Outcome]:
     """Run the quick checks. The trainer stays as it is; a model that is sharded over processes is not examined."""
     if not is_sharded(trainer.model):
         model = copy.deepcopy(trainer.model).to("cpu")
-        yield from run_checks(MODEL_CHECKS, subject_of(model, trainer.run.name), fast=True)
-        yield from run_checks(TARGET_CHECKS, loop_of(trainer), fast=True)
+        with threads_for(model):
+            yield from run_checks(MODEL_CHECKS, subject_of(model, trainer.run.name), fast=True)
+            yield from run_checks(TARGET_CHECKS, loop_of(trainer), fast=True)
 
 
 def loop_of(trainer: Trainer) -> Loop:

@@ -68,14 +68,14 @@ def read_only(text: str, kinds: Iterable[str]) -> list[str]:
     Raises:
         SubjectError: if a name is neither, or none of them belongs to these kinds.
     """
-    names = [name.strip().lower() for name in text.split(",")] if text.strip() else []
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
     known = [check.name for check in itertools.chain(*CHECKS.values())]
     known += FINDINGS
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise SubjectError(f"--only {name[:80]!r} is no check and no class of bugs; {hint}--list shows them")
+            raise SubjectError(f"--only {name[:80]!r} is not a check or a class of bugs; {hint}--list shows them")
     here = [check for kind in kinds for check in CHECKS[kind]]
     if names and not any(_named(check, names) for check in here):
         owners = [kind for kind, checks in CHECKS.items() if any(_named(check, names) for check in checks)]

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from glassgpt.doctor.report import NotRun
 from glassgpt.doctor.subject import Subject
 from glassgpt.errors import SubjectError, first_line
 from glassgpt.model import GPT
@@ -28,6 +30,8 @@ def import_factory(target: str) -> Callable[[], Any]:
         SubjectError: if the file, the module or the factory is not there, or cannot be imported. The function that is
             returned raises it, too, if the factory fails.
     """
+    if not names_a_factory(target):
+        raise SubjectError(f"{target} names no factory; write FILE.py:FACTORY or PACKAGE.MODULE:FACTORY")
     place, _, name = target.rpartition(":")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiled code hides its operations
     try:
@@ -37,12 +41,12 @@ def import_factory(target: str) -> Callable[[], Any]:
     except BaseException as error:  # a script may call sys.exit while it is imported
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise SubjectError(f"{place} cannot be imported: {type(error).__name__}: {_reason(error)}") from error
+        raise SubjectError(f"{place} cannot be imported: {_reason(error)}") from error
     factory = getattr(module, name, None)
     if factory is None:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise SubjectError(f"{place} has no {name!r}; it has: {', '.join(names[:20]) or 'no functions or classes'}")
-    if not callable(factory):
+    if isinstance(factory, nn.Module) or not callable(factory):  # what a factory would make
         return lambda: factory
 
     def make() -> Any:
@@ -51,14 +55,27 @@ def import_factory(target: str) -> Callable[[], Any]:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            hint = ". The factory has to work without arguments" if isinstance(error, TypeError) else ""
-            raise SubjectError(f"{target} failed: {type(error).__name__}: {_reason(error)}{hint}") from error
+            hint = "" if _takes_no_arguments(factory) else ". The factory has to work without arguments"
+            raise SubjectError(f"{target} failed: {_reason(error)}{hint}") from error
 
     return make
 
 
+def _takes_no_arguments(factory: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _reason(error: BaseException) -> str:
-    text = first_line(error) if isinstance(error, Exception) else str(error)
+    if isinstance(error, SystemExit):
+        return (
+            f"it ends with sys.exit({error.code!r}). Put what only a program needs (its arguments, its training) "
+            "under `if __name__ == '__main__':`"
+        )
+    text = f"{type(error).__name__}: {first_line(error) if isinstance(error, Exception) else error}"
     if "not compiled with CUDA" in text or "No CUDA" in text or "NVIDIA driver" in text:
         return f"{text}. The code asks for CUDA, which this machine does not have"
     return text
@@ -103,12 +120,24 @@ def load_subject(
         SubjectError: if it cannot be imported, or is no model over token ids.
     """
     factory = import_factory(target)
-    module = factory()
-    if isinstance(module, tuple):
-        module = next((part for part in module if isinstance(part, nn.Module)), module)
-    if not isinstance(module, nn.Module):
-        raise SubjectError(f"{target} returned {type(module).__name__}; an nn.Module is needed")
-    return Subject(module, target, vocab, context, window, factory)
+    module = _module_in(factory(), target)
+
+    def again() -> nn.Module:
+        other = _module_in(factory(), target)
+        if other is module:
+            raise NotRun("the module cannot be copied, and the factory gives the same one again")
+        return other
+
+    return Subject(module, target, vocab, context, window, again)
+
+
+def _module_in(made: Any, target: str) -> nn.Module:
+    """The module that a factory returned, also as one part of a tuple."""
+    parts = made if isinstance(made, tuple) else (made,)
+    module = next((part for part in parts if isinstance(part, nn.Module)), None)
+    if module is None:
+        raise SubjectError(f"{target} gave an object of type {type(made).__name__}; an nn.Module is needed")
+    return module
 
 
 def subject_of(model: GPT, name: str, window: int | None = None) -> Subject:

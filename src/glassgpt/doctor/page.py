@@ -21,7 +21,8 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1.2rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: clamp(1.4rem, 4vw, 2.1rem); line-height: 1.2; margin: 0.4rem 0; } h2 { margin: 2rem 0 0.6rem; }
+h1 { font-size: clamp(1.4rem, 4vw, 2.1rem); line-height: 1.2; margin: 0.4rem 0; }
+h2 { font-size: 1.3rem; line-height: 1.25; margin: 2rem 0 0.6rem; }
 h3 { font-size: 1.05rem; margin: 0; } p { margin: 0.3rem 0; } ul { margin: 0.2rem 0; padding-left: 1.2rem; }
 .soft, dt, figcaption { color: var(--soft); font-size: 0.9rem; }
 article { background: var(--raised); border: 1px solid var(--line); border-left: 5px solid var(--line);

@@ -63,7 +63,10 @@ def _triangle(rows: Sequence[Sequence[float]]) -> str:
 
 
 def _bars(values: Mapping[Any, Any], highlighted: str = "") -> str:
-    """Draw one bar per entry, upwards or downwards from zero, with its name below and its value above."""
+    """Draw one bar per entry, upwards or downwards from zero, with its name below and its value above.
+
+    The highlighted bar should be the highest: another one that is higher has the colour of a bug.
+    """
     numbers = {str(name): _number(value) for name, value in values.items()}
     finite = [value for value in numbers.values() if math.isfinite(value)]
     top, bottom = max([*finite, 0.0]), min([*finite, 0.0])
@@ -73,7 +76,8 @@ def _bars(values: Mapping[Any, Any], highlighted: str = "") -> str:
     for i, (name, value) in enumerate(numbers.items()):
         shown = value if math.isfinite(value) else (top or 1.0)  # inf: as high as the highest, and its text says so
         y, height, middle = zero - max(shown, 0) * scale, abs(shown) * scale, width * i + width // 2
-        kind = "chosen" if name == highlighted else "good" if math.isfinite(value) else "bad"
+        wrong = not math.isfinite(value) or value == top > numbers.get(highlighted, math.inf)
+        kind = "chosen" if name == highlighted else "bad" if wrong else "good"
         parts.append(
             f'<rect class="{kind}" x="{width * i + 8}" y="{y:.1f}" width="{width - 16}" height="{height:.1f}"/>'
         )

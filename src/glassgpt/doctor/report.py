@@ -3,12 +3,20 @@
 A check looks for causes and brings evidence. It never guesses: what it cannot examine is NOT RUN, with the reason.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
+from torch import nn
+
 from glassgpt.errors import first_line
+
+#: Parameters from which on a model is computed by all threads. The passes of a smaller one are too short to share:
+#: beside other programs, threads that wait for each other make them ten times slower.
+MANY_PARAMETERS = 20_000_000
 
 Status = Literal["PASS", "WARN", "FAIL", "NOT RUN"]
 
@@ -128,10 +136,30 @@ def run_checks(
         if fast and not check.fast:
             continue
         start = time.perf_counter()
-        results = _results(check, subject)
+        with threads_for(getattr(subject, "module", None)):
+            results = _results(check, subject)
         seconds = time.perf_counter() - start
         for result in results:
             yield Outcome(check, result, seconds)
+
+
+@contextlib.contextmanager
+def threads_for(module: nn.Module | None) -> Iterator[None]:
+    """Compute with one thread inside if this is a small model."""
+    small = module is not None and sum(p.numel() for p in module.parameters()) < MANY_PARAMETERS
+    with one_thread() if small else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread inside; the number of threads is put back afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _results(check: Check[Subject], subject: Subject) -> list[Result]:

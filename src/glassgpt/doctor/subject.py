@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from glassgpt.doctor.freshness import looks_untrained
 from glassgpt.doctor.report import NotRun
 from glassgpt.errors import SubjectError, first_line
 
@@ -74,15 +75,16 @@ class Subject:
         fresh: bool | None = None,
     ):
         """Find out how a module is called. Raises SubjectError if it is no model over token ids."""
-        self.module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+        self.module = by_position(getattr(module, "_orig_mod", module))  # what torch.compile wraps
         self.name, self.window, self.factory = name, window, factory
         floating = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
         self.dtype = max(set(floating), key=floating.count) if floating else torch.float32
-        self.fresh = _looks_untrained(self.module) if fresh is None else fresh
+        self.fresh = looks_untrained(self.module) if fresh is None else fresh
         self.targets = target_name(self.module)
         self.vocab = vocab or find_vocab(self.module)
         self.targets_error: str | None = None  # what a call with targets ended with, if it did
         self._exact = True  # whether copies can run in float32
+        self._only_length: int | None = None  # of a model that takes no other
         found = context or find_context(self.module)
         self.context_known = found is not None
         self.context = found or UNKNOWN_CONTEXT
@@ -122,9 +124,16 @@ class Subject:
     @property
     def length(self) -> int:
         """A length for probing (at most 13), which no size of a weight is equal to, if there is such a one."""
+        if self._only_length:
+            return self._only_length
         sizes = self._sizes()
         lengths = [n for n in (13, 11, 12, 10, 9, 7, 8, 6, 5, 4, 3, 2) if n <= self.context]
         return next((n for n in lengths if n not in sizes), lengths[0] if lengths else 1)
+
+    @property
+    def few(self) -> int:
+        """A few tokens, for passes whose results do not matter."""
+        return self._only_length or min(self.context, 4)
 
     @property
     def batch(self) -> int:
@@ -142,13 +151,14 @@ class Subject:
         """
         if targets is None and self._needs_targets:
             targets = idx
-        raw = self.call(module, idx, targets)
+        raw = self.call(module, idx.clone(), targets)  # programs that write into their ids must not spoil the next call
         logits, loss = read_output(raw, len(idx), idx.size(1), self.vocab)
         if logits.size(1) != idx.size(1):
             if targets is not None or logits.size(1) != 1:
                 raise NotRun(f"logits of shape {tuple(logits.shape)} for ids of shape {tuple(idx.shape)}")
             earlier = [
-                read_output(self.call(module, idx[:, :n]), len(idx), n, self.vocab)[0] for n in range(1, idx.size(1))
+                read_output(self.call(module, idx[:, :n].clone()), len(idx), n, self.vocab)[0]
+                for n in range(1, idx.size(1))
             ]
             logits = torch.cat([part[:, -1:] for part in earlier] + [logits], 1)
         return Output(logits, loss, raw)
@@ -165,17 +175,9 @@ class Subject:
 
     def _find_form(self) -> None:
         """Call a copy twice, and learn what it returns."""
-        idx = self.ids(2, min(self.context, 5))
         self._needs_targets, self.computes_loss, self.last_only = False, False, False
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            try:
-                output = self.forward(self.copy(), idx)
-            except Exception:
-                self._exact = self.dtype == torch.float32
-                try:
-                    output = self.forward(self.copy(), idx)
-                except Exception as error:
-                    raise self._cannot_run(idx, error) from error
+            idx, output = self._first_output()
             self.outputs = output.logits.size(-1)
             plain = read_output(output.raw, len(idx), idx.size(1), self.vocab)[0]
             self.last_only = plain.size(1) != idx.size(1)
@@ -191,6 +193,23 @@ class Subject:
                 return
             self.computes_loss = with_targets.loss is not None
             self._needs_targets = self.last_only and with_targets.logits.size(1) == idx.size(1)
+
+    def _first_output(self) -> tuple[Tensor, Output]:
+        """Run a few tokens in float32; in the model's own type if it must be; the whole context if it must be."""
+        errors = []
+        for length in (min(self.context, 5), self.context):
+            idx = self.ids(2, length)
+            for exact in (True, False):
+                self._exact = exact or self.dtype == torch.float32
+                try:
+                    output = self.forward(self.copy(), idx)
+                    self._only_length = length if length > 5 else None
+                    return idx, output
+                except Exception as error:
+                    errors.append((idx, error))
+            if not self.context_known:
+                break
+        raise self._cannot_run(*errors[0]) from errors[0][1]
 
     def _cannot_run(self, idx: Tensor, error: Exception) -> SubjectError:
         what = f"{self.name} cannot be run on token ids of shape {list(idx.shape)} (vocabulary {self.vocab})"
@@ -373,20 +392,41 @@ def find_context(module: nn.Module) -> int | None:
     return None
 
 
+class _ByKeyword(nn.Module):
+    """A model whose forward takes its ids by keyword only, called by position."""
+
+    def __init__(self, model: nn.Module, ids: str):
+        super().__init__()
+        self.model, self.ids, self.target_name = model, ids, target_name(model)
+
+    def forward(self, idx: Tensor, **others: Any) -> Any:
+        """Pass the ids by their name."""
+        return self.model(**{self.ids: idx}, **others)
+
+
+def by_position(module: nn.Module) -> nn.Module:
+    """A module that can be called with the ids as its first argument: the module itself, or a shell around it."""
+    try:
+        arguments = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return module
+    by_name = bool(arguments) and arguments[0].kind is inspect.Parameter.KEYWORD_ONLY
+    return _ByKeyword(module, arguments[0].name) if by_name else module
+
+
 def target_name(module: nn.Module) -> str | None:
     """Find the argument of forward that takes targets; None if there is none."""
+    if isinstance(module, _ByKeyword):
+        return module.target_name
     try:
-        arguments = list(inspect.signature(module.forward).parameters)
+        arguments = inspect.signature(module.forward).parameters
     except (TypeError, ValueError):
         return None
-    return next((name for name in TARGET_NAMES if name in arguments[1:]), None)
-
-
-def _looks_untrained(module: nn.Module) -> bool:
-    """Whether the gains of norms still have one value each; a module without any counts as untrained."""
-    gains = [p for name, p in module.named_parameters() if p.dim() == 1 and p.numel() > 1 and not name.endswith("bias")]
-    with torch.no_grad():
-        return all(bool((gain == gain[0]).all()) for gain in gains)
+    if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in arguments.values()):
+        parts = list(module.children())
+        if len(parts) == 1 and not any(name in TARGET_NAMES for name in arguments):  # a wrapper
+            return target_name(parts[0])
+    return next((name for name in TARGET_NAMES if name in list(arguments)[1:]), None)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ from glassgpt.transforms.parallel import is_sharded
 QUIET = 100
 #: Steps that a new value is compared with, and how many are needed.
 WINDOW, NEEDED = 50, 20
+#: The first steps, and how far the median loss may rise above theirs; batches of a right run differ by less.
+FIRST, RISEN = 5, 1.2
 #: The share of the time that looking inside may take, and the fewest steps between two looks.
 LOOK_SHARE, LOOK_INTERVAL = 0.01, 10
 #: Tokens that are sent through the model at a look, at most.
@@ -106,6 +108,7 @@ class Watcher(Reporter):
         self.events: list[Event] = []
         self.counts: Counter[str] = Counter()
         self._shown: dict[str, int] = {}
+        self._first_losses = list[float]()
         self._losses, self._norms = deque[float](maxlen=WINDOW), deque[float](maxlen=WINDOW)
         self._speeds, self._first_speeds = deque[float](maxlen=NEEDED), list[float]()
         self._best_validation = math.inf
@@ -216,6 +219,12 @@ class Watcher(Reporter):
                     f"the norm of the gradient is {event.grad_norm:.3g}, after {norm:.3g}. "
                     "Clip it (grad_clip=1), or look at the batch",
                 )  # fmt: skip
+            first = statistics.median(self._first_losses)
+            if middle > RISEN * first:
+                text = f"the loss is {middle:.3f}, above its first value of {first:.3f}: lower the learning rate"
+                self._add(event.step, "loss rises", text)
+        if len(self._first_losses) < FIRST:
+            self._first_losses.append(event.loss)
         self._losses.append(event.loss)
         self._norms.append(event.grad_norm)
 

@@ -2,9 +2,10 @@
 
 import difflib
 import hashlib
+import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from glassgpt.doctor.gallery.bug import Bug, Change, import_program, program_source
+from glassgpt.doctor.gallery.loop_bugs import LOOP_BUGS
 from glassgpt.doctor.gallery.model_bugs import MODEL_BUGS
-from glassgpt.doctor.report import FINDINGS
+from glassgpt.doctor.loops.quiet import quiet
+from glassgpt.doctor.report import FINDINGS, one_thread
 from glassgpt.doctor.subject import Subject, cross_entropy
 from glassgpt.errors import SubjectError
 from glassgpt.files import read_json_object, write_text
 
+#: The bugs of programs that train: models, and loops with their models.
+BUGS = (*MODEL_BUGS, *LOOP_BUGS)
 BATCH, LEARNING_RATE, STEPS_PER_REPORT = 16, 3e-3, 10
 PROGRAM_FILE, STATE_FILE = "quiz.py", "quiz.json"
 
@@ -32,8 +37,28 @@ class Step:
     broken: float
 
 
+def factory_name(bug: Bug) -> str:
+    """Return the name of the function that makes the model, or the loop, in a program with this bug."""
+    return "loop" if bug in LOOP_BUGS else "model"
+
+
+class _Loop:
+    """A training loop, which draws its own batches."""
+
+    def __init__(self, program: str, change: Change | None):
+        self.loop = import_program(program, change).loop()
+
+    def step(self, seed: int) -> float:
+        """Train on the batches that a seed gives, and return the loss; not a number if the bug ends the program."""
+        with quiet(seed):
+            try:
+                return torch.as_tensor(self.loop.train_step()).detach().item()
+            except Exception:
+                return math.nan
+
+
 class _Learner:
-    """A program in training; its own loss where it computes one."""
+    """A model in training; its own loss where it computes one."""
 
     def __init__(self, program: str, change: Change | None):
         factory = import_program(program, change).model
@@ -56,37 +81,54 @@ class _Learner:
 
 
 def compare_training(bug: Bug, program: str, seconds: float, text: str) -> Iterator[Step]:
-    """Train a program with and without a bug, side by side, on the same batches of the characters of a text.
+    """Train a program with and without a bug, side by side, on the same batches.
 
     Args:
         bug: the bug.
         program: one of the programs that it can be put into.
         seconds: how long; at least ten steps are done.
-        text: more than a few hundred characters.
+        text: more than a few hundred characters, which a model is trained on. A loop has a text of its own.
 
     Raises:
         SubjectError: if the bug cannot be put into this program, or the text is too short.
     """
     if program not in bug.changes:
         raise SubjectError(f"{bug.name} cannot be put into {program!r}; it can into: {', '.join(bug.changes)}")
+    step_both = _loops(bug, program) if bug in LOOP_BUGS else _models(bug, program, text)
+    start, step, losses = time.monotonic(), 0, []
+    while step < STEPS_PER_REPORT or time.monotonic() - start < seconds:
+        step += 1
+        with torch.random.fork_rng(devices=[]), one_thread():
+            losses.append(step_both(step))
+        if step % STEPS_PER_REPORT == 0:
+            right, broken = torch.tensor(losses).mean(0).tolist()
+            losses = []
+            yield Step(step, time.monotonic() - start, right, broken)
+
+
+def _loops(bug: Bug, program: str) -> Callable[[int], list[float]]:
+    """Make both loops; return the function that trains each for one step, and returns the losses."""
     with torch.random.fork_rng(devices=[]):
-        learners = _Learner(program, None), _Learner(program, bug)
+        loops = [_Loop(program, change) for change in (None, bug)]
+    return lambda step: [loop.step(step) for loop in loops]
+
+
+def _models(bug: Bug, program: str, text: str) -> Callable[[int], list[float]]:
+    """The same for models, on windows of the text."""
+    with torch.random.fork_rng(devices=[]):
+        learners = [_Learner(program, change) for change in (None, bug)]
     subject = learners[0].subject
     ids = _characters(text, subject.vocab)
     if len(ids) < 2 * subject.context + 2:
         raise SubjectError(f"the text has {len(text)} characters; at least {2 * subject.context + 2} are needed")
     generator = torch.Generator().manual_seed(0)
-    start, step, losses = time.monotonic(), 0, []
-    while step < STEPS_PER_REPORT or time.monotonic() - start < seconds:
+
+    def step_both(step: int) -> list[float]:
         starts = torch.randint(len(ids) - subject.context - 1, (BATCH,), generator=generator)  # [B]
         batch = ids[starts[:, None] + torch.arange(subject.context)]  # [B, T]
-        with torch.random.fork_rng(devices=[]):
-            losses.append([learner.step(batch) for learner in learners])
-        step += 1
-        if step % STEPS_PER_REPORT == 0:
-            right, broken = torch.tensor(losses).mean(0).tolist()
-            losses = []
-            yield Step(step, time.monotonic() - start, right, broken)
+        return [learner.step(batch) for learner in learners]
+
+    return step_both
 
 
 def _characters(text: str, vocab: int) -> Tensor:
@@ -130,7 +172,7 @@ class Quiz:
 
     def check(self, guess: str) -> Answer:
         """Compare a guess with the bug: a finding ("leak"), or the bug's name ("no-causal-mask")."""
-        names = {_plain(name): name for name in (*FINDINGS, *(bug.name for bug in MODEL_BUGS))}
+        names = {_plain(name): name for name in (*FINDINGS, *(bug.name for bug in BUGS))}
         name = names.get(_plain(guess))
         if name is None:
             similar = difflib.get_close_matches(_plain(guess), names, n=3)
@@ -149,7 +191,7 @@ def make_quiz(seed: int, folder: Path) -> Quiz:
     The same seed gives the same quiz. ``quiz.json`` beside it keeps the answer as a hash, for :func:`load_quiz`.
     """
     chance = random.Random(seed)
-    bug = chance.choice(MODEL_BUGS)
+    bug = chance.choice(BUGS)
     program = chance.choice(sorted(bug.changes))
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / PROGRAM_FILE, program_source(program, bug))
@@ -169,7 +211,7 @@ def load_quiz(folder: Path) -> Quiz:
         raise SubjectError(f"no quiz in {folder}: {STATE_FILE} is not there; start one first")
     try:
         state = read_json_object(path)
-        bug = next(bug for bug in MODEL_BUGS if _digest(state["seed"], bug) == state["answer"])
+        bug = next(bug for bug in BUGS if _digest(state["seed"], bug) == state["answer"])
         program_source(state["program"], bug)
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise SubjectError(f"{path} is damaged, or from another version; start a new quiz") from error

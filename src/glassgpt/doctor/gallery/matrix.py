@@ -32,12 +32,12 @@ def build(case: Case) -> Subject:
     return Subject(factory(), case.change.name, window=window, factory=factory)
 
 
-def found(case: Case, checks: Sequence[Check[Subject]]) -> bool:
-    """Tell whether a bug is reported: a FAIL under its finding. Only checks of this finding run, up to that FAIL."""
+def found(case: Case, checks: Sequence[Check[Subject]], status: str = "FAIL") -> bool:
+    """Tell whether a bug is reported: a FAIL (or WARN) under its finding. Only checks of this finding run, up to it."""
     assert isinstance(case.change, Bug)
     finding = case.change.finding
     outcomes = run_checks(checks, build(case), (finding,))
-    return any(outcome.result.status == "FAIL" and outcome.result.finding == finding for outcome in outcomes)
+    return any(outcome.result.status == status and outcome.result.finding == finding for outcome in outcomes)
 
 
 def alarms(case: Case, checks: Sequence[Check[Subject]]) -> list[Outcome]:

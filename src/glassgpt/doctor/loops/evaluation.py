@@ -82,7 +82,8 @@ def evaluation(loop: Loop) -> Iterable[Result]:
         elif isinstance(value, Tensor) and value.grad_fn is not None:
             yield failed("memory", "evaluate() returns a tensor with its graph")
         else:
-            yield _again(program, value)
+            yield passed("evaluate() builds no graphs")
+        yield from _again(program)
 
 
 def _training(program: Program, micro: Any) -> tuple[int, int]:
@@ -122,25 +123,38 @@ def _mode(program: Program, calls: int, norms: list[str], before: tuple[int, int
         yield passed("no dropout acts in evaluate(), and training goes on as before", **evidence)
 
 
-def _again(program: Program, first: Any) -> Result:
-    seed_all(3)
-    program.get("evaluate")()
-    seed_all(4)
-    one = program.get("evaluate")()
-    seed_all(4)
-    two = program.get("evaluate")()
-    if _number(one) == _number(two):
-        return passed("evaluate() gives the same number again from the same random state")
-    return passed("evaluate() gives another number each time (it draws other batches)", first=_number(first))
+def _again(program: Program) -> Iterator[Result]:
+    """Whether training goes on with the same batches after each evaluation, from whatever random state."""
+    if program.get("get_batch") is None:
+        return
+    drawn = []
+    for evaluated in (True, False):
+        for seed in (3, 4):
+            seed_all(seed)
+            if evaluated:
+                program.get("evaluate")()
+            drawn.append(program.draw()[0])
+    if torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[2], drawn[3]):
+        yield failed("state", "evaluate() seeds the random generator: the same training batches follow each evaluation")
+    else:
+        yield passed("evaluate() leaves the random generators of training batches alone")
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, dict):
-        value = next(iter(value.values()), None)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def kept(loop: Loop) -> Result:
+    """Compute the loss of a batch before and after that of another one, in eval mode."""
+    with loop.open() as program, torch.no_grad():
+        program.need("model", "get_batch")
+        assert program.model is not None
+        (x, y), other = program.draw(), program.draw()
+        program.model.eval()
+        losses = []
+        for a, b in ((x, y), other, (x, y)):
+            seed_all(7)
+            losses.append(float(program.loss(a.clone(), b.clone())))
+    evidence: dict[str, Any] = {"loss before": losses[0], "loss after another batch": losses[2]}
+    if abs(losses[0] - losses[2]) > 1e-5 * abs(losses[0]):
+        return failed("state", "the loss of a batch depends on the one before it: the model keeps a state", **evidence)
+    return passed("the loss of a batch is the same after another batch", **evidence)
 
 
 def graphs(loop: Loop) -> Iterable[Result]:
@@ -195,6 +209,14 @@ EVALUATION_CHECKS: tuple[Check[Loop], ...] = (
         "none: each is counted",
         ("mode", "state", "memory", "gradients not cleared"),
         evaluation,
+    ),
+    Check(
+        "kept state",
+        "computes the loss of a batch, of another one, and of the first again, in eval mode",
+        "3 passes",
+        "1e-5 of the loss: the same operations on the same numbers",
+        ("state",),
+        kept,
     ),
     Check(
         "graphs",

@@ -194,6 +194,11 @@ class Loop:
         self._first: _State | None = None  # the state of the first one
         self._slow = False
 
+    @property
+    def module(self) -> nn.Module | None:
+        """The model of the last program, if it has one."""
+        return self._program.model if self._program else None
+
     @contextlib.contextmanager
     def open(self, dropout: bool = False, seed: int = 0) -> Iterator[Program]:
         """Give a fresh program, seeded and silent; dropout is off unless it is wanted."""

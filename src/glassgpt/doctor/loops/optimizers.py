@@ -1,9 +1,11 @@
 """What the optimisers hold: every trainable parameter once, and weight decay where it belongs."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glassgpt.doctor.loops.gradients import two_batches
 from glassgpt.doctor.loops.loop import Loop, Program
@@ -11,6 +13,8 @@ from glassgpt.doctor.loops.watch import groups, held_tensors
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 
 DEFAULT_DECAY = 0.01  # AdamW's own
+LIVE_STEPS = 4  # what begins at zero (adapters, gates) lets gradients through only after a step or two
+MOST_DECAY = 0.01  # of a weight per step: in a hundred steps it is gone; usual ones are below 0.001
 
 
 def coverage(loop: Loop) -> Iterable[Result]:
@@ -58,18 +62,42 @@ def _unused(program: Program, missing: list[str]) -> list[str]:
     """Of the parameters that are not held: those without a gradient, or that a step changes (copies in float32)."""
     if program.get("train_step") is None:
         return []
-    micro = two_batches(program)[0]
     named = program.trainable()
-    seen: set[str] = set()
-    handles = [
-        named[name].register_hook(lambda g, name=name: seen.add(name) if bool(g.any()) else None) for name in missing
-    ]
     before = {name: named[name].detach().clone() for name in missing}
-    for _ in range(3):
-        program.step(micro)
+    seen = _reached(program)
+    return [name for name in missing if name not in seen or not torch.equal(before[name], named[name].detach())]
+
+
+def _reached(program: Program) -> set[str]:
+    """Train a few steps; the names of the parameters with a gradient that is not zero in one of them."""
+    micro, seen = two_batches(program)[0], set[str]()
+
+    def look(name: str, gradient: Tensor) -> None:
+        if float(gradient.abs().sum()) != 0:
+            seen.add(name)
+
+    handles = [p.register_hook(partial(look, name)) for name, p in program.trainable().items()]
+    for step in range(LIVE_STEPS):
+        program.step(micro if step == 0 and micro else None, seed=step)
     for handle in handles:
         handle.remove()
-    return [name for name in missing if name not in seen or not torch.equal(before[name], named[name].detach())]
+    return seen
+
+
+def dead(loop: Loop) -> Result:
+    """Train a few steps and look for parameters that the optimiser holds and no loss reaches."""
+    with loop.open() as program:
+        program.need("model", "optimizer", "train_step")
+        held = {id(p) for o in program.optimizers for p in held_tensors(o)}
+        named = [name for name, p in program.trainable().items() if id(p) in held]
+        reached = _reached(program)
+    unreached = [name for name in named if name not in reached]
+    if not reached:
+        raise NotRun("no gradient reaches a parameter of the model")
+    if unreached:
+        text = f"no gradient reaches {len(unreached)} of {len(named)} parameters in {LIVE_STEPS} steps"
+        return failed("dead parameters", f"{text}: {', '.join(unreached[:4])}", unreached[0], names=unreached[:20])
+    return passed(f"the loss reaches all of the {len(named)} parameters that the optimisers hold")
 
 
 def decay(loop: Loop) -> Iterable[Result]:
@@ -94,10 +122,11 @@ def decay(loop: Loop) -> Iterable[Result]:
 
 def _decay_of(optimizer: Any) -> Result:
     kinds: dict[tuple[bool, bool], int] = {}  # (is a matrix, decays) -> tensors
-    strength = 0.0
+    strength = per_step = 0.0
     for group in groups(optimizer):
         value = float(group.get("weight_decay") or 0)
         strength = max(strength, value)
+        per_step = max(per_step, value * max(float(group.get("lr", 0)), float(group.get("initial_lr", 0))))
         for p in group["params"]:
             key = (p.dim() >= 2, value > 0)
             kinds[key] = kinds.get(key, 0) + 1
@@ -106,6 +135,9 @@ def _decay_of(optimizer: Any) -> Result:
         "matrices that decay": kinds.get((True, True), 0), "matrices that do not": kinds.get((True, False), 0),
         "vectors that decay": kinds.get((False, True), 0), "vectors that do not": kinds.get((False, False), 0),
     }  # fmt: skip
+    if per_step >= MOST_DECAY:
+        text = f"a decay of {strength:g} takes {per_step:.2%} of each weight per step: none can grow"
+        return failed("weight decay", text, **evidence, per_step=per_step)
     matrix, vector = kinds.get((True, True), 0), kinds.get((False, True), 0)
     if not vector:
         return passed(f"a decay of {strength:g} on matrices only" if matrix else "nothing decays", **evidence)
@@ -136,10 +168,19 @@ OPTIMIZER_CHECKS: tuple[Check[Loop], ...] = (
         coverage,
     ),
     Check(
+        "reached parameters",
+        "looks for parameters that the optimisers hold and that never have a gradient",
+        f"{LIVE_STEPS} training steps",
+        f"exactly 0 in {LIVE_STEPS} steps",
+        ("dead parameters",),
+        dead,
+    ),
+    Check(
         "weight decay",
-        "looks at which parameters decay: matrices should, norms and biases should not",
+        "looks at which parameters decay, matrices or norms and biases, and how much per step",
         "none",
-        "one decay above 0.01 (AdamW's default) on everything warns: it was set by hand, norms forgotten",
+        "one decay above 0.01 (AdamW's default) on everything warns: it was set by hand, norms forgotten; 1 % of a "
+        "weight per step fails",
         ("weight decay",),
         decay,
     ),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glassgpt.doctor.loops.loop import Batch, Loop, Program, attempt
+from glassgpt.doctor.loops.randomness import random_generators
 from glassgpt.doctor.loops.watch import Watch
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 
@@ -17,11 +18,16 @@ CLEAR = 0.8  # documents that are packed have other targets at their ends
 
 
 def agreement(y: Tensor, x: Tensor, shift: int) -> float:
-    """How often y[t] is x[t + shift], over the trained positions (y >= 0) where both exist."""
+    """How often y[t] is x[t + shift], over the trained positions (y >= 0) where both exist.
+
+    The last trained position before a masked one does not count: its target, an end token, is often cut from x.
+    """
     length = x.shape[1]
     first, last = max(0, -shift), min(length, length - shift)
     ours, theirs = y[:, first:last], x[:, first + shift : last + shift]
-    trained = ours >= 0
+    inside = torch.cat([y[:, 1:] >= 0, torch.ones_like(y[:, :1], dtype=torch.bool)], 1)
+    trained = (y >= 0)[:, first:last]
+    trained = trained & inside[:, first:last] if bool((trained & inside[:, first:last]).any()) else trained
     return float((ours == theirs)[trained].float().mean()) if bool(trained.any()) else 0.0
 
 
@@ -38,7 +44,19 @@ def batches(loop: Loop) -> Iterable[Result]:
             yield from _kinds(program, drawn, split)
             yield _aligned(drawn, split)
             if split == "train" and all(torch.equal(drawn[0][0], x) for x, _ in drawn):
-                yield warned("targets", "get_batch('train') gives the same batch each time (is it seeded inside?)")
+                yield _constant(program, drawn[0][0])
+
+
+def _constant(program: Program, first: Tensor) -> Result:
+    """The same batch each time: a bug if the loop draws it from a generator, which it must then seed each time."""
+    text = "get_batch('train') gives the same batch each time"
+    for generator in random_generators(program):
+        generator.seed(12345)
+        before = generator.state()
+        same = torch.equal(program.draw()[0], first)
+        if same and generator.state() != before:
+            return failed("state", f"{text}, and draws it from a random generator: it is seeded inside")
+    return passed(f"{text}: the loop trains on all of its data, or on one batch by intention")
 
 
 def _draw(program: Program, split: str, into: list[Batch]) -> Result:
@@ -89,7 +107,7 @@ def _aligned(drawn: list[Batch], split: str) -> Result:
     wrapped = torch.cat([y == first for first, y, _ in ends])[trained]
     if (
         len(wrapped) >= 8
-        and not _periodic(torch.cat(xs))
+        and not all(map(_periodic, xs))
         and bool(wrapped.all())
         and len(torch.cat([first for first, _, _ in ends]).unique()) > 1
     ):
@@ -146,7 +164,21 @@ def _masks(x: Tensor, y: Tensor, live: Tensor, evidence: dict[str, Any]) -> Resu
     }
     if loud:
         return failed("targets", f"{loud} positions with target -100 are trained all the same", **evidence)
+    lost = _never_trained(x, wanted, live)
+    if lost is not None:
+        text = f"the token {lost} is never a target, though it is one inside the text: is it taken for padding?"
+        return failed("targets", f"{text} (ignore_index)", **evidence)
     return passed("each position is trained on the next token, and masked ones are not", **evidence)
+
+
+def _never_trained(x: Tensor, wanted: Tensor, live: Tensor) -> int | None:
+    """The one token that no position is trained on, where it is not padding: trained ones stand before and behind."""
+    target, wanted, live = x[:, 1:], wanted[:, :-1], live[:, :-1]
+    silent = target[wanted & ~live].unique()
+    if len(silent) != 1 or bool((live & (target == silent)).any()):
+        return None
+    inside = (live.cumsum(1) > 0) & (live.flip(1).cumsum(1).flip(1) > 0)
+    return int(silent) if int((inside & wanted & (target == silent)).sum()) > 1 else None
 
 
 def logits_gradient(program: Program, x: Tensor, y: Tensor, by: str = "loss") -> Tensor:
@@ -188,10 +220,11 @@ def logits_gradient(program: Program, x: Tensor, y: Tensor, by: str = "loss") ->
     finally:
         for handle in handles:
             handle.remove()
-    for grad in grads:  # backward: the logits come first
-        if _is_cross_entropy(grad):
-            shaped = grad.detach().float().reshape(len(x), -1, grad.shape[-1])
-            return nn.functional.pad(shaped, (0, 0, 0, x.shape[1] - shaped.shape[1]))
+    found = [grad for grad in grads if _is_cross_entropy(grad)]  # backward: the logits come first
+    if found:
+        grad = max(found, key=lambda g: float(g.abs().sum()))  # heads for later tokens have smaller weights
+        shaped = grad.detach().float().reshape(len(x), -1, grad.shape[-1])
+        return nn.functional.pad(shaped, (0, 0, 0, x.shape[1] - shaped.shape[1]))
     raise NotRun(f"no output of the model has the gradient of a cross-entropy in {by}")
 
 
@@ -212,7 +245,7 @@ TARGET_CHECKS: tuple[Check[Loop], ...] = (
         "compares y with x at shifts of -2 to 4, in both splits; ids are in range; every batch trains something",
         "16 batches",
         "80 % of the trained positions: packed documents have other targets at their ends",
-        ("targets", "tokenizer"),
+        ("targets", "tokenizer", "state"),
         batches,
     ),
     Check(

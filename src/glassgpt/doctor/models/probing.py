@@ -60,9 +60,9 @@ def quiet() -> Iterator[None]:
 
 
 def quiet_logits(subject: Subject, module: nn.Module, idx: Tensor) -> Tensor:
-    """Logits ``[B, T, V]`` of a pass without dropout, with fixed random numbers."""
-    with quiet():
-        return subject.logits(module, idx.clone()).float()
+    """Logits ``[B, T, V]`` of a pass without dropout, with fixed random numbers; in training mode as in training."""
+    with quiet(), torch.set_grad_enabled(module.training):  # recomputed blocks, say, are another path
+        return subject.logits(module, idx.clone()).float().detach()
 
 
 def difference(one: Tensor, other: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def rounding(subject: Subject) -> float:
     A program may compute in bfloat16 inside although its weights are float32.
     """
     with quiet(), _Precision() as seen:
-        subject.logits(subject.copy(), subject.ids(1, min(subject.length, 4)))
+        subject.logits(subject.copy(), subject.ids(1, subject.few))
     return 1e-4 if seen.eps < 1e-5 else 16 * seen.eps
 
 
@@ -122,6 +122,20 @@ def affordable_length(subject: Subject, length: int) -> bool:
     """Whether a pass over so many tokens takes seconds, not minutes."""
     weights = sum(p.numel() for p in subject.module.parameters())
     return length <= LONGEST and 2.0 * weights * length <= AFFORDABLE and length * subject.vocab <= 5e7
+
+
+def working_length(subject: Subject, wanted: int) -> int:
+    """The longest input up to ``wanted`` tokens that works, for what examines something else than the context."""
+    module, low, high = subject.copy(), 0, wanted + 1
+    length = wanted
+    while high - low > 1:
+        try:
+            quiet_logits(subject, module, subject.ids(1, length))
+            low = length
+        except Exception:
+            high = length
+        length = (low + high) // 2
+    return max(low, 1)
 
 
 def other_tokens(subject: Subject, tokens: Tensor) -> Tensor:
@@ -148,12 +162,11 @@ def opened(module: nn.Module, subject: Subject) -> nn.Module:
         for parameter in module.parameters():
             if not parameter.is_floating_point():
                 continue
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
-            first = parameter.flatten()[:1]
-            if bool((parameter == first).all()):
-                parameter.add_(noise * (first if float(first) != 0 else 1.0))
-            elif parameter.dim() >= 2 and float(parameter.float().std()) > 0.2:
-                parameter.copy_(noise)
+            first = parameter.flatten()[:1].clone()
+            constant = bool((parameter == first).all())
+            if constant or (parameter.dim() >= 2 and float(parameter.float().std()) > 0.2):
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.1
+                parameter.copy_(parameter + noise * (first if float(first) != 0 else 1.0) if constant else noise)
     return module
 
 

@@ -84,9 +84,13 @@ def locate(subject: Conversations) -> list[tuple[ExaminedRow, list[Place]]]:
 
 def _message(tokenizer: TokenizerSubject, message: Mapping[str, Any]) -> _Wanted:
     role = str(message.get("role", message.get("from")))
+    return message, ROLES.get(role, role), clean(tokenizer, content_of(message).strip()).strip()
+
+
+def content_of(message: Mapping[str, Any]) -> str:
+    """The text of a message; of one in parts, all texts."""
     content = message.get("content", message.get("value")) or ""
-    text = content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
-    return message, ROLES.get(role, role), clean(tokenizer, text.strip()).strip()
+    return content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
 
 
 class _Text:

@@ -3,6 +3,7 @@
 from glassgpt.doctor.report import Check
 from glassgpt.doctor.texts.conversation_subject import Conversations
 from glassgpt.doctor.texts.mask_checks import check_answers, check_end, check_prompts, check_trained
+from glassgpt.doctor.texts.message_checks import check_messages
 from glassgpt.doctor.texts.template_checks import MANY, check_begin, check_length, check_roles, check_template
 
 CONVERSATION_CHECKS: tuple[Check[Conversations], ...] = (
@@ -32,8 +33,13 @@ CONVERSATION_CHECKS: tuple[Check[Conversations], ...] = (
     ),
     Check(
         "template", "Compares the text before each answer with the prompt that is rendered at sampling.",
-        "renders and decodes each row", "equal but for the begin token and for text that the model itself writes",
+        "renders and decodes each row", "equal but for a begin token of rows and for text that the model itself writes",
         ("template",), check_template,
+    ),
+    Check(
+        "messages and tokens", "Encodes and decodes the messages; looks for control tokens inside them.",
+        "encodes up to 200 messages", "equal, character by character, but for what the tokenizer declares",
+        ("tokenizer",), check_messages,
     ),
     Check(
         "roles", "Looks at the order of turns and for empty ones.", "one look at each message",

@@ -4,10 +4,12 @@ A file is encoded as `glassgpt tune` does it, with the base model's tokenizer an
 from a factory, whose object has what it has of:
 
 ``rows``        a list of (input_ids, labels), or of mappings with ``input_ids``, ``labels`` and perhaps
-                ``attention_mask``; negative labels are not trained. Labels may be shifted already or not
+                ``attention_mask``; negative labels are not trained. Labels may be shifted already or not;
+                shifted ones of mappings go with ``input_ids[:-1]``, for models of Hugging Face shift again
 ``tokenizer``   with ``encode`` and ``decode``
 ``messages``    the conversations that the rows were made of: lists of ``{"role": ..., "content": ...}``
-``render``      a function of messages that returns the text (or the ids) given to the model before it answers
+``render_prompt``  a function of messages that returns the text (or the ids) given to the model before it answers
+``render``      the same, or the text of the messages alone, if the header of the answer comes from elsewhere
 ``context``     tokens that the model can read
 ``trains_on_prompts``  True if all tokens are meant to be trained
 """
@@ -54,10 +56,13 @@ class Conversations:
         tokenizer: None if there is none.
         messages: the conversations, or None.
         render: messages to the text before an answer, or None.
+        renders_prompts: whether it is sure that `render` gives all that the model reads before it answers.
         context: tokens that the model reads, or None.
         trains_on_prompts: whether that is meant.
         problems: of a file that was read by the house: the rows that it leaves out or cuts.
         total: rows of the file, with those that are left out.
+        shifts_again: whether the rows have the names of Hugging Face's (``input_ids``, ``labels``), whose models shift
+            labels themselves, and are whole rows with shifted labels, the last of which is thus missing.
         shifted: whether labels were the next tokens, not those at their own place; None if they were neither. Rows of
             the first kind are kept as those of the second: each label at the place of its token.
     """
@@ -68,13 +73,16 @@ class Conversations:
     messages: list[list[Message]] | None = None
     render: Callable[[list[Message]], Any] | None = None
     context: int | None = None
+    renders_prompts: bool = False
     trains_on_prompts: bool = False
     problems: list[Problem] = field(default_factory=list)
     total: int = 0
+    shifts_again: bool = False
     shifted: bool | None = None
 
     def __post_init__(self) -> None:
         self.shifted = _are_shifted(self.rows)
+        self.shifts_again &= bool(self.shifted) and all(map(_is_whole, self.rows))
         if self.shifted:  # from here on, a label is that of its own place
             self.rows = [_aligned(row) for row in self.rows]
 
@@ -106,6 +114,12 @@ def _are_shifted(rows: Sequence[ExaminedRow]) -> bool | None:
     if here >= 0.9 * total and here * total_after >= after * total:
         return False
     return True if after >= 0.9 * total_after else None
+
+
+def _is_whole(row: ExaminedRow) -> bool:
+    """Whether the last token that a row trains is among its ids, so that nothing was cut off for the shift."""
+    last = next((at for at in reversed(range(len(row.labels))) if row.labels[at] >= 0), None)
+    return last is None or (last + 1 < len(row.ids) and row.ids[last + 1] == row.labels[last])
 
 
 def _aligned(row: ExaminedRow) -> ExaminedRow:
@@ -151,7 +165,7 @@ def load_conversations(spec: str, base: str | None = None, max_length: int = 0) 
     return Conversations(
         spec, examined, of_house(tokenizer, base), [by_line[row.line] for row in kept],
         lambda messages: chat.render(template, messages, prompt=True, **tokenizer.roles()), max_length or context,
-        problems=[*bad, *encoded.problems], total=len(rows.conversations) + len(rows.problems),
+        renders_prompts=True, problems=[*bad, *encoded.problems], total=len(rows.conversations) + len(rows.problems),
     )  # fmt: skip
 
 
@@ -175,13 +189,18 @@ def conversations_of(made: Any, name: str) -> Conversations:
     if subject is not None and (end := part("eos_token_id", "eos_id", "end_token_id")) is not None:
         subject.roles = {**subject.roles, "eos": int(end)}
         subject.end_ids = (int(end),)
+    prompt = part("render_prompt", "prompt")
     context = part("context", "block_size", "context_length", "max_length", "max_seq_len")
     return Conversations(
         name, [_row(rows[i], name) for i in _spaced(len(rows))], subject,
-        _messages(messages, len(rows)), part("render", "render_prompt", "prompt"),
-        context if isinstance(context, int) else None, bool(part("trains_on_prompts", "train_on_prompts")),
-        total=len(rows),
+        _messages(messages, len(rows)), prompt or part("render"), context if isinstance(context, int) else None,
+        prompt is not None, bool(part("trains_on_prompts", "train_on_prompts")),
+        total=len(rows), shifts_again=all(_of_hugging_face(rows[i]) for i in _spaced(len(rows))),
     )  # fmt: skip
+
+
+def _of_hugging_face(row: Any) -> bool:
+    return isinstance(row, Mapping) and {"input_ids", "labels"} <= row.keys()
 
 
 def _spaced(count: int) -> range:

@@ -66,7 +66,7 @@ def _judge(share: float, more: str, examples: Sequence[str] = ()) -> Result:
 def _judge_ids(corpus: Corpus) -> Result:
     """Judge by runs of ids. Short rows share short runs by chance, so only most of them are a copy."""
     size = min(_IDS, max(12, corpus.window // 2)) if corpus.window else _IDS
-    train, val = (_runs(_ids(corpus, split), size, corpus.window) for split in ("train", "val"))
+    train, val = (hashes_of_runs(_ids(corpus, split), size, corpus.window) for split in ("train", "val"))
     if not len(val):
         raise NotRun("the validation split is too short to compare")
     val = np.unique(val)
@@ -86,7 +86,7 @@ def _ids(corpus: Corpus, split: Split) -> np.ndarray:
     return np.frombuffer(corpus.text(split).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def _runs(ids: np.ndarray, size: int, window: int) -> np.ndarray:
+def hashes_of_runs(ids: np.ndarray, size: int, window: int = 0) -> np.ndarray:
     """Hashes of all runs of ids, uint64; of rows of a window, those inside rows."""
     if len(ids) < size:
         return np.empty(0, dtype=np.uint64)

@@ -31,6 +31,11 @@ def check_trained(subject: Conversations) -> Iterator[Result]:
         yield failed("mask", message, **evidence) if share >= 0.01 else warned("mask", message, **evidence)
     elif subject.shifted is None:
         yield failed("targets", "the labels are neither the tokens of their row nor the next ones", **evidence)
+    elif subject.shifts_again:
+        yield failed(
+            "targets", "the labels are shifted by one against input_ids, as in rows (x, y); models that read input_ids "
+            "and labels shift them again, and train each place on the token after the next", **evidence,
+        )  # fmt: skip
     elif padded := [i for i, row in enumerate(subject.rows) if _trains_padding(row)]:
         yield failed(
             "mask", f"{len(padded)} of {len(subject.rows)} rows train the padding at their end (row {padded[0]}); set "

@@ -1,7 +1,7 @@
 """The checks of what a tokenizer loses: texts that tokenizers get wrong, and texts of its own tokens."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glassgpt.doctor.report import NotRun, Result, failed, passed, warned
@@ -12,12 +12,12 @@ from glassgpt.doctor.texts.tokenizer_subject import TokenizerSubject, is_word_le
 TRIED, _OWN_TEXTS = 1500, 20
 
 
-def check_round_trip(tokenizer: TokenizerSubject) -> Iterator[Result]:
-    """Decode what was encoded, on texts that tokenizers get wrong."""
+def check_round_trip(tokenizer: TokenizerSubject, texts: Mapping[str, str] = NASTY) -> Iterator[Result]:
+    """Decode what was encoded, on texts that tokenizers get wrong, or on others, by their names."""
     require(tokenizer)
     lost: dict[str, list[str]] = {}
     refused, unknown, spaced = list[str](), 0, 0
-    for name, text in NASTY.items():
+    for name, text in texts.items():
         usable = text
         try:
             ids = tokenizer.encode(text)
@@ -48,43 +48,48 @@ def check_round_trip(tokenizer: TokenizerSubject) -> Iterator[Result]:
         lost.pop("control characters", None)  # it has no token for them, as many published ones
     if is_word_level(tokenizer):
         lost.pop("white space", None)  # whether words stay apart is another check
-    if len(refused) == len(NASTY) and not any(try_encode(tokenizer, c) for c in map(chr, range(0x20, 0x7F))):
+    if len(refused) == len(texts) and not any(try_encode(tokenizer, c) for c in map(chr, range(0x20, 0x7F))):
         raise NotRun("encode(text) raises for every text")
-    yield _round_trip_result(tokenizer, lost, refused, unknown, spaced)
+    yield _round_trip_result(tokenizer, texts, lost, refused, unknown, spaced)
 
 
 def _round_trip_result(
-    tokenizer: TokenizerSubject, lost: dict[str, list[str]], refused: list[str], unknown: int, spaced: int
+    tokenizer: TokenizerSubject,
+    texts: Mapping[str, str],
+    lost: dict[str, list[str]],
+    refused: list[str],
+    unknown: int,
+    spaced: int,
 ) -> Result:
     evidence: dict[str, Any] = {
-        "lost": {kind: len(texts) for kind, texts in lost.items()},
+        "lost": {kind: len(found) for kind, found in lost.items()},
         "refused": len(refused),
         "unknown": unknown,
     }
-    by_design = tokenizer.declared or ("unk" in tokenizer.roles and bool(unknown))
-    if (wrong := lost.get("characters")) and by_design and _drops_unknown(tokenizer):
+    by_design = tokenizer.declared or ("unk" in tokenizer.roles and (bool(unknown) or is_word_level(tokenizer)))
+    if (wrong := lost.get("characters")) and by_design and _drops_unknown(tokenizer, texts):
         wrong = None
     if wrong or (lost and not by_design):
         kind = "characters" if wrong else next(iter(lost))
-        if kind == "characters" and _is_closed(tokenizer) and _drops_unknown(tokenizer):
+        if kind == "characters" and _is_closed(tokenizer) and _drops_unknown(tokenizer, texts):
             return warned(
                 "tokenizer", "characters that are not in the alphabet are dropped without a word: "
                 f"{lost[kind][0]}; raise an error for them, or give them an unknown token", **evidence,
             )  # fmt: skip
         return failed(
-            "tokenizer", f"decode(encode(text)) is another text in {sum(map(len, lost.values()))} of {len(NASTY)} "
+            "tokenizer", f"decode(encode(text)) is another text in {sum(map(len, lost.values()))} of {len(texts)} "
             f"texts; lost: {kind}: {lost[kind][0]}", **evidence,
         )  # fmt: skip
     notes = [f"{kind} is changed, as the tokenizer declares" for kind in lost]
-    notes += [f"unknown words are lost in {unknown} of {len(NASTY)} texts (a token for them)"] if unknown else []
+    notes += [f"unknown words are lost in {unknown} of {len(texts)} texts (a token for them)"] if unknown else []
     notes += ["a space is put before each text"] if spaced else []
     notes += [f"{len(refused)} texts have characters that the alphabet refuses"] if refused else []
     return passed("; ".join(["all texts that it takes come back", *notes] if not lost else notes), **evidence)
 
 
-def _drops_unknown(tokenizer: TokenizerSubject) -> bool:
+def _drops_unknown(tokenizer: TokenizerSubject, texts: Mapping[str, str]) -> bool:
     """Whether all that is lost is characters that encode to nothing."""
-    for text in NASTY.values():
+    for text in texts.values():
         known = "".join(c for c in text if try_encode(tokenizer, c))
         ids = try_encode(tokenizer, text)
         if ids is not None and tokenizer.roles.get("unk") not in ids:

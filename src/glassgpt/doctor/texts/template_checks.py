@@ -7,9 +7,9 @@ from typing import Any
 
 from glassgpt.data.conversations.rows import USER_TURN_CUT
 from glassgpt.doctor.report import NotRun, Result, failed, passed, warned
-from glassgpt.doctor.texts.alignment import ROLES, Place, clean, locate, need_messages, need_rows, text_of
-from glassgpt.doctor.texts.conversation_subject import Conversations, ExaminedRow
-from glassgpt.doctor.texts.nasty import first_difference
+from glassgpt.doctor.texts.alignment import ROLES, locate, need_messages, need_rows
+from glassgpt.doctor.texts.conversation_subject import Conversations
+from glassgpt.doctor.texts.rendering import Rendering
 
 #: Share of conversations with a fault from which it is a bug of the program; below, a few bad rows of the data.
 MANY = 0.1
@@ -46,65 +46,27 @@ def check_template(subject: Conversations) -> Iterator[Result]:
     tokenizer = need_messages(subject)
     if subject.render is None:
         raise NotRun("there is no render(messages), the text at sampling")
-    examined, wrong, example = 0, 0, ""
+    render = Rendering(tokenizer, subject.render, subject.renders_prompts)
+    found: dict[bool, list[str]] = {}  # by whether there are earlier answers: only these show what ends an answer
     for row, places in locate(subject):
         numbers = [n for n, place in enumerate(places) if place.role == "assistant"]
-        if not numbers or places[numbers[-1]].first is None:
-            continue
-        answer = places[numbers[-1]]
-        try:
-            prompt = subject.render([place.message for place in places[: numbers[-1]]])
-        except Exception as error:  # of somebody's code
-            raise NotRun(f"render failed: {type(error).__name__}: {error}") from None
-        if not isinstance(prompt, str):
-            prompt = text_of(tokenizer, _ids_of(prompt))
-        examined += 1
-        problem = _compare(subject, row, prompt, answer, answer.row_starts or 0, answer.row_starts is None)
-        wrong += bool(problem)
-        example = example or problem
-    if not examined:
+        if numbers and places[numbers[-1]].first is not None:
+            problem = render.problem(row, subject.trained_places(row), places[: numbers[-1] + 1])
+            found.setdefault(len(numbers) > 1, []).append(problem)
+    if not found:
         raise NotRun("no conversation was found in the rows")
+    problems = {several: [text for text in texts if text] for several, texts in found.items()}
+    examined, wrong = sum(map(len, found.values())), sum(map(len, problems.values()))
     evidence: dict[str, Any] = {"rows": examined, "different": wrong}
-    if wrong > MANY * examined:
+    if bad := next((texts for several, texts in problems.items() if len(texts) > MANY * len(found[several])), None):
         yield failed(
             "template", f"the text before an answer differs between training and sampling in {wrong} of {examined} "
-            f"rows: {example}", **evidence,
+            f"rows: {bad[0]}", **evidence,
         )  # fmt: skip
         return
     yield passed(
         f"training rows and sampling have the same text before the answer in {examined} conversations", **evidence
     )
-
-
-def _compare(subject: Conversations, row: ExaminedRow, prompt: str, answer: Place, start: int, packed: bool) -> str:
-    """How the prompt at sampling differs from the tokens of a row before its answer; empty if it does not."""
-    tokenizer = subject.tokenizer
-    assert tokenizer is not None and answer.first is not None
-    strip = {i for role in ("bos", "eos") if (i := tokenizer.roles.get(role)) is not None}
-    first = start
-    while first < answer.first and row.ids[first] in strip:
-        first += 1
-    names = [tokenizer.decode([i]) for i in strip]
-    while name := next((name for name in names if name and prompt.startswith(name)), ""):
-        prompt = prompt.removeprefix(name)
-    bare = clean(tokenizer, prompt)
-    whole = text_of(tokenizer, row.ids[first : answer.first])
-    if packed:
-        whole = whole[max(whole.rfind(bare[:16]), 0) :]
-    if whole == bare:
-        return ""
-    gap_text = whole.removeprefix(bare) if whole.startswith(bare) else None
-    if gap_text is not None:
-        trained = subject.trained_places(row)
-        places = range(answer.first, first - 1, -1)
-        at = next((n for n in places if text_of(tokenizer, row.ids[n : answer.first]) == gap_text), None)
-        if at is not None and all(trained[at : answer.first]):
-            return ""  # the model itself writes what is between
-        return f"before each answer, training has {gap_text!r} that the sampling prompt lacks, and it is not trained"
-    if bare.startswith(whole) and not bare.removeprefix(whole).strip(" "):
-        end = bare.removeprefix(whole)
-        return f"the sampling prompt ends with {end!r}, which is part of the answer's first token in training"
-    return f"sampling against training, {first_difference(bare, whole)}"
 
 
 def check_roles(subject: Conversations) -> Iterator[Result]:
@@ -183,9 +145,3 @@ def check_length(subject: Conversations) -> Iterator[Result]:
         yield passed(f"the longest row has {longest} tokens; the context is not known", longest=longest)
     else:
         yield passed(f"the longest row has {longest} tokens, the context {subject.context}", longest=longest)
-
-
-def _ids_of(prompt: Any) -> list[int]:
-    prompt = prompt["input_ids"] if hasattr(prompt, "keys") else prompt
-    prompt = prompt.flatten().tolist() if hasattr(prompt, "flatten") else prompt
-    return [int(i) for i in prompt]

@@ -41,21 +41,21 @@ TARGETS_BUGS = (
         },
     ),
     Bug(
-        "targets-shifted-again",
+        "targets-shifted-by-two",
         "targets",
-        "Targets that the data has shifted already are shifted once more.",
+        "Targets are shifted inside, and by two.",
         {
             "lecture": (
                 (
                     "        logits = logits.view(B * T, V)\n",
-                    "        logits = logits[:, :-1].reshape(B * (T - 1), V)\n",
+                    "        logits = logits[:, :-2].reshape(B * (T - 2), V)\n",
                 ),
-                (_LECTURE_LOSS, "loss = F.cross_entropy(logits, targets[:, 1:].reshape(B * (T - 1)))"),
+                (_LECTURE_LOSS, "loss = F.cross_entropy(logits, targets[:, 2:].reshape(B * (T - 2)))"),
             ),
             "classes": (
                 (
                     _CLASSES_LOSS,
-                    "F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)",
+                    "F.cross_entropy(logits[:, :-2].flatten(0, 1), targets[:, 2:].flatten(), ignore_index=-100)",
                 ),
             ),
         },

@@ -59,7 +59,7 @@ class Chats(torch.utils.data.Dataset):
     def rows(self):
         return [row(chat) for chat in CHATS]
 
-    def render(self, messages):
+    def render_prompt(self, messages):
         """Ids, as the template cannot be written in characters."""
         ids = [BOS]
         for message in messages:

@@ -88,6 +88,6 @@ def make():
     data.tokenizer = tokenizer
     data.messages = CONVERSATIONS
     data.rows = [build_row(messages) for messages in CONVERSATIONS]
-    data.render = render
+    data.render_prompt = render
     data.context = MAX_LENGTH
     return data

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from glassgpt.doctor.models.learning.constants import trace_forward
+from glassgpt.doctor.models.probing import once_per_subject, quiet_logits
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Output, Subject, cross_entropy, fixed_random_state
 
@@ -27,33 +28,56 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+@once_per_subject
+def _context_works(subject: Subject) -> bool:
+    """Whether a text as long as the context runs."""
+    try:
+        quiet_logits(subject, subject.copy(), subject.ids(1, min(subject.context, 256)))
+    except Exception:
+        return False
+    return True
+
+
+def working_length(subject: Subject, longest: int) -> int:
+    """The context, at most ``longest``; where the context is not known, or does not work, a short text."""
+    short = min(subject.length, longest)
+    return min(subject.context, longest) if subject.context_known and _context_works(subject) else short
+
+
 def probe_size(subject: Subject) -> tuple[int, int]:
     """Batch and length for a pass with gradients: the whole context where that is cheap."""
     size = sum(p.numel() for p in subject.module.parameters())
     tokens = int(min(768, max(48, 3e10 // max(size, 1))))
-    length = min(subject.context, 256, tokens) if subject.context_known else subject.length
+    length = working_length(subject, min(256, tokens))
     return max(2, min(tokens // length, 64)), length
 
 
 def training_loss(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor) -> tuple[Tensor, Output]:
-    """The scalar that a training minimises: the module's own loss, or cross entropy; with auxiliary losses.
-
-    Auxiliary losses are scalars, or other logits, that forward returns or leaves on its modules.
-    """
+    """The scalar that a training minimises: the module's own loss, or cross entropy; with auxiliary losses."""
     if subject.outputs < subject.vocab:
         raise NotRun(f"the output has {subject.outputs} columns for {subject.vocab} token ids")
+    idx, targets = idx.clone(), targets.clone()  # some programs change them
     output = subject.forward(module, idx, targets if subject.computes_loss else None)
     loss = cross_entropy(output.logits, targets) if output.loss is None else output.loss.float().mean()
+    return sum(auxiliary_losses(subject, module, output), loss), output
+
+
+def auxiliary_losses(subject: Subject, module: nn.Module, output: Output) -> list[Tensor]:
+    """Scalars, and the mean square of other logits, that forward returned or left on its modules."""
     raw = output.raw if isinstance(output.raw, (Tensor, Mapping, tuple, list)) else vars(output.raw)
     returned = list(raw.values()) if isinstance(raw, Mapping) else raw
     held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, (Tensor, list))]
+    found = []
+    graph = torch.is_grad_enabled()  # without it, constants count, too; they change no difference of losses
     for extra in tree_leaves([returned, held]):
-        if isinstance(extra, Tensor) and extra.grad_fn is not None and extra is not output.loss:
+        if not isinstance(extra, Tensor) or not extra.is_floating_point() or extra is output.loss:
+            continue
+        if extra.grad_fn is not None or not graph:
             if extra.numel() == 1:
-                loss = loss + extra.float().sum()
+                found.append(extra.float().sum())
             elif output.loss is None and extra.size(-1) == subject.outputs and not same_memory(extra, output.logits):
-                loss = loss + extra.float().square().mean()
-    return loss, output
+                found.append(extra.float().square().mean())
+    return found
 
 
 def same_memory(a: Tensor, b: Tensor) -> bool:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.doctor.models.learning.constants import PRODUCTS, multiplied, source, trace_forward
-from glassgpt.doctor.models.learning.gradients import same_memory
+from glassgpt.doctor.models.learning.constants import LOOKUPS, PRODUCTS, multiplied, source, trace_forward
+from glassgpt.doctor.models.learning.gradients import same_memory, working_length
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output
 from glassgpt.doctor.trace import Op, Trace
@@ -30,6 +30,8 @@ SQUASHES = {
 #: The loss of an untrained model may lie above ln V by this, plus a tenth of ln V. Logits of standard deviation s
 #: add about s * s / 2; PyTorch's default initialisation gives s of 0.6, an embedding of standard deviation 1 gives 1.
 EXCESS, EXCESS_SHARE = 1.0, 0.1
+#: A matrix of less than this, times the root of its inputs, makes a thousand times smaller numbers than it gets.
+TINY = 1e-3
 
 
 def last_operation(seen: Trace, logits: Tensor) -> Op | None:
@@ -146,7 +148,7 @@ def initial_loss(subject: Subject) -> Iterator[Result]:
     """An untrained model is sure of nothing: its loss on random targets is about ln V."""
     if subject.outputs < subject.vocab:
         raise NotRun(f"the output has {subject.outputs} columns for {subject.vocab} token ids")
-    length = min(subject.context, 32) if subject.context_known else subject.length
+    length = working_length(subject, 32)
     with fixed_random_state(), torch.no_grad():
         module = subject.copy()
         size = sum(p.numel() for p in module.parameters())
@@ -209,21 +211,33 @@ def _odd_weights(subject: Subject) -> Iterator[Result]:
             )  # fmt: skip
         if trained and all(float(p.abs().max()) == 0 for p in trained.values() if p.numel()):
             yield failed("init", "every parameter is zero")
-        same = [n for n, p in trained.items() if _rows_equal(p, subject)]
-    factors = multiplied(subject, subject.copy(), PRODUCTS) if same else set()
-    same = [name for name in same if name in factors]
+        same = [n for n, p in trained.items() if _units_equal(p)]
+    products = multiplied(subject, subject.copy()) if same else set()
+    looked_up = multiplied(subject, subject.copy(), LOOKUPS) if same else set()
+    sides = {
+        n: set(trained[n].shape[-2:]) for n in same
+    }  # [T, T] mixes positions; other lookups than tokens may repeat
+    of_units = {n for n in products if sides.get(n) != {subject.context}}
+    same = [n for n in same if n in of_units or (n in looked_up and subject.vocab in sides[n])]
     if same:
         yield failed(
-            "init", f"all rows of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: the units of the "
-            "layer compute the same and get the same gradient", same[0].rpartition(".")[0] or None, same=same[:20],
+            "init", f"all rows or columns of {', '.join(same[:3])}{' ...' if len(same) > 3 else ''} are equal: its "
+            "units compute the same and get the same gradient", same[0].rpartition(".")[0] or None, same=same[:20],
         )  # fmt: skip
+    matrices = [p.detach().float() for p in trained.values() if p.dim() == 2 and p.numel() > 1]
+    drawn = [p for p in matrices if float(p.std()) > 0]
+    tiny = [p for p in drawn if float(p.std()) * math.sqrt(min(p.shape)) < TINY]
+    if len(tiny) > len(drawn) / 2:
+        size = max(float(p.std()) for p in tiny)
+        yield warned("init", f"{len(tiny)} of {len(drawn)} matrices have a standard deviation of {size:.0e} or less")
 
 
-def _rows_equal(parameter: Tensor, subject: Subject) -> bool:
-    """Whether the rows of a matrix are equal, and not zero."""
-    if parameter.dim() != 2 or min(parameter.shape) < 2 or subject.context in parameter.shape:
+def _units_equal(parameter: Tensor) -> bool:
+    """Whether all rows, or all columns, of a matrix are equal, and not zero."""
+    if parameter.dim() < 2 or min(parameter.shape[-2:]) < 2:
         return False
-    return bool((parameter == parameter[:1]).all()) and bool(parameter.abs().max() > 0)
+    equal = (parameter == parameter[..., :1, :]).all() or (parameter == parameter[..., :1]).all()
+    return bool(equal) and bool(parameter.abs().max() > 0)
 
 
 def _large_weights(subject: Subject) -> bool:

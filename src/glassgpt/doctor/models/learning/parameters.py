@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from glassgpt.doctor.models.learning.constants import multiplied
-from glassgpt.doctor.models.learning.gradients import probe_size, trainable, training_loss
+from glassgpt.doctor.models.learning.gradients import auxiliary_losses, probe_size, trainable, training_loss
+from glassgpt.doctor.models.probing import difference, quiet_logits, size_of
 from glassgpt.doctor.report import Check, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
 
@@ -24,9 +25,13 @@ BATCHES = 12
 
 @dataclass
 class Seen:
-    """Which entries of one parameter got a gradient in any batch: the parameter, its rows and its columns."""
+    """Which entries of one parameter got a gradient in any batch: the parameter, its rows and its columns.
+
+    ``of_logits`` tells whether the cross entropy of the logits alone gave one.
+    """
 
     any: bool = False
+    of_logits: bool = False
     rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     columns: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
@@ -80,14 +85,14 @@ def _gradients(subject: Subject, module: nn.Module, factors: set[str], batches: 
             break
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
         every = gradients
-        if subject.computes_loss and output.logits.requires_grad:
+        if (subject.computes_loss or auxiliary_losses(subject, module, output)) and output.logits.requires_grad:
             logits_loss = cross_entropy(output.logits, targets)
             every = torch.autograd.grad(logits_loss, list(parameters.values()), allow_unused=True)
         for name, gradient, full in zip(parameters, gradients, every, strict=True):
             seen[name].add(gradient)
             rows[name].add(full)
-            seen[name].rows = rows[name].rows
-        if all(s.any and not _unused(subject, name, parameters[name], s, T, factors) for name, s in seen.items()):
+            seen[name].rows, seen[name].of_logits = rows[name].rows, rows[name].any
+        if all(s.of_logits and not _unused(subject, n, parameters[n], s, T, factors) for n, s in seen.items()):
             break
         with torch.no_grad():
             for parameter, gradient in zip(parameters.values(), gradients, strict=True):
@@ -197,7 +202,14 @@ def dead_parameters(subject: Subject) -> Iterator[Result]:
             "dead parameters", f"{text} of {name}{more} got no gradient in {BATCHES} batches",
             name.rpartition(".")[0] or None, slices=slices,
         )  # fmt: skip
-    if not real and not elsewhere and not slices:
+    unweighted = _chosen_without_gradient(subject, module, [n for n, s in seen.items() if s.any and not s.of_logits])
+    if unweighted:
+        yield failed(
+            "dead parameters", f"{_grouped(unweighted)} changes the logits, but gets no gradient from them, only from "
+            "an auxiliary loss: what it chooses is not weighted by it",
+            _common_module(unweighted), dead=unweighted[:50],
+        )  # fmt: skip
+    if not real and not elsewhere and not slices and not unweighted:
         note = f"; {frozen} more are frozen (requires_grad=False)" if frozen else ""
         note += f"; no token was sent to {_grouped(starved)}" if starved else ""
         text = f"{count - len(starved)} of {count} trainable parameters got a gradient{note}"
@@ -207,6 +219,23 @@ def dead_parameters(subject: Subject) -> Iterator[Result]:
 def _key_bias(name: str, parameter: Tensor) -> bool:
     """A bias of keys: softmax does not change when all scores of a row do, so its gradient is zero by arithmetic."""
     return parameter.dim() == 1 and "bias" in name.lower() and any(k in name.lower() for k in ("key", "k_", "wk", "k."))
+
+
+def _chosen_without_gradient(subject: Subject, module: nn.Module, names: list[str]) -> list[str]:
+    """The parameters of these that change the logits in training: routers whose probabilities are not used."""
+    found, idx = [], subject.ids()
+    if names:
+        before = quiet_logits(subject, module, idx)
+    for name in names:
+        parameter = trainable(module)[name]
+        kept = parameter.detach().clone()
+        with torch.no_grad(), fixed_random_state(2):
+            parameter.add_(torch.randn_like(parameter) * max(0.1, float(parameter.abs().max())))
+            apart = difference(before, quiet_logits(subject, module, idx)).max()
+            parameter.copy_(kept)
+        if float(apart) > 1e-4 * size_of(before):
+            found.append(name)
+    return found
 
 
 def _explain(subject: Subject, module: nn.Module, dead: list[str], count: int, calls: _Calls) -> Iterator[Result]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glassgpt.doctor.models.learning.constants import source, trace_forward
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.doctor.subject import HOLDERS, Subject
+from glassgpt.doctor.subject import HOLDERS, Subject, cross_entropy, fixed_random_state
 from glassgpt.doctor.trace import Trace
 
 SHARING_WORDS = re.compile(r"shar|repeat|recur|loop|universal|albert|cycle|reuse|n_unique|group_layers", re.IGNORECASE)
@@ -135,7 +135,7 @@ def tying(subject: Subject) -> Iterator[Result]:
     parameters = dict(module.named_parameters())
     problems = [*_overlapping(parameters)]
     twin = subject.copy()
-    seen = trace_forward(subject, twin, subject.ids(1, min(subject.context, 4)))
+    seen = trace_forward(subject, twin, subject.ids(1, subject.few))
     embedding, head = embedding_and_head(seen)
     table, weight = parameters.get(embedding or ""), parameters.get(head or "")
     apart = table is not None and weight is not None and subject.vocab in table.shape and table is not weight
@@ -154,12 +154,30 @@ def tying(subject: Subject) -> Iterator[Result]:
             problems.append(
                 result("tying", text, (head or "").rpartition(".")[0] or None, embedding=embedding, head=head)
             )
+    if not problems and table is weight and embedding and _read_detached(subject, embedding):
+        text = f"the head reads {embedding} detached: rows of tokens that are not in the input get no gradient"
+        problems.append(failed("tying", text, embedding.rpartition(".")[0] or None, embedding=embedding))
     if problems:
         yield from problems[:3]
     elif table is None or weight is None:
         raise NotRun("the embedding and the head were not found among the parameters")
     else:
         yield passed(f"{embedding} and {head} are {'tied: one parameter' if table is weight else 'two parameters'}")
+
+
+def _read_detached(subject: Subject, table: str) -> bool:
+    """Whether a table that the logits are computed with gets a gradient as an embedding only."""
+    module, idx = subject.copy(), subject.ids(1, subject.few)
+    weight = dict(module.named_parameters())[table]
+    with fixed_random_state():
+        logits = subject.logits(module, idx)
+        if not weight.requires_grad or not logits.requires_grad or weight.size(0) != subject.vocab:
+            return False
+        loss = cross_entropy(logits, idx % subject.outputs)
+        (gradient,) = torch.autograd.grad(loss, [weight], allow_unused=True, materialize_grads=True)
+    used = torch.zeros(subject.vocab, dtype=torch.bool).index_fill(0, idx.flatten(), True)
+    size = gradient.detach().flatten(1).abs().amax(1)
+    return bool(size[used].max() > 0) and not bool(size[~used].any()) and not bool(used.all())
 
 
 def _same_numbers(a: Tensor, b: Tensor) -> bool:

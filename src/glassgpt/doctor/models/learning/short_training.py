@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.doctor.models.learning.gradients import trainable, training_loss
-from glassgpt.doctor.models.learning.targets import alignment, loss_gradient
+from glassgpt.doctor.models.learning.loss_gradient import alignment, loss_gradient
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
 

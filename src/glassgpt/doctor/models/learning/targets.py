@@ -1,117 +1,21 @@
-"""Which tokens a module that computes its own loss is trained on, seen in the gradient of the loss.
-
-The gradient of cross entropy with respect to the logits is the probability, minus one at the target. So its most
-negative entry at a position names the token that this position is trained to predict, however the loss is written.
-"""
+"""Which tokens a module that computes its own loss is trained on, seen in the gradient of the loss."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from glassgpt.doctor.models.learning.declared import padding_ids
+from glassgpt.doctor.models.learning.loss_gradient import LossGradient, alignment, is_trained, loss_gradient
+from glassgpt.doctor.models.learning.outputs import probabilities
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
-from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output, target_name
+from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, target_name
 from glassgpt.errors import first_line
 
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class LossGradient:
-    """The loss of one pass, its logits, and d loss / d logits, both ``[B, T, V]``."""
-
-    loss: Tensor
-    logits: Tensor
-    gradient: Tensor
-
-
-class _Wide(TorchFunctionMode):
-    """Keeps every tensor of the size of the logits that a forward makes."""
-
-    def __init__(self, width: int, numel: int):
-        super().__init__()
-        self.width, self.numel = width, numel
-        self.kept: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.requires_grad and out.numel() == self.numel and self.width in out.shape:
-            self.kept.append(out)
-        return out
-
-
-def loss_gradient(subject: Subject, module: nn.Module, idx: Tensor, targets: Tensor) -> LossGradient:
-    """Take the gradient of the module's own loss with respect to the logits that it returns, or that it made last.
-
-    Raises:
-        NotRun: if it gives no loss, or if no tensor of the size of the logits is in the graph of the loss.
-    """
-    B, T = idx.shape
-    name = subject.targets or target_name(module)
-    with _Wide(subject.outputs, B * T * subject.outputs) as wide:
-        raw = module(idx, **{str(name): targets})
-    leaves = _tensors(raw)
-    loss = getattr(raw, "loss", None)
-    if not isinstance(loss, Tensor):
-        loss = next((t for t in leaves if t.numel() == 1 and t.dim() <= 1), None)
-    if loss is None or not loss.requires_grad:
-        raise NotRun("the module's own loss does not depend on its parameters")
-    for tensor in (*(t for t in leaves if t.numel() == B * T * subject.outputs), *reversed(wide.kept)):
-        if tensor.requires_grad:
-            (gradient,) = torch.autograd.grad(loss.mean(), [tensor], allow_unused=True, retain_graph=True)
-            if gradient is not None:
-                pair = torch.stack([tensor.detach().float(), gradient.detach().float()])
-                logits, slope = (read_output((part,), B, T, subject.vocab)[0] for part in pair)
-                if _time_first(subject, module, idx, logits):
-                    logits, slope = (x.reshape(T, B, -1).transpose(0, 1) for x in (logits, slope))
-                return LossGradient(loss.detach(), logits, slope)
-    raise NotRun("the logits were not found in the graph of the module's own loss (it may compute them in chunks)")
-
-
-def _tensors(raw: Any) -> list[Tensor]:
-    """The floating-point tensors that a forward returned."""
-    if not isinstance(raw, (Tensor, Mapping, tuple, list)):
-        raw = vars(raw)
-    values = list(raw.values()) if isinstance(raw, Mapping) else raw
-    return [t for t in tree_leaves(values) if isinstance(t, Tensor) and t.is_floating_point()]
-
-
-def _time_first(subject: Subject, module: nn.Module, idx: Tensor, logits: Tensor) -> bool:
-    """Whether logits that came with a loss are flattened with time first: those without targets tell."""
-    with torch.no_grad():
-        raw = module(idx)
-        plain = read_output(raw, len(idx), idx.size(1), subject.vocab)[0][:, -1].float()
-    other = logits.reshape(idx.size(1), len(idx), -1)[-1]
-    close = [bool(torch.allclose(rows, plain, rtol=1e-4, atol=1e-5)) for rows in (logits[:, -1], other)]
-    return close == [False, True]
-
-
-def is_trained(gradient: Tensor) -> Tensor:
-    """Which positions ``[B, T]`` have a target: their most negative entry is not small beside the others'.
-
-    A term that every position has, as the square of logsumexp, gives a small gradient without a target.
-    """
-    pull = (-gradient.amin(-1)).clamp_min(0)
-    return pull > 0.05 * pull.max()
-
-
-def alignment(gradient: Tensor, targets: Tensor) -> dict[int, float]:
-    """For each offset k: the share of positions t that are trained on ``targets[:, t + k]``, of those that could be."""
-    T = gradient.size(1)
-    wanted = gradient.argmin(-1)
-    trained = is_trained(gradient)
-    shares = {}
-    for k in range(-min(3, T - 1), min(3, T - 1) + 1):
-        here, there = slice(max(0, -k), T - max(0, k)), slice(max(0, k), T + min(0, k))
-        match = (wanted[:, here] == targets[:, there]) & trained[:, here]
-        shares[k] = round(float(match.float().mean()), 4)
-    return shares
 
 
 def _require_loss(subject: Subject) -> None:
@@ -142,41 +46,27 @@ def targets_aligned(subject: Subject) -> Iterator[Result]:
     if best not in (0, 1):
         yield failed("targets", f"position t is trained on targets[t {best:+d}]; right are t, or t + 1", **evidence)
         return
-    if text := _against_convention(subject, best):
+    arguments = set(inspect.signature(subject.module.forward).parameters)
+    if best == 0 and {"input_ids", "attention_mask", "labels"} <= arguments:
+        text = (
+            "position t is trained on labels[t]: with labels equal to input_ids, as its signature means by convention, "
+            "it learns to copy its input. Shift inside, or call the argument targets"
+        )
         yield failed("targets", text, **evidence)
         return
     if seen.loss.dtype in (torch.float16, torch.bfloat16) and subject.dtype == torch.float32:
         yield failed("precision", f"the loss is computed in {seen.loss.dtype} for a float32 model", **evidence)
     problems = [
-        *_weights_and_value(seen, targets, best, evidence),
+        *_weights_and_value(subject, seen, idx, targets, best, evidence),
         *_ignored(subject, module, idx, targets, best, evidence),
     ]
     yield from problems
     if not any(problem.status in ("FAIL", "WARN") for problem in problems):
-        where = "its own target" if best == 0 else "the next target (the module shifts: pass the input as targets)"
+        given = "the next tokens" if best == 0 else "the input itself"
+        name = subject.targets or target_name(subject.module)
+        where = f"{'its own' if best == 0 else 'the next'} target: pass {given} as {name}"
         note = f"; a target of -100 {evidence['minus_100']}" if "minus_100" in evidence else ""
         yield passed(f"each position is trained on {where}{note}", **evidence)
-
-
-def _against_convention(subject: Subject, shift: int) -> str:
-    """Say what is wrong if a module shifts, or does not, against the convention that its signature follows.
-
-    `targets` are the next tokens (nanoGPT and most tutorials). `labels` beside `input_ids` and `attention_mask` are
-    the input itself (transformers): its data collators give those, and its models shift.
-    """
-    arguments = set(inspect.signature(subject.module.forward).parameters)
-    name = subject.targets or target_name(subject.module) or ""
-    if shift == 1 and name not in ("labels", "label"):
-        return (
-            f"position t is trained on {name}[t + 1]: with {name} that are the next tokens, as this name means by "
-            "convention, it learns to skip a token. If the input itself is to be passed, call the argument labels"
-        )
-    if shift == 0 and name == "labels" and {"input_ids", "attention_mask"} <= arguments:
-        return (
-            "position t is trained on labels[t]: with labels equal to input_ids, as its signature means by convention, "
-            "it learns to copy its input. Shift inside, or call the argument targets"
-        )
-    return ""
 
 
 def _misaligned(subject: Subject, seen: LossGradient, idx: Tensor, targets: Tensor, evidence: dict[str, Any]) -> Result:
@@ -209,11 +99,19 @@ def _misaligned(subject: Subject, seen: LossGradient, idx: Tensor, targets: Tens
     return failed("targets", f"no offset of the targets explains what is trained (at best {share:.0%})", **evidence)
 
 
-def _weights_and_value(seen: LossGradient, targets: Tensor, shift: int, evidence: dict[str, Any]) -> Iterator[Result]:
+def _weights_and_value(
+    subject: Subject, seen: LossGradient, idx: Tensor, targets: Tensor, shift: int, evidence: dict[str, Any]
+) -> Iterator[Result]:
     """The weights of the positions sum to 1 (a mean), and the loss is that of logits."""
     T = targets.size(1)
     wanted = targets[:, shift:]
     logits, gradient = seen.logits[:, : T - shift], seen.gradient[:, : T - shift]
+    if squash := _squash_before_loss(subject, seen, logits, idx, wanted):
+        yield failed(
+            "output not logits", f"the module's own loss is the cross entropy of a {squash} of its logits, which "
+            "takes a softmax itself", loss=float(seen.loss.float().mean()), **evidence,
+        )  # fmt: skip
+        return
     missing = 1 - logits.softmax(-1).gather(-1, wanted[..., None])[..., 0]
     weights = -gradient.gather(-1, wanted[..., None])[..., 0] / missing.clamp_min(1e-6)
     total, tokens = float(weights.sum()), weights.numel()
@@ -221,21 +119,30 @@ def _weights_and_value(seen: LossGradient, targets: Tensor, shift: int, evidence
     if evidence["trained"] < 0.9:
         yield failed("targets", f"only {evidence['trained']:.0%} of the positions are trained", **evidence)
         return
-    loss, right = float(seen.loss.float().mean()), float(cross_entropy(logits, wanted))
-    twice: dict[str, Callable[[Tensor], Tensor]] = {
+    for count, of, tolerance in ((tokens, "batch and length", 0.3), (T - shift, "length", 0.15)):
+        if count > 3 and abs(total - count) < tolerance * count:
+            text = f"the loss is a sum over {count} tokens, not a mean: the gradient grows with {of}"
+            yield failed("targets", text, **evidence)
+            return
+
+
+def _squash_before_loss(subject: Subject, seen: LossGradient, logits: Tensor, idx: Tensor, wanted: Tensor) -> str:
+    """The function that the loss takes of the logits before cross entropy; empty if there is none."""
+    loss = float(seen.loss.float().mean())
+
+    def explains(values: Tensor, tolerance: float) -> bool:
+        return abs(loss - float(cross_entropy(values, wanted))) < tolerance * abs(loss)
+
+    if probabilities(logits) and explains(logits, 1e-5):
+        return "softmax"
+    with torch.no_grad():
+        plain = logits if subject.last_only else subject.logits(subject.copy(), idx)[:, : logits.size(1)].float()
+    squashes: dict[str, Callable[[Tensor], Tensor]] = {
         "softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid, "ReLU": F.relu, "tanh": torch.tanh,
     }  # fmt: skip
-    if abs(loss - right) > 1e-5 * right:
-        for name, squash in twice.items():
-            if abs(loss - float(cross_entropy(squash(logits), wanted))) < 2e-6 * abs(loss):
-                yield failed(
-                    "output not logits", f"the module's own loss is the cross entropy of a {name} of its logits, which "
-                    "takes a softmax itself", loss=loss, of_logits=right, **evidence,
-                )  # fmt: skip
-                return
-    if tokens > 2 and abs(total - tokens) < 0.3 * tokens:
-        text = f"the loss is a sum over {tokens} tokens, not a mean: the gradient grows with batch and length"
-        yield warned("targets", text, **evidence)
+    if explains(plain, 1e-5):
+        return ""
+    return next((name for name, squash in squashes.items() if explains(squash(plain), 2e-6)), "")
 
 
 def _ignored(
@@ -269,7 +176,9 @@ def _ignored(
     weights = -seen.gradient[:, : T - shift].gather(-1, wanted[..., None])[..., 0] / missing.clamp_min(1e-6)
     total, share = float(weights[kept].sum()), float(kept.float().mean())
     if abs(total - share) < 0.1 * share and share < 0.8:
-        yield failed(
+        own_mask = any("mask" in name for name in inspect.signature(subject.module.forward).parameters)
+        result = warned if own_mask else failed  # who passes a mask does not write -100
+        yield result(
             "targets", f"the mean is over all positions, and those with -100 count as zero: with {share:.0%} of the "
             f"targets the gradient is {total:.0%} of what it should be", weight=round(total, 4), kept=round(share, 4),
         )  # fmt: skip
@@ -287,25 +196,12 @@ def _real_tokens(subject: Subject, module: nn.Module, idx: Tensor, targets: Tens
     sure = seen.logits[:, : T - shift].softmax(-1).gather(-1, wanted[..., None])[..., 0] > 0.99  # nothing left to learn
     used = sure | (seen.gradient[:, : T - shift].abs().amax(-1) > 0)
     silent = sorted(set(wanted[~used].tolist()) - set(wanted[used].tolist()))
-    unknown = [token for token in silent if token not in _padding_ids(subject.module)]
+    unknown = [token for token in silent if token not in padding_ids(subject.module)]
     if unknown:
         yield warned(
             "targets", f"token ids {unknown[:8]} are never trained as targets, and are not declared as padding",
             never_trained=unknown[:20],
         )  # fmt: skip
-
-
-def _padding_ids(module: nn.Module) -> set[int]:
-    """Token ids that a module or its configuration declares as padding, or to be ignored."""
-    names = ("pad_token_id", "pad_id", "pad_idx", "padding_idx", "pad_index", "pad_token", "pad", "ignore_index", "PAD")
-    found = set()
-    for part in module.modules():
-        for holder in (part, *(getattr(part, h, None) for h in ("config", "cfg", "args", "params", "hparams"))):
-            for name in names:
-                value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
-                if isinstance(value, int):
-                    found.add(value)
-    return found
 
 
 TARGETS_CHECKS: tuple[Check[Subject], ...] = (

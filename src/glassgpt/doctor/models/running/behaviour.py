@@ -111,8 +111,21 @@ def _p(part: nn.Module) -> float:
     return float(p) if isinstance(p, (int, float)) else 0.0
 
 
+def _seeds_generator(subject: Subject) -> bool:
+    """Whether the random numbers after a pass in training are the same, whatever the seed before it was."""
+    module, idx, after = subject.copy(train=True), subject.ids(), []
+    for seed in (1, 2):
+        with fixed_random_state(seed), torch.no_grad():
+            subject.logits(module, idx)
+            after.append(torch.rand(4))
+    return torch.equal(*after)
+
+
 def check_state(subject: Subject) -> Result:
-    """A pass does not depend on the passes before: other tokens, other lengths, other numbers of rows."""
+    """A pass does not depend on the passes before, nor does it set the global random state."""
+    if _seeds_generator(subject):
+        message = "a pass seeds the global random generator: dropout and the order of the data repeat after each"
+        return failed("state", message)
     T, B = subject.length, subject.batch
     short = max(1, T // 2)
     plain = [subject.ids(), subject.ids(seed=5), subject.ids()]

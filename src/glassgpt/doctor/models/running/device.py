@@ -81,9 +81,9 @@ class _Devices(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if func is Tensor.device.__get__:
+        if func == Tensor.device.__get__:
             return GPU if id(args[0]) in self.marks.on_gpu else func(*args)
-        if func is Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
             return id(args[0]) in self.marks.on_gpu
         if name == "get_device":
             return 0 if id(args[0]) in self.marks.on_gpu else -1

@@ -22,28 +22,43 @@ from glassgpt.errors import first_line
 
 
 class _Lookups(TorchDispatchMode):
-    """The positions that are looked up in tables: index tensors with one entry per token."""
+    """The positions that are looked up in tables: index tensors with one entry per token, and the rows of the table."""
 
     def __init__(self, length: int):
         super().__init__()
         self.length = length
-        self.found: list[Tensor] = []
+        self.found: list[tuple[Tensor, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
         if name.startswith(("aten.embedding.", "aten.index.", "aten.index_select.")):
-            rest = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
-            for index in (i for i in rest if isinstance(i, Tensor)):
-                if not index.is_floating_point() and index.dtype != torch.bool and index.numel() == self.length:
-                    self.found.append(index.detach().flatten().clone())
+            listed = isinstance(args[1], (list, tuple))
+            for place, index in enumerate(args[1] if listed else args[1:]):
+                if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
+                    continue
+                if index.numel() == self.length:
+                    rows = args[0].size(place if listed else args[1] if name.startswith("aten.index_select.") else 0)
+                    self.found.append((index.detach().flatten().clone(), rows))
         return func(*args, **(kwargs or {}))
 
 
-def _positions(subject: Subject, idx: Tensor) -> list[Tensor]:
-    """The lookups of a pass over one row that are not lookups of its tokens."""
+def _positions(subject: Subject, idx: Tensor) -> list[tuple[Tensor, int]]:
+    """The lookups of a pass over one row that are not lookups of its tokens, each with the rows of its table."""
     with quiet(), _Lookups(idx.size(1)) as seen:
         subject.call(subject.copy(), idx.clone())
-    return [index for index in seen.found if not torch.equal(index, idx.flatten())]
+    return [(index, rows) for index, rows in seen.found if not torch.equal(index, idx.flatten())]
+
+
+def _repeats_within(subject: Subject, n: int) -> int | None:
+    """The number of rows after which positions clamp or wrap within n tokens, though the table has a row for each."""
+    seen = [_positions(subject, subject.ids(1, n, seed)) for seed in (0, 1)]
+    for (index, rows), (same, _) in zip(*seen, strict=False):
+        counted, used = index - index[0], len(index.unique())
+        t = torch.arange(n, device=index.device)
+        repeats = any(torch.equal(counted, places) for places in (t % used, t.clamp(max=used - 1)))
+        if repeats and torch.equal(index, same) and rows >= n and 1 < used < n:
+            return used
+    return None
 
 
 def check_longest_input(subject: Subject) -> Result:
@@ -62,6 +77,9 @@ def check_longest_input(subject: Subject) -> Result:
         return failed("max length", message, context=n, works=longest)
     if (found := logits.size(1)) not in (1, n):
         return failed("max length", f"{n} tokens give logits of {found} positions only", context=n, positions=found)
+    if n > 2 and (used := _repeats_within(subject, n)) is not None:
+        message = f"{n} tokens get only {used} positions: they clamp or wrap, though the table has {n} rows or more"
+        return failed("max length", message, context=n, positions=used)
     return _one_more(subject, idx, logits)
 
 
@@ -120,9 +138,9 @@ def _repeated_position(subject: Subject, idx: Tensor) -> int | None:
     """The earlier token that the token after the context shares its looked-up position with."""
     n = idx.size(1) - 1
     within = _positions(subject, idx[:, :n].contiguous())
-    if not any(len(index.unique()) == n for index in within):
+    if not any(len(index.unique()) == n for index, _ in within):
         return None  # positions are not looked up, or are buckets that repeat by design
-    for index in _positions(subject, idx):
+    for index, _ in _positions(subject, idx):
         same = (index[:n] == index[n]).nonzero()
         if len(same) == 1 and len(index[:n].unique()) == n:
             return int(same[0])

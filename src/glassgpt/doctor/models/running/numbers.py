@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from glassgpt.doctor.models.learning.declared import padding_ids
 from glassgpt.doctor.models.probing import NoDropout, Seen, affordable_length, are_finite, quiet, quiet_logits, record
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
@@ -30,13 +31,14 @@ def _texts(subject: Subject) -> Iterator[tuple[str, Tensor]]:
     yield "random ids", subject.ids()
     yield "one token", subject.ids(1, 1)
     yield "equal ids", torch.full((2, T), min(1, subject.vocab - 1))
-    pads = {getattr(part, "padding_idx", None) for part in subject.module.modules()}
-    config = getattr(subject.module, "config", None)
-    for name in ("pad_token_id", "pad_id", "pad_idx", "padding_idx"):
-        pads |= {getattr(subject.module, name, None), getattr(config, name, None)}
+    pads = padding_ids(subject.module)
     for token in (0, subject.vocab - 1):
         if token not in pads:
             yield f"id {token} only", torch.full((2, T), token)
+    for token in sorted(pads & set(range(subject.vocab)))[:2] if T > 2 else ():
+        padded = subject.ids(2)
+        padded[:, T // 2 :] = token
+        yield f"a text before padding (id {token})", padded
     if subject.context > T and affordable_length(subject, 3 * subject.context):
         yield f"{subject.context} tokens", subject.ids(1, subject.context)
 
@@ -99,12 +101,12 @@ def _bad_gradient(subject: Subject, idx: Tensor) -> str | None:
 def check_float16(subject: Subject) -> Result:
     """What overflows in float16, and softmaxes that overflow in float32."""
     idx = subject.ids(2)
-    if not are_finite(quiet_logits(subject, subject.copy(), idx)):
-        raise NotRun("the logits are not finite in float32, either")
     naive = _softmax_without_maximum(subject, idx)
     if naive is not None:
         message = "a softmax takes exp of the scores as they are: above 88 (11 in float16) it is infinite, then NaN; "
         return failed("overflow", f"{message}subtract the maximum first", naive or None)
+    if not are_finite(quiet_logits(subject, subject.copy(), idx)):
+        raise NotRun("the logits are not finite in float32, either")
     own, half = subject.dtype == torch.float16, subject.copy(dtype=torch.float16)
     if not own and not subject._exact:
         raise NotRun(f"the model runs in {subject.dtype} only")

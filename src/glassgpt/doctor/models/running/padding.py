@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from glassgpt.doctor.models.probing import (
     difference,
@@ -142,6 +143,8 @@ def _compare_left(padded: _Padded, idx: Tensor, here: Tensor, single: list[Tenso
         return passed(f"rows padded on either side give the logits of single rows ({name})")
     if "under the padding" in plain.message:
         return plain
+    if broken := _nan_of_masked_rows(padded, idx, here, single, size):
+        return broken
     if not padded.has_positions:
         return passed(f"rows padded on the right give the logits of single rows; on the left, positions move ({name})")
     explicit = _compare(padded, idx, here, single, size, "left", positions=True)
@@ -152,6 +155,29 @@ def _compare_left(padded: _Padded, idx: Tensor, here: Tensor, single: list[Tenso
     return warned(
         "padding", f"with padding on the left, positions count the padding unless position_ids are given ({name})"
     )
+
+
+class _EmptyRowsAreZero(TorchFunctionMode):
+    """Makes the softmax of a row without a finite score zeros, as fused attention does, instead of NaN."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        empty = "softmax" in getattr(func, "__name__", "") and isinstance(out, Tensor)
+        return out.masked_fill((args[0] == -torch.inf).all(-1, keepdim=True), 0.0) if empty else out
+
+
+def _nan_of_masked_rows(padded: _Padded, idx: Tensor, here: Tensor, single: list[Tensor], size: float) -> Result | None:
+    """FAIL if padding on the left gives NaN and would be right without it; WARN if positions would move as well."""
+    if bool(padded.logits(idx, here)[here].isfinite().all()):
+        return None
+    with _EmptyRowsAreZero():
+        otherwise = _compare(padded, idx, here, single, size, "left")
+    message = f"with padding on the left, the logits of tokens are not finite: rows without a key ({padded.name})"
+    if otherwise is None:
+        return failed("non-finite", message, argument=padded.name)
+    if padded.name in ONE_IS_TOKEN:
+        return warned("non-finite", message, argument=padded.name)
+    return passed(f"rows padded on the right give the logits of single rows ({padded.name}); on the left, NaN")
 
 
 def _ragged_generation(subject: Subject) -> Result:
@@ -174,7 +200,7 @@ PADDING_CHECKS: tuple[Check[Subject], ...] = (
         "Pads rows of unequal length on the right and on the left, and compares them with each row alone.",
         "10 passes",
         "rounding: 1e-4 of the largest logit in float32",
-        ("padding",),
+        ("padding", "non-finite"),
         check_padding,
     ),
 )

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from glassgpt.doctor.models.wiring.sites import SIZE, Site, Sites, computed, factors, sites_of, walk_back
-from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
+from glassgpt.doctor.models.wiring.sites import SIZE, Site, Sites, computed, factors, is_sum, sites_of, walk_back
+from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import HOLDERS, Subject
 from glassgpt.doctor.trace import Trace
 
@@ -46,8 +46,10 @@ def _wrong_axis(site: Site, sites: Sites) -> Result | None:
         return None
     op = sites.once.ops[site.softmax]
     out, axis_number = sites.once.tensors[op.outputs[0]].float(), int(op.args[1])
-    whole = out.numel() == weights.numel() and bool((out.nansum() - usable.sum()).abs() <= ROW * usable.sum().abs())
-    if whole and out.size(axis_number) != weights.size(-1):
+    if out.numel() != usable.numel():
+        return None
+    apart = out.nan_to_num(0.0).flatten().sort().values - usable.flatten().sort().values
+    if float(apart.abs().amax()) < 1e-5:  # nothing changed the weights after the softmax: its axis is another one
         return _axis_failure(site, f"axis {axis_number} of {list(out.shape)}", rows)
     return None
 
@@ -100,6 +102,9 @@ def _factor(site: Site, sites: Sites) -> dict[str, float] | None:
         projections, 0 if queries and keys are normalised; d: size over which the product sums; mean_square of both.
     """
     if site.scores is None or not site.first or not site.second:
+        return None
+    live = computed(sites.plain)
+    if any(is_sum(sites.plain, live, value) for value in sites.plain.ops[site.scores].inputs[-2:]):
         return None
     (q1, k1), (q2, k2) = site.operands(sites.once), site.operands(sites.twice)
     after = _after_product(site, sites)
@@ -181,6 +186,8 @@ def _judge(site: Site, factor: Mapping[str, float], sites: Sites, subject: Subje
         if total < 1.1 and 0 < ratio < 2 * right and ratio < 0.6:
             return f"scores are q k; the projections of q and k differ in size by {ratio:.3g}, which scales them (T5)"
         return wrong("no scale" if _close(total, 1.0) else "multiplied, not divided")
+    if subject.fresh and any(not bool(side.any()) for side in site.operands(sites.plain)):
+        return f"scores are q k times {total:.4g}; queries or keys start at zero, as in muP"
     if _close(total, d**-0.25):
         return wrong("only one of two factors")
     sizes = {"width": _width(site, sites), "time": sites.length, "heads": factors(sites.plain, site.mix)[0].size(0)}
@@ -188,7 +195,12 @@ def _judge(site: Site, factor: Mapping[str, float], sites: Sites, subject: Subje
     in_one_place = any(_close(part, total) for part in parts) or (_close(parts[0], parts[1]) and _close(parts[2], 1.0))
     for name, size in sizes.items():
         if in_one_place and size > 1 and (_close(total, size**-0.5) or (name == "time" and _close(total, 1 / size))):
-            return wrong(f"the size of the {name} axis, {size}, instead of a head's")
+            text = f"the size of the {name} axis, {size}, instead of a head's"
+            if name != "width":
+                return wrong(text)
+            return warned(
+                "scale", f"scores are q k times {total:.4g} ({text}: lectures and muP do so)", site.module, **evidence
+            )
     return f"scores are q k times {total:.4g}; 1/sqrt({int(d)}) is {right:.4g}"
 
 

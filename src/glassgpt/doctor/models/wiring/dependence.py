@@ -34,6 +34,8 @@ from glassgpt.doctor.subject import Subject
 
 #: Influence, relative to the largest, below which the next position may fall out of float32 (recurrent models forget).
 FADING = 1e-5
+#: Of the largest logit: rounding, under which influence cannot be followed.
+ROUNDED = 1e-6
 #: Where positions leak, too, this fraction of pairs without influence is a finding of its own: scrambled positions miss
 #: a few pairs by chance.
 SCRAMBLED = 0.3
@@ -90,7 +92,7 @@ def missing_pairs(subject: Subject, measured: list[Dependence]) -> list[tuple[in
                 holes[t, s] = False
                 continue
             nearer = strength[s:t, s][strength[s:t, s] > 0]  # the same token, seen from earlier positions
-            if len(nearer) > 1 and 0 < float(nearer[-1]) < FADING * largest:
+            if len(nearer) > 1 and float(nearer[-1]) < max(FADING * largest, ROUNDED):
                 holes[t, s] = False
     return [(t, s) for t, s in holes.nonzero().tolist()]
 

@@ -66,9 +66,12 @@ def measure(subject: Subject, module: nn.Module, idx: Tensor, positions: list[in
     if positions is None:
         positions = sorted({0, T // 2, T - 1}) if is_large(subject) else list(range(T))
     effect, others = torch.full((T, T), torch.nan), torch.zeros(T)
-    for s in positions:
-        change = difference(base, quiet_logits(subject, module, swapped(subject, idx, s)))
-        effect[:, s], others[s] = change[0], change[1:].max() if len(idx) > 1 else 0.0
+    trials = [(s, swapped(subject, idx, s)) for s in positions]
+    trials += [(s, _repeated(idx, s)) for s in positions if s in (T // 2, T - 1)]
+    for s, other in trials:
+        change = difference(base, quiet_logits(subject, module, other))
+        effect[:, s] = change[0].fmax(effect[:, s])
+        others[s] = change[1:].max().maximum(others[s]) if len(idx) > 1 else 0.0
     size = size_of(base)
     again = quiet_logits(subject, module, idx)
     if float(difference(base, again).max()) > LEAK * size:
@@ -76,8 +79,15 @@ def measure(subject: Subject, module: nn.Module, idx: Tensor, positions: list[in
     return Dependence(idx, effect, others, size)
 
 
-def add_gradients(subject: Subject, module: nn.Module, found: Dependence) -> None:
-    """Measure d (r . logits[0, t]) / d token for every t, where the module can be differentiated."""
+def _repeated(idx: Tensor, position: int) -> Tensor:
+    """The same ids with an earlier token once more: a program may look for equal ones."""
+    twin = idx.clone()
+    twin[0, position] = idx[0, position // 2]
+    return twin
+
+
+def add_gradients(subject: Subject, module: nn.Module, found: Dependence, few: bool) -> None:
+    """Measure d (r . logits[0, t]) / d token for every t (or a few), where the module can be differentiated."""
     idx, T = found.idx, found.idx.size(1)
     try:
         with fixed_random_state(), torch.enable_grad(), NoDropout(), InputGradient(idx) as tokens:
@@ -85,7 +95,7 @@ def add_gradients(subject: Subject, module: nn.Module, found: Dependence) -> Non
             r = torch.randn(logits.size(-1), generator=torch.Generator().manual_seed(1))
             if not tokens.leaves or subject.last_only:
                 return
-            wanted = {0, T // 2, T - 1} if is_large(subject) else set(range(T))
+            wanted = {0, T // 2, T - 1} if few else set(range(T))
             rows = [
                 tokens.gradient((logits[0, t].nan_to_num(neginf=0.0) * r).sum())
                 if t in wanted
@@ -108,7 +118,7 @@ def dependence_in_eval(subject: Subject) -> Dependence:
     """Swaps and gradients at the probing length, in evaluation mode."""
     module = subject.copy()
     found = measure(subject, module, subject.ids())
-    add_gradients(subject, module, found)
+    add_gradients(subject, module, found, few=is_large(subject))
     return found
 
 
@@ -122,7 +132,7 @@ def dependence_when_open(subject: Subject) -> Dependence:
         found = measure(subject, module, subject.ids())
     except NotRun:
         return dependence_in_eval(subject)
-    add_gradients(subject, module, found)
+    add_gradients(subject, module, found, few=True)
     return found
 
 

@@ -67,6 +67,8 @@ def _shapes(module: nn.Module, idx: Tensor) -> dict[str, torch.Size]:
     for name, part in module.named_modules():
         if not name or isinstance(part, nn.Identity) or any(p.squeeze().dim() > 1 for p in part.parameters()):
             continue
+        if "parametrizations" in name:  # weight norm and spectral norm normalise weights
+            continue
         own = list(part.parameters(recurse=False))
         if not own and not NAME.search(f"{name.rsplit('.', 1)[-1]} {type(part).__name__}"):
             continue
@@ -105,7 +107,7 @@ def _judge(norm: nn.Module, shape: torch.Size, axes: _Axes, name: str) -> str | 
                 "norm", f"the norm of a token of {list(shape)} depends on {over}", name, change=float(moved.amax())
             )
     changed = x.clone()
-    changed[at] += 1.0
+    changed[at] += 1000.0  # so that a norm shows through any eps
     moved = (norm(changed) - y).abs() > limit
     if int(moved.sum()) <= 1:
         return "elementwise, which are not norms"

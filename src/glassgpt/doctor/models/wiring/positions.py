@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from glassgpt.doctor.models.probing import working_length
 from glassgpt.doctor.models.wiring.rotations import EDGE, Still, moves, still_of
 from glassgpt.doctor.models.wiring.sites import Site, Sites, computed, find_sites, sites_of, trace_with, walk_back
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
@@ -21,7 +22,7 @@ def order_of_tokens(subject: Subject) -> Result:
         raise NotRun("the context is too short")
     module, idx = subject.copy(), subject.ids(3)
     with torch.no_grad(), fixed_random_state():
-        for parameter in module.parameters():  # opens what starts at zero
+        for parameter in module.parameters() if subject.fresh else ():  # opens what starts at zero
             if parameter.is_floating_point():
                 spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
                 parameter.add_(torch.randn_like(parameter), alpha=0.1 * max(spread, 0.02))
@@ -86,7 +87,9 @@ def _distinct(rows: Tensor) -> int:
 
 
 def _all_differ(sites: Sites, token: Tensor, subject: Subject) -> Result:
-    T = min(subject.context, 48)
+    T = working_length(subject, min(subject.context, 48))
+    if sites.length > T:
+        return passed("absolute positions are added")
     rows = _entering(sites, token.expand(1, T))
     if len(rows) != T:
         return passed("absolute positions are added")
@@ -101,8 +104,8 @@ def _all_differ(sites: Sites, token: Tensor, subject: Subject) -> Result:
             "position", f"the first positions of {T - 2} tokens and of {T} differ: positions depend on the length"
         )
     later = torch.ones(T, T).triu(1).bool()
-    moves_on = ((distance > 0.1 * usual) & later).any(1)  # a convolution or recurrence comes to rest
-    same = ((distance < 1e-4 * usual) & later & moves_on[:, None]).nonzero().tolist()
+    moves_on = ((distance > 0.1 * usual) & later).any(1)[:, None]  # a convolution or recurrence comes to rest
+    same = ((distance < 1e-4 * usual) & later & (moves_on | _looked_up(sites, T))).nonzero().tolist()
     if same:
         return failed(
             "position",
@@ -110,6 +113,19 @@ def _all_differ(sites: Sites, token: Tensor, subject: Subject) -> Result:
             pairs=len(same),
         )
     return passed(f"a repeated token differs along the first {T} positions")
+
+
+def _looked_up(sites: Sites, T: int) -> Tensor:
+    """Which positions read the same row of a table, ``[T, T]``."""
+    run = trace_with(sites.module, sites.idx[:, :1].expand(1, T).contiguous(), {})
+    live, same = computed(run), torch.zeros(T, T, dtype=torch.bool)
+    for op in run.ops:
+        if op.name not in ("aten.embedding", "aten.index", "aten.index_select"):
+            continue
+        for rows in (run.tensors[value] for value in op.inputs[1:] if value not in live):
+            if rows.numel() == T and not rows.is_floating_point():
+                same |= rows.flatten()[:, None] == rows.flatten()
+    return same
 
 
 def _relative_or_none(sites: Sites) -> Result:

@@ -33,6 +33,9 @@ def residual_stream(subject: Subject) -> Result:
     run, live = sites.plain, computed(sites.plain)
     path, crossings = _way(run, live, _head(run, live, subject))
     crossed = [index for index in path if _crosses(run, run.ops[index])]
+    head = next((index for index in crossed if _makes_logits(run, run.ops[index], subject)), None)
+    if head is not None:  # what follows works on logits: an ensemble mixes those of its members
+        crossed = crossed[: crossed.index(head)] + ([head] if head > max(s.mix for s in sites.found) else [])
     layers = _layers(sites)
     first, last = min(min(site.sources, default=site.mix) for site in sites.found), max(s.mix for s in sites.found)
     inside = [index for index in crossed if first <= index <= last or _in_block(run.ops[index], sites.found)]
@@ -70,6 +73,12 @@ def _head(run: Trace, live: set[int], subject: Subject) -> int:
             if value in live and subject.outputs in run.tensors[value].shape and run.tensors[value].is_floating_point():
                 return value
     raise NotRun("the logits were not found in the trace")
+
+
+def _makes_logits(run: Trace, op: Op, subject: Subject) -> bool:
+    """Whether an operation is a product that gives a number per token id, and nothing of that size goes in."""
+    sizes = [run.tensors[value].size(-1) for value in (*op.inputs[-2:-1], *op.outputs) if run.tensors[value].dim()]
+    return op.name in PRODUCTS and sizes[-1:] == [subject.outputs] and sizes[0] != subject.outputs
 
 
 def _crosses(run: Trace, op: Op) -> bool:

@@ -80,7 +80,7 @@ def still_of(sites: Sites) -> Still:
 
 def moves(tensor: Tensor) -> float:
     """How much ``[N, T, D]`` differs between positions, relative to its size."""
-    inner = tensor[:, EDGE:]
+    inner = tensor[:, EDGE:] if tensor.size(1) > EDGE + 1 else tensor
     return float((inner - inner[:, -1:]).abs().amax() / inner.abs().amax().clamp_min(1e-30))
 
 

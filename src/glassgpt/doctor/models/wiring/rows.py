@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+import torch
 from torch import Tensor, nn
 
 from glassgpt.doctor.models.probing import (
@@ -22,6 +23,7 @@ from glassgpt.doctor.models.wiring.influence import (
     dependence_in_eval,
     dependence_in_train,
     dependence_when_open,
+    is_large,
 )
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject
@@ -59,6 +61,8 @@ def check_rows(subject: Subject) -> Result:
 
 def _place_among_rows(subject: Subject, idx: Tensor) -> Result:
     module = opened(subject.copy(), subject)
+    if not is_large(subject):
+        idx = torch.cat([idx, subject.ids(seed=1)])  # more rows: more ways to compete
     full, allowed = quiet_logits(subject, module, idx), rounding(subject)
     size = max(size_of(full), 1e-30)
     same = quiet_logits(subject, module, idx[:1].expand_as(idx).contiguous())
@@ -67,7 +71,8 @@ def _place_among_rows(subject: Subject, idx: Tensor) -> Result:
         "equal rows give different logits": (same, same[:1].expand_as(same)),
     }
     try:
-        trials["a row alone gives other logits than among others"] = quiet_logits(subject, module, idx[:1]), full[:1]
+        alone = torch.cat([quiet_logits(subject, module, row[None]) for row in idx])
+        trials["a row alone gives other logits than among others"] = alone, full
     except Exception as error:
         return failed("batch mixing", f"a single row fails, though {len(idx)} rows work: {first_line(error)}")
     for message, (one, other) in trials.items():

@@ -110,6 +110,21 @@ def walk_back(run: Trace, live: set[int], value: int) -> tuple[set[int], frozens
     return passed, frozenset(ends)
 
 
+def is_sum(run: Trace, live: set[int], value: int) -> bool:
+    """Whether a value adds what came from different products (LoRA): its size says nothing about a factor."""
+    for index in walk_back(run, live, value)[0]:
+        op = run.ops[index]
+        parts = [walk_back(run, live, v)[1] for v in op.inputs if v in live]
+        if (
+            op.name.rstrip("_") in ("aten.add", "aten.sub")
+            and len(parts) == 2
+            and all(parts)
+            and not parts[0] & parts[1]
+        ):
+            return True
+    return False
+
+
 def _is_rotation(run: Trace, live: set[int], index: int) -> bool:
     """Whether a product is one with a table that holds one matrix per position, as rotations may be written."""
     op = run.ops[index]
