@@ -42,6 +42,7 @@ def equal(mine: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-5) -> N
     Raises:
         AssertionError: if the shapes differ, or a value by more than the tolerance, relative to the largest.
     """
+    mine, theirs = mine.detach(), theirs.detach()
     assert mine.shape == theirs.shape, f"{what}: shapes {tuple(mine.shape)} and {tuple(theirs.shape)}"
     difference = float((mine.double() - theirs.double()).abs().max()) if mine.numel() else 0.0
     size = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
