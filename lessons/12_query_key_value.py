@@ -135,9 +135,9 @@ q, k = torch.randn(2, 2000, 4096)
 guess.measured(float((q * k).sum(-1).std()))
 
 # %% [markdown]
-# Scores of 30 are too large for a softmax. It compares by `exp`, and `exp(30)` is about 10,000,000,000,000. One weight is
-# then 1, all others are 0, and this is so before anything was learned. Worse: the gradient of such a softmax is nearly
-# 0, so it stays as it is. Divided by the square root of D, scores have a standard deviation of 1 for every D.
+# Scores of 30 are too large for a softmax. It compares by `exp`, and `exp(30)` is about 10,000,000,000,000. One weight
+# is then 1, all others are 0, and this is so before anything was learned. Worse: the gradient of such a softmax is
+# nearly 0, so it stays as it is. Divided by the square root of D, scores have a standard deviation of 1 for every D.
 #
 # ## The usual bug: no scale
 #
