@@ -144,7 +144,7 @@ assert torch.isclose(wrong.sum(), torch.tensor(5.0)) and (wrong.sum(dim=-1) - 1)
 #
 # 1. It cannot learn: there is no weight in it.
 # 2. Scores are symmetric: "bank" looks for "river" as much as "river" for "bank".
-# 3. A token likes itself: no other vector of the same length has a larger product with it.
+# 3. A token looks at itself: no other vector of the same length has a larger product with it.
 # 4. It does not know the order. If the words change places, the context vectors change places with them, and are the
 #    same vectors.
 
