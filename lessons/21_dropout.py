@@ -17,8 +17,8 @@
 #
 # ## Dropout by hand
 #
-# What is left is divided by 1 - p, so that the mean stays the same. In evaluation, nothing is dropped and nothing is
-# divided.
+# The other numbers are divided by 1 - p, so that the mean stays the same. In evaluation, nothing is dropped and nothing
+# is divided.
 
 # %%
 import torch
@@ -130,6 +130,7 @@ for place, (p, (_, losses)) in enumerate(found.items()):
 axes.plot([], [], color="grey", linestyle="--", label="dashed: training")
 axes.plot([], [], color="grey", label="solid: validation")
 axes.set(xlabel="step", ylabel="loss (nats per character)", title="Dropout and the generalisation gap")
+axes.set_xlim(0, steps * 1.1)
 axes.legend()
 picture(figure, "21-dropout")
 

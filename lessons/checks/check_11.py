@@ -9,6 +9,10 @@ from torch import Tensor
 from glassgpt.learn.exercises import Exercise, Wrong
 
 
+def _shown(tensor: Tensor) -> str:
+    return str([round(number, 4) for number in tensor.tolist()])
+
+
 def check_softmax(answer: Callable[[Tensor], Tensor]) -> None:
     """Compare with torch, also for huge scores and for several dimensions."""
     generator = torch.Generator().manual_seed(0)
@@ -25,7 +29,10 @@ def check_softmax(answer: Callable[[Tensor], Tensor]) -> None:
         if not isinstance(found, Tensor) or found.shape != right.shape:
             raise Wrong(f"softmax of {name} should be a tensor of shape {list(right.shape)}, and is {found!r}")
         if not torch.allclose(found, right, atol=1e-6):
-            raise Wrong(f"softmax of {name} should be {right.tolist()}, and is {found.tolist()}")
+            bad = (found - right).abs().nan_to_num(1.0).reshape(-1, right.size(-1)).amax(dim=-1)  # by row
+            row = int(bad.argmax())
+            rows = [tensor.reshape(-1, right.size(-1))[row] for tensor in (right, found)]
+            raise Wrong(f"softmax of {name}: row {row} should be {_shown(rows[0])}, and is {_shown(rows[1])}")
         if not torch.equal(scores, before):
             raise Wrong(f"softmax changed the scores that it was given ({name})")
 
@@ -42,7 +49,7 @@ def check_context(answer: Callable[[Tensor, int], Tensor]) -> None:
                 raise Wrong(f"context(x, {t}) for x of shape [{T}, {C}] should have the shape [{C}], and is {found!r}")
             if not torch.allclose(found, right[t], atol=1e-5):
                 raise Wrong(
-                    f"context(x, {t}) for x of shape [{T}, {C}] should be {right[t].tolist()}, and is {found.tolist()}"
+                    f"context(x, {t}) for x of shape [{T}, {C}] should be {_shown(right[t])}, and is {_shown(found)}"
                 )
 
 

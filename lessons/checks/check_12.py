@@ -26,7 +26,8 @@ def _compare(call: str, found: object, right: Tensor) -> None:
     difference = (found - right).abs()
     if not difference.max() < 1e-4 * max(1.0, float(right.abs().max())):
         row = int(difference.amax(dim=-1).argmax())
-        raise Wrong(f"{call}: row {row} should be {right[row].tolist()}, and is {found[row].tolist()}")
+        expected, came = ([round(number, 4) for number in tensor[row].tolist()] for tensor in (right, found))
+        raise Wrong(f"{call}: row {row} should be {expected}, and is {came}")
 
 
 def check_attention(answer: Callable[..., Tensor]) -> None:
