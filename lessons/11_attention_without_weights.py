@@ -13,6 +13,8 @@
 # money. Its vector should depend on the words around it. *Attention* makes such a vector: a weighted average of the
 # vectors of all tokens, with large weights for those that matter.
 #
+# The title says *without weights*: nothing here is learned. The weights of the average are computed anew for each text.
+#
 # In a model, vectors have hundreds of numbers that nobody chose. Ours have three, with a meaning: nature, money, and
 # grammar.
 
@@ -142,7 +144,7 @@ assert torch.isclose(wrong.sum(), torch.tensor(5.0)) and (wrong.sum(dim=-1) - 1)
 # %% [markdown]
 # ## What this attention cannot do
 #
-# 1. It cannot learn: there is no weight in it.
+# 1. It cannot learn: there is no parameter in it.
 # 2. Scores are symmetric: "bank" looks for "river" as much as "river" for "bank".
 # 3. A token looks at itself: no other vector of the same length has a larger product with it.
 # 4. It does not know the order. If the words change places, the context vectors change places with them, and are the
@@ -168,7 +170,7 @@ equal(attention(x[order]), attention(x)[order], "shuffled before, and shuffled a
 #
 # 1. `softmax(scores)` returns the softmax along the last dimension, for any shape, without PyTorch's own. It must
 #    survive scores of 1,000, for which `exp` is infinite.
-# 2. `context(x, t)` returns the context vector `[C]` of token t in x `[T, C]`, without weights, as above.
+# 2. `context(x, t)` returns the context vector `[C]` of token t in x `[T, C]`, as above, without parameters.
 #
 # Check them with `glassgpt learn 11 --check my_answer.py`.
 #

@@ -72,9 +72,9 @@ print("what it gets:              ", (weights @ v)[0, 0])
 assert (weights @ v)[0].argmax(dim=-1).eq(answers).all(), "every token found the value"
 
 # %% [markdown]
-# No token is similar to what it looks for, and each finds it. PyTorch has this computation as one function, and the
-# package has it with names for all its steps. The mask (lesson 14) says True everywhere: every token may see every
-# other.
+# A token need not be similar to the one with the flag, and still finds it. PyTorch has this computation as one
+# function, and the package has it with names for all its steps. The mask (lesson 14) says True everywhere: every token
+# may see every other.
 
 # %%
 equal(weights @ v, F.scaled_dot_product_attention(q, k, v), "ours, and PyTorch's")
@@ -176,8 +176,8 @@ picture(figure, "12-scale")
 # %% [markdown]
 # ## In real systems
 #
-# All Transformers have these three matrices, in every layer and every head. Some also normalise queries and keys to
-# length 1 times a learned number (*QK-norm*, Qwen-3), so that scores cannot grow during training either. A decoder that
+# All Transformers have these three matrices, in every layer and every head. Some also normalise queries and keys
+# (*QK-norm*, Qwen-3), so that scores cannot grow too large during training either. A decoder that
 # reads another text, as in translation, takes keys and values from that text (*cross-attention*).
 #
 # ## Exercises

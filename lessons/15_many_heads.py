@@ -150,7 +150,7 @@ guess.measured(f"ours: {before[0]}, the wrong one: {before[1]}")
 assert before[0] == 0 and before[1] > 0, "the wrong split mixes tokens, and so it leaks"
 
 # %% [markdown]
-# The mask is right, and still the past sees the future: what the mask takes for tokens are no tokens.
+# The mask is right, but the rows that it hides are no tokens any more. So the past sees the future.
 #
 # On the way back, PyTorch helps. After `transpose`, neighbours in the tensor are no longer neighbours in memory. Then
 # `view` refuses, and `reshape` makes a copy in the right order (lesson 1).

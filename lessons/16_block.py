@@ -44,8 +44,8 @@ equal(Norm(C)(x), F.layer_norm(x, (C,)), "our norm, and PyTorch's")
 # ## The MLP
 #
 # Attention moves information between tokens. The *MLP* (multilayer perceptron, lesson 4) then works on each token
-# alone: up to 4 C numbers, a bend, and down to C. Without the bend, two matrices would be no more than one. The bend is
-# GELU: nearly 0 for negative numbers, nearly x for positive ones.
+# alone: up to 4 C numbers, an *activation function*, and down to C. Without the activation, two matrices could do no
+# more than one. Here it is GELU: nearly 0 for negative numbers, nearly x for positive ones.
 
 
 # %%
@@ -77,7 +77,7 @@ class Attention(nn.Module):  # of lesson 15
 # has learned nothing useful may add nearly nothing, and the input goes on unchanged.
 #
 # Where does the norm go? The first Transformer (2017) put it after the addition: `x = norm(x + layer(x))`. GPT-2 and
-# all that followed put it before the layer: `x = x + layer(norm(x))`. Then there is a way from the first block to the
+# most later models put it before the layer: `x = x + layer(norm(x))`. Then there is a way from the first block to the
 # last that no norm and no matrix touches. It is called the *residual stream*. Our class can do three things, to
 # compare.
 
@@ -175,6 +175,7 @@ def cosines(kind: str, depth: int) -> list[float]:
     return found
 
 
+test_block(MyBlock(C, H, "no residual"))
 kinds = ("norm before", "norm after", "no residual")
 guess = predict("24 blocks without residual connections: the mean cosine of two tokens at the end? (random tokens: 0)")
 alike = {kind: cosines(kind, depth=24) for kind in kinds}
@@ -227,14 +228,14 @@ picture(figure, "16-stack")
 
 # %% [markdown]
 # Without residual connections, nothing is learned. With the norm after, nothing is learned at *this* learning rate;
-# with a third of it, it works as well. With the norm before, a stack is easy to train. This is why GPT-2 changed the
-# order.
+# with a third of it, it works as well. With the norm before, a stack is the easiest to train. That is the
+# reason for the change of order.
 #
 # ## In real systems
 #
-# All large language models have the norm before. Most use RMSNorm: it divides by the root of the mean square, and
-# leaves out the mean and the bias. Some (Gemma 2) have norms before *and* after the layer, inside the residual
-# connection. The MLP of Llama and Qwen has a third matrix, a gate (SwiGLU).
+# Nearly all large language models have the norm before the layer. Most use RMSNorm: it divides by the root of the mean
+# square, and leaves out the mean and the bias. Some (Gemma 2) have norms before *and* after the layer, inside the
+# residual connection. The MLP of Llama and Qwen has a third matrix, a gate (SwiGLU).
 #
 # ## Exercises
 #

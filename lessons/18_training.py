@@ -140,8 +140,8 @@ def train(model: GPT, optimizer: torch.optim.Optimizer, start: int, stop: int, s
     return losses
 
 
-steps = short(full=1200, quick=60)
-every, checkpoint = steps // 12, Path("lesson-18.pt")
+steps = short(full=1200, quick=40)
+every, checkpoint = steps // short(full=12, quick=4), Path("lesson-18.pt")
 seed(0)
 validation = [(0, first)]  # pairs (step, loss)
 guess = predict(f"The validation loss after {steps} steps? (uniform, unigram, bigram are above)")
@@ -163,7 +163,7 @@ for kind, value in vars(baselines).items():
 axes.set(xlabel="step", ylabel="loss (nats per character)", title="Both losses, and three baselines")
 axes.legend()
 picture(figure, "18-training")
-print(generate(model, tokenizer, text[:8], max_new_tokens=200))
+print(generate(model, tokenizer, text[:8], max_new_tokens=short(full=200, quick=20)))
 
 # %% [markdown]
 # The training loss jumps, since each batch is another text. The validation loss is smooth. As long as both fall

@@ -141,8 +141,8 @@ picture(figure, "19-methods")
 # ## The usual bug: the order of the steps
 #
 # Temperature changes probabilities, so top-p keeps other tokens before it than after it. `transformers` and this
-# package apply the temperature first, then top-k, then top-p. If two programs give
-# different texts with the same settings, look at the order.
+# package apply the temperature first, then top-k, then top-p. If two programs give different texts with the same
+# settings, look at the order.
 
 # %%
 first = top_p(temperature(logits, 1.5), 0.8)
