@@ -25,6 +25,8 @@ from glassgpt.config import ModelConfig
 from glassgpt.learn import equal, picture, predict, seed, short
 from glassgpt.model.gpt import Attention
 
+torch.set_num_threads(1)  # for so small a model, one thread is faster than several
+
 B, T, C, H = 2, 6, 32, 4
 D = C // H
 seed(0)

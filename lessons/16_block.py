@@ -22,6 +22,8 @@ from glassgpt.config import ModelConfig
 from glassgpt.learn import equal, picture, predict, seed, short
 from glassgpt.model import Block
 
+torch.set_num_threads(1)  # for so small a model, one thread is faster than several
+
 
 class Norm(nn.Module):
     def __init__(self, C: int):

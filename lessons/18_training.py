@@ -31,6 +31,8 @@ from glassgpt.loss import counting_baselines, evaluate
 from glassgpt.model import GPT
 from glassgpt.tokenizer import CharTokenizer
 
+torch.set_num_threads(1)  # for so small a model, one thread is faster than several
+
 name = "shakespeare" if assets.available("shakespeare") else "python"  # the second is always there
 text = assets.path(name).read_text(encoding="utf-8")[:400_000]
 tokenizer = CharTokenizer.train(text)

@@ -20,6 +20,8 @@ from torch import Tensor
 from glassgpt import sampling
 from glassgpt.learn import equal, picture, predict, seed, short
 
+torch.set_num_threads(1)  # for so small a model, one thread is faster than several
+
 words = ["mat", "sofa", "floor", "table", "roof", "moon", "idea", "of"]
 logits = torch.tensor([4.0, 3.4, 3.2, 2.6, 2.0, 0.5, -1.0, -3.0], dtype=torch.float64)
 

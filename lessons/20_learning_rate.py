@@ -30,6 +30,8 @@ from glassgpt.model import GPT
 from glassgpt.tokenizer import CharTokenizer
 from glassgpt.training.optim import lr_multiplier
 
+torch.set_num_threads(1)  # for so small a model, one thread is faster than several
+
 
 def multiplier(step: int, steps: int, warmup: int, low: float = 0.1) -> float:
     if step < warmup:

@@ -31,6 +31,8 @@ from glassgpt.learn import equal, picture, predict, seed, short
 from glassgpt.model import GPT, Block
 from glassgpt.tokenizer import CharTokenizer
 
+torch.set_num_threads(1)  # for so small a model, one thread is faster than several
+
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     if not training:
