@@ -1,0 +1,180 @@
+# %% [markdown]
+# # Lesson 13: attention with `nn.Linear`
+#
+# You will know at the end: what `nn.Linear` does for attention that three plain matrices do not, why its weight is
+# stored transposed, and how one layer makes queries, keys and values at once.
+#
+# Time: 7 minutes. Before: lesson 12 (queries, keys and values). The picture needs `pip install glassgpt[plot]`.
+
+# %% [markdown]
+# ## Two classes, one computation
+#
+# First the matrices of lesson 12 as parameters. An `nn.Parameter` is a tensor that the module knows: `parameters()`
+# lists it, so an optimiser can train it, and `state_dict()` saves it.
+
+# %%
+import torch
+from torch import Tensor, nn
+
+from glassgpt.config import ModelConfig
+from glassgpt.learn import equal, picture, predict, seed
+from glassgpt.model.gpt import Attention
+
+
+class ByHand(nn.Module):
+    def __init__(self, C: int, D: int):
+        super().__init__()
+        self.W_q, self.W_k, self.W_v = (nn.Parameter(torch.randn(C, D)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attend(x @ self.W_q, x @ self.W_k, x @ self.W_v)
+
+
+class WithLinear(nn.Module):
+    def __init__(self, C: int, D: int):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(C, D, bias=False) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attend(self.q(x), self.k(x), self.v(x))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries, keys and values [B, T, D] -> averaged values [B, T, D]."""
+    return (q @ k.mT / q.size(-1) ** 0.5).softmax(dim=-1) @ v
+
+
+seed(0)
+B, T, C, D = 2, 5, 6, 4
+x = torch.randn(B, T, C)
+by_hand, linear = ByHand(C, D), WithLinear(C, D)
+print(tuple(by_hand(x).shape), tuple(linear(x).shape))
+
+# %% [markdown]
+# ## The weight is stored transposed
+#
+# `nn.Linear(C, D)` computes `x @ weight.T + bias`. It works on the last dimension; all others, here B and T, are a
+# batch.
+
+# %%
+guess = predict(f"The shape of nn.Linear({C}, {D}).weight?")
+guess.measured(tuple(linear.q.weight.shape))
+equal(linear.q(x), x @ linear.q.weight.T, "nn.Linear, and a product with the transposed weight")
+
+# %% [markdown]
+# The reason: a row of the weight then holds all that one output number needs, side by side in memory. So to copy our
+# matrices into the layers, we transpose them.
+
+# %%
+for name in "qkv":
+    getattr(linear, name).weight.data = getattr(by_hand, f"W_{name}").data.T
+equal(linear(x), by_hand(x), "attention with nn.Linear, and by hand")
+
+# %% [markdown]
+# ## The usual bug: copied without transposing
+#
+# If C and D differ, a wrong copy ends with an error. But the attention of a GPT is often square: C = D. Then the wrong
+# copy fits. Nothing complains, and the model writes nonsense.
+
+# %%
+square, copy = ByHand(C, C), WithLinear(C, C)
+for name in "qkv":
+    getattr(copy, name).weight.data = getattr(square, f"W_{name}").data  # the bug: no .T
+guess = predict("Will PyTorch complain? (yes/no)")
+difference = (copy(x) - square(x)).abs().max()
+guess.measured(f"no; the outputs differ by {difference:.2f}")
+assert difference > 0.1
+
+# %% [markdown]
+# This happens with real models. GPT-2 was published with its matrices as `[in, out]`, the other way round than
+# `nn.Linear` (lesson 24). A comparison of outputs, as `equal` above, is the only protection.
+#
+# A second bug of this step: `self.W_q = torch.randn(C, D)` without `nn.Parameter`. The model runs, and `parameters()`
+# does not list the matrix, so nothing trains it.
+
+# %%
+forgotten = ByHand(C, D)
+del forgotten.W_q
+forgotten.W_q = torch.randn(C, D)
+names = [name for name, _ in forgotten.named_parameters()]
+print("parameters:", names)
+assert "W_q" not in names
+
+# %% [markdown]
+# ## The first weights
+#
+# `torch.randn` gives numbers of size 1. A query is then a sum of C products of size 1, and has a standard deviation of
+# about the square root of C. The scale of lesson 12 expects 1. `nn.Linear` draws its weights from a uniform
+# distribution between plus and minus 1 over the square root of C, so that outputs stay smaller than inputs, for every
+# C.
+
+# %%
+wide = 256
+inputs = torch.randn(64, 16, wide)
+guess = predict(f"C = {wide}. The standard deviation of a query, with torch.randn?")
+guess.measured(float((inputs @ torch.randn(wide, wide)).std()))
+print(f"with nn.Linear: {nn.Linear(wide, wide, bias=False)(inputs).std():.2f}")
+
+
+def largest_weight(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.mT / q.size(-1) ** 0.5).softmax(dim=-1).amax(dim=-1).flatten().detach()
+
+
+plain = largest_weight(inputs @ torch.randn(wide, wide), inputs @ torch.randn(wide, wide))
+layers = largest_weight(*(nn.Linear(wide, wide, bias=False)(inputs) for _ in range(2)))
+print(f"the largest weight of a row, mean: randn {plain.mean():.3f}, nn.Linear {layers.mean():.3f}")
+assert plain.mean() > 0.95 and layers.mean() < 0.25
+
+# %%
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(figsize=(6, 3.5))
+bins = [i / 40 for i in range(41)]
+axes.hist(plain.tolist(), bins, alpha=0.7, label="torch.randn")
+axes.hist(layers.tolist(), bins, alpha=0.7, label="nn.Linear")
+axes.axvline(1 / 16, color="grey", linestyle=":", label="equal weights")
+axes.set(xlabel="largest of the 16 weights of a row", ylabel="rows", title="Attention before training")
+axes.legend()
+picture(figure, "13-first-weights")
+
+# %% [markdown]
+# With `torch.randn` each token looks at one random token and is sure of it. Training would first have to undo that.
+#
+# ## One layer for all three
+#
+# q, k and v are made from the same x. So one layer with 3 D outputs does the same as three layers with D outputs, in
+# one product: we put the weights on top of each other. `chunk` cuts the result into three.
+
+# %%
+fused = nn.Linear(C, 3 * D, bias=False)
+fused.weight.data = torch.cat([linear.q.weight, linear.k.weight, linear.v.weight])  # [3 D, C]
+equal(attend(*fused(x).chunk(3, dim=-1)), linear(x), "one layer, and three")
+
+# %% [markdown]
+# The package's attention has such a layer, called `qkv`, and one more behind the average, called `out`. It also hides
+# later tokens (the mask, lesson 14). To compare, we look only at the last token, which may see all; the second layer
+# gets the identity matrix, so that it changes nothing.
+
+# %%
+config = ModelConfig(n_embd=C, n_head=1, head_dim=D, qkv_bias=False, attention_out_bias=False)
+theirs = Attention(config, layer=0)
+theirs.load_state_dict({"qkv.weight": fused.weight, "out.weight": torch.eye(C, D)})
+equal(linear(x)[:, -1], theirs(x, None, None, None, None)[:, -1, :D], "the last token: ours, and the package's")
+
+# %% [markdown]
+# ## In real systems
+#
+# GPT-2 has biases in these layers, Llama has none, and Qwen-2 has them for q, k and v only. vLLM and this package store
+# the three matrices in one; Llama's published files keep three, and a loader joins them, as we did.
+#
+# ## Exercises
+#
+# 1. `to_linear(W, b)` returns an `nn.Linear` that computes `x @ W + b` for a matrix W `[C, D]` and a vector b `[D]`;
+#    for `b = None`, one without a bias.
+# 2. `fuse(q, k, v)` receives three `nn.Linear` with the same number of inputs; their numbers of outputs may differ. All
+#    have a bias, or none has. It returns one `nn.Linear` whose outputs are those of q, k and v, side by side.
+#
+# Check them with `glassgpt learn 13 --check my_answer.py`.
+#
+# Next: `glassgpt doctor --break tensor-not-a-parameter` trains a model with a matrix that nothing trains. Then lesson
+# 14: the causal mask.
