@@ -1,14 +1,15 @@
 """From `module.py:factory` or `package.module:factory` to what is examined."""
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from glassgpt.doctor.report import NotRun
@@ -33,9 +34,9 @@ def import_factory(target: str) -> Callable[[], Any]:
     if not names_a_factory(target):
         raise SubjectError(f"{target} names no factory; write FILE.py:FACTORY or PACKAGE.MODULE:FACTORY")
     place, _, name = target.rpartition(":")
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiled code hides its operations
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else _import_name(place)
+        with _without_compiler():
+            module = _import_file(Path(place)) if place.endswith(".py") else _import_name(place)
     except SubjectError:
         raise
     except BaseException as error:  # a script may call sys.exit while it is imported
@@ -51,7 +52,8 @@ def import_factory(target: str) -> Callable[[], Any]:
 
     def make() -> Any:
         try:
-            return factory()
+            with _without_compiler():
+                return factory()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -59,6 +61,21 @@ def import_factory(target: str) -> Callable[[], Any]:
             raise SubjectError(f"{target} failed: {_reason(error)}{hint}") from error
 
     return make
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """While the code is loaded, `torch.compile` returns what it is given: compiled code hides its operations."""
+    compile = torch.compile
+
+    def plain(model: Any = None, **options: Any) -> Any:
+        return (lambda decorated: decorated) if model is None else model
+
+    torch.compile = plain
+    try:
+        yield
+    finally:
+        torch.compile = compile
 
 
 def _takes_no_arguments(factory: Callable[..., Any]) -> bool:
