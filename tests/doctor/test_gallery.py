@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from gallery_matrix import Case, build
 
 from glassgpt.doctor.gallery.bug import PROGRAMS, Bug, import_program, program_source
 from glassgpt.doctor.gallery.correct import CORRECT, MODEL_PROGRAMS
 from glassgpt.doctor.gallery.lessons import compare_training, load_quiz, make_quiz
 from glassgpt.doctor.gallery.loop_bugs import LOOP_BUGS
-from glassgpt.doctor.gallery.matrix import Case, build
 from glassgpt.doctor.gallery.model_bugs import MODEL_BUGS
 from glassgpt.doctor.report import threads_for
 from glassgpt.errors import SubjectError

@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
+from gallery_matrix import DTYPES, Case, alarms, found
 
 from glassgpt.doctor.checks import MODEL_CHECKS
 from glassgpt.doctor.gallery.bug import Bug, Correct
 from glassgpt.doctor.gallery.correct import CORRECT
-from glassgpt.doctor.gallery.matrix import DTYPES, Case, alarms, found
 from glassgpt.doctor.gallery.model_bugs import MODEL_BUGS
 from glassgpt.errors import SubjectError
 

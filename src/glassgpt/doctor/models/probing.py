@@ -152,7 +152,7 @@ def swapped(subject: Subject, idx: Tensor, position: int, row: int = 0) -> Tenso
     return twin
 
 
-def opened(module: nn.Module, subject: Subject) -> nn.Module:
+def opened(module: nn.Module) -> nn.Module:
     """Change a copy so that every path of it is open, and return it.
 
     What is constant (zeros, gains, gates) gets noise; large matrices, whose softmaxes saturate, become small ones.
@@ -178,7 +178,7 @@ def sharpened(module: nn.Module, subject: Subject) -> nn.Module:
     """
     if subject.fresh:
         with torch.no_grad():
-            for parameter in opened(module, subject).parameters():
+            for parameter in opened(module).parameters():
                 if parameter.is_floating_point() and parameter.dim() == 2:
                     wanted = min(parameter.shape) ** -0.5
                     parameter.mul_(max(1.0, wanted / max(float(parameter.float().std()), 1e-6)))

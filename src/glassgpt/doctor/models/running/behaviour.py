@@ -76,7 +76,7 @@ def check_modes(subject: Subject) -> Result:
             was = "training" if train else "evaluation"
             message = f"a pass in {was} mode changes the mode of {len(changed)} modules"
             return failed("mode", message, changed[0] or None)
-    module = opened(subject.copy(), subject)
+    module = opened(subject.copy())
     one, same, other = (_seeded(subject, module, idx, seed) for seed in (1, 1, 2))
     apart = _relative(one, other)
     if apart > EQUAL and _relative(one, same) <= EQUAL:
@@ -87,7 +87,7 @@ def check_modes(subject: Subject) -> Result:
 
 
 def _dropout_in_training(subject: Subject, idx: Tensor) -> Result:
-    module = opened(subject.copy(train=True), subject)
+    module = opened(subject.copy(train=True))
     with _Dropouts() as calls:
         one = _seeded(subject, module, idx, 1)
     other = _seeded(subject, module, idx, 2)

@@ -130,7 +130,7 @@ def _leak_when_open(subject: Subject) -> _Leak | None:
     found = dependence_when_open(subject)
     leak = find_leak(found, "evaluation mode, with open paths")
     if leak:
-        leak.module = _locate(subject, opened(subject.copy(), subject), found.idx, leak.s)
+        leak.module = _locate(subject, opened(subject.copy()), found.idx, leak.s)
         return leak
     try:
         found = dependence_in_train(subject)
@@ -139,7 +139,7 @@ def _leak_when_open(subject: Subject) -> _Leak | None:
     leak = find_leak(found, "training mode")
     if leak is None or float(found.others.max()) > LEAK * found.size:
         return None  # rows mix: the check of rows names it
-    leak.module = _locate(subject, opened(subject.copy(train=True), subject), found.idx, leak.s)
+    leak.module = _locate(subject, opened(subject.copy(train=True)), found.idx, leak.s)
     return leak
 
 
@@ -148,7 +148,7 @@ def _leak_at_other_lengths(subject: Subject) -> _Leak | None:
     T = subject.length
     lengths = {2, T // 2 + 1, subject.context} - {T}
     for length in sorted(n for n in lengths if 2 <= n <= subject.context and affordable_length(subject, n)):
-        module, idx = opened(subject.copy(), subject), subject.ids(1, length, seed=length)
+        module, idx = opened(subject.copy()), subject.ids(1, length, seed=length)
         positions = sorted({length - 1, length // 2, 1}) if length > T else list(range(1, length))
         try:
             found = measure(subject, module, idx, positions)
@@ -184,7 +184,7 @@ def _reach_result(subject: Subject, found: Dependence) -> Result | None:
         measured.append(dependence_when_open(subject))
     missing, length = missing_pairs(subject, measured), found.idx.size(1)
     if not missing and affordable_length(subject, subject.context) and subject.context > length:
-        module, idx = opened(subject.copy(), subject), subject.ids(2, subject.context)
+        module, idx = opened(subject.copy()), subject.ids(2, subject.context)
         try:
             long = measure(subject, module, idx, sorted({0, subject.context // 2}))
         except Exception:

@@ -127,7 +127,7 @@ def dependence_when_open(subject: Subject) -> Dependence:
     """The same of a copy with small random weights: which paths the code has."""
     if is_large(subject) and not subject.fresh:
         return dependence_in_eval(subject)
-    module = opened(subject.copy(), subject)
+    module = opened(subject.copy())
     try:
         found = measure(subject, module, subject.ids())
     except NotRun:
@@ -139,4 +139,4 @@ def dependence_when_open(subject: Subject) -> Dependence:
 @once_per_subject
 def dependence_in_train(subject: Subject) -> Dependence:
     """Swaps in training mode, without dropout, of a copy with open paths."""
-    return measure(subject, opened(subject.copy(train=True), subject), subject.ids())
+    return measure(subject, opened(subject.copy(train=True)), subject.ids())

@@ -42,7 +42,7 @@ def check_rows(subject: Subject) -> Result:
         size = float(seen.others.max()) / max(seen.size, 1e-30)
         s = int(seen.others.argmax())
         if size > LEAK:
-            module = opened(subject.copy(train), subject)
+            module = opened(subject.copy(train))
             other = swapped(subject, seen.idx, s)
             name = first_module_that_differs(subject, module, seen.idx, other, other_rows(*shape), LEAK)
             message = f"a token of row 0 changes the logits of other rows, by {size:.1e} of the largest ({where})"
@@ -60,7 +60,7 @@ def check_rows(subject: Subject) -> Result:
 
 
 def _place_among_rows(subject: Subject, idx: Tensor) -> Result:
-    module = opened(subject.copy(), subject)
+    module = opened(subject.copy())
     if not is_large(subject):
         idx = torch.cat([idx, subject.ids(seed=1)])  # more rows: more ways to compete
     full, allowed = quiet_logits(subject, module, idx), rounding(subject)
@@ -97,7 +97,7 @@ def check_targets_unseen(subject: Subject) -> Result:
         one, other = (_logits_given(subject, train, idx, subject.ids(seed=seed)) for seed in (1, 2))
         pairs = [(one, other)]
         if not subject.last_only:
-            pairs.append((one, quiet_logits(subject, opened(subject.copy(train), subject), idx)))
+            pairs.append((one, quiet_logits(subject, opened(subject.copy(train)), idx)))
         for a, b in pairs:
             if a.shape == b.shape:
                 worst = max(worst, float(difference(a, b).max()) / max(size_of(a), 1e-30))
@@ -108,7 +108,7 @@ def check_targets_unseen(subject: Subject) -> Result:
 
 
 def _logits_given(subject: Subject, train: bool, idx: Tensor, targets: Tensor) -> Tensor:
-    module = opened(subject.copy(train), subject)
+    module = opened(subject.copy(train))
     with quiet():
         return subject.forward(module, idx.clone(), targets).logits.float()
 
