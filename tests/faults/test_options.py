@@ -34,6 +34,7 @@ VERBS = {
     "film": "a -p e -n 2 --steps 4",
     "train": "text.txt --dry-run steps=1 model.dropout=2",  # measuring takes a second: it ends at the first problem
     "quickstart": "dropout=2",
+    "learn": "1",
     "tune lora": "bases/d chats.jsonl --dry-run steps=1 model.dropout=2",
     "tune sft": "bases/d chats.jsonl --dry-run steps=1 model.dropout=2",
     "tune show": "chats.jsonl bases/d",

@@ -38,6 +38,8 @@ def learn(
         _check(lesson, check, json)
     elif notebook is not None:
         _write_notebook(lesson, notebook)
+    elif json:
+        print_json({"number": number, "title": lesson.title, "cells": [vars(cell) for cell in lesson.cells()]})
     else:
         _run(lesson)
 
@@ -97,6 +99,8 @@ def _write_notebook(lesson: "Lesson", path: Path) -> None:
 
 def _run(lesson: "Lesson") -> None:
     """Print the prose, and run the code in one namespace, piece by piece."""
+    from importlib.util import find_spec
+
     from rich.console import Console
     from rich.markdown import Markdown
     from rich.syntax import Syntax
@@ -104,6 +108,8 @@ def _run(lesson: "Lesson") -> None:
     from glassgpt.learn import progress
     from glassgpt.learn.helpers import ASK
 
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot", "Drawing the pictures of a lesson")
     console, asks = Console(), sys.stdin.isatty() and sys.stdout.isatty()
     if asks:
         os.environ[ASK] = "1"
@@ -112,7 +118,7 @@ def _run(lesson: "Lesson") -> None:
         if cell.is_prose:
             console.print(Markdown(cell.text))
             continue
-        console.print(Syntax(cell.text, "python", theme="ansi_dark"))
+        console.print(Syntax(cell.text, "python", theme="ansi_dark", word_wrap=True))
         if asks:
             console.input("[dim]Enter runs it [/dim]")
         exec(compile(cell.text, str(lesson.path), "exec"), names)
