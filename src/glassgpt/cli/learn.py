@@ -90,7 +90,7 @@ def _check(lesson: "Lesson", answers: Path, json: bool) -> None:
 def _write_notebook(lesson: "Lesson", path: Path) -> None:
     check_out(path)
     try:
-        import jupytext  # type: ignore[import-not-found, unused-ignore]
+        import jupytext
     except ImportError as error:
         raise MissingExtraError("jupytext", "docs", "Writing a notebook") from error
     jupytext.write(jupytext.read(lesson.path), path, fmt="ipynb")
