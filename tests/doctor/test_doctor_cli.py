@@ -17,6 +17,7 @@ from glassgpt.doctor.checks import MODEL_CHECKS
 from glassgpt.doctor.examining import CHECKS
 from glassgpt.doctor.page import report_page
 from glassgpt.doctor.report import FINDINGS, Outcome, failed, passed
+from glassgpt.learn.lesson import lessons
 from glassgpt.model import GPT
 
 DOCS = Path(__file__).parents[2] / "docs" / "doctor.md"
@@ -134,7 +135,8 @@ def test_the_quiz_checks_guesses(cli: Any) -> None:
 
 def test_every_class_of_bug_has_advice() -> None:
     assert tuple(ADVICE) == FINDINGS
-    assert all(2 <= len(advice.causes) <= 3 and advice.fix and advice.lesson for advice in ADVICE.values())
+    assert all(2 <= len(advice.causes) <= 3 and advice.fix for advice in ADVICE.values())
+    assert {advice.lesson for advice in ADVICE.values()} <= {lesson.number for lesson in lessons()}
 
 
 def test_the_page_of_results_escapes_what_it_shows() -> None:

@@ -97,7 +97,7 @@ def _advice(finding: str) -> dict[str, str]:
         "meaning": html.escape(advice.meaning),
         "causes": f"<ul>{causes}</ul>",
         "fix": _with_code(advice.fix) + code,
-        "lesson": html.escape(advice.lesson),
+        "lesson": f"<code>glassgpt learn {advice.lesson}</code>",
     }
 
 

@@ -40,7 +40,7 @@ def print_outcome(outcome: "Outcome", advised: set[str]) -> None:
     _print_entry("fix", advice.fix)
     if advice.code:
         _print_entry("", f"    {advice.code}")
-    _print_entry("lesson", advice.lesson)
+    _print_entry("lesson", f"`glassgpt learn {advice.lesson}`")
 
 
 def _print_entry(name: str, text: str) -> None:
