@@ -10,16 +10,24 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from glassgpt.learn.lesson import Lesson
+from glassgpt.learn.lesson import find, lessons
 
 ROOT = Path(__file__).parents[2]
 _LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)(\))")
 _LANGUAGES = {".py": "python", ".toml": "toml", ".txt": "text"}
 
 
+def on_config(config: Any) -> Any:
+    """List the lessons in the navigation, after the learning path."""
+    pages = [{f"{lesson.number}. {lesson.title}".replace("`", ""): _page_of(lesson.path)} for lesson in lessons()]
+    (learn,) = (entry for entry in config.nav if isinstance(entry, dict) and "Learn" in entry)
+    learn["Learn"] = [{"The path": learn["Learn"]}, {"Lessons": pages}]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add a page for each file outside ``docs/`` that a page links to, and one for each lesson."""
-    targets = set((ROOT / "lessons").glob("[0-9]*.py"))
+    targets = {lesson.path for lesson in lessons()}
     pages = [file for file in files if file.src_uri.endswith(".md")]
     for file in pages:
         for match in _LINK.finditer(file.content_string):
@@ -70,7 +78,7 @@ def _content(target: Path) -> str:
 
 
 def _lesson(path: Path) -> str:
-    lesson = Lesson(int(path.name[:2]), path)
+    lesson = find(int(path.name[:2]))
     cells = [cell.text if cell.is_prose else f"```python\n{cell.text}\n```" for cell in lesson.cells()]
     return (
         "\n\n".join(cells) + f"\n\n---\n\nRun it: `glassgpt learn {lesson.number}`. The file: `lessons/{path.name}`.\n"
