@@ -5,10 +5,11 @@ Memory holds one buffer, or one piece between separators.
 
 import codecs
 import contextlib
-import functools
+import gzip
 import io
+import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -59,23 +60,20 @@ def open_bytes(file: Path) -> BinaryIO:
         MissingExtraError: if the library that decompresses it is not installed.
         OSError: if it cannot be read; see :func:`reading`.
     """
-    raw = _decompressed(file) if is_compressed(file) else None
-    stream = cast(BinaryIO, io.BufferedReader(raw, _BUFFER)) if raw else file.open("rb", buffering=_BUFFER)
-    try:
-        if raw:
-            head = raw.head()
-        else:
-            head = stream.read(_HEAD)
-            stream.seek(0)
-        _check_is_text(file, head)
-    except BaseException:
-        stream.close()
-        raise
-    return stream
+    _check_is_text(file)
+    return _open(file)
 
 
-def _check_is_text(file: Path, head: bytes) -> None:
+def _open(file: Path) -> BinaryIO:
+    if is_compressed(file):
+        return cast(BinaryIO, io.BufferedReader(_Decompressed(file), _BUFFER))
+    return file.open("rb", buffering=_BUFFER)
+
+
+def _check_is_text(file: Path) -> None:
     """Raise a DataError if the first bytes of a file are not UTF-8 text."""
+    with _open(file) as stream:
+        head = stream.read(_HEAD)
     for mark, name, codec in _ENCODINGS:
         if head.startswith(mark):
             raise DataError(
@@ -101,94 +99,48 @@ def _inside(file: Path) -> str:
 
 
 class _Decompressed(io.RawIOBase):
-    """The decompressed bytes of a file: its members, one after another; each must have its end mark.
+    """The decompressed bytes of a file; damage is one message that says how far into them it is."""
 
-    The libraries' own streams are not used because that of `zstandard` does not report a truncated file.
-    """
-
-    def __init__(
-        self,
-        file: Path,
-        member: Callable[[], Any],  # makes an object that decompresses one member
-        *limits: int,  # further arguments of its decompress()
-        take: int,  # compressed bytes to give it at a time
-        error: type[Exception],  # that it raises
-        padding: bytes = b"",  # bytes that may be between members and at the end
-    ) -> None:
-        self._file, self._new_member, self._limits, self._take = file, member, limits, take
-        self._error, self._padding = error, padding
-        self._compressed = file.open("rb", buffering=_BUFFER)
-        self._member: Any = None  # decompresses the current member
-        self._members = 0
-        self._rest = b""  # compressed bytes to decompress first
-        self._ready = memoryview(b"")
-        self._done = 0  # decompressed bytes
+    def __init__(self, file: Path):
+        self._file, self._done = file, 0
+        self._stream, self._errors = _open_compressed(file)
 
     def readable(self) -> bool:
         return True
 
     def close(self) -> None:
-        self._compressed.close()
+        self._stream.close()
         super().close()
 
-    def head(self) -> bytes:
-        """Peek at the first 8 KB."""
-        ready = b""
-        while len(ready) < _HEAD and (more := self._read_more()):
-            ready += more
-        self._ready = memoryview(ready)
-        return ready[:_HEAD]
-
     def readinto(self, buffer: Any) -> int:
-        if not self._ready:
-            self._ready = memoryview(self._read_more())
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
+        try:
+            count: int = self._stream.readinto(buffer)
+            if not count and not self._file.stat().st_size:
+                raise EOFError  # the libraries take an empty file for an empty text
+        except EOFError:
+            raise self._damaged("it is truncated: its end mark is missing") from None
+        except self._errors as error:
+            raise self._damaged(str(error)) from None
+        self._done += count
         return count
-
-    def _read_more(self) -> bytes:
-        """Decompress the next bytes; b"" at the end."""
-        while True:
-            packed = self._rest or self._compressed.read(self._take)
-            self._rest = b""
-            if self._member is None:
-                if not packed and self._members:
-                    return b""
-                packed = packed.lstrip(self._padding) if self._members else packed
-                if not packed and self._members:
-                    continue
-                self._member = self._new_member()
-                self._members += 1
-            try:
-                content: bytes = self._member.decompress(packed, *self._limits)
-            except self._error as error:
-                raise self._damaged(str(error)) from None
-            if self._member.eof:
-                self._rest, self._member = self._member.unused_data, None
-            else:
-                self._rest = self._member.unconsumed_tail
-                if not content and not packed:
-                    raise self._damaged("it is truncated: its end mark is missing")
-            self._done += len(content)
-            if content:
-                return content
 
     def _damaged(self, reason: str) -> DataError:
         name = {".gz": "gzip", ".zst": "zstd"}[self._file.suffix.lower()]
-        return DataError(f"{self._file} is damaged as {name}, {self._done} decompressed bytes in: {reason}")
+        return DataError(f"{self._file} is damaged as {name}, after {self._done} or more decompressed bytes: {reason}")
 
 
-def _decompressed(file: Path) -> _Decompressed:
-    if file.suffix.lower() == ".gz":  # 31: with gzip header and checksum; tapes pad with zeros
-        member = functools.partial(zlib.decompressobj, 31)
-        return _Decompressed(file, member, 1 << 20, take=1 << 16, error=zlib.error, padding=b"\0")
+def _open_compressed(file: Path) -> tuple[Any, tuple[type[Exception], ...]]:
+    """The library's stream, and the errors that it raises for damage."""
+    if file.suffix.lower() == ".gz":
+        return gzip.open(file), (gzip.BadGzipFile, zlib.error)
     try:
-        import zstandard
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
     except ImportError:
-        raise MissingExtraError("zstandard", "data", f"reading {file}") from None
-    # Its output cannot be limited, and repetitive text may be ten thousand times as long as its compressed form.
-    return _Decompressed(file, zstandard.ZstdDecompressor().decompressobj, take=1 << 10, error=zstandard.ZstdError)
+        raise MissingExtraError("backports.zstd", "data", f"reading {file}") from None
+    return zstd.open(file), (zstd.ZstdError,)
 
 
 # --- split -----------------------------------------------------------------------------------------------------------
