@@ -28,8 +28,8 @@ def cache() -> str:
     without, with_cache = _count_work(False), _count_work(True)
     c = Canvas(
         "Decoding without and with a key/value cache",
-        f"A prompt of {len(PROMPT)} tokens and {len(CHOSEN)} new ones. Without a cache, each pass computes the keys and "
-        f"values of all tokens again: {sum(keys for keys, _ in without)} per head. With a cache, only those of new "
+        f"A prompt of {len(PROMPT)} tokens and {len(CHOSEN)} new ones. Without a cache, each pass computes the keys "
+        f"and values of all tokens again: {sum(keys for keys, _ in without)} per head. With a cache, only those of new "
         f"tokens: {sum(keys for keys, _ in with_cache)}.",
     )
     y = _passes(c, 26, "Without a cache: every pass reads all tokens", without, False)
@@ -52,8 +52,8 @@ def _passes(c: Canvas, y: float, title: str, work: list[tuple[int, int]], cached
     """One row of cells for each pass, and the sums below; gives the y after them."""
     c.text(16, y, title, "bold")
     c.text(16, y + 26, "pass", "soft small")
-    c.text(352, y + 26, "keys", "soft small end")
-    c.text(464, y + 26, "chooses", "soft small end")
+    c.text(352, y + 26, "computed keys", "soft small end")
+    c.text(464, y + 26, "next", "soft small end")
     y += 38
     for step, (keys, _) in enumerate(work):
         tokens = PROMPT + CHOSEN[:step]
@@ -68,7 +68,7 @@ def _passes(c: Canvas, y: float, title: str, work: list[tuple[int, int]], cached
     assert cached == (work[-1][0] == 1)
     c.line((300, y), (352, y))
     c.text(352, y + 20, str(sum(keys for keys, _ in work)), "mono end bold")
-    c.text(16, y + 20, f"scores of a head: {sum(scores for _, scores in work)}", "small")
+    c.text(16, y + 20, f"scores that a head computes: {sum(scores for _, scores in work)}", "small")
     return y + 20
 
 
@@ -111,29 +111,36 @@ def lora() -> str:
     c.arrow((330, 66), (330, 92))
     _matrices(c, out, inputs)
     c.plus(240, 332)
-    c.arrow((107, 280), (107, 332), (228, 332))
-    c.arrow((372, 280), (372, 332), (252, 332))
+    c.arrow((107, 274), (107, 332), (228, 332))
+    c.arrow((372, 274), (372, 332), (252, 332))
     c.text(118, 312, "x Wᵀ", "mono")
     c.text(362, 312, "scale · x Aᵀ Bᵀ", "mono end")
     c.arrow((240, 344), (240, 368))
     c.card(110, 368, 260, "activation", "output y", [f"[..., out] = [..., {out}]"])
     y = c.paragraph(16, 452, [
-        "scale = alpha / rank. B is zero at first, so the model starts", "as it was. After training, W + scale · B A can be stored",
+        "scale = alpha / rank. B is zero at first, so the model starts",
+        "as it was. After training, W + scale · B A can be stored",
         "as one matrix: the model computes no more than before.",
     ], "small") + 14  # fmt: skip
-    c.text(16, y, "Numbers that train", "bold")
-    rows = [(f"{name}: A and B", pair, out * inputs), ("SmolLM2-135M, every block", *_whole(smollm2)), ("preset tiny, every block", *_whole(tiny.CONFIG))]
+    c.text(16, y, "Parameters", "bold")
+    c.text(322, y, "trained", "soft small end")
+    c.text(464, y, "frozen", "soft small end")
+    rows = [
+        (f"{name}: A and B", pair, out * inputs),
+        ("SmolLM2-135M, every block", *_whole(smollm2)),
+        ("preset tiny, every block", *_whole(tiny.CONFIG)),
+    ]
     for label, trained, frozen in rows:
         y += 26
         c.text(16, y, label, "small")
         c.text(322, y, f"{trained:,}", "mono end")
-        c.text(464, y, f"of {frozen:,}", "mono end soft")
+        c.text(464, y, f"{frozen:,}", "mono end soft")
     return c.svg(c.legend(y + 24) + 6)
 
 
 def _matrices(c: Canvas, out: int, inputs: int) -> None:
     """W at the left; A and B at the right, as narrow as they fit on paper."""
-    c.rect(16, 92, 182, 182, "plain", "dashed")
+    c.rect(16, 92, 182, 182, "weight", "dashed")
     c.text(107, 170, "W, frozen", "bold middle")
     c.text(107, 194, f"[{out}, {inputs}]", "mono middle")
     c.text(107, 218, f"{out * inputs:,}", "mono middle soft")

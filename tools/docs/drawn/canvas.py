@@ -38,14 +38,19 @@ def _style() -> str:
         ".mono{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}.bold{font-weight:600}"
         ".soft{fill:var(--soft)}.small{font-size:14px}.middle{text-anchor:middle}.end{text-anchor:end}"
         "rect{stroke-width:1.5}path{fill:none;stroke:var(--line);stroke-width:1.5}.head{fill:var(--line);stroke:none}"
-        ".mark{stroke:var(--mark);stroke-width:2.5;fill:none}.thick{stroke-width:5}.thin{stroke-width:1;stroke-opacity:.6}.dashed{stroke-dasharray:5 4}"
-        f".none{{fill:none}}{kinds}"
+        ".mark{stroke:var(--mark);stroke-width:2.5;fill:none}.thick{stroke-width:5}"
+        ".thin{stroke-width:1;stroke-opacity:.6}.dashed{stroke-dasharray:5 4}"
+        f"{kinds}.none{{fill:none}}.strong{{stroke-width:3}}"
     )
 
 
 def number(value: float) -> str:
     """A coordinate with at most one decimal."""
     return f"{value:.1f}".removesuffix(".0")
+
+
+def _at(x: float, y: float, w: float, h: float) -> str:
+    return f'x="{number(x)}" y="{number(y)}" width="{number(w)}" height="{number(h)}"'
 
 
 class Canvas:
@@ -61,14 +66,17 @@ class Canvas:
         self.parts: list[str] = []
         self.kinds: set[str] = set()
 
-    def rect(self, x: float, y: float, w: float, h: float, kind: str = "plain", classes: str = "", r: float = 6) -> None:
+    def rect(
+        self, x: float, y: float, w: float, h: float, kind: str = "plain", classes: str = "", r: float = 6
+    ) -> None:
         """A box. The class ``none`` leaves it empty, ``dashed`` breaks its border."""
         self.kinds.add(kind)
-        at = " ".join(f'{name}="{number(value)}"' for name, value in zip(("x", "y", "width", "height"), (x, y, w, h)))
-        self.parts.append(f'<rect {at} rx="{number(r)}" class="{f"{kind} {classes}".strip()}"/>')
+        self.parts.append(f'<rect {_at(x, y, w, h)} rx="{number(r)}" class="{f"{kind} {classes}".strip()}"/>')
 
     def text(self, x: float, y: float, content: str, classes: str = "") -> None:
         """One line of text. Classes: mono, bold, soft, small, and middle or end for where x is."""
+        if not content:
+            return
         attribute = f' class="{classes}"' if classes else ""
         space = ' xml:space="preserve"' if "  " in content or content != content.strip() else ""
         self.parts.append(
@@ -114,29 +122,21 @@ class Canvas:
         self.parts.append(f'<circle cx="{number(x)}" cy="{number(y)}" r="12" class="activation" stroke-width="1.5"/>')
         self.text(x, y + 5.5, "+", "bold middle")
 
-    def shade(self, x: float, y: float, w: float, h: float, kind: str, strength: float) -> None:
-        """Colour an area more or less, from 0 to 1."""
-        at = " ".join(f'{name}="{number(value)}"' for name, value in zip(("x", "y", "width", "height"), (x, y, w, h)))
-        self.parts.append(f'<rect {at} class="{kind}-deep" fill-opacity="{strength:.2f}"/>')
-
     def row(
         self, x: float, y: float, texts: Sequence[str], width: float, kind: str, height: float = 26, classes: str = ""
     ) -> None:
         """A row of cells with a text in the middle of each."""
         for i, content in enumerate(texts):
             self.rect(x + i * width, y, width, height, kind, classes, r=2)
-            if content:
-                self.text(x + (i + 0.5) * width, y + height / 2 + 5, content, "mono middle")
+            self.text(x + (i + 0.5) * width, y + height / 2 + 5, content, "mono middle")
 
-    def matrix(
-        self, x: float, y: float, rows: Sequence[Sequence[str]], width: float, kind: str, labels: Sequence[str] = ()
-    ) -> float:
-        """A grid of numbers, a label before each row; gives its lower edge."""
-        for i, cells in enumerate(rows):
-            if labels:
-                self.text(x - 8, y + 26 * i + 18, labels[i], "mono end")
-            self.row(x, y + 26 * i, cells, width, kind)
-        return y + 26 * len(rows)
+    def shade(self, x: float, y: float, w: float, h: float, kind: str, strength: float) -> None:
+        """Colour an area more or less, from 0 to 1."""
+        self.parts.append(f'<rect {_at(x, y, w, h)} class="{kind}-deep" fill-opacity="{strength:.2f}"/>')
+
+    def marked(self, x: float, y: float, w: float, h: float) -> None:
+        """A red frame around something."""
+        self.parts.append(f'<rect {_at(x, y, w, h)} rx="3" class="mark"/>')
 
     def legend(self, y: float) -> float:
         """Say what the colours mean that were used; gives the lower edge."""

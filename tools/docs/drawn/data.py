@@ -32,11 +32,12 @@ def pipeline() -> str:
         ("the tokenizer encodes", "token", "ids", [f"{some} ..."], "[N]"),
     ])  # fmt: skip
     y, boxes = _chain(c, y, "glassgpt train", "for every step", [
-        ("cut into windows, and shift by one", "token", "inputs and targets", [f"inputs   {some}", f"targets  {later}"], "[T] each"),
+        ("cut into windows, and shift by one", "token", "inputs and targets",
+         [f"inputs   {some}", f"targets  {later}"], "[T] each"),
         ("take B windows", "token", "batch", [f"each {shape['idx']}"], ""),
         ("forward", "weight", "GPT", [f"preset tiny: {gpt:,} parameters"], ""),
         ("", "activation", "logits", [shape["logits"]], ""),
-        ("cross-entropy with the targets", "loss", "loss", [initial], "[ ]"),
+        ("cross-entropy with the targets", "loss", "loss", [initial], "a number"),
         ("backward: a gradient for each weight", "weight", "optimiser", ["changes the weights"], ""),
     ])  # fmt: skip
     _back(c, boxes[5], boxes[2])
@@ -47,7 +48,7 @@ def pipeline() -> str:
         ("load", "weight", "GPT", ["reads the ids so far"], ""),
         ("", "activation", "logits of the last token", [], "[V]"),
         ("temperature, top-k, top-p; draw one", "token", "next id", ["added to the ids"], ""),
-        ("the tokenizer decodes", "file", "text", [TEXT + ", that is"], ""),
+        ("the tokenizer decodes", "file", "text", ["the prompt and the new tokens"], ""),
     ])  # fmt: skip
     _back(c, boxes[2], boxes[0])
     return c.svg(c.legend(y) + 6)
@@ -56,15 +57,14 @@ def pipeline() -> str:
 def _chain(c: Canvas, y: float, title: str, often: str, links: list[Link]) -> tuple[float, list[float]]:
     """A frame with cards below each other; gives the y after it, and the middle of each card."""
     top, first = y, bool(links[0][0])
-    c.text(LEFT, y + 24, title, "mono bold")
+    c.text(LEFT + 34, y + 24, title, "mono bold")
     c.text(LEFT + CARD, y + 24, often, "soft small end")
     y += 36
     middles = []
     for i, (action, kind, name, lines, right) in enumerate(links):
         if i or first:
             height = 36 if action else 18
-            start = y if i else top - 12
-            c.arrow((LEFT - 14 if not i else LEFT + 20, start), (LEFT - 14 if not i else LEFT + 20, y + height - (2 if not i else 0)))
+            c.arrow((LEFT + 20, y if i else top - 32), (LEFT + 20, y + height))
             c.text(LEFT + 34, y + height / 2 + 4, action, "soft small")
             y += height
         middles.append(y + 17)
@@ -87,15 +87,15 @@ def window() -> str:
     tokens = np.array(CharTokenizer.train(TEXT).encode(TEXT))
     c = Canvas(
         "Windows of inputs and targets",
-        f"The text {TEXT!r} as {len(tokens)} tokens. Targets are the inputs shifted by one. With a stride as long as the "
-        "window, each token is an input once; with a shorter one, windows overlap. Training shifts the cuts each epoch.",
+        f"The text {TEXT!r} as {len(tokens)} tokens. Targets are the inputs shifted by one. With a stride as long as "
+        "the window, windows do not overlap; with a shorter one they do. Training shifts the cuts in each epoch.",
     )
     c.text(EDGE, 24, f"A text of {len(tokens)} tokens, here characters, and their ids", "bold")
     _stream(c, 36, 0, TEXT, "token")
     for i, token in enumerate(tokens):
         c.text(EDGE + (i + 0.5) * CELL, 82, str(token), "mono middle soft")
     y = _one_window(c, 120, SlidingWindowDataset(tokens, CONTEXT, CONTEXT))
-    for stride, remark in ((CONTEXT, "each input once"), (CONTEXT // 2, "windows overlap")):
+    for stride, remark in ((CONTEXT, "no overlap"), (CONTEXT // 2, "windows overlap")):
         data = SlidingWindowDataset(tokens, CONTEXT, stride)
         y = _title(c, y + 44, f"stride {stride}: {len(data)} windows", remark)
         y = _windows(c, y, [stride * i for i in range(len(data))])
@@ -106,7 +106,8 @@ def window() -> str:
         starts = [int(batches.starts(k)[0]) for k in range(epoch * per_epoch, (epoch + 1) * per_epoch)]
         y = _epoch(c, y, epoch, starts) + 10
     y = c.paragraph(EDGE, y + 18, [
-        "A number is the batch (of one row) that takes the window.", "The red frame is the last target of a window: it is not an input",
+        "A label names the batch, here of one row, that takes the window.",
+        "The red frame is the last target of a window: it is not an input",
         "of this window. A long text has many more windows.",
     ], "soft small")  # fmt: skip
     return c.svg(c.legend(y - 2) + 6)
@@ -125,7 +126,7 @@ def _stream(c: Canvas, y: float, start: int, text: str, kind: str) -> None:
 def _one_window(c: Canvas, y: float, data: SlidingWindowDataset) -> float:
     """One window, enlarged: below each input its target."""
     idx, targets = data[0]
-    c.text(EDGE, y, f"One window: T = {CONTEXT} inputs and their targets", "bold")
+    c.text(EDGE, y, f"One window: T = {CONTEXT} inputs and targets (token, id)", "bold")
     for row, (name, ids, first) in enumerate((("inputs", idx, 0), ("targets", targets, 1))):
         c.text(EDGE, y + 36 + 62 * row, name, "small")
         for i, token in enumerate(ids.tolist()):
@@ -134,7 +135,7 @@ def _one_window(c: Canvas, y: float, data: SlidingWindowDataset) -> float:
             c.text(x + 25, y + 36 + 62 * row, f"{TEXT[i + first].replace(' ', '␣')} {token}", "mono middle")
             if not row:
                 c.arrow((x + 25, y + 46), (x + 25, y + 78))
-    c.parts.append(f'<rect x="{EDGE + 76 + 5 * 62 - 2}" y="{y + 76:g}" width="54" height="34" rx="4" class="mark"/>')
+    c.marked(EDGE + 76 + 5 * 62 - 2, y + 76, 54, 34)
     c.text(EDGE, y + 130, "At each position the model has seen this input and all before it.", "small")
     return y + 130
 
@@ -150,13 +151,19 @@ def _windows(c: Canvas, y: float, starts: list[int]) -> float:
 def _last_target(c: Canvas, y: float, start: int) -> None:
     x = EDGE + (start + CONTEXT) * CELL
     c.text(x + CELL / 2, y + 18, TEXT[start + CONTEXT].replace(" ", "␣"), "mono middle")
-    c.parts.append(f'<rect x="{x + 2}" y="{y + 2:g}" width="{CELL - 4}" height="22" rx="3" class="mark"/>')
+    c.marked(x + 2, y + 2, CELL - 4, 22)
 
 
 def _epoch(c: Canvas, y: float, epoch: int, starts: list[int]) -> float:
     """The windows of an epoch in one row, each with its place in the order."""
     for i, start in enumerate(starts):
         _stream(c, y + 22, start, TEXT[start : start + CONTEXT], "token")
-        c.text(EDGE + (start + CONTEXT / 2) * CELL, y + 16, f"epoch {epoch}, batch {epoch * len(starts) + i}", "soft small middle")
+        c.rect(EDGE + start * CELL, y + 22, CONTEXT * CELL, 26, "token", "none strong", r=3)
+        c.text(
+            EDGE + (start + CONTEXT / 2) * CELL,
+            y + 16,
+            f"epoch {epoch}, batch {epoch * len(starts) + i}",
+            "soft small middle",
+        )
     _last_target(c, y + 22, max(starts))
     return y + 48

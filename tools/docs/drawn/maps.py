@@ -5,11 +5,13 @@ import re
 import tomllib
 from pathlib import Path
 
-from drawn.canvas import WIDTH, Canvas
+from drawn.canvas import Canvas
 from glassgpt.learn.lesson import lessons
 
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "src" / "glassgpt"
+
+
 def layers() -> list[str]:
     """The rooms, from the one that imports to the one that is imported, as the import-linter checks them."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
@@ -59,7 +61,8 @@ def _grid(c: Canvas, names: list[str], found: dict[str, set[str]]) -> str:
     left, step, row = 78.0, 12.6, 21
     top = 86.0
     c.paragraph(16, 26, [
-        "A dot is an import: its row is the room that imports, and", "the name below it, at the end of its line, is the room that",
+        "A dot is an import: its row is the room that imports, and",
+        "the name below it, at the end of its line, is the room that",
         "is imported. No dot lies below the diagonal.",
     ], "small")  # fmt: skip
     for i, name in enumerate(names):
@@ -97,8 +100,8 @@ def path() -> str:
     needs = {lesson.number: _needs(lesson.path.read_text("utf-8")) for lesson in lessons()}
     c = Canvas(
         f"The path through the {len(titles)} lessons",
-        "Parts and their lessons: " + "; ".join(f"{name} ({ns[0]} to {ns[-1]})" for name, ns in PARTS) + ". The parts after "
-        "The model can be read in any order.",
+        "Parts and their lessons: " + "; ".join(f"{name} ({ns[0]} to {ns[-1]})" for name, ns in PARTS)
+        + ". The parts after The model can be read in any order.",
     )  # fmt: skip
     tops, bottoms, y = [], [], 12.0
     for name, numbers in PARTS:
@@ -108,18 +111,21 @@ def path() -> str:
         c.text(412, y + 26, f"{minutes} minutes", "soft small end")
         y += 50
         for number in numbers:
-            c.text(48, y, str(number), "mono end")
-            c.text(60, y, titles[number])
-            if other := [need for need in needs[number] if need != number - 1]:
-                c.text(412, y, "after " + ", ".join(map(str, other)), "soft small end")
+            c.text(42, y, str(number), "mono end")
+            c.text(52, y, titles[number][0].upper() + titles[number][1:], "small")
+            if (other := _direct(needs, number)) != [number - 1]:
+                c.text(412, y, f"after {', '.join(map(str, other))}" if other else "", "soft small end")
             y += 24
         y -= 6
         c.rect(8, tops[-1], 416, y - tops[-1], "plain", "none", r=10)
         bottoms.append(y)
         y += 26
     _arrows(c, needs, tops, bottoms)
-    c.text(16, y + 6, "A part comes after the part where its arrow starts.", "soft small")
-    return c.svg(y + 20)
+    notes = [
+        "A part comes after the part where its arrow starts.",
+        "A lesson without a note comes after the one above it.",
+    ]
+    return c.svg(c.paragraph(16, y + 6, notes, "soft small") - 6)
 
 
 def _arrows(c: Canvas, needs: dict[int, list[int]], tops: list[float], bottoms: list[float]) -> None:
@@ -131,6 +137,15 @@ def _arrows(c: Canvas, needs: dict[int, list[int]], tops: list[float], bottoms: 
             c.arrow((216, bottoms[latest]), (216, tops[i]))
         else:
             c.arrow((424, bottoms[latest] - 24), (450, bottoms[latest] - 24), (450, tops[i] + 22), (424, tops[i] + 22))
+
+
+def _direct(needs: dict[int, list[int]], number: int) -> list[int]:
+    """The lessons before a lesson, without those that come before another of them."""
+
+    def before(lesson: int) -> set[int]:
+        return set(needs[lesson]).union(*map(before, needs[lesson]))
+
+    return [need for need in needs[number] if not any(need in before(other) for other in needs[number])]
 
 
 def _needs(text: str) -> list[int]:

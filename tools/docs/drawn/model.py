@@ -1,5 +1,6 @@
 """Diagrams of the model: the Transformer, and attention step by step."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,9 +25,10 @@ def transformer() -> str:
     )
     shape = tiny.shapes()
     y = c.card(CARD, 12, CARD_WIDTH, "token", "token ids: idx", [shape["idx"]])
-    c.arrow((CARD + 20, y), (CARD + 20, y + 20))
+    c.arrow((CARD + 20, y), (CARD + 20, y + 24))
+    c.text(452, y + 17, "parameters", "soft small end")
     y = c.card(
-        CARD, y + 20, CARD_WIDTH, "weight", "token_embedding", [_matrix("token_embedding", "V, C")],
+        CARD, y + 24, CARD_WIDTH, "weight", "token_embedding", [_matrix("token_embedding", "V, C")],
         _count("token_embedding"),
     )  # fmt: skip
     y = c.card(
@@ -60,12 +62,19 @@ def transformer() -> str:
     c.arrow((STREAM, end), (CARD, end))
     y = c.card(CARD, end - 17, CARD_WIDTH, "weight", "final_norm", [], _count("final_norm"))
     c.arrow((CARD + 20, y), (CARD + 20, y + 18))
-    y = c.card(CARD, y + 18, CARD_WIDTH, "weight", "head = token_embedding", [_matrix("token_embedding", "V, C")], "tied")
+    y = c.card(
+        CARD, y + 18, CARD_WIDTH, "weight", "head = token_embedding", [_matrix("token_embedding", "V, C")], "tied"
+    )
     c.arrow((CARD + 20, y), (CARD + 20, y + 18))
     y = c.card(CARD, y + 18, CARD_WIDTH, "activation", "logits", [shape["logits"]])
     outside = [tiny.parameters(part) for part in ("token_embedding", "position_embedding", "final_norm")]
     assert sum(outside) + layers * block == total
-    c.text(16, y + 32, f"{outside[0]:,} + {outside[1]:,} + {layers} · {block:,} + {outside[2]} = {total:,} parameters", "small")
+    c.text(
+        16,
+        y + 32,
+        f"{outside[0]:,} + {outside[1]:,} + {layers} · {block:,} + {outside[2]} = {total:,} parameters",
+        "small",
+    )
     y = c.paragraph(16, y + 56, [
         "B batch, T tokens, C = n_embd, H = n_head, D = head_dim,", "I = intermediate_size, V = vocab_size",
     ], "soft small")  # fmt: skip
@@ -94,13 +103,15 @@ def _count(part: str) -> str:
 
 
 TOKENS = ["the", "cat", "sat", "down"]
+SEED = 654  # of the example; chosen so that rounded numbers add up, and the mask hides the largest score of ROW
 ROW = 2  # the query whose numbers are written out
+LEFT, HIGH = 66, 26  # the left edge of a matrix, and the height of its rows
 
 
 def attention() -> str:
     """One head over four tokens, by the program's own explicit attention."""
-    generator = torch.Generator().manual_seed(5)
-    q, k, v = (torch.randint(-20, 21, (4, 4), generator=generator) / 10 for _ in range(3))  # [T, D]
+    generator = torch.Generator().manual_seed(SEED)
+    q, k, v = (torch.randint(-15, 16, (4, 4), generator=generator).double() / 10 for _ in range(3))  # [T, D]
     seen: dict[str, Tensor] = {}
     output, _ = ExplicitAttention(lambda name, tensor: seen.update({name: tensor[0, 0]}))(
         *(tensor[None, None] for tensor in (q, k, v)), None
@@ -110,60 +121,76 @@ def attention() -> str:
         "One head over four tokens: scores of queries and keys, divided by the root of the width, masked, softmax, and "
         "the average of the values by these weights. The numbers of the third token are written out.",
     )
-    y = 24.0
-    c.text(16, y, "The inputs of one head: T = 4 tokens, D = 4 numbers each", "bold")
-    for i, (name, values) in enumerate((("q", q), ("k", k))):
-        _numbers(c, 66 + 212 * i, y + 46, values, 1, 46, "activation", TOKENS if not i else [], name, i == 0)
-    y = _numbers(c, 66, y + 184, v, 1, 46, "activation", TOKENS, "v", False)
-    c.paragraph(278, y - 86, ["Each token has a query,", "a key and a value:", "its vector times", "three matrices."], "small")
-    y += 36
-    products = " + ".join(f"{_plain(a)}·{_plain(b)}" for a, b in zip(q[ROW].tolist(), k[0].tolist(), strict=True))
+    c.text(16, 24, "The inputs of a head: T = 4 tokens, D = 4", "bold")
+    _numbers(c, LEFT, 70, q, 46, "q", TOKENS, framed=True)
+    _numbers(c, LEFT + 212, 70, k, 46, "k")
+    y = _numbers(c, LEFT, 208, v, 46, "v", TOKENS)
+    c.paragraph(
+        278, y - 82, ["Query, key and value of a", "token are its vector times", "three learned matrices."], "small"
+    )
     scaled, weights = seen["scaled scores"][ROW].tolist(), seen["attention weights"][ROW].tolist()
-    steps = [
-        ("1  scores = q · kᵀ", "scores", f"{products} = {seen['scores'][ROW, 0]:.2f}"),
-        ("2  divided by √D = 2", "scaled scores", f"{seen['scores'][ROW, 0]:.2f} / 2 = {scaled[0]:.2f}"),
-        ("3  masked: no token sees a later one", "masked scores", "a later token has -∞"),
-        ("4  softmax: each row sums to 1", "attention weights", "e^" + f"{scaled[0]:.2f} / (e^{scaled[0]:.2f} + e^{scaled[1]:.2f} + e^{scaled[2]:.2f}) = {weights[0]:.2f}"),
-    ]  # fmt: skip
-    for title, name, formula in steps:
-        y = _step(c, y, title, name, seen[name], formula)
+    score = _fixed(seen["scores"][ROW, 0].item(), 2)
+    powers = [f"e^{_plain(value, 2)}" for value in scaled[: ROW + 1]]
+    y += 40
+    for title, name, formula in (
+        ("1  scores = q · kᵀ", "scores", [_products(q[ROW], k[0], 1), f"= {score}    (sat · the)"]),
+        ("2  divided by √D = 2", "scaled scores", [f"{score} / 2 = {_fixed(scaled[0], 2)}"]),
+        ("3  mask: no token looks at a later one", "masked scores", ["later tokens: -∞"]),
+        ("4  softmax: each row sums to 1", "attention weights", [
+            f"{powers[0]} / ({' + '.join(powers)})", f"= {_fixed(weights[0], 2)}",
+        ]),
+    ):  # fmt: skip
+        c.text(16, y, title, "bold")
+        c.text(464, y, "[T, T]", "mono end soft")
+        y = _numbers(
+            c, LEFT, y + 40, seen[name], 66, "", TOKENS, TOKENS, framed=True, weights=name == "attention weights"
+        )
+        y = c.paragraph(16, y + 24, formula, "mono") + 18
     c.text(16, y, "5  output = weights · v", "bold")
-    bottom = _numbers(c, 66, y + 20, output[0, 0], 2, 66, "activation", TOKENS, "", True, shade=False)
-    mixed = " + ".join(f"{w:.2f}·{_plain(x)}" for w, x in zip(weights[: ROW + 1], v[: ROW + 1, 0].tolist(), strict=True))
-    c.text(16, bottom + 26, f"{mixed} = {output[0, 0, ROW, 0]:.2f}", "mono small")
-    y = c.paragraph(16, bottom + 54, ["The framed row is the third token. Its numbers are written out."], "soft small")
-    return c.svg(c.legend(y - 4) + 6)
-
-
-def _step(c: Canvas, y: float, title: str, name: str, values: Tensor, formula: str) -> float:
-    c.text(16, y, title, "bold")
-    c.text(464, y, "[T, T]", "mono end soft")
-    weights = name == "attention weights"
-    bottom = _numbers(c, 66, y + 40, values, 2, 66, "activation", TOKENS, "keys", True, TOKENS, shade=weights)
-    c.text(16, bottom + 26, formula, "mono small")
-    return bottom + 64
+    c.text(464, y, "[T, D]", "mono end soft")
+    y = _numbers(c, LEFT, y + 18, output[0, 0], 66, "", TOKENS, framed=True, digits=2)
+    mixed = _products(seen["attention weights"][ROW, : ROW + 1], v[: ROW + 1, 0], 2)
+    c.text(16, y + 24, f"{mixed} = {_fixed(output[0, 0, ROW, 0].item(), 2)}", "mono")
+    c.text(16, y + 50, "The framed row is the third token, sat.", "soft small")
+    return c.svg(c.legend(y + 64) + 6)
 
 
 def _numbers(
-    c: Canvas, x: float, y: float, values: Tensor, digits: int, width: float, kind: str, labels: Sequence[str],
-    name: str, framed: bool, columns: Sequence[str] = (), shade: bool = False,
+    c: Canvas, x: float, y: float, values: Tensor, width: float, name: str, rows: Sequence[str] = (),
+    columns: Sequence[str] = (), *, framed: bool = False, weights: bool = False, digits: int = 0,
 ) -> float:  # fmt: skip
-    """A matrix with labels; gives its lower edge."""
+    """A matrix with its labels; attention weights are the darker the larger. Gives its lower edge."""
     for i, column in enumerate(columns):
         c.text(x + (i + 0.5) * width, y - 8, column, "mono middle")
-    if name and not columns:
+    if name:
         c.text(x, y - 8, name, "bold")
         c.text(x + 4 * width, y - 8, "[T, D]", "mono end soft")
-    rows = [["-∞" if value == float("-inf") else f"{value:.{digits}f}" for value in row] for row in values.tolist()]
-    bottom = c.matrix(x, y, rows, width, kind, labels)
-    if shade:
-        for i, row in enumerate(values.tolist()):
-            for j, value in enumerate(row):
-                c.shade(x + j * width, y + 26 * i, width, 26, kind, 0.45 * value)
+    digits = digits or (2 if columns else 1)
+    for i, row in enumerate(values.tolist()):
+        if rows:
+            c.text(x - 8, y + HIGH * i + 18, rows[i], "mono end")
+        for j, value in enumerate(row):
+            masked = value == float("-inf") or (weights and j > i)
+            kind = "plain" if masked else "activation"
+            c.rect(x + width * j, y + HIGH * i, width, HIGH, kind, "dashed" if masked else "", r=2)
+            if weights:
+                c.shade(x + width * j, y + HIGH * i, width, HIGH, kind, 0.4 * value)
+            text = "-∞" if value == float("-inf") else _fixed(value, digits)
+            c.text(x + width * (j + 0.5), y + HIGH * i + 18, text, "mono middle")
     if framed:
-        c.parts.append(f'<rect x="{x - 2:g}" y="{y + 26 * ROW - 2:g}" width="{4 * width + 4:g}" height="30" rx="3" class="mark"/>')
-    return bottom
+        c.marked(x - 2, y + HIGH * ROW - 2, 4 * width + 4, HIGH + 4)
+    return y + HIGH * len(values)
 
 
-def _plain(value: float) -> str:
-    return f"({value:.1f})" if value < 0 else f"{value:.1f}"
+def _products(a: Tensor, b: Tensor, digits: int) -> str:
+    """The sum of products of two rows: 0.8·1.9 + (-0.5)·1.7."""
+    return " + ".join(f"{_plain(x, digits)}·{_plain(y)}" for x, y in zip(a.tolist(), b.tolist(), strict=True))
+
+
+def _plain(value: float, digits: int = 1) -> str:
+    return f"({_fixed(value, digits)})" if value < 0 else _fixed(value, digits)
+
+
+def _fixed(value: float, digits: int) -> str:
+    """Round halves away from zero, on every machine."""
+    return f"{value + math.copysign(1e-6, value):.{digits}f}"

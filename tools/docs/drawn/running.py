@@ -10,8 +10,8 @@ from glassgpt.training.step import train_step
 #: A line of the program, what it does, and the colour of its box.
 Line = tuple[str, str, str]
 BEFORE: list[Line] = [
-    ("batch = self._batch(state.step)", "batch k: ids, targets, mask", "token"),
-    ("torch.manual_seed(", "dropout is a function of seed and step", "plain"),
+    ("batch = self._batch(state.step)", "batch k: input ids and targets", "token"),
+    ("torch.manual_seed(", "dropout depends on seed and step only", "plain"),
     ("self.model.train()", "dropout on", "plain"),
 ]
 ZERO: list[Line] = [("weights.zero_grad()", "no gradient of the step before", "weight")]
@@ -23,7 +23,7 @@ UPDATE: list[Line] = [
     ("while_computing()", "read the next batch meanwhile", "token"),
     ("gradient.mul_(1 / loss_scale.value)", "float16 only: undo the loss scale", "weight"),
     ("norm = full_tensor(", "the norm of the whole gradient", "weight"),
-    (".is_finite:", "not finite: the next two are skipped", "plain"),
+    ("if (result := ", "not finite: the next two are skipped", "plain"),
     ("clip_grads_with_norm_(", "clip: norm at most grad_clip", "weight"),
     ("optimizers.step(lr_multiplier)", "update the weights", "weight"),
 ]
@@ -88,7 +88,7 @@ def _lines(c: Canvas, y: float, lines: list[Line]) -> float:
     for line, meaning, kind in lines:
         c.rect(44, y, 392, 48, kind)
         c.text(56, y + 20, meaning)
-        c.text(56, y + 39, line + (" ...)" if line.endswith("(") else ""), "mono soft")
+        c.text(56, y + 39, line + ("...)" if line.endswith(("(", "= ")) else ""), "mono soft")
         y += 56
     return y + 4
 
@@ -138,8 +138,8 @@ def checkpoint() -> str:
     """The folder of a run, with the files and the sizes of a real one."""
     c = Canvas(
         "The files of a run",
-        "A run folder has run.toml, metrics.jsonl, best/ with a model folder, last/ with the state of the training beside "
-        "the model, the newest two steps, and with keep_every also kept/. Sizes are in bytes.",
+        "A run folder has run.toml, metrics.jsonl, best/ with a model folder, last/ with the state of the training "
+        "beside the model, the newest two steps, and with keep_every also kept/. Sizes are in bytes.",
     )
     c.text(16, 26, f"{RUN}/", "mono bold")
     c.text(464, 26, "bytes", "soft small end")
@@ -147,13 +147,12 @@ def checkpoint() -> str:
     for path, entry in FILES.items():
         y = _file(c, y, path, *entry)
         if path == "last/model.safetensors":
-            c.text(65, y + 16, "and " + ", ".join(SHARED[:2]), "soft small")
-            c.text(65, y + 36, ", ".join(SHARED[2:]), "soft small")
-            y += 48
+            lines = ["and as in best/:", ", ".join(SHARED[:2]) + ",", ", ".join(SHARED[2:])]
+            y = c.paragraph(62, y + 16, lines, "soft small") - 10
     words, half = COMMAND.split(), 5
     c.text(16, y + 28, "Sizes are those after", "soft small")
     c.paragraph(16, y + 50, [" ".join(words[:half]), "  " + " ".join(words[half:])], "mono")
-    return c.svg(c.legend(y + 84) + 6)
+    return c.svg(c.legend(y + 90) + 6)
 
 
 def _file(c: Canvas, y: float, path: str, size: int | None, meaning: str, kind: str) -> float:
@@ -162,12 +161,12 @@ def _file(c: Canvas, y: float, path: str, size: int | None, meaning: str, kind: 
     x = 16.0 + 24 * (len(folders.split("/")) if folders else 0)
     is_folder = path.endswith("/")
     if is_folder:
-        y += 0 if path.startswith(("step-", "kept/step")) and "000100" not in path else 6
+        y += 0 if "step-" in path and path != "step-000100/" else 6
         c.text(x, y + 16, f"{name}/", "mono bold")
         c.text(x + 8.5 * len(name) + 24, y + 16, meaning, "soft small")
         return y + 26
     c.rect(x, y + 4, 14, 14, kind, r=3)
     c.text(x + 22, y + 16, name, "mono")
-    c.text(max(x + 22 + 8.5 * len(name) + 12, 248), y + 16, meaning, "soft small")
+    c.text(276, y + 16, meaning, "soft small")
     c.text(464, y + 16, f"{size:,}", "mono end")
     return y + 26
