@@ -26,6 +26,11 @@ DIAGRAMS: dict[str, Callable[[], str]] = {
 }
 
 
+def path_of(name: str) -> Path:
+    """Where a diagram is committed."""
+    return FOLDER / f"{name}.svg"
+
+
 def main() -> int:
     """Write the files, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -35,7 +40,7 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     different = []
     for name in [options.only] if options.only else DIAGRAMS:
-        path, drawn = FOLDER / f"{name}.svg", DIAGRAMS[name]()
+        path, drawn = path_of(name), DIAGRAMS[name]()
         if path.exists() and path.read_text(encoding="utf-8") == drawn:
             continue
         different.append(name)

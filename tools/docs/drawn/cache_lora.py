@@ -1,12 +1,13 @@
 """Diagrams of the key/value cache and of LoRA."""
 
 import copy
+import functools
 
 import torch
 
 from drawn import tiny
 from drawn.canvas import Canvas
-from glassgpt.config import TuneConfig
+from glassgpt.config import ModelConfig, TuneConfig
 from glassgpt.model import GPT, KVCache
 from glassgpt.model.attention import ExplicitAttention
 from glassgpt.transforms.lora import LoRALinear, add_lora
@@ -127,8 +128,8 @@ def lora() -> str:
     c.text(464, y, "frozen", "soft small end")
     rows = [
         (f"{name}: A and B", pair, out * inputs),
-        ("SmolLM2-135M, every block", *_whole(smollm2)),
-        ("preset tiny, every block", *_whole(tiny.CONFIG)),
+        ("SmolLM2-135M, all blocks", *_whole(smollm2)),
+        ("preset tiny, all blocks", *_whole(tiny.CONFIG)),
     ]
     for label, trained, frozen in rows:
         y += 26
@@ -154,7 +155,8 @@ def _matrices(c: Canvas, out: int, inputs: int) -> None:
     c.text(398, 210, "trained", "small")
 
 
-def _meta(config: object) -> GPT:
+@functools.cache
+def _meta(config: ModelConfig) -> GPT:
     """A model with LoRA that has shapes and no memory."""
     with torch.device("meta"):
         model = GPT(config)
@@ -162,12 +164,12 @@ def _meta(config: object) -> GPT:
     return model
 
 
-def _first_pair(config: object) -> tuple[str, LoRALinear]:
+def _first_pair(config: ModelConfig) -> tuple[str, LoRALinear]:
     layer = next(module for module in _meta(config).modules() if isinstance(module, LoRALinear))
     return layer.targets[0], layer
 
 
-def _whole(config: object) -> tuple[int, int]:
+def _whole(config: ModelConfig) -> tuple[int, int]:
     """Parameters that train, and that do not."""
     parameters = list(_meta(config).parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)

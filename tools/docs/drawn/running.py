@@ -11,7 +11,7 @@ from glassgpt.training.step import train_step
 Line = tuple[str, str, str]
 BEFORE: list[Line] = [
     ("batch = self._batch(state.step)", "batch k: input ids and targets", "token"),
-    ("torch.manual_seed(", "dropout depends on seed and step only", "plain"),
+    ("torch.manual_seed(", "the seed of dropout for this step", "plain"),
     ("self.model.train()", "dropout on", "plain"),
 ]
 ZERO: list[Line] = [("weights.zero_grad()", "no gradient of the step before", "weight")]
@@ -33,10 +33,10 @@ AFTER: list[Line] = [
     ("self._report_step(", "log: display, metrics.jsonl", "file"),
 ]
 BETWEEN: list[Line] = [
-    ("self._validate()", "every eval_interval steps; saves best/", "loss"),
-    ("self._save_kept()", "every keep_every steps: kept/", "file"),
-    ("self._save_last()", "every save_interval steps: last/", "file"),
-    ("self._sample()", "every sample_interval steps: a text", "token"),
+    ("self._validate()", "validate every eval_interval steps; best/", "loss"),
+    ("self._save_kept()", "keep every keep_every steps: kept/", "file"),
+    ("self._save_last()", "save every save_interval steps: last/", "file"),
+    ("self._sample()", "sample every sample_interval steps", "token"),
 ]
 RATE: list[Line] = [("multiplier = lr_multiplier(", "learning rate of this step", "weight")]
 
