@@ -42,8 +42,9 @@ def cache() -> str:
     c.text(46, y + 46, "key and value read from the cache", "small")
     bytes_ = _cache_bytes()
     y = c.paragraph(16, y + 82, [
-        "The new token has one query. It is compared with all keys,", "old and new, so the logits are the same.",
-        f"The cache of preset tiny, for one full context of {tiny.CONFIG.block_size} tokens:",
+        "The query of the new token is compared with all keys,",
+            "old and new: the logits are those without a cache.",
+            f"The cache of preset tiny, for one full context of {tiny.CONFIG.block_size} tokens:",
         f"{bytes_:,} bytes of keys and values in float32.",
     ], "small")  # fmt: skip
     return c.svg(c.legend(y) + 6)

@@ -29,6 +29,9 @@ def imports(room: str, rooms: set[str]) -> set[str]:
     return found - {room}
 
 
+_WITH_STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)  # not expressions: they have no imports
+
+
 def _imported(node: ast.AST) -> set[str]:
     """Room names in the import statements below a node."""
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
@@ -38,7 +41,8 @@ def _imported(node: ast.AST) -> set[str]:
     if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "glassgpt":
         parts = (node.module or "").split(".")
         return {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return set().union(*map(_imported, ast.iter_child_nodes(node)))
+    below = (child for child in ast.iter_child_nodes(node) if isinstance(child, _WITH_STATEMENTS))
+    return set().union(*map(_imported, below))
 
 
 def rooms() -> str:
