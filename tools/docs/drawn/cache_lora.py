@@ -8,7 +8,7 @@ import torch
 from drawn import tiny
 from drawn.canvas import Canvas
 from glassgpt.config import ModelConfig, TuneConfig
-from glassgpt.model import GPT, KVCache
+from glassgpt.model import GPT, KVCache, meta_model
 from glassgpt.model.attention import ExplicitAttention
 from glassgpt.transforms.lora import LoRALinear, add_lora
 from glassgpt.weights.mapping import from_hf_config
@@ -159,8 +159,7 @@ def _matrices(c: Canvas, out: int, inputs: int) -> None:
 @functools.cache
 def _meta(config: ModelConfig) -> GPT:
     """A model with LoRA that has shapes and no memory."""
-    with torch.device("meta"):
-        model = GPT(config)
+    model = meta_model(config)
     add_lora(model, TuneConfig(method="lora", lora_rank=RANK), seed=0)
     return model
 
