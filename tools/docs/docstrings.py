@@ -23,12 +23,14 @@ class Module:
         name: dotted.
         path: of its file, relative to the project.
         tree: the syntax tree.
+        lines: of the file.
         chosen: names to describe; empty: every public function and class.
     """
 
     name: str
     path: str
     tree: ast.Module
+    lines: tuple[str, ...]
     chosen: tuple[str, ...] = ()
 
     def definitions(self) -> list[Definition]:
@@ -72,12 +74,9 @@ def load_module(name: str) -> Module:
     name, _, chosen = name.partition(":")
     path = ROOT / "src" / Path(*name.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return Module(
-        name,
-        path.relative_to(ROOT).as_posix(),
-        ast.parse(path.read_text(encoding="utf-8")),
-        tuple(filter(None, chosen.split(","))),
-    )
+    text = path.read_text(encoding="utf-8")
+    names = tuple(filter(None, chosen.split(",")))
+    return Module(name, path.relative_to(ROOT).as_posix(), ast.parse(text), tuple(text.splitlines()), names)
 
 
 def is_public(name: str) -> bool:
@@ -100,7 +99,13 @@ def describe(module: Module, node: Definition, link: Linked) -> Iterator[str]:
         section = next(ast.literal_eval(part.value) for part in node.body if _assigns(part, "section"))  # type: ignore[attr-defined]
         yield from [f"Fields: the settings of [`{section}`](settings.md#{section}), as keyword arguments.", ""]
     if isinstance(node, ast.ClassDef):
+        yield from _fields(module, node, link)
         yield from _members(module, node, link)
+
+
+def about(module: Module, link: Linked) -> Iterator[str]:
+    """Give the lines of a module's docstring."""
+    yield from _documentation(ast.get_docstring(module.tree) or "", link)
 
 
 def markdown(text: str, link: Linked) -> str:
@@ -114,6 +119,18 @@ def escape(text: str) -> str:
     """Escape what Markdown would read as markup; text in backticks must not be in it."""
     text = text.replace("<", "&lt;").replace("*", r"\*")
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+
+
+def _fields(module: Module, node: ast.ClassDef, link: Linked) -> Iterator[str]:
+    """Give the fields that a comment on their line explains."""
+    found = []
+    for part in node.body:
+        if isinstance(part, ast.AnnAssign) and is_public(name := ast.unparse(part.target)):
+            comment = module.lines[(part.end_lineno or 0) - 1][part.end_col_offset or 0 :].strip()
+            if comment.startswith("# ") and not comment.startswith(("# type:", "# noqa")):
+                found.append(f"- `{name}`: {markdown(comment[2:], link)}")
+    if found:
+        yield from ["Fields:", "", *found, ""]
 
 
 def _members(module: Module, node: ast.ClassDef, link: Linked) -> Iterator[str]:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import typer
-from docstrings import Module, describe, escape, load_module, markdown, title
+from docstrings import Module, about, describe, escape, load_module, markdown, title
 
 import glassgpt
 from glassgpt.cli.main import VERBS, app
@@ -223,7 +223,7 @@ def _commands() -> list[str]:
 def _about_commands(silent: list[Verb]) -> list[str]:
     exceptions = ", ".join(f"`{verb.name}`" for verb in silent)
     return [
-        "The page lists what each verb takes. [Settings](settings.md) has the settings that are written as `key=value`.",
+        "What each verb takes. The settings that are written as `key=value` are in [settings](settings.md).",
         "",
         "Every verb and every group of verbs has `--help` (`-h`). `glassgpt --version` prints the version.",
         "",
@@ -366,10 +366,11 @@ def _slug(heading: str) -> str:
 def _settings() -> list[str]:
     lines = [
         "# Settings", "", GENERATED, "",
-        "`glassgpt train`, `plan`, `quickstart`, `data show`, `data prepare`, `bench train`, `tune sft` and `tune lora` take these settings as `key=value`, and from "
-        "TOML files, where each section is a table. A name is unique: `n_layer=8` and `model.n_layer=8` are the same. "
-        "Later settings override earlier ones, settings of the command line those of files, and all of them the preset. "
-        "`glassgpt train ... --dry-run` prints the settings of a run as a TOML file.",
+        "`train`, `plan`, `quickstart`, `data show`, `data prepare`, `bench train`, `tune sft` and `tune lora` "
+        "take these settings as `key=value`, and from TOML files, where each section is a table. A name is unique: "
+        "`n_layer=8` and `model.n_layer=8` are the same. Later settings override earlier ones, settings of the command "
+        "line those of files, and all of them the preset. `glassgpt train TEXT --dry-run` prints the settings of a run "
+        "as a TOML file.",
         "", "A value out of range raises an error that names the range. Every problem is reported at once.", "",
         "## Contents", "",
     ]  # fmt: skip
@@ -418,9 +419,9 @@ def _presets() -> list[str]:
     keys = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     lines = [
         "## Presets", "",
-        "`preset=NAME` starts from these settings. Without a preset, `auto` chooses a size for the text, the machine and "
-        "the time. `glassgpt presets` prints this table. In training, the vocabulary is the tokenizer's; the parameters "
-        "below are counted with the `vocab_size` of the table.", "",
+        "`preset=NAME` starts from these settings. Without a preset, `auto` chooses a size for the text, the machine "
+        "and the time. `glassgpt presets` prints this table. In training, the vocabulary is the tokenizer's; the "
+        "parameters below are counted with the `vocab_size` of the table.", "",
         "| name | parameters | " + " | ".join(f"`{key}`" for key in keys) + " |", "|---|" + "--:|" * 6,
     ]  # fmt: skip
     found = [presets.get(name) for name in presets.names()]
@@ -485,7 +486,8 @@ def _assignments(sections: Any) -> str:
 def _other_names() -> list[str]:
     lines = [
         "## Names used elsewhere", "",
-        "Other projects have other names for some settings. glassgpt does not accept them; its error names the setting.", "",
+        "Other projects have other names for some settings. They raise an error here, which names the setting.",
+        "",
         "| name elsewhere | setting |", "|---|---|",
     ]  # fmt: skip
     section = {field: name for name, part in SECTIONS.items() for field in part.__dataclass_fields__}
@@ -565,9 +567,7 @@ def _python(page: str) -> list[str]:
 
 def _module(page: str, module: Module, index: Index) -> list[str]:
     lines = [f"## {module.name}", ""]
-    docstring = (ast.get_docstring(module.tree) or "").split("\n\n")[0]
-    source = f"[{module.path}](../../{module.path})"
-    lines += [f"{markdown(' '.join(docstring.split()), index.link)} Source: {source}", ""]
+    lines += [*about(module, index.link), f"Source: [{module.path}](../../{module.path})", ""]
     exported = _exported(module)
     if exported:
         lines += [f"Names to import from `{module.name}`:", ""]
