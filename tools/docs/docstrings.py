@@ -110,6 +110,7 @@ def about(module: Module, link: Linked) -> Iterator[str]:
 
 def markdown(text: str, link: Linked) -> str:
     """Turn the markup of a docstring into Markdown."""
+    text = text.removesuffix(":") if text.endswith("::") else text
     text = re.sub(r":(\w+):`~?([^`]+)`", lambda match: link(match[2]), text)
     parts = re.split(r"(``[^`]+``|\[?`[^`]+`(?:\]\([^)]*\))?)", text)
     return "".join(part.replace("``", "`") if index % 2 else escape(part) for index, part in enumerate(parts))
@@ -159,8 +160,9 @@ def _documentation(docstring: str, link: Linked) -> Iterator[str]:
         head, _, body = block.partition("\n")
         if head.rstrip(":") in _FIELDS and head.endswith(":"):
             yield from _field(head.rstrip(":"), textwrap.dedent(body), link)
-        elif all(line.startswith("    ") for line in block.splitlines()):
-            yield from ["```text", textwrap.dedent(block), "```", ""]
+        elif head.startswith("===") or all(line.startswith("    ") for line in block.splitlines()):
+            lines = [line for line in block.splitlines() if not line.startswith("===")]  # of a table
+            yield from ["```text", textwrap.dedent("\n".join(lines)).replace("``", ""), "```", ""]
         elif re.match(r"(- |\d+\. )", head):
             items = re.split(r"\n(?=- |\d+\. )", block)
             yield from [*(_one_line(item, link) for item in items), ""]

@@ -23,7 +23,7 @@ from docstrings import Module, about, describe, escape, load_module, markdown, t
 import glassgpt
 from glassgpt.cli.main import VERBS, app
 from glassgpt.config import ALIASES, SECTIONS, describe_options, presets
-from glassgpt.config.layers import RENAMED
+from glassgpt.config.layers import RENAMED, SECTION_OF
 from glassgpt.config.section import Section
 from glassgpt.config.tuning import tuning_defaults
 from glassgpt.estimate import count_parameters
@@ -341,7 +341,7 @@ def _section_link(name: str) -> str:
 
 
 def _part_of_section(section: str, keys: list[str]) -> str:
-    missing = [name for name in SECTIONS[section].__dataclass_fields__ if name not in keys]
+    missing = [field.name for field in dataclasses.fields(SECTIONS[section]) if field.name not in keys]
     if not missing:
         return _section_link(section)
     few = keys if len(keys) < len(missing) else missing
@@ -490,9 +490,8 @@ def _other_names() -> list[str]:
         "",
         "| name elsewhere | setting |", "|---|---|",
     ]  # fmt: skip
-    section = {field: name for name, part in SECTIONS.items() for field in part.__dataclass_fields__}
     for other, names in ALIASES.items():
-        lines.append(f"| `{other}` | {', '.join(f'`{section[name]}.{name}`' for name in names)} |")
+        lines.append(f"| `{other}` | {', '.join(f'`{SECTION_OF[name]}.{name}`' for name in names)} |")
     lines += ["", "Earlier versions had these names. They are still read in TOML files and in old runs:", "",
               "| old | new |", "|---|---|"]  # fmt: skip
     return [*lines, *(f"| `{old}` | `{old.partition('.')[0]}.{new}` |" for old, new in RENAMED.items()), ""]
