@@ -174,7 +174,7 @@ def test_the_forms_of_conversations_are_read(tmp_path: Path) -> None:
 def test_every_environment_variable_is_named() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
     used = {name for text in sources for name in re.findall(r"\bGLASSGPT_[A-Z_]+\b", text)}
-    assert used == set(re.findall(r"^\| `(GLASSGPT_\w+)`", section(FILES, "## Environment variables"), re.MULTILINE))
+    assert used == set(re.findall(r"^- `(GLASSGPT_\w+)`", section(FILES, "## Environment variables"), re.MULTILINE))
 
 
 def test_the_exit_codes_are_those_of_the_program(cli: Any) -> None:

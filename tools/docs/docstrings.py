@@ -149,7 +149,8 @@ def _members(module: Module, node: ast.ClassDef, link: Linked) -> Iterator[str]:
             for before, line in zip(lines, rest, strict=False):
                 together = line.startswith("- ") and before.startswith("- ")
                 yield from [] if together else [""]
-                yield f"    {line}"
+                yield textwrap.indent(line, "    ")
+            yield from [""] if rest else []
         if members:
             yield ""
 
