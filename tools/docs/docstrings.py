@@ -135,7 +135,8 @@ def _fields(module: Module, node: ast.ClassDef, link: Linked) -> Iterator[str]:
 
 
 def _members(module: Module, node: ast.ClassDef, link: Linked) -> Iterator[str]:
-    functions = [part for part in node.body if isinstance(part, ast.FunctionDef) and is_public(part.name)]
+    functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+    functions = [part for part in functions if is_public(part.name) or part.name == "__call__"]
     shown = [part for part in functions if not any("setter" in word for word in _decorators(part))]
     for kind, name in ((True, "Properties"), (False, "Methods")):
         members = [part for part in shown if _is_property(part) == kind]
@@ -206,7 +207,10 @@ def _is_property(node: ast.FunctionDef) -> bool:
 def _signature(module: Module, node: Definition, *, in_class: bool = False) -> str:
     """Write a signature: on one line if it fits, or in a class, else with one parameter per line."""
     if isinstance(node, ast.ClassDef):
-        parameters, returns = _parameters_of_class(module, node), ""
+        found = _parameters_of_class(module, node)
+        if found is None:
+            return f"class {node.name}({', '.join(map(ast.unparse, node.bases))})".removesuffix("()")
+        parameters, returns = found, ""
     else:
         parameters = _parameters(module, node)
         returns = f" -> {_annotation(node.returns)}" if node.returns else ""
@@ -221,13 +225,14 @@ def _signature(module: Module, node: Definition, *, in_class: bool = False) -> s
     return f"{before}{node.name}(\n" + "".join(f"    {parameter},\n" for parameter in parameters) + f"){returns}"
 
 
-def _parameters_of_class(module: Module, node: ast.ClassDef) -> list[str]:
+def _parameters_of_class(module: Module, node: ast.ClassDef) -> list[str] | None:
+    """Give the parameters of a class; None if it has no constructor of its own."""
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
             return _parameters(module, part)[1:]
     bases = {ast.unparse(base) for base in node.bases}
     if not any("dataclass" in word for word in _decorators(node)) and "NamedTuple" not in bases:
-        return []
+        return None
     return [
         _parameter(module, ast.unparse(part.target), part.annotation, _default(part.value))
         for part in node.body
