@@ -508,7 +508,8 @@ def resume(
     The number of processes may be another one than before: the batches stay the same. A finished run validates again.
 
     Raises:
-        CheckpointError: if there is no such run, it cannot be read, or the changes describe another model or other data.
+        CheckpointError: if there is no such run, it cannot be read, or the changes describe another model or
+            other data.
         TrainingStopped: if training cannot continue.
     """
     reporter = watcher or reporter
