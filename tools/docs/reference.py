@@ -223,7 +223,7 @@ def _commands() -> list[str]:
 def _about_commands(silent: list[Verb]) -> list[str]:
     exceptions = ", ".join(f"`{verb.name}`" for verb in silent)
     return [
-        "What each verb takes. The settings that are written as `key=value` are in [settings](settings.md).",
+        "The arguments and options of every verb. [Settings](settings.md) are written as `key=value`.",
         "",
         "Every verb and every group of verbs has `--help` (`-h`). `glassgpt --version` prints the version.",
         "",
