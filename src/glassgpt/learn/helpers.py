@@ -37,7 +37,7 @@ def predict(question: str) -> Prediction:
 
 
 def equal(mine: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-5) -> None:
-    """Assert that two tensors agree, and print their largest difference.
+    """Assert that two tensors of one shape ``[...]`` agree, and print their largest difference.
 
     Raises:
         AssertionError: if the shapes differ, or a value by more than the tolerance, relative to the largest.
