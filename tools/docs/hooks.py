@@ -74,7 +74,8 @@ def _content(target: Path) -> str:
         return _LINK.sub(r"`\2`", re.sub(r"\]\((?!https?:|#)[^)]+\)", "]", text))
     if relative.startswith("lessons/"):
         return _lesson(target)
-    return f"# {relative}\n\n````{_LANGUAGES.get(target.suffix, 'text')}\n{text}````\n"
+    code = f"````{_LANGUAGES.get(target.suffix, 'text')}\n{text}````"
+    return f"---\nsearch:\n  exclude: true\n---\n# {relative}\n\n{code}\n"
 
 
 def _lesson(path: Path) -> str:
