@@ -219,7 +219,7 @@ def test_our_names_in_the_tables_of_settings_exist(page: Path) -> None:
             assert name in SECTION_OF, f"{page.name}: {here}"
 
 
-# -- models of other programs -------------------------------------------------------------------------------------------
+# -- models of other programs --
 
 
 def block_of(page: str, function: str) -> Callable[..., GPT]:
