@@ -47,6 +47,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = _outside(page.file.src_uri, match[2])
         return match[1] + "../" * len(here.parts) + _page_of(target) + match[3] if target else match[0]
 
+    markdown = markdown.replace("```console\n", "```sh\n")  # Pygments takes a console's lines without $ as output
     return _LINK.sub(replaced, markdown)
 
 
