@@ -30,7 +30,7 @@ from glassgpt.doctor.subject import Subject
 from glassgpt.learn import picture, predict, short
 
 NAMES = (
-    "state-between-calls", "output-of-mlp-thrown-away", "targets-shifted-again", "mean-of-the-batch",
+    "state-between-calls", "output-of-mlp-thrown-away", "targets-shifted-by-two", "mean-of-the-batch",
     "logits-too-large", "no-causal-mask", "softmax-in-the-model", "positions-not-added", "dropout-always-on",
     "blocks-in-a-list",
 )  # fmt: skip

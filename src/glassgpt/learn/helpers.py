@@ -56,13 +56,22 @@ def short(full: int, quick: int) -> int:
 
 
 def picture(figure: "Figure", name: str) -> Path:
-    """Save a figure as ``lesson-pictures/NAME.png`` and print where it is."""
+    """Save a figure as ``lesson-pictures/NAME.png`` and print where it is; in a notebook it is shown as well."""
+    import matplotlib.pyplot as plt
+
     folder = Path(os.environ.get(PICTURES, "lesson-pictures"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     figure.savefig(path, dpi=120, bbox_inches="tight")
+    if not _in_notebook():  # a notebook shows the figures that are open at the end of a cell
+        plt.close(figure)
     print(f"picture: {path}")
     return path
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 def seed(value: int = 0) -> None:
