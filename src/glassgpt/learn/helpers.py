@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 #: Set by `glassgpt learn` while somebody can answer; by the tests, to shorten what trains.
 ASK, SHORT, PICTURES = "GLASSGPT_LEARN_ASK", "GLASSGPT_LEARN_SHORT", "GLASSGPT_LEARN_PICTURES"
@@ -36,13 +34,13 @@ def predict(question: str) -> Prediction:
     return Prediction(question, answer or None)
 
 
-def equal(mine: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-5) -> None:
+def equal(mine: "Tensor", theirs: "Tensor", what: str, tolerance: float = 1e-5) -> None:
     """Assert that two tensors agree, and print their largest difference.
 
     Raises:
         AssertionError: if the shapes differ, or a value by more than the tolerance, relative to the largest.
     """
-    mine, theirs = mine.detach(), theirs.detach()
+    mine, theirs = mine.detach().cpu(), theirs.detach().cpu()
     assert mine.shape == theirs.shape, f"{what}: shapes {tuple(mine.shape)} and {tuple(theirs.shape)}"
     difference = float((mine.double() - theirs.double()).abs().max()) if mine.numel() else 0.0
     size = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
@@ -76,4 +74,6 @@ def _in_notebook() -> bool:
 
 def seed(value: int = 0) -> None:
     """Start torch's random numbers anew, so that a lesson prints the same numbers each time."""
+    import torch
+
     torch.manual_seed(value)
