@@ -12,8 +12,8 @@
 # We train on the first nine tenths of a text, and keep the last tenth for *validation*: the model never trains on it.
 # A model could learn the training text by heart. Only an unseen text shows whether it has learned the language.
 #
-# The text is cut at one place. With single sentences drawn at random, neighbours of every validation sentence would be
-# in the training part, and the validation loss would be too good.
+# The text is cut at one place. If we drew single sentences at random, the neighbours of each validation sentence would
+# be in the training part, and the validation loss would be too good.
 
 # %%
 import math
@@ -195,15 +195,15 @@ print(f"step {state['step']}: {again[0]:.6f} again, and the next 19 are equal, t
 # %%
 forgetful, empty = new_model()
 forgetful.load_state_dict(state["model"])
-guess = predict("Without the optimiser's state, the mean loss of the next 20 steps is higher by ... ?")
+guess = predict("Without the optimiser's state: by how much is the mean loss of the next 20 steps higher?")
 worse = train(forgetful, empty, state["step"], state["step"] + 20)
 guess.measured(float(np.mean(worse) - np.mean(again)))
 assert worse[0] == again[0] and worse[1:] != again[1:], "the same weights, then another way"
 checkpoint.unlink()
 
 # %% [markdown]
-# The model recovers from it. But a run that is resumed often has a small peak at every restart, and is never the run
-# that it would have been.
+# The model recovers from it. But the loss has a small peak after every restart, and the run never becomes the one that
+# it would have been.
 #
 # ## In real systems
 #
