@@ -16,7 +16,7 @@
 # computes the same function, you can give it these weights. Three things have to fit: the *names*, the *shapes*, and
 # *what is computed*.
 #
-# Here is a GPT with names of our own (lesson 17, as short as it can be).
+# Here is the GPT of lesson 17 again, shorter and with names of our own.
 
 # %%
 import torch
@@ -72,8 +72,7 @@ class MyGPT(nn.Module):
 # ## GPT-2
 #
 # The real GPT-2 has 124 million weights. If it is on this machine, we take it. If not, we make a small GPT-2 with
-# random weights: the same names, the same orientation, the same function, so the same work. What you write below loads
-# the real one, too.
+# random weights. Names, orientation and function are the same, so the code below also loads the real one.
 
 # %%
 seed(0)
@@ -147,7 +146,7 @@ for ours, theirs, transpose in rows(1):
           f"{'yes' if transpose else ''}")  # fmt: skip
 
 # %% [markdown]
-# GPT-2 was written in TensorFlow, where a layer computes `x @ W` and W is `[in, out]`. `nn.Linear` keeps `[out, in]`.
+# GPT-2 was written in TensorFlow. Its layers compute `x @ W`, where W is `[in, out]`. `nn.Linear` keeps `[out, in]`.
 # So four matrices of each block must be transposed. The embeddings are tables of rows on both sides: no transpose.
 #
 # Now copy. `load_state_dict` is strict: it refuses missing names, names that are left over, and other shapes.
@@ -191,13 +190,15 @@ assert difference > 0.01
 
 # %% [markdown]
 # Other bugs of the same kind: the exact GELU in place of the tanh form, an epsilon of 1e-6 in place of 1e-5, q, k, v in
-# another order. All load, all are a little wrong. Compare logits with a tolerance of 1e-4, not "the text looks good".
+# another order. All of them load without an error. Compare logits with a tolerance of 1e-4; a text that looks good
+# proves nothing.
 #
 # ## SmolLM2: another family
 #
 # SmolLM2 is a Llama: other names, and another function. RMSNorm in place of LayerNorm, rotary positions, an MLP with a
 # gate, no biases, and fewer key/value heads than query heads. Its matrices lie as in `nn.Linear`: no transpose.
-# This time we need no classes: the forward pass reads the dictionary.
+# This time we need no classes: the forward pass reads the dictionary. (The asset holds weights of 4 bits, lesson 26.
+# Loading turns them into float32.)
 
 
 # %%
@@ -259,11 +260,11 @@ if tokenizer:
 # %% [markdown]
 # ## In real systems
 #
-# `transformers` has one such program for each family, more than 300. Weights come as `safetensors`: names, shapes and
+# `transformers` has such a program for each of hundreds of families. Weights come as `safetensors`: names, shapes and
 # bytes, and no code. (The older `.bin` files are pickles, which can run code when they are opened.) llama.cpp's GGUF
-# has names of its own and *reorders the rows* of q and k for its rotary layout. vLLM puts q, k and v into one matrix,
-# as this package does: one large product is faster than three small ones. This package has such a table per family in
-# `weights/families/`, and its tests compare every family with `transformers`.
+# has names of its own and, for Llama, *reorders the rows* of q and k for its rotary layout. vLLM puts q, k and v into
+# one matrix, as this package does: one large product instead of three small ones. This package has such a table per
+# family in `weights/families/`.
 #
 # ## Exercises
 #
