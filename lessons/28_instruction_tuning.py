@@ -2,7 +2,7 @@
 # # Lesson 28: instruction tuning and its mask
 #
 # You will know at the end: how a conversation becomes one line of tokens, which of these tokens an assistant is trained
-# on, what changes if it is trained on all, and why some assistants never stop talking.
+# on, what changes if it is trained on all, and why some assistants never stop.
 #
 # Time: 8 minutes. Before: lesson 18 (training) and lesson 9 (inputs and targets).
 #
@@ -67,7 +67,7 @@ for messages in (example, turn("big a", "A") + turn("after y", "z")):
 print("equal: ids and mask, ours and the package's, for one turn and for two")
 
 # %% [markdown]
-# Why not train on the questions? The assistant never has to write them. And what a user asks is not predictable: the
+# Why not train on the questions? The assistant never has to write them. And nobody can predict what a user asks: the
 # loss on the questions cannot get low, and its gradient is mostly noise.
 #
 # ## The mask and the shift
@@ -110,8 +110,8 @@ print("the first letter of the answer is not trained, and the line end after it 
 # %% [markdown]
 # ## Train it, with and without the mask
 #
-# Four kinds of questions about 26 letters make 104 conversations. The model learns them by heart: the subject here is
-# not what it knows, but what it is trained on.
+# Four kinds of questions about 26 letters make 104 conversations. The model learns them by heart. That is enough to
+# compare what the two masks do.
 
 # %%
 letters, conversations = string.ascii_lowercase, []
@@ -182,20 +182,20 @@ figure, axes = plt.subplots(figsize=(6, 3.5))
 axes.plot(masked_losses, label="trained on the answers")
 axes.plot(all_losses, label="trained on everything")
 axes.axhline(floor, color="grey", linestyle=":", label="lowest possible for everything")
-axes.set(xlabel="step", ylabel="loss (nats)", title="Two losses that are not about the same tokens", yscale="log")
+axes.set(xlabel="step", ylabel="loss (nats)", title="Trained on the answers, and on everything", yscale="log")
 axes.legend()
 picture(figure, "28-mask")
 
 # %% [markdown]
-# The answers are about 3 of 28 trained tokens, so the mean over everything hides them: it looks almost finished while
-# many answers are still guesses. With the mask, the loss is about what you want, and so is every step. (Learning the
-# questions, too, does not always hurt. With few conversations some people give them a small weight. Measure it, on the
-# answers.)
+# The answers are 2 or 3 of about 28 trained tokens, so the mean over everything hides them: it looks almost finished
+# while many answers are still guesses. With the mask, both the loss and every step are about the answers. (To train on
+# the questions, too, does not always hurt. With few conversations some people give them a small weight. If you do,
+# measure the loss on the answers.)
 #
 # ## The assistant that never stops
 #
-# **The most usual bug** of all: the end token is not trained. Many programs mask it by accident, because it serves as
-# padding, too, and padding is masked. The answers are good, and then the model goes on.
+# **The most usual bug**: the end token is not trained. Programs mask it by accident where it also serves as padding,
+# because padding is masked. The answers are good, and then the model goes on.
 
 
 # %%
