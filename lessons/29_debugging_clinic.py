@@ -12,7 +12,7 @@
 # ## Ten patients
 #
 # The doctor has a gallery of small GPT programs, written as people write them, and of bugs that can be put into them.
-# Ten patients come today. Each is the same program with one bug. None of them crashes.
+# Ten of these broken programs are our patients. Each is the program below with one bug. None of them crashes.
 
 # %%
 import math
@@ -45,7 +45,7 @@ def build(patient: str) -> nn.Module:
     return import_program("lecture", patients[patient]).model(seed=0)
 
 
-print(program_source("lecture").split("class LectureGPT")[1])
+print("class LectureGPT" + program_source("lecture").split("class LectureGPT")[1])
 
 # %% [markdown]
 # ## What the loss says
@@ -80,9 +80,9 @@ for patient, (first, last) in losses.items():
     print(f"{patient:<10} loss {first:6.3f} -> {last:6.3f}")
 
 # %% [markdown]
-# The loss falls everywhere. A model with a bug still learns something: which letters are frequent, for example. And
-# patient F, which sees the answers, even ends below the healthy program. So do not stare at the curve.
-# **Ask questions whose right answer you know.**
+# The loss falls everywhere. A model with a bug still learns something: which letters are frequent, for example. Two
+# patients even end below the healthy program: F, which sees the answers, and H, which does not use positions. So the
+# curve does not tell. **Ask questions whose right answer you know.**
 #
 # ## Eight questions
 #
@@ -132,12 +132,12 @@ def repeatable(model: nn.Module, idx: Tensor) -> bool:
 
 
 def scores_not_probabilities(model: nn.Module, idx: Tensor) -> bool:
-    """Logits are any numbers; probabilities sum to 1."""
+    """Logits can be any numbers; probabilities sum to 1."""
     return not same(logits_of(model, idx).sum(-1), torch.ones(idx.shape))
 
 
 def all_parameters_learn(model: nn.Module, idx: Tensor) -> bool:
-    """Every parameter that I counted on paper is there, and gets a gradient."""
+    """Every parameter that is counted on paper is there, and gets a gradient."""
     C, layers = 32, 2
     block = 2 * 2 * C + 4 * C * C + C + 8 * C * C + 5 * C  # two norms, attention, MLP
     paper = V * C + T * C + layers * block + 2 * C + C * V + V
@@ -184,9 +184,9 @@ axes.set_title("Which question finds which patient")
 picture(figure, "29-clinic")
 
 # %% [markdown]
-# One bug may fail several questions: two patients draw random numbers or keep a state, so no comparison of two passes
-# holds. Begin with the question that fails alone, or with the one that the others depend on. A symptom is not a cause:
-# patient J is not repeatable because its blocks are not registered, so `eval()` does not reach their dropout.
+# One bug may fail several questions: A keeps a state, I and J draw random numbers, so no comparison of two passes
+# holds. Begin with the question that the others depend on: here `repeatable`. And a symptom is not a cause: patient J
+# is not repeatable because its blocks are not registered, so `eval()` does not reach their dropout.
 #
 # ## From the symptom to the line
 #
@@ -213,10 +213,13 @@ guess = predict(f"{leaking}: in which module does the past move first?")
 guess.measured(place)
 
 # %% [markdown]
+# That module gets the attention weights of the first head of block 0. So the bug is in the lines just before it, in the
+# same head: look there for the mask.
+#
 # ## The doctor
 #
-# The doctor asks such questions, and more, of any `nn.Module`. A check is PASS, WARN, FAIL or NOT RUN, and a FAIL names
-# the class of the bug. We stop at the first FAIL of each patient.
+# The doctor asks such questions, and more, of any `nn.Module`. The result of a check is PASS, WARN, FAIL or NOT RUN,
+# and a FAIL names the class of the bug. We print the first FAIL of each patient.
 
 # %%
 wanted = {bug.finding for bug in patients.values() if bug}
@@ -248,8 +251,8 @@ for patient in ill:
 # ## In real systems
 #
 # Large runs have the same bugs, and some of their own: a bad GPU that computes a little wrong, one process with other
-# data, a loss spike after a million steps. So they compare processes bit by bit, log the norms of gradients and
-# activations of every layer, and go back to a checkpoint before a spike and skip its batches (PaLM did).
+# data, a loss spike late in training. So they compare processes bit by bit, log the norms of gradients and activations
+# of every layer, and go back to a checkpoint before a spike and skip its batches (PaLM did).
 #
 # ## Exercises
 #
