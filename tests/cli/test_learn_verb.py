@@ -19,6 +19,10 @@ FIRST = """# %% [markdown]
 # # Lesson 1: adding
 #
 # *Adding* is easy.
+#
+# | what | where |
+# |-|-|
+# | adding two numbers, one after another, as everybody does it | `a/file/in/a/folder/with/a/very/long/name.py` |
 
 # %%
 a = 1
@@ -81,7 +85,7 @@ def test_a_lesson_without_a_terminal_runs_to_its_end_and_is_marked_as_read(cli: 
     code, out, err = cli("learn", 1)
     assert (code, err) == (0, "")
     assert out.index("Adding is easy") < out.index('print("a is", a)') < out.index("\na is 1") < out.index("More")
-    assert "\nthe sum is 2\n" in out
+    assert "\nthe sum is 2\n" in out and "…" not in out
     assert max(map(len, out[: out.index("lesson 1 read")].splitlines())) <= 80  # also the long line of code
     assert " ".join(out.split()).endswith(
         "lesson 1 read; exercises: plus_one, one_plus; check with `glassgpt learn 1 --check FILE.py`; "
@@ -244,4 +248,4 @@ def test_ctrl_c_leaves_a_lesson_in_a_narrow_terminal(two_lessons: Path, tmp_path
     assert "\na is 1" in shown and "\nthe sum is" not in shown
     assert "left lesson 1 before its end" in shown and "Traceback" not in shown and "Aborted" not in shown
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown[: shown.index("left lesson")])
-    assert max(map(len, plain.splitlines())) <= 60
+    assert max(map(len, plain.splitlines())) <= 60 and "…" not in plain  # no cell of the table is cut off

@@ -158,11 +158,12 @@ def _run_cell(lesson: "Lesson", cell: "Cell", console: "Console", names: dict[st
     Raises:
         Exit: if it fails; its traceback is printed, without the frames of this program.
     """
-    from rich.markdown import Markdown
     from rich.syntax import Syntax
 
+    from glassgpt.cli.printing.prose import Prose
+
     if cell.is_prose:
-        console.print(Markdown(cell.text))
+        console.print(Prose(cell.text))
         return
     console.print(Syntax(cell.text, "python", theme="ansi_dark", word_wrap=True))
     if asks:
