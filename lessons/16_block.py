@@ -4,7 +4,8 @@
 # You will know at the end: the four pieces of a Transformer block, why each is there, where the norm belongs, and how
 # to test one block before you stack many.
 #
-# Time: 10 minutes. Before: lesson 15 (many heads). The picture needs `pip install glassgpt[plot]`.
+# Time: 8 minutes to read, about 10 seconds to compute. Before: lesson 15 (many heads). The picture needs `pip install
+# glassgpt[plot]`.
 
 # %% [markdown]
 # ## The norm

@@ -4,7 +4,8 @@
 # You will know at the end: how to train a GPT on a text, which losses to compare yours with, why the validation loss is
 # measured beside the training loss, and what has to be in a checkpoint.
 #
-# Time: 12 minutes, of which about one is computing. Before: lesson 17. The pictures need `pip install glassgpt[plot]`.
+# Time: 8 minutes to read, about 30 seconds to compute. Before: lesson 17 (the whole GPT). The picture needs `pip
+# install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A text in two parts

@@ -4,7 +4,8 @@
 # You will know at the end: five ways to get a token from logits (greedy, temperature, top-k, top-p and their
 # combination), what each does to the same logits, and how the text changes with the temperature.
 #
-# Time: 9 minutes. Before: lesson 18 (training). The pictures need `pip install glassgpt[plot]`.
+# Time: 7 minutes to read, about 10 seconds to compute. Before: lesson 18 (training). The picture needs `pip install
+# glassgpt[plot]`.
 
 # %% [markdown]
 # ## The same logits for all

@@ -4,9 +4,8 @@
 # You will know at the end: how a weight becomes a small whole number, what a scale is and why each row has its own, how
 # large the error is before you measure it, and what it costs in loss.
 #
-# Time: 7 minutes. Before: lesson 17 (the whole GPT) and lesson 1 (dtypes).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 7 minutes to read, about 12 seconds to compute. Before: lessons 17 (the whole GPT) and 1 (dtypes). The picture
+# needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## The problem
@@ -201,5 +200,7 @@ picture(figure, "26-errors")
 # 1. `quantize(weight)` returns int8 values `[out, in]` and scales `[out]`, as above. A row of zeros must stay zeros,
 #    and no scale may be 0.
 # 2. `bits_per_weight(bits, group_size, scale_bits)`: the memory of a weight when `group_size` weights share one scale.
+#
+# Check them with `glassgpt learn 26 --check my_answer.py`.
 #
 # Next: `glassgpt quantize MODEL --to int8` writes such a model and prints what it changes. Then lesson 27: LoRA.

@@ -4,9 +4,8 @@
 # You will know at the end: how a conversation becomes one line of tokens, which of these tokens an assistant is trained
 # on, what changes if it is trained on all, and why some assistants never stop.
 #
-# Time: 8 minutes. Before: lesson 18 (training) and lesson 9 (inputs and targets).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 8 minutes to read, about 33 seconds to compute. Before: lessons 18 (training) and 9 (inputs and targets). The
+# picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A conversation is a text
@@ -235,6 +234,8 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 # 2. `trained_tokens(ids, start, end, assistant)`: ids of a ChatML conversation; `start` and `end` are the ids of its
 #    control tokens, `assistant` the list of ids of `"assistant\n"`. Return a list of bool: True for the tokens of the
 #    assistant's answers and the `end` of each.
+#
+# Check them with `glassgpt learn 28 --check my_answer.py`.
 #
 # Next: `glassgpt tune show CHATS.jsonl MODEL` colours what is trained of your own conversations; `glassgpt doctor
 # MODEL --conversations CHATS.jsonl` checks them. Then lesson 29: the debugging clinic.

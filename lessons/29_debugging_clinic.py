@@ -4,9 +4,8 @@
 # You will know at the end: eight questions that find most bugs of a language model in seconds, why the loss is not one
 # of them, how to get from a symptom to the line, and what the doctor does.
 #
-# Time: 12 minutes. Before: lesson 17 (the whole GPT) and lesson 5 (the training loop).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 9 minutes to read, about 22 seconds to compute. Before: lessons 17 (the whole GPT) and 5 (the training loop).
+# The picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## Ten patients
@@ -260,6 +259,8 @@ for patient in ill:
 #    asked, also after other texts. The mode must be afterwards what it was. `model(idx)` gives logits.
 # 2. `first_leak(logits_of, T, V)`: the smallest position whose logits change when a later token changes, or None.
 #    `logits_of` maps ids `[1, T]` to logits `[1, T, V]`.
+#
+# Check them with `glassgpt learn 29 --check my_answer.py`.
 #
 # Next: `glassgpt doctor --quiz` hands you a broken program, and `glassgpt doctor model.py:make` examines your own. Then
 # lesson 30: the cost of context.

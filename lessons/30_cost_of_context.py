@@ -4,9 +4,8 @@
 # You will know at the end: how time and memory of attention grow with the length of the text, from which length on
 # attention costs more than everything else, and how to find out where time and memory are spent.
 #
-# Time: 8 minutes. Before: lesson 14 (the causal mask) and lesson 17 (the whole GPT).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 7 minutes to read, about 5 seconds to compute. Before: lessons 14 (the causal mask) and 17 (the whole GPT). The
+# picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## On paper
@@ -240,6 +239,8 @@ for how in ("loss", "loss.item()"):
 # 1. `block_flops(T, C, hidden)`: FLOPs of one block for T tokens, when its MLP has `hidden` channels (4 C above).
 # 2. `blockwise(q, k, v, block)`: causal attention, `[T, D] -> [T, D]`, for `block` queries at a time, so that no more
 #    than `block` x T scores exist at once.
+#
+# Check them with `glassgpt learn 30 --check my_answer.py`.
 #
 # Next: `glassgpt plan my.txt` shows FLOPs and memory before a training; `glassgpt bench attention` measures it.
 # Then lesson 31: from toy to real.
