@@ -11,7 +11,7 @@
 # ## A text in two parts
 #
 # We train on the first nine tenths of a text, and keep the last tenth for *validation*: the model never trains on it.
-# A model could learn the training text by heart. Only an unseen text shows whether it has learned the language.
+# A model could memorise the training text. Only an unseen text shows whether it has learned the language.
 #
 # The text is cut at one place. If we drew single sentences at random, the neighbours of each validation sentence would
 # be in the training part, and the validation loss would be too good.
@@ -170,7 +170,7 @@ print(generate(model, tokenizer, text[:8], max_new_tokens=short(full=200, quick=
 
 # %% [markdown]
 # The training loss jumps, since each batch is another text. The validation loss is smooth. As long as both fall
-# together, the model learns the language. When only the training loss falls, it learns the text by heart
+# together, the model learns the language. When only the training loss falls, it memorises the text
 # (*overfitting*, lesson 21).
 #
 # ## Continue from the checkpoint

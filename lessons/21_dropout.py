@@ -10,10 +10,10 @@
 # %% [markdown]
 # ## The problem
 #
-# A small text can be learned by heart. Then the training loss goes on falling, and the validation loss rises. This is
+# A model can memorise a small text. Then the training loss keeps falling, and the validation loss rises. This is
 # *overfitting*. The difference between the two losses is the *generalisation gap*.
 #
-# *Dropout* makes it harder to learn by heart. In each training step, each number of some tensors is set to 0 with
+# *Dropout* makes it harder to memorise. In each training step, each number of some tensors is set to 0 with
 # probability p, at random. So the model cannot rely on any single number.
 #
 # ## Dropout by hand
@@ -75,7 +75,7 @@ equal(mine, block(x, None, None, None, None), "a block with our dropout, and the
 # %% [markdown]
 # ## Measure the gap
 #
-# 6,000 characters are few enough to be learned by heart. We train the same model on them with p = 0, 0.1 and 0.3. Both
+# 6,000 characters are few enough to be memorised. We train the same model on them with p = 0, 0.1 and 0.3. Both
 # losses are measured with dropout off, so that they can be compared.
 
 # %%
@@ -138,7 +138,7 @@ axes.legend()
 picture(figure, "21-dropout")
 
 # %% [markdown]
-# The gap is the arrow between a dashed line and the solid one of its colour. Without dropout, the training loss goes on
+# The gap is the arrow between a dashed line and the solid one of its colour. Without dropout, the training loss keeps
 # falling, and the validation loss rises after about 600 steps. With p = 0.1 the gap is about a third, and the
 # validation loss hardly rises. With p = 0.3 the gap is the smallest, but both losses are higher: so small a model
 # cannot spare so many numbers. A small gap is not the aim; a low validation loss is.
@@ -169,7 +169,7 @@ assert wrong[0] != wrong[1] and (steps < 1000 or min(wrong) > right[0])
 # ## In real systems
 #
 # GPT-2's configuration has dropout of 0.1. Most large models of today are pre-trained without it: they see each text
-# once or a few times, and can hardly learn it by heart. In fine-tuning on a small text (lesson 27) it is used again.
+# once or a few times, and can hardly memorise it. In fine-tuning on a small text (lesson 27) it is used again.
 # Other means against a gap are more text, a smaller model, weight decay, and to stop early (lesson 18).
 #
 # ## Exercises

@@ -105,7 +105,7 @@ print(f"{len(published)} tensors there, {len(mine.state_dict())} here")
 # ## The table
 #
 # For each of our names, we write down the published one. `{i}` stands for the number of the block. The third column
-# says whether the matrix lies the other way round.
+# says whether the matrix must be transposed.
 
 # %%
 TABLE = (
@@ -194,7 +194,7 @@ assert difference > 0.01
 # ## SmolLM2: another family
 #
 # SmolLM2 is a Llama: other names, and another function. RMSNorm in place of LayerNorm, rotary positions, an MLP with a
-# gate, no biases, and fewer key/value heads than query heads. Its matrices lie as in `nn.Linear`: no transpose.
+# gate, no biases, and fewer key/value heads than query heads. Its matrices are stored as in `nn.Linear`: no transpose.
 # This time we need no classes: the forward pass reads the dictionary. (The asset holds weights of 4 bits, lesson 26.
 # Loading turns them into float32.)
 

@@ -64,8 +64,9 @@ equal(torch.cat(outputs), all_at_once(x), "one token at a time with a cache, and
 #
 # ## The whole model
 #
-# The package's `KVCache` keeps the keys and values of every layer. They lie in memory that is reserved at the start, so
-# that nothing is copied when the text grows. We read a text of 40 tokens in three pieces, and compare with one pass.
+# The package's `KVCache` keeps the keys and values of every layer. They are stored in memory that is reserved at the
+# start, so that nothing is copied when the text grows. We read a text of 40 tokens in three pieces, and compare with
+# one pass.
 
 # %%
 config = ModelConfig(vocab_size=300, block_size=512, n_layer=4, n_head=4, n_embd=128, position="rope")
@@ -128,7 +129,7 @@ picture(figure, "25-cache")
 #
 # ## What it costs: memory
 #
-# Time is bought with memory. Per token, every layer keeps a key and a value for each key/value head.
+# The cache saves time and needs memory. Per token, every layer keeps a key and a value for each key/value head.
 
 # %%
 guess = predict("Layers 4, heads 4, head size 32, 512 tokens, float32: how many bytes does this cache have?")

@@ -74,7 +74,7 @@ guess.measured(f"A: {'no' if layer.a.grad.any() else 'yes'}, B: {'no' if layer.b
 # After one step B is not zero either, and both learn.
 #
 # **The usual bug**: both are set to zero ("so that nothing changes at first"). Then the gradient of A is B times
-# something, that of B is A times something: zero for ever. The loss stays where it is, and no error comes.
+# something, that of B is A times something: always zero. The loss stays where it is, and there is no error message.
 
 # %%
 dead = LoRA(nn.Linear(16, 12), rank=2, alpha=4)
@@ -227,7 +227,7 @@ assert float(values[4:].max()) < 1e-4 * float(values[0]), "LoRA's change has ran
 #
 # 1. `merge(weight, a, b, alpha)` returns the merged weight `[out, in]`; `a` is `[r, in]`, `b` is `[out, r]`.
 # 2. `freeze(model)` gets a module in which some parameters have names that end with `lora_a` or `lora_b`. Only these
-#    shall be trained after it. Return how many numbers are trained.
+#    may be trained afterwards. Return how many numbers are trained.
 #
 # Check them with `glassgpt learn 27 --check my_answer.py`.
 #

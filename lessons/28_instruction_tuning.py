@@ -109,7 +109,7 @@ print("the first letter of the answer is not trained, and the line end after it 
 # %% [markdown]
 # ## Train it, with and without the mask
 #
-# Four kinds of questions about 26 letters make 104 conversations. The model learns them by heart. That is enough to
+# Four kinds of questions about 26 letters make 104 conversations. The model memorises them. That is enough to
 # compare what the two masks do.
 
 # %%
@@ -225,8 +225,8 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 # Training goes in three parts: a base model reads trillions of tokens; then come the conversations (*supervised
 # fine-tuning*, this lesson), tens of thousands to millions; then a part in which answers are compared or scored (DPO,
 # PPO, GRPO). Several conversations share one row of a batch, and the attention is masked between them (packing). Each
-# family has its own template, which lies as a Jinja program beside its weights; a model that is asked in the form of
-# another family answers badly, without an error.
+# family has its own template, which is stored as a Jinja program beside its weights; a model that is asked in the form
+# of another family answers badly, without an error.
 #
 # ## Exercises
 #

@@ -234,8 +234,8 @@ for patient in ill:
 # %% [markdown]
 # ## How to think
 #
-# - **Before training**: the first loss, one batch that is learned by heart, the shapes of the first batch, the decoded
-#   text of the first input and target.
+# - **Before training**: the first loss, one batch whose loss goes to 0 if you train on it alone, the shapes of the
+#   first batch, the decoded text of the first input and target.
 # - **Make it small**: two layers, 16 tokens, float32, the CPU, no compile, no dropout. Most bugs survive that, and each
 #   run takes a second.
 # - **Compare with something right**: a plain loop, a library, your own older version. Two programs that should agree

@@ -204,7 +204,7 @@ equal(weighted, full, "the mean by the number of trained tokens", 1e-6)
 
 # %% [markdown]
 # **The usual bug** of several processes, and of gradient accumulation: a mean of means. `transformers` had it until
-# 2024, because the loss falls all the same.
+# 2024, because the loss falls in spite of it.
 #
 # ## 5 and 6. Tuning and numbers
 
