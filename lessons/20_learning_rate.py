@@ -4,7 +4,7 @@
 # You will know at the end: why the learning rate begins small and ends small, how the two parts of the usual schedule
 # are computed, and what they gain over a constant rate.
 #
-# Time: 7 minutes to read, about 35 seconds to compute. Before: lesson 18 (training). The picture needs `pip install
+# Time: 7 minutes to read, about 40 seconds to compute. Before: lesson 18 (training). The picture needs `pip install
 # glassgpt[plot]`.
 
 # %% [markdown]

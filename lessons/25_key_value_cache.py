@@ -167,8 +167,9 @@ guess.measured(f"{difference:.4f}; the largest logit is {float(full.abs().max())
 assert difference > 1e-3
 
 # %% [markdown]
-# A test finds it, and you have seen it twice: *the cached pass equals the full pass*, on several pieces. Somebody who
-# only reads the generated text finds nothing.
+# The error is small here, because the attention of an untrained model is nearly even, whatever the positions. A test
+# finds it nevertheless, and you have seen this test twice: *the cached pass equals the full pass*, on several pieces.
+# Somebody who only reads the generated text finds nothing.
 #
 # ## In real systems
 #
