@@ -216,17 +216,23 @@ guess = predict(
 )
 guess.measured(f"{sum(p.numel() for p in tuned.parameters() if p.requires_grad):,}")
 
-guess = predict("By how much do the largest logits differ in bfloat16, and in INT8, in % of the largest?")
+
+def num_bytes(model: torch.nn.Module) -> int:
+    return sum({t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}.values())  # a tied one once
+
+
+guess = predict("The largest error of a logit in bfloat16, and in INT8, in % of the largest logit? And the bytes?")
 with torch.no_grad():
-    exact, errors = model(x), dict[str, float]()
+    exact, shown = model(x), [f"float32: 0 %, {num_bytes(model):,} bytes"]
     for name in ("bfloat16", "INT8"):
         small = GPT(config).eval()
         small.load_state_dict(model.state_dict())
         small = small.to(torch.bfloat16) if name == "bfloat16" else small
         if name == "INT8":
             quantize(small, bits=8)
-        errors[name] = 100 * float((small(x).float() - exact).abs().max() / exact.abs().max())
-guess.measured(", ".join(f"{name} {error:.1f}" for name, error in errors.items()))
+        error = 100 * float((small(x).float() - exact).abs().max() / exact.abs().max())
+        shown.append(f"{name}: {error:.1f} %, {num_bytes(small):,} bytes")
+guess.measured("; ".join(shown))
 
 # %% [markdown]
 # ## 7 and 8. Execution and decoding
