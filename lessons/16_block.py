@@ -4,7 +4,8 @@
 # You will know at the end: the four pieces of a Transformer block, why each is there, where the norm belongs, and how
 # to test one block before you stack many.
 #
-# Time: 10 minutes. Before: lesson 15 (many heads). The picture needs `pip install glassgpt[plot]`.
+# Time: 8 minutes to read, about 10 seconds to compute. Before: lesson 15 (many heads). The picture needs `pip install
+# glassgpt[plot]`.
 
 # %% [markdown]
 # ## The norm
@@ -137,7 +138,7 @@ def test_block(block: nn.Module) -> None:
 test_block(mine)
 
 # %% [markdown]
-# The tests must fail when there is a bug. Else they are worth nothing. We build one: the second norm works, but its
+# A test is worth something only if it fails when there is a bug. We build one: the second norm is computed, but its
 # result is thrown away.
 
 
@@ -179,7 +180,7 @@ def cosines(kind: str, depth: int) -> list[float]:
 
 test_block(MyBlock(C, H, "no residual"))
 kinds = ("norm before", "norm after", "no residual")
-guess = predict("24 blocks without residual connections: the mean cosine of two tokens at the end? (random tokens: 0)")
+guess = predict("24 blocks without residual connections: the mean cosine of two tokens at the end? (at the start: 0)")
 alike = {kind: cosines(kind, depth=24) for kind in kinds}
 guess.measured({kind: round(values[-1], 2) for kind, values in alike.items()})
 assert alike["no residual"][-1] > 0.95 > alike["norm before"][-1]
@@ -229,9 +230,9 @@ axes[0].legend()
 picture(figure, "16-stack")
 
 # %% [markdown]
-# Without residual connections, nothing is learned. With the norm after, nothing is learned at *this* learning rate;
-# with a third of it, it works as well. With the norm before, a stack is the easiest to train. That is the
-# reason for the change of order.
+# Without residual connections, nothing is learned. With the norm after the addition, nothing is learned at *this*
+# learning rate; with a third of it, that stack learns, too. With the norm before, a stack is the easiest to train. That
+# is the reason for the change of order.
 #
 # ## In real systems
 #

@@ -4,7 +4,8 @@
 # You will know at the end: how the pieces of the earlier lessons become a GPT, how to count its parameters with a
 # pencil, and which loss it must have before it has learned anything.
 #
-# Time: 10 minutes. Before: lesson 16 (the block). The last picture needs `pip install glassgpt[plot]`.
+# Time: 8 minutes to read, about 2 seconds to compute. Before: lesson 16 (the block). The picture needs `pip install
+# glassgpt[plot]`.
 
 # %% [markdown]
 # ## All the pieces
@@ -180,8 +181,8 @@ guess.measured(careless_loss)
 assert careless_loss > 2 * math.log(V), "far above ln V"
 
 # %% [markdown]
-# Training would repair that, but the first hundreds of steps would be spent on it. GPT-2 draws all matrices with a
-# standard deviation of 0.02 instead. Let us look at the values between.
+# Training can repair that, but the first hundred steps are spent on it. GPT-2 draws its matrices with a standard
+# deviation of 0.02 instead. Let us look at the values between.
 
 # %%
 import matplotlib.pyplot as plt
@@ -200,12 +201,13 @@ axes.legend()
 picture(figure, "17-first-loss")
 
 # %% [markdown]
-# A first loss *below* ln V is a bug as well: nothing was learned yet, so the model must see the answer (lesson 14).
+# A first loss clearly *below* ln V is a bug, too. Nothing was learned yet, so the model must see the answer (lesson
+# 14).
 #
 # ## In real systems
 #
 # The shape has hardly changed since 2019. Llama, Mistral and Qwen replace parts: RMSNorm for LayerNorm, a gated MLP
-# (SwiGLU) for GELU, rotations of q and k (RoPE) for learned positions, fewer heads for k and v, and no biases. Large
+# (SwiGLU) for GELU, rotations of q and k (RoPE) for learned positions, fewer heads for k and v, few or no biases. Large
 # models do not tie the head, small ones often do: with 151,936 tokens and C = 1,024, as in Qwen3-0.6B, the table alone
 # has 156 million parameters.
 #

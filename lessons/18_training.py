@@ -4,16 +4,17 @@
 # You will know at the end: how to train a GPT on a text, which losses to compare yours with, why the validation loss is
 # measured beside the training loss, and what has to be in a checkpoint.
 #
-# Time: 12 minutes, of which about one is computing. Before: lesson 17. The pictures need `pip install glassgpt[plot]`.
+# Time: 8 minutes to read, about 30 seconds to compute. Before: lesson 17 (the whole GPT). The picture needs `pip
+# install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A text in two parts
 #
 # We train on the first nine tenths of a text, and keep the last tenth for *validation*: the model never trains on it.
-# A model could learn the training text by heart. Only an unseen text shows whether it has learned the language.
+# A model could memorise the training text. Only an unseen text shows whether it has learned the language.
 #
-# The text is cut at one place. With single sentences drawn at random, neighbours of every validation sentence would be
-# in the training part, and the validation loss would be too good.
+# The text is cut at one place. If we drew single sentences at random, the neighbours of each validation sentence would
+# be in the training part, and the validation loss would be too good.
 
 # %%
 import math
@@ -169,7 +170,7 @@ print(generate(model, tokenizer, text[:8], max_new_tokens=short(full=200, quick=
 
 # %% [markdown]
 # The training loss jumps, since each batch is another text. The validation loss is smooth. As long as both fall
-# together, the model learns the language. When only the training loss falls, it learns the text by heart
+# together, the model learns the language. When only the training loss falls, it memorises the text
 # (*overfitting*, lesson 21).
 #
 # ## Continue from the checkpoint
@@ -195,15 +196,15 @@ print(f"step {state['step']}: {again[0]:.6f} again, and the next 19 are equal, t
 # %%
 forgetful, empty = new_model()
 forgetful.load_state_dict(state["model"])
-guess = predict("Without the optimiser's state, the mean loss of the next 20 steps is higher by ... ?")
+guess = predict("Without the optimiser's state: by how much is the mean loss of the next 20 steps higher?")
 worse = train(forgetful, empty, state["step"], state["step"] + 20)
 guess.measured(float(np.mean(worse) - np.mean(again)))
 assert worse[0] == again[0] and worse[1:] != again[1:], "the same weights, then another way"
 checkpoint.unlink()
 
 # %% [markdown]
-# The model recovers from it. But a run that is resumed often has a small peak at every restart, and is never the run
-# that it would have been.
+# The model recovers from it. But the loss has a small peak after every restart, and the run never becomes the one that
+# it would have been.
 #
 # ## In real systems
 #

@@ -4,7 +4,8 @@
 # You will know at the end: five ways to get a token from logits (greedy, temperature, top-k, top-p and their
 # combination), what each does to the same logits, and how the text changes with the temperature.
 #
-# Time: 9 minutes. Before: lesson 18 (training). The pictures need `pip install glassgpt[plot]`.
+# Time: 7 minutes to read, about 10 seconds to compute. Before: lesson 18 (training). The picture needs `pip install
+# glassgpt[plot]`.
 
 # %% [markdown]
 # ## The same logits for all
@@ -63,8 +64,8 @@ theirs = sampling.sample_inverse_cdf(logits.softmax(-1).expand(10_000, -1), numb
 equal(drawn, theirs, "our draws, and the package's")
 
 # %% [markdown]
-# Each of these draws is small nonsense, and the text goes on from there. With V = 50,000 there are very many unlikely
-# tokens. One alone is rare, but together they are not. The next three methods make them rarer.
+# Each of these draws gives a word that does not fit, and the text continues after it. With V = 50,000 there are very
+# many unlikely tokens. One alone is rare, but together they are not. The next three methods make them rarer.
 #
 # ## Temperature
 #
@@ -156,8 +157,9 @@ setting = sampling.SamplingConfig(temperature=1.5, top_p=0.8)
 equal(first.softmax(-1), sampling.probabilities(logits, setting), "temperature first: ours, and the package's")
 
 # %% [markdown]
-# A second bug: top-k on *probabilities*, with the others set to 0, and no division by the new sum. `torch.multinomial`
-# accepts that. A draw as ours does not: each number that falls behind the last end gives the last token.
+# A second bug: set the other *probabilities* to 0, and forget to divide by the new sum. `torch.multinomial` divides by
+# the sum itself, so it hides the bug. Our `draw` does not: the probabilities end before 1, and every random number
+# behind the end gives the last token.
 #
 # ## The temperature, in a text
 #
@@ -203,15 +205,14 @@ for T in (0.5, 1.0, 1.5):
     print(f"T = {T}: {write('The ', T, short(full=180, quick=30))}\n")
 
 # %% [markdown]
-# With T = 0.5 the model mostly repeats the proverbs, with T = 1 it breaks some of them. With T = 1.5 it is hardly
-# English. Between them is the range that people use: about 0.7 to 1 for stories, near 0 where there is one right
-# answer.
+# With T = 0.5 the model mostly repeats the proverbs. With T = 1 it breaks some of them, and with T = 1.5 many words are
+# no longer English. People use about 0.7 to 1 for stories, and near 0 where there is one right answer.
 #
 # ## In real systems
 #
 # Chat services use a temperature with top-p, some with *min-p*: drop every token that is less than p times as likely as
 # the best one. A *repetition penalty* makes tokens less likely that have already occurred. The random numbers come from
-# a seed for each text, so that a text can be made again.
+# a seed for each text, so that the same text can be written again.
 #
 # ## Exercises
 #

@@ -4,15 +4,16 @@
 # You will know at the end: what dropout does, why it is off in evaluation, and how it changes the gap between training
 # and validation loss.
 #
-# Time: 8 minutes, of which one is computing. Before: lesson 18. The picture needs `pip install glassgpt[plot]`.
+# Time: 7 minutes to read, about 50 seconds to compute. Before: lesson 18 (training). The picture needs `pip install
+# glassgpt[plot]`.
 
 # %% [markdown]
 # ## The problem
 #
-# A small text can be learned by heart. Then the training loss goes on falling, and the validation loss rises. This is
+# A model can memorise a small text. Then the training loss keeps falling, and the validation loss rises. This is
 # *overfitting*. The difference between the two losses is the *generalisation gap*.
 #
-# *Dropout* makes it harder to learn by heart. In each training step, each number of some tensors is set to 0 with
+# *Dropout* makes it harder to memorise. In each training step, each number of some tensors is set to 0 with
 # probability p, at random. So the model cannot rely on any single number.
 #
 # ## Dropout by hand
@@ -74,8 +75,8 @@ equal(mine, block(x, None, None, None, None), "a block with our dropout, and the
 # %% [markdown]
 # ## Measure the gap
 #
-# A text of 10,000 characters is small enough to be learned by heart. We train the same model with p = 0, 0.1 and 0.3.
-# Both losses are measured with dropout off, so that they can be compared.
+# 6,000 characters are few enough to be memorised. We train the same model on them with p = 0, 0.1 and 0.3. Both
+# losses are measured with dropout off, so that they can be compared.
 
 # %%
 text = general_path().read_text(encoding="utf-8")
@@ -137,12 +138,12 @@ axes.legend()
 picture(figure, "21-dropout")
 
 # %% [markdown]
-# The gap is the arrow between a dashed line and the solid one of its colour. Without dropout, the training loss goes on
+# The gap is the arrow between a dashed line and the solid one of its colour. Without dropout, the training loss keeps
 # falling, and the validation loss rises after about 600 steps. With p = 0.1 the gap is about a third, and the
-# validation loss does not rise. With p = 0.3 the gap is the smallest, but both losses are higher: such a small model is
-# hindered more than helped. A small gap is not the aim; a low validation loss is.
+# validation loss hardly rises. With p = 0.3 the gap is the smallest, but both losses are higher: so small a model
+# cannot spare so many numbers. A small gap is not the aim; a low validation loss is.
 #
-# And compare the best losses above: stopping at step 600 without dropout is about as good as p = 0.1. Dropout helps
+# Compare the best losses above, too: stopping at step 600 without dropout is about as good as p = 0.1. Dropout helps
 # most where you do not know when to stop.
 #
 # ## The usual bug: dropout is on while you measure
@@ -162,14 +163,14 @@ assert right[0] == right[1], "without dropout, the same each time"
 assert wrong[0] != wrong[1] and (steps < 1000 or min(wrong) > right[0])
 
 # %% [markdown]
-# The other half of the bug is as usual: `eval()` is called for the validation, and `train()` after it is forgotten.
-# From then on the model trains without dropout, and only the gap tells.
+# There is the opposite bug, too: `eval()` is called for the validation, and `train()` after it is forgotten. From then
+# on the model trains without dropout, and only the growing gap shows it.
 #
 # ## In real systems
 #
-# GPT-2 had dropout of 0.1. Large models of today have none in pre-training: they see each token once or a few times,
-# and cannot learn it by heart. In fine-tuning on a small text (lesson 27) it is used again. The other remedies against
-# a gap are more text, a smaller model, weight decay, and to stop early (lesson 18).
+# GPT-2's configuration has dropout of 0.1. Most large models of today are pre-trained without it: they see each text
+# once or a few times, and can hardly memorise it. In fine-tuning on a small text (lesson 27) it is used again.
+# Other means against a gap are more text, a smaller model, weight decay, and to stop early (lesson 18).
 #
 # ## Exercises
 #

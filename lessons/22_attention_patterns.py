@@ -4,9 +4,8 @@
 # You will know at the end: how to read an attention map, two patterns that are found in almost every language model,
 # how a number finds them without a picture, and how to prove that a head does what it seems to do.
 #
-# Time: 9 minutes, with about half a minute of training. Before: lesson 15 (many heads) and lesson 18 (training).
-#
-# The pictures need matplotlib: `pip install matplotlib`.
+# Time: 7 minutes to read, about 25 seconds to compute. Before: lessons 15 (many heads) and 18 (training). The pictures
+# need `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A text with one regularity
@@ -80,19 +79,19 @@ import matplotlib.pyplot as plt
 figure, axes = plt.subplots(figsize=(6, 3.5))
 axes.plot(curve)
 axes.axhline(math.log(V), color="grey", linestyle=":", label="ln 32: nothing known")
-axes.set(
-    xlabel="step", ylabel="loss where the next token can be known", title="Little for a long time, then nearly all"
-)
+axes.set(xlabel="step", ylabel="loss where the next token can be known", title="Slowly for a long time, then suddenly")
 axes.legend()
 picture(figure, "22-curve")
 
 # %% [markdown]
-# The long plateau has a reason: two layers must work together, and each is useless without the other. Let us look.
+# The loss falls slowly for a long time. The reason is that two layers must work together, and each is useless without
+# the other. Let us look.
 #
 # ## Reading the maps
 #
-# The fused attention never stores its weights. We put the explicit one in its place (same output, lesson 14), and a
-# hook keeps what it returns. The text has a piece of 20 tokens.
+# The model uses *fused* attention, which never stores its weights. We put the package's explicit attention in its place
+# (same output, lesson 14). A *hook* is a function that PyTorch calls after a module; ours keeps what the attention
+# returns. The text has a piece of 20 tokens.
 
 # %%
 maps: list[Tensor] = []
@@ -114,9 +113,10 @@ for layer in range(2):
 picture(figure, "22-maps")
 
 # %% [markdown]
-# Look at the picture. In the first layer, both heads look at the last few tokens, and most at *the token before*. In
-# the second layer, lines lie 19 below the diagonal, and 39: every token looks at *the token after its last appearance*.
-# The piece has 20 tokens, so that is 19 back. In the first piece there is no such token, and the heads rest on others.
+# Look at the picture. In the first layer, both heads look at the last few tokens, with about 0.3 of their attention on
+# *the token before*. In the second layer there are lines 19 and 39 below the diagonal: every token looks at *the token
+# after its last appearance*. The piece has 20 tokens, so that is 19 back. In the first piece there is no such token,
+# and the heads look at the token itself or at the first one.
 #
 # **The usual bug** of reading maps is to mix up rows and columns. Rows are queries: a row says where one token looks,
 # and sums to 1. A column says who looks at a token, and may sum to anything.
@@ -149,8 +149,8 @@ for name, values in ours.items():
 #
 # ## Does it do what it seems to do?
 #
-# A map shows where a head looks, not whether anybody needs it. So take the head away, and measure. Its output occupies
-# its own channels in front of the matrix `out`; we set these to zero.
+# A map shows where a head looks, not whether the model needs it. So take the head away, and measure. The output of a
+# head has its own channels in the input of the matrix `out`; we set these to zero. This is called *ablation*.
 
 
 # %%
@@ -183,14 +183,15 @@ if trained:  # not in the short form of the tests
     assert loss_without(*best) > loss_without(None) + 0.5, "and the model needs it"
 
 # %% [markdown]
-# Without this head the loss may be *above* ln 32: the model is sure, and wrong. A head with a clear map that nobody
-# needs would have changed nothing. Looking is not enough.
+# Without this head the loss is *above* ln 32: the model is sure, and wrong. If the model did not need the head, the
+# loss would have stayed the same, however clear the map. A map alone proves nothing.
 #
 # ## In real systems
 #
-# Induction heads were found in models of all sizes (Olsson and others, 2022). They appear suddenly, and with them the
-# ability to use examples in the prompt. Other heads rest: they put nearly all attention on the first token (an
-# *attention sink*), because a softmax cannot say "nothing". Caches that throw away old tokens must keep that one.
+# Induction heads were found in models of many sizes (Olsson and others, 2022). They appear suddenly in training, and at
+# the same time the model begins to use earlier parts of its prompt. Other heads put nearly all attention on the first
+# token (an *attention sink*), because the weights of a softmax must sum to 1 even if nothing is of use. Caches that
+# throw away old tokens must keep that one.
 #
 # ## Exercises
 #
@@ -198,6 +199,8 @@ if trained:  # not in the short form of the tests
 #    before them.
 # 2. `induction_target(ids)`: for each position, the list of the positions that an induction head should look at: those
 #    *after* an earlier appearance of the same token, up to and without the position itself.
+#
+# Check them with `glassgpt learn 22 --check my_answer.py`.
 #
 # Next: `glassgpt attention MODEL --find induction` measures every head of a model, and `glassgpt ablate MODEL TEXTFILE`
 # takes each head away. Then lesson 23: characters against BPE.

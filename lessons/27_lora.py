@@ -2,11 +2,10 @@
 # # Lesson 27: LoRA
 #
 # You will know at the end: how to teach a model something new by training a few thousand numbers beside frozen weights,
-# why one of the two matrices starts at zero, how the result disappears into the weights, and what it saves.
+# why one of the two matrices starts at zero, how the result is added to the weights, and what it saves.
 #
-# Time: 8 minutes. Before: lesson 18 (training a GPT) and lesson 24 (weights that somebody else trained).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 8 minutes to read, about 18 seconds to compute. Before: lessons 18 (training) and 24 (published weights). The
+# picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## The problem
@@ -52,7 +51,7 @@ class LoRA(nn.Module):
         return self.base(x) + self.scale * (x @ self.a.T) @ self.b.T
 
 
-guess = predict("A matrix of 4096 x 4096 and rank 8: LoRA trains how many % of as many numbers?")
+guess = predict("A matrix of 4096 x 4096 and rank 8: A and B have how many % of its numbers?")
 guess.measured(100 * 2 * 8 * 4096 / 4096**2)
 
 # %% [markdown]
@@ -75,7 +74,7 @@ guess.measured(f"A: {'no' if layer.a.grad.any() else 'yes'}, B: {'no' if layer.b
 # After one step B is not zero either, and both learn.
 #
 # **The usual bug**: both are set to zero ("so that nothing changes at first"). Then the gradient of A is B times
-# something, that of B is A times something: zero for ever. The loss stays where it is, and no error comes.
+# something, that of B is A times something: always zero. The loss stays where it is, and there is no error message.
 
 # %%
 dead = LoRA(nn.Linear(16, 12), rank=2, alpha=4)
@@ -92,8 +91,8 @@ assert largest == 0
 # %% [markdown]
 # ## A model to adapt
 #
-# We train a small GPT on English: Python's own help texts, which every Python has. Then it shall learn another kind of
-# text: Python code. The last fifth of the code is not trained on; there we measure.
+# We train a small GPT on English: Python's own help texts, which every Python has. Then it learns another kind of text:
+# Python code. We do not train on the last fifth of the code, and measure there.
 
 # %%
 english = "\n".join(topics[name] for name in sorted(topics))[:200_000]
@@ -166,10 +165,10 @@ assert test(small, code_test) < test(base, code_test) - 0.05
 assert small.optimizer_numbers == 2 * count, "two numbers for each trained one"
 
 # %% [markdown]
-# Both forget some English. Full training has more freedom, for better and for worse. (LoRA usually takes a rate about
-# ten times larger.)
+# Both forget some English. Full training has more freedom, and gets the lower loss on code. (LoRA usually takes a
+# learning rate about ten times larger; so it does here.)
 #
-# ## The small path disappears
+# ## Merge A and B into the weights
 #
 # B A is a matrix of the shape of W. Add it to W, and the model is an ordinary one again, as fast as before. That is
 # called *merging*. The package does the same, with the same A and B:
@@ -214,21 +213,23 @@ values = torch.linalg.svdvals(by_lora.detach())
 assert float(values[4:].max()) < 1e-4 * float(values[0]), "LoRA's change has rank 4"
 
 # %% [markdown]
-# A part of the change fits into 4 directions, not all of it, and the loss above says the same. Large models change in
-# fewer directions relative to their width: there, ranks of 8 to 64 often reach the loss of full training.
+# Only a part of the change fits into 4 directions, which agrees with the losses above. Large models change in fewer
+# directions relative to their width: there, ranks of 8 to 64 often come close to the loss of full training.
 #
 # ## In real systems
 #
-# An adapter of a 7B model is about 20 to 100 MB, so a server keeps one base model and hundreds of adapters, and
-# applies another one to each row of a batch (S-LoRA, vLLM). QLoRA freezes the weights in 4 bits: a 65B model is tuned
-# on one GPU of 48 GB. `peft` is the usual library; this package reads and writes its format. Rank-stabilised LoRA
-# divides by the root of the rank; DoRA trains the length of each row apart.
+# An *adapter* (all A and B) of a 7B model has some tens of MB, so a server keeps one base model and hundreds of
+# adapters, and applies another one to each row of a batch (S-LoRA, vLLM). QLoRA freezes the weights in 4 bits: a 65B
+# model is tuned on one GPU of 48 GB. `peft` is the usual library; this package reads and writes its format.
+# Rank-stabilised LoRA divides by the root of the rank; DoRA trains the length of each row apart.
 #
 # ## Exercises
 #
 # 1. `merge(weight, a, b, alpha)` returns the merged weight `[out, in]`; `a` is `[r, in]`, `b` is `[out, r]`.
 # 2. `freeze(model)` gets a module in which some parameters have names that end with `lora_a` or `lora_b`. Only these
-#    shall be trained after it. Return how many numbers are trained.
+#    may be trained afterwards. Return how many numbers are trained.
+#
+# Check them with `glassgpt learn 27 --check my_answer.py`.
 #
 # Next: `glassgpt tune lora smollm2-135m-instruct tutor` trains a tutor. Then lesson 28: what an assistant is trained
 # on.

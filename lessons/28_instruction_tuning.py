@@ -2,11 +2,10 @@
 # # Lesson 28: instruction tuning and its mask
 #
 # You will know at the end: how a conversation becomes one line of tokens, which of these tokens an assistant is trained
-# on, what changes if it is trained on all, and why some assistants never stop talking.
+# on, what changes if it is trained on all, and why some assistants never stop.
 #
-# Time: 8 minutes. Before: lesson 18 (training) and lesson 9 (inputs and targets).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 8 minutes to read, about 33 seconds to compute. Before: lessons 18 (training) and 9 (inputs and targets). The
+# picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A conversation is a text
@@ -67,7 +66,7 @@ for messages in (example, turn("big a", "A") + turn("after y", "z")):
 print("equal: ids and mask, ours and the package's, for one turn and for two")
 
 # %% [markdown]
-# Why not train on the questions? The assistant never has to write them. And what a user asks is not predictable: the
+# Why not train on the questions? The assistant never has to write them. And nobody can predict what a user asks: the
 # loss on the questions cannot get low, and its gradient is mostly noise.
 #
 # ## The mask and the shift
@@ -110,8 +109,8 @@ print("the first letter of the answer is not trained, and the line end after it 
 # %% [markdown]
 # ## Train it, with and without the mask
 #
-# Four kinds of questions about 26 letters make 104 conversations. The model learns them by heart: the subject here is
-# not what it knows, but what it is trained on.
+# Four kinds of questions about 26 letters make 104 conversations. The model memorises them. That is enough to
+# compare what the two masks do.
 
 # %%
 letters, conversations = string.ascii_lowercase, []
@@ -182,20 +181,20 @@ figure, axes = plt.subplots(figsize=(6, 3.5))
 axes.plot(masked_losses, label="trained on the answers")
 axes.plot(all_losses, label="trained on everything")
 axes.axhline(floor, color="grey", linestyle=":", label="lowest possible for everything")
-axes.set(xlabel="step", ylabel="loss (nats)", title="Two losses that are not about the same tokens", yscale="log")
+axes.set(xlabel="step", ylabel="loss (nats)", title="Trained on the answers, and on everything", yscale="log")
 axes.legend()
 picture(figure, "28-mask")
 
 # %% [markdown]
-# The answers are about 3 of 28 trained tokens, so the mean over everything hides them: it looks almost finished while
-# many answers are still guesses. With the mask, the loss is about what you want, and so is every step. (Learning the
-# questions, too, does not always hurt. With few conversations some people give them a small weight. Measure it, on the
-# answers.)
+# The answers are 2 or 3 of about 28 trained tokens, so the mean over everything hides them: it looks almost finished
+# while many answers are still guesses. With the mask, both the loss and every step are about the answers. (To train on
+# the questions, too, does not always hurt. With few conversations some people give them a small weight. If you do,
+# measure the loss on the answers.)
 #
 # ## The assistant that never stops
 #
-# **The most usual bug** of all: the end token is not trained. Many programs mask it by accident, because it serves as
-# padding, too, and padding is masked. The answers are good, and then the model goes on.
+# **The most usual bug**: the end token is not trained. Programs mask it by accident where it also serves as padding,
+# because padding is masked. The answers are good, and then the model goes on.
 
 
 # %%
@@ -226,8 +225,8 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 # Training goes in three parts: a base model reads trillions of tokens; then come the conversations (*supervised
 # fine-tuning*, this lesson), tens of thousands to millions; then a part in which answers are compared or scored (DPO,
 # PPO, GRPO). Several conversations share one row of a batch, and the attention is masked between them (packing). Each
-# family has its own template, which lies as a Jinja program beside its weights; a model that is asked in the form of
-# another family answers badly, without an error.
+# family has its own template, which is stored as a Jinja program beside its weights; a model that is asked in the form
+# of another family answers badly, without an error.
 #
 # ## Exercises
 #
@@ -235,6 +234,8 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 # 2. `trained_tokens(ids, start, end, assistant)`: ids of a ChatML conversation; `start` and `end` are the ids of its
 #    control tokens, `assistant` the list of ids of `"assistant\n"`. Return a list of bool: True for the tokens of the
 #    assistant's answers and the `end` of each.
+#
+# Check them with `glassgpt learn 28 --check my_answer.py`.
 #
 # Next: `glassgpt tune show CHATS.jsonl MODEL` colours what is trained of your own conversations; `glassgpt doctor
 # MODEL --conversations CHATS.jsonl` checks them. Then lesson 29: the debugging clinic.

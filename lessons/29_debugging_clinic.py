@@ -4,15 +4,14 @@
 # You will know at the end: eight questions that find most bugs of a language model in seconds, why the loss is not one
 # of them, how to get from a symptom to the line, and what the doctor does.
 #
-# Time: 12 minutes. Before: lesson 17 (the whole GPT) and lesson 5 (the training loop).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 9 minutes to read, about 22 seconds to compute. Before: lessons 17 (the whole GPT) and 5 (the training loop).
+# The picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## Ten patients
 #
 # The doctor has a gallery of small GPT programs, written as people write them, and of bugs that can be put into them.
-# Ten patients come today. Each is the same program with one bug. None of them crashes.
+# Ten of these broken programs are our patients. Each is the program below with one bug. None of them crashes.
 
 # %%
 import math
@@ -30,7 +29,7 @@ from glassgpt.doctor.subject import Subject
 from glassgpt.learn import picture, predict, short
 
 NAMES = (
-    "state-between-calls", "output-of-mlp-thrown-away", "targets-shifted-again", "mean-of-the-batch",
+    "state-between-calls", "output-of-mlp-thrown-away", "targets-shifted-by-two", "mean-of-the-batch",
     "logits-too-large", "no-causal-mask", "softmax-in-the-model", "positions-not-added", "dropout-always-on",
     "blocks-in-a-list",
 )  # fmt: skip
@@ -45,7 +44,7 @@ def build(patient: str) -> nn.Module:
     return import_program("lecture", patients[patient]).model(seed=0)
 
 
-print(program_source("lecture").split("class LectureGPT")[1])
+print("class LectureGPT" + program_source("lecture").split("class LectureGPT")[1])
 
 # %% [markdown]
 # ## What the loss says
@@ -80,9 +79,9 @@ for patient, (first, last) in losses.items():
     print(f"{patient:<10} loss {first:6.3f} -> {last:6.3f}")
 
 # %% [markdown]
-# The loss falls everywhere. A model with a bug still learns something: which letters are frequent, for example. And
-# patient F, which sees the answers, even ends below the healthy program. So do not stare at the curve.
-# **Ask questions whose right answer you know.**
+# The loss falls everywhere. A model with a bug still learns something: which letters are frequent, for example. Two
+# patients even end below the healthy program: F, which sees the answers, and H, which does not use positions. So the
+# curve does not tell. **Ask questions whose right answer you know.**
 #
 # ## Eight questions
 #
@@ -132,12 +131,12 @@ def repeatable(model: nn.Module, idx: Tensor) -> bool:
 
 
 def scores_not_probabilities(model: nn.Module, idx: Tensor) -> bool:
-    """Logits are any numbers; probabilities sum to 1."""
+    """Logits can be any numbers; probabilities sum to 1."""
     return not same(logits_of(model, idx).sum(-1), torch.ones(idx.shape))
 
 
 def all_parameters_learn(model: nn.Module, idx: Tensor) -> bool:
-    """Every parameter that I counted on paper is there, and gets a gradient."""
+    """Every parameter that is counted on paper is there, and gets a gradient."""
     C, layers = 32, 2
     block = 2 * 2 * C + 4 * C * C + C + 8 * C * C + 5 * C  # two norms, attention, MLP
     paper = V * C + T * C + layers * block + 2 * C + C * V + V
@@ -184,9 +183,9 @@ axes.set_title("Which question finds which patient")
 picture(figure, "29-clinic")
 
 # %% [markdown]
-# One bug may fail several questions: two patients draw random numbers or keep a state, so no comparison of two passes
-# holds. Begin with the question that fails alone, or with the one that the others depend on. A symptom is not a cause:
-# patient J is not repeatable because its blocks are not registered, so `eval()` does not reach their dropout.
+# One bug may fail several questions: A keeps a state, I and J draw random numbers, so no comparison of two passes
+# holds. Begin with the question that the others depend on: here `repeatable`. And a symptom is not a cause: patient J
+# is not repeatable because its blocks are not registered, so `eval()` does not reach their dropout.
 #
 # ## From the symptom to the line
 #
@@ -213,10 +212,13 @@ guess = predict(f"{leaking}: in which module does the past move first?")
 guess.measured(place)
 
 # %% [markdown]
+# That module gets the attention weights of the first head of block 0. So the bug is in the lines just before it, in the
+# same head: look there for the mask.
+#
 # ## The doctor
 #
-# The doctor asks such questions, and more, of any `nn.Module`. A check is PASS, WARN, FAIL or NOT RUN, and a FAIL names
-# the class of the bug. We stop at the first FAIL of each patient.
+# The doctor asks such questions, and more, of any `nn.Module`. The result of a check is PASS, WARN, FAIL or NOT RUN,
+# and a FAIL names the class of the bug. We print the first FAIL of each patient.
 
 # %%
 wanted = {bug.finding for bug in patients.values() if bug}
@@ -232,8 +234,8 @@ for patient in ill:
 # %% [markdown]
 # ## How to think
 #
-# - **Before training**: the first loss, one batch that is learned by heart, the shapes of the first batch, the decoded
-#   text of the first input and target.
+# - **Before training**: the first loss, one batch whose loss goes to 0 if you train on it alone, the shapes of the
+#   first batch, the decoded text of the first input and target.
 # - **Make it small**: two layers, 16 tokens, float32, the CPU, no compile, no dropout. Most bugs survive that, and each
 #   run takes a second.
 # - **Compare with something right**: a plain loop, a library, your own older version. Two programs that should agree
@@ -248,8 +250,8 @@ for patient in ill:
 # ## In real systems
 #
 # Large runs have the same bugs, and some of their own: a bad GPU that computes a little wrong, one process with other
-# data, a loss spike after a million steps. So they compare processes bit by bit, log the norms of gradients and
-# activations of every layer, and go back to a checkpoint before a spike and skip its batches (PaLM did).
+# data, a loss spike late in training. So they compare processes bit by bit, log the norms of gradients and activations
+# of every layer, and go back to a checkpoint before a spike and skip its batches (PaLM did).
 #
 # ## Exercises
 #
@@ -257,6 +259,8 @@ for patient in ill:
 #    asked, also after other texts. The mode must be afterwards what it was. `model(idx)` gives logits.
 # 2. `first_leak(logits_of, T, V)`: the smallest position whose logits change when a later token changes, or None.
 #    `logits_of` maps ids `[1, T]` to logits `[1, T, V]`.
+#
+# Check them with `glassgpt learn 29 --check my_answer.py`.
 #
 # Next: `glassgpt doctor --quiz` hands you a broken program, and `glassgpt doctor model.py:make` examines your own. Then
 # lesson 30: the cost of context.

@@ -2,11 +2,10 @@
 # # Lesson 30: the cost of context
 #
 # You will know at the end: how time and memory of attention grow with the length of the text, from which length on
-# attention costs more than everything else, and how to find out where time and memory go.
+# attention costs more than everything else, and how to find out where time and memory are spent.
 #
-# Time: 8 minutes. Before: lesson 14 (the causal mask) and lesson 17 (the whole GPT).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 7 minutes to read, about 5 seconds to compute. Before: lessons 14 (the causal mask) and 17 (the whole GPT). The
+# picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## On paper
@@ -65,14 +64,16 @@ guess.measured(24 * 768 * 768 // (4 * 768))
 
 
 # %%
-def seconds(attention: torch.nn.Module, T: int) -> float:
+def seconds(attention: torch.nn.Module, T: int, device: str = "cpu", wait: bool = True) -> float:
     """The least of several runs: other programs can make a run slower, but not faster."""
-    q, k, v = torch.randn(3, 1, H, T, 16)
+    q, k, v = torch.randn(3, 1, H, T, 16, device=device)
     times = []
     with torch.no_grad():
         for _ in range(4):
             start = time.perf_counter()
             attention(q, k, v, None)
+            if device == "cuda" and wait:
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     return min(times)
 
@@ -82,7 +83,7 @@ equal(ExplicitAttention()(q, k, v, None)[0], FusedAttention()(q, k, v, None)[0],
 
 lengths = [128, 256, 512, 1024, 2048][: short(full=5, quick=3)]
 kinds = {"explicit": ExplicitAttention(), "fused": FusedAttention()}
-guess = predict(f"Explicit attention takes x at T = {lengths[-2]}. How many x does it take at T = {lengths[-1]}?")
+guess = predict(f"How many times longer does explicit attention take at T = {lengths[-1]} than at T = {lengths[-2]}?")
 times = {name: [seconds(attention, T) for T in lengths] for name, attention in kinds.items()}
 guess.measured(times["explicit"][-1] / times["explicit"][-2])
 for name, values in times.items():
@@ -178,24 +179,37 @@ guess.measured(events[0].key)
 for event in events:
     print(f"{event.key:<28}{event.self_cpu_time_total / 1000:8.2f} ms {event.self_cpu_memory_usage / 2**20:8.1f} MiB")
 
+if sys.platform == "linux":
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"This process had at most {peak:.0f} MiB at a time.")
+
+# %% [markdown]
+# On a GPU, PyTorch counts the memory itself: `max_memory_allocated` is the largest sum so far, and `memory_summary`
+# prints a table.
+
+# %%
 if torch.cuda.is_available():
+    for T in (512, 1024, 2048, 4096):
+        for name, attention in kinds.items():
+            torch.cuda.reset_peak_memory_stats()
+            took, peak = seconds(attention, T, "cuda"), torch.cuda.max_memory_allocated() / 2**20
+            print(f"T = {T:<5} {name:<9}{1000 * took:8.3f} ms {peak:8.1f} MiB")
+    early = seconds(kinds["explicit"], 4096, "cuda", wait=False)
+    print(f"explicit, T = 4096, clock stopped before the GPU is ready (the usual bug): {1000 * early:.3f} ms")
     print(torch.cuda.memory_summary(abbreviated=True))
 else:
-    print("No CUDA device here, so no torch.cuda.memory_summary().")
-    if sys.platform == "linux":
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"This process had at most {peak:.0f} MiB at a time.")
+    print("There is no CUDA device on this machine, so there is nothing to print.")
 
 # %% [markdown]
 # ## Another usual bug: memory that grows with every step
 #
-# `losses.append(loss)` keeps a tensor, and the tensor keeps its graph: all that was kept for the backward pass of that
-# step. Write `loss.item()`. (It is hidden where `backward()` frees the graph, and shows in evaluation loops.)
+# `losses.append(loss)` keeps a tensor, and the tensor keeps its graph: everything that was kept for the backward pass
+# of that step. Write `loss.item()`. (After `backward()` the graph is free, so you find the bug in evaluation loops.)
 
 # %%
-guess = predict("Five losses of a validation loop are kept as tensors. How many MiB are kept, if one needs about x?")
+guess = predict("Five losses of a validation loop are kept as tensors: how many times the memory of one?")
 for how in ("loss", "loss.item()"):
     losses, history = [], []
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
@@ -206,7 +220,7 @@ for how in ("loss", "loss.item()"):
             history.append(Kept.bytes() / 2**20)
     print(f"append({how}):", ", ".join(f"{size:.2f}" for size in history), "MiB")
     if how == "loss":
-        guess.measured(f"about {history[-1] / history[0]:.1f} times as much as for one")
+        guess.measured(history[-1] / history[0])
         assert history[-1] > 3 * history[0]
     else:
         assert history[-1] == 0
@@ -214,17 +228,19 @@ for how in ("loss", "loss.item()"):
 # %% [markdown]
 # ## In real systems
 #
-# FlashAttention made contexts of 100,000 tokens possible: memory grows with T, and time is limited by computing, not by
-# moving scores. Beyond that, one GPU does not hold the keys, and several share a text (ring attention). Models also
-# spend less: sliding windows in most layers, fewer key/value heads, or layers with a state of fixed size (Mamba)
-# between attention layers. Training can recompute what it did not keep (activation checkpointing): a third more time,
-# and much less memory.
+# With FlashAttention, memory grows with T only, and the scores are not moved to the GPU's memory and back. For very
+# long texts, several GPUs share the keys and values of a text (ring attention). Other models compute less: sliding
+# windows in most layers, fewer key/value heads, or layers with a state of fixed size (Mamba) between attention layers.
+# Training can compute again what it did not keep (*activation checkpointing*): about a third more time, and much less
+# memory.
 #
 # ## Exercises
 #
 # 1. `block_flops(T, C, hidden)`: FLOPs of one block for T tokens, when its MLP has `hidden` channels (4 C above).
 # 2. `blockwise(q, k, v, block)`: causal attention, `[T, D] -> [T, D]`, for `block` queries at a time, so that no more
 #    than `block` x T scores exist at once.
+#
+# Check them with `glassgpt learn 30 --check my_answer.py`.
 #
 # Next: `glassgpt plan my.txt` shows FLOPs and memory before a training; `glassgpt bench attention` measures it.
 # Then lesson 31: from toy to real.
