@@ -5,7 +5,6 @@
 # the same computation gives slightly different numbers on another device.
 #
 # Time: 8 minutes. Before: lesson 1 (tensors).
-#
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`). It runs on any machine, and says which devices are not
 # there.
 

@@ -5,7 +5,6 @@
 # words, what `<|endoftext|>` is for, and why nobody trains on words any more.
 #
 # Time: 8 minutes. Before: a little Python; lesson 1.
-#
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

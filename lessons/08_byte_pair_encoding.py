@@ -5,7 +5,6 @@
 # with it, why no text is unknown to it, and what a vocabulary costs and gains.
 #
 # Time: 10 minutes. Before: lesson 7 (word tokenizers).
-#
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`). One comparison needs tiktoken
 # (`pip install 'glassgpt[fast]'`); without it, that comparison is skipped.
 

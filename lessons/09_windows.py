@@ -5,7 +5,6 @@
 # and workers do, and two mistakes that make the loss look wonderful.
 #
 # Time: 9 minutes. Before: lessons 3 (`Dataset` and `DataLoader`) and 8 (tokens).
-#
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

@@ -5,7 +5,6 @@
 # positions, how positions are added, and which position mistakes raise no error.
 #
 # Time: 8 minutes. Before: lesson 9 (windows).
-#
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

@@ -4,7 +4,7 @@
 # You will know at the end: how a token collects information from other tokens, step by step, with nothing but dot
 # products and a softmax; and what this cannot do.
 #
-# Time: 7 minutes. Before: lesson 10 (embeddings). The picture needs `pip install glassgpt[plot]`.
+# Time: 7 minutes. Before: lesson 10 (embeddings). The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## The problem

@@ -4,7 +4,7 @@
 # You will know at the end: what the three matrices of attention are for, how to set them by hand and how to learn them,
 # and why scores are divided by the square root of D.
 #
-# Time: 8 minutes. Before: lesson 11 (attention without weights). The picture needs `pip install glassgpt[plot]`.
+# Time: 8 minutes. Before: lesson 11 (attention without weights). The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## Three roles

@@ -4,7 +4,7 @@
 # You will know at the end: why attention has several heads, how to write them as a list, how to compute them all at
 # once with one matrix, and why a wrong `reshape` gives no error and a wrong model.
 #
-# Time: 9 minutes. Before: lesson 14 (the causal mask). The picture needs `pip install glassgpt[plot]`.
+# Time: 9 minutes. Before: lesson 14 (the causal mask). The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## Why more than one
