@@ -4,7 +4,8 @@
 # You will know at the end: what the three matrices of attention are for, how to set them by hand and how to learn them,
 # and why scores are divided by the square root of D.
 #
-# Time: 8 minutes. Before: lesson 11 (attention without weights). The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
+# Time: 8 minutes. Before: lesson 11 (attention without weights). The picture needs matplotlib
+# (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## Three roles
@@ -177,8 +178,8 @@ picture(figure, "12-scale")
 # ## In real systems
 #
 # All Transformers have these three matrices, in every layer and every head. Some also normalise queries and keys
-# (*QK-norm*, Qwen-3), so that scores cannot grow too large during training either. A decoder that
-# reads another text, as in translation, takes keys and values from that text (*cross-attention*).
+# (*QK-norm*, Qwen-3), so that scores cannot grow too large during training either. A decoder that reads another text,
+# as in translation, takes keys and values from that text (*cross-attention*).
 #
 # ## Exercises
 #

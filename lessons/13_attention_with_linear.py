@@ -4,7 +4,8 @@
 # You will know at the end: what `nn.Linear` does for attention that three plain matrices do not, why its weight is
 # stored transposed, and how one layer makes queries, keys and values at once.
 #
-# Time: 7 minutes. Before: lesson 12 (queries, keys and values). The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
+# Time: 7 minutes. Before: lesson 12 (queries, keys and values). The picture needs matplotlib
+# (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## Two classes, one computation
