@@ -201,7 +201,7 @@ assert trained.eos_token_id not in trained.encode(END)
 #
 # Language models no longer use word tokenizers. BERT's WordPiece cuts words into known pieces, and still has an unknown
 # token. GPT-2's byte-level BPE has none: every byte is a token (lesson 8). Chat models have more special tokens, for
-# example at the begin and the end of each message.
+# example at the beginning and the end of each message.
 #
 # ## Exercises
 #
