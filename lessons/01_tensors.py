@@ -4,7 +4,7 @@
 # You will know at the end: what a tensor stores, why `view`, `transpose` and slices move no numbers, when data is
 # copied, what "contiguous" means, and how two arrays can share their numbers without your noticing.
 #
-# Time: 8 minutes to read, 3 seconds to compute. Before: Python. You need to know no PyTorch.
+# Time: 9 minutes to read, 2 seconds to compute. Before: Python. You need to know no PyTorch.
 #
 # All lessons work in the same way. `predict(...)` asks you for a number before it is measured. To guess wrong is
 # useful: it shows where your picture of the thing is not right yet. `equal(a, b, ...)` stops with an error if two

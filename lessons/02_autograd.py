@@ -4,7 +4,7 @@
 # You will know at the end: how PyTorch computes gradients (you write such an engine in 30 lines), what a leaf is, what
 # `.grad` holds, what `detach` cuts, and why a gradient can be None.
 #
-# Time: 9 minutes to read, 4 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
+# Time: 10 minutes to read, 2 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
 # (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

@@ -4,7 +4,7 @@
 # You will know at the end: the two methods of a `Dataset`, what a `DataLoader` does with it, how texts of different
 # lengths become one batch, and how workers can give you every example twice.
 #
-# Time: 8 minutes to read, 3 seconds to compute. Before: lessons 1 (tensors) and 2 (`cross_entropy`).
+# Time: 9 minutes to read, 2 seconds to compute. Before: lessons 1 (tensors) and 2 (`cross_entropy`).
 
 # %% [markdown]
 # ## A Dataset: how many, and which

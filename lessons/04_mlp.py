@@ -7,7 +7,7 @@
 # A *multilayer perceptron* (MLP) is the simplest neural network: several layers, one after another. Its *forward pass*
 # computes the outputs from the inputs.
 #
-# Time: 8 minutes to read, 3 seconds to compute. Before: lessons 1 (tensors) and 2 (gradients). The pictures need
+# Time: 9 minutes to read, 3 seconds to compute. Before: lessons 1 (tensors) and 2 (gradients). The pictures need
 # matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

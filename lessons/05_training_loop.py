@@ -4,7 +4,7 @@
 # You will know at the end: the steps of a training loop and their order, what happens if one of them is left out, how
 # to add up gradients of small batches, and how to validate without disturbing anything.
 #
-# Time: 10 minutes to read, 6 seconds to compute. Before: lessons 2 (gradients), 3 (`DataLoader`) and 4 (a multilayer
+# Time: 9 minutes to read, 7 seconds to compute. Before: lessons 2 (gradients), 3 (`DataLoader`) and 4 (a multilayer
 # perceptron). The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

@@ -5,7 +5,7 @@
 # why the same computation gives slightly different numbers on another device. The lesson runs on any machine, and says
 # which devices it does not find.
 #
-# Time: 8 minutes to read, 4 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
+# Time: 9 minutes to read, 5 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
 # (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

@@ -4,7 +4,7 @@
 # You will know at the end: what a vocabulary is, how a text becomes ids and ids become a text, what happens to unknown
 # words, what `<|endoftext|>` is for, and why language models no longer use words as tokens.
 #
-# Time: 8 minutes to read, 4 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
+# Time: 8 minutes to read, 3 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
 # (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

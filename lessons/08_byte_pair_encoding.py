@@ -4,7 +4,7 @@
 # You will know at the end: how GPT-2's kind of tokenizer learns its vocabulary from a text, how it encodes a new text
 # with it, why no text is unknown to it, and what a larger vocabulary costs and gains.
 #
-# Time: 10 minutes to read, 7 seconds to compute. Before: lesson 7 (word tokenizers). The picture needs matplotlib
+# Time: 10 minutes to read, 4 seconds to compute. Before: lesson 7 (word tokenizers). The picture needs matplotlib
 # (`pip install 'glassgpt[plot]'`). One comparison needs tiktoken (`pip install 'glassgpt[fast]'`); without it, that
 # comparison is skipped.
 

@@ -4,7 +4,7 @@
 # You will know at the end: how one long text becomes training examples, what stride, batch size, `shuffle`, `drop_last`
 # and workers do, and two mistakes that make the loss look too good.
 #
-# Time: 9 minutes to read, 6 seconds to compute. Before: lessons 3 (`Dataset` and `DataLoader`) and 8 (tokens). The
+# Time: 9 minutes to read, 5 seconds to compute. Before: lessons 3 (`Dataset` and `DataLoader`) and 8 (tokens). The
 # picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

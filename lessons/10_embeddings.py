@@ -4,7 +4,7 @@
 # You will know at the end: how token ids become vectors `[B, T, C]`, why the order of the tokens is lost without
 # positions, how positions are added, and which position mistakes raise no error.
 #
-# Time: 9 minutes to read, 8 seconds to compute. Before: lessons 5 (the training loop) and 9 (windows). The picture
+# Time: 9 minutes to read, 6 seconds to compute. Before: lessons 5 (the training loop) and 9 (windows). The picture
 # needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

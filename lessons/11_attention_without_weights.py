@@ -4,7 +4,7 @@
 # You will know at the end: how a token collects information from other tokens, step by step, with nothing but dot
 # products and a softmax; and what this cannot do.
 #
-# Time: 8 minutes to read, 3 seconds to compute. Before: lessons 2 (softmax) and 10 (embeddings). The picture needs
+# Time: 7 minutes to read, 2 seconds to compute. Before: lessons 2 (softmax) and 10 (embeddings). The picture needs
 # matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

@@ -4,7 +4,7 @@
 # You will know at the end: what `nn.Linear` does for attention that three plain matrices do not, why its weight is
 # stored transposed, and how one layer makes queries, keys and values at once.
 #
-# Time: 7 minutes to read, 4 seconds to compute. Before: lessons 4 (linear layers) and 12 (queries, keys and values).
+# Time: 7 minutes to read, 3 seconds to compute. Before: lessons 4 (linear layers) and 12 (queries, keys and values).
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

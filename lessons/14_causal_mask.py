@@ -4,7 +4,7 @@
 # You will know at the end: why a language model must not see later tokens, how a mask hides them, why the mask comes
 # *before* the softmax, and how to find out that a mask leaks.
 #
-# Time: 6 minutes to read, 8 seconds to compute. Before: lesson 13 (query, key and value with `nn.Linear`). The picture
+# Time: 6 minutes to read, 6 seconds to compute. Before: lesson 13 (query, key and value with `nn.Linear`). The picture
 # needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]

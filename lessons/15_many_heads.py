@@ -215,7 +215,8 @@ picture(figure, "15-heads")
 
 # %% [markdown]
 # From position 4 on, each of the two heads looks at one place. The single head looks at both, and cannot say which
-# token was at which place.
+# token was at which place. So it guesses between two. (Its loss is a little less than ln 2, because in one of ten cases
+# the two tokens are the same.)
 #
 # ## In real systems
 #
