@@ -101,10 +101,10 @@ equal(by_hand.view(4, 3), b.t(), "the transpose, read through its strides")
 b = torch.arange(12).view(3, 4)
 row, chosen = b[0], b[[0]]
 b[0, 0] = 100
-guess = predict(
-    "b[0, 0] became 100 after we took row = b[0] and chosen = b[[0]]. What is row[0], what is chosen[0, 0]?"
-)
+guess = predict("b[0, 0] became 100 after we made row and chosen. What is row[0], and what is chosen[0, 0]?")
 guess.measured(f"row[0] = {row[0]}, chosen[0, 0] = {chosen[0, 0]}")
+
+# %%
 assert row.data_ptr() == b.data_ptr(), "a view has the same address"
 assert chosen.data_ptr() != b.data_ptr(), "a copy has its own"
 
@@ -162,6 +162,8 @@ shared, own = torch.from_numpy(array), torch.tensor(array)
 array[0] = 7
 guess = predict("array[0] became 7. What is in the tensor of from_numpy, and in that of torch.tensor?")
 guess.measured(f"from_numpy: {shared.tolist()}, torch.tensor: {own.tolist()}")
+
+# %%
 assert shared[0] == 7
 assert own[0] == 0
 
@@ -190,6 +192,8 @@ assert not torch.equal(texts.view(3, 2), texts.transpose(0, 1))
 prediction, target = torch.ones(3), torch.ones(3, 1)
 guess = predict("What is the shape of prediction [3] minus target [3, 1]?")
 guess.measured(tuple((prediction - target).shape))
+
+# %%
 assert (prediction - target).shape == (3, 3), "[3] becomes [1, 3], and both are repeated to [3, 3]"
 
 # %% [markdown]

@@ -112,6 +112,8 @@ equal(together, sum(alone) / sum(len(text) - 1 for text in texts), "the loss wit
 guess = predict("And if the targets of the padding were 0 instead of -100: is the loss the same?")
 counted = cross_entropy(table[inputs].flatten(0, 1), targets.clamp(min=0).flatten())
 guess.measured(f"{together:.3f} with -100, {counted:.3f} with 0")
+
+# %%
 assert abs(together - counted) > 0.01
 
 # %% [markdown]

@@ -59,6 +59,8 @@ output = hidden @ torch.tensor([1.0, -2.0])
 print("hidden:", hidden.tolist())
 guess = predict("The outputs for 00, 01, 10, 11?")
 guess.measured(output.tolist())
+
+# %%
 assert output.tolist() == [0, 1, 1, 0]
 
 # %% [markdown]
@@ -137,6 +139,8 @@ for name, s in (("0.02", 0.02), ("sqrt(2 / in)", math.sqrt(2 / width)), ("0.2", 
         h = (h @ (s * torch.randn(width, width))).relu()
         sizes[name].append(h.std().item())
 guess.measured(f"{sizes['0.02'][-1]:.1e}   (with sqrt(2 / in): {sizes['sqrt(2 / in)'][-1]:.2f})")
+
+# %%
 assert sizes["0.02"][-1] < 1e-10
 assert 0.05 < sizes["sqrt(2 / in)"][-1] < 20
 
@@ -184,6 +188,8 @@ target = torch.tensor([0])
 guess = predict("A model is sure of the right one of 3 classes. Its loss: with logits, and after a second softmax?")
 once, twice = F.cross_entropy(perfect, target), F.cross_entropy(perfect.softmax(-1), target)
 guess.measured(f"{once:.4f} and {twice:.4f}")
+
+# %%
 assert twice > 0.5, "even a perfect answer has a large loss"
 
 # %% [markdown]

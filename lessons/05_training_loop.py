@@ -105,6 +105,8 @@ final = {mistake: sum(losses[-50:]) / 50 for mistake, losses in curves.items()}
 guess.measured(f"{sum(final[mistake] < 0.5 for mistake in mistakes[1:])} of 5; the mean loss of the last 50 steps:")
 for mistake, loss in final.items():
     print(f"  {mistake:25} {loss:.3f}")
+
+# %%
 assert final["nothing"] < 0.4, "the right loop learns"
 assert all(loss > final["nothing"] + 0.3 for mistake, loss in final.items() if mistake != "nothing")
 
@@ -173,6 +175,8 @@ for _ in range(80):
 guess = predict("We validate twice with eval(), and twice without. Are the two numbers equal? Which are lower?")
 right, wrong = [[validate(model, use).item() for _ in range(2)] for use in (True, False)]
 guess.measured(f"with eval(): {right[0]:.3f} and {right[1]:.3f}; without: {wrong[0]:.3f} and {wrong[1]:.3f}")
+
+# %%
 assert right[0] == right[1]
 assert wrong[0] != wrong[1]
 assert max(right) < min(wrong)

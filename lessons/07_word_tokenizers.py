@@ -179,6 +179,8 @@ outputs = [
 ]  # fmt: skip
 guess.measured(outputs[0] == outputs[1])
 print("\n".join(outputs))
+
+# %%
 assert outputs[0] != outputs[1]
 
 # %% [markdown]

@@ -182,6 +182,8 @@ steps = short(full=300, quick=120)
 guess = predict(f"The loss after about {steps} steps: with shifted targets, and without the shift?")
 right, wrong = train(True, steps), train(False, steps)
 guess.measured(f"shifted: {right:.2f}, not shifted: {wrong:.3f}")
+
+# %%
 assert right > 1.5, "one character does not determine the next one"
 assert wrong < 0.5, "copying is easy"
 
@@ -201,6 +203,8 @@ guess = predict("Stride 4, length 32, 90 % for training: which share of the vali
 validation = torch.cat([every_window[i][1] for i in order[cut:]]).tolist()
 share = sum(position in training for position in validation) / len(validation)
 guess.measured(f"{share:.1%}")
+
+# %%
 assert share > 0.95
 
 # %% [markdown]

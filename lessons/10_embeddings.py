@@ -62,6 +62,8 @@ one, other = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[5, 4, 3, 6]])  # the f
 guess = predict("By how much do the two outputs differ at the last token?")
 difference = (last_output(tokens(one)) - last_output(tokens(other))).abs().max().item()
 guess.measured(difference)
+
+# %%
 assert difference < 1e-5
 
 # %% [markdown]
@@ -161,14 +163,16 @@ wrong = tokens(same) + positions(torch.arange(B))[:, None]  # [B, T, C] + [B, 1,
 right = embed(same)
 guess = predict("Token 7 is at 12 places. How many different vectors does it get there: right, and wrong?")
 counts = [len(x.detach().flatten(0, 1).unique(dim=0)) for x in (right, wrong)]
-guess.measured(f"right: {counts[0]} (one for each position), wrong: {counts[1]} (one for each row)")
+guess.measured(f"right: {counts[0]}, wrong: {counts[1]}")
+
+# %%
 assert torch.equal(wrong[:, 0], wrong[:, 1]), "the wrong positions do not see the order"
 assert not torch.equal(wrong[0], wrong[1]), "and they depend on the row"
 
 # %% [markdown]
-# The order is lost again, and the same text gives other results at another place of the batch.
-# `glassgpt doctor --break positions-of-the-batch-row` trains a GPT with this bug. Its loss still falls, and is only a
-# little higher.
+# Right are 4, one for each position. Wrong are 3, one for each row of the batch. The order is lost again, and the same
+# text gives other results at another place of the batch. `glassgpt doctor --break positions-of-the-batch-row` trains a
+# GPT with this bug. Its loss still falls, and is only a little higher.
 #
 # Two mistakes do raise errors: an id that is not below V (a tokenizer that does not belong to the model), and a text
 # that is longer than the table of positions. On a GPU, the first is a "device-side assert" far from its cause, so look

@@ -101,6 +101,8 @@ equal(attention(x)[1], context, "the row of 'bank', and the one computed by step
 guess = predict('In "my money the bank opens": is the vector of "bank" more nature or more money?')
 other = attention(embed("my money the bank opens"))[3]
 guess.measured(f"nature {other[0]:.2f}, money {other[1]:.2f}")
+
+# %%
 assert other[1] > other[0]
 
 # %% [markdown]
@@ -143,6 +145,8 @@ wrong = (x @ x.mT).softmax(dim=0)
 guess = predict("Every column sums to 1. What do the 5 rows sum to, all together? And each of them?")
 guess.measured([round(number, 2) for number in wrong.sum(dim=-1).tolist()])
 print(f"longest context vector {(wrong @ x).norm(dim=-1).max():.2f}, longest word {x.norm(dim=-1).max():.2f}")
+
+# %%
 assert torch.isclose(wrong.sum(), torch.tensor(5.0)) and (wrong.sum(dim=-1) - 1).abs().max() > 0.1
 
 # %% [markdown]

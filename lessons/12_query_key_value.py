@@ -165,6 +165,8 @@ without, with_scale = saturation(256, 1.0), saturation(256, 256**-0.5)
 guess.measured(without[0])
 print(f"with the scale: {with_scale[0]:.2f}")
 print(f"gradient: {without[1]:.4f} without, {with_scale[1]:.4f} with the scale")
+
+# %%
 assert without[0] > 0.8 and with_scale[0] < 0.5 and with_scale[1] > 3 * without[1]
 
 # %%

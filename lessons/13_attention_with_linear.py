@@ -90,6 +90,8 @@ def copied_wrongly(D: int) -> str:
 
 guess = predict("In which of the two cases does PyTorch raise an error?")
 guess.measured(f"\n  D = {D}: {copied_wrongly(D)}\n  D = {C}: {copied_wrongly(C)}")
+
+# %%
 assert copied_wrongly(C).startswith("no error")
 
 # %% [markdown]

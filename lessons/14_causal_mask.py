@@ -66,6 +66,8 @@ scores_2 = q @ changed.T / D**0.5
 right_2 = scores_2.masked_fill(~mask, float("-inf")).softmax(dim=-1)
 wrong_2 = scores_2.softmax(dim=-1) * mask
 guess.measured(f"right: {bool((right_2[0] != weights[0]).any())}, wrong: {bool((wrong_2[0] != wrong[0]).any())}")
+
+# %%
 assert torch.equal(right_2[:-1], weights[:-1]), "without a leak, earlier rows stay exactly the same"
 print("sums of the wrong rows:", wrong.sum(dim=-1))
 
@@ -112,6 +114,8 @@ guess = predict(f"The loss without a mask after {steps} steps? (with it: about 3
 with_mask, without = train(True, steps), train(False, steps)
 guess.measured(without[-1])
 print(f"with the mask: {with_mask[-1]:.3f}")
+
+# %%
 assert with_mask[-1] > 2.9, "random tokens cannot be predicted"
 assert without[-1] < 1.0, "with a leak, the loss falls below the possible value"
 

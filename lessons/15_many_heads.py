@@ -150,6 +150,8 @@ changed[:, -1] += 1  # another last token
 guess = predict(f"We change the last of {T} tokens. How many tokens before it change: in ours, in the wrong one?")
 before = [int((part(x) != part(changed))[0, :-1].any(dim=-1).sum()) for part in (fast, wrong)]
 guess.measured(f"ours: {before[0]}, the wrong one: {before[1]}")
+
+# %%
 assert before[0] == 0 and before[1] > 0, "the wrong split mixes tokens, and so it leaks"
 
 # %% [markdown]
