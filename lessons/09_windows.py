@@ -114,13 +114,9 @@ full = [x for x, _ in DataLoader(windows, batch_size=32, drop_last=True)]
 every = [x for x, _ in DataLoader(windows, batch_size=32)]
 guess.measured(f"{len(full)} and {len(every)}; the last has {len(every[-1])} windows")
 
-
-def first_batch(seed: int) -> torch.Tensor:
-    loader = DataLoader(windows, batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    return next(iter(loader))[0]
-
-
-same, other = torch.equal(first_batch(1), first_batch(1)), torch.equal(first_batch(1), first_batch(2))
+orders = [torch.Generator().manual_seed(number) for number in (1, 1, 2)]
+first = [next(iter(DataLoader(windows, batch_size=32, shuffle=True, generator=order)))[0] for order in orders]
+same, other = torch.equal(first[0], first[1]), torch.equal(first[0], first[2])
 print(f"is the first batch equal? with the same seed: {same}, with another seed: {other}")
 assert same and not other
 
