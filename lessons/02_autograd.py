@@ -199,7 +199,7 @@ guess.measured(v.grad.item())
 
 # %%
 first, second = torch.randn(2, 4, requires_grad=True), torch.randn(4, requires_grad=True)
-hidden = (x @ first).relu()
+hidden = (x @ first).relu()  # relu replaces negative numbers by 0
 (hidden.detach() @ second).sum().backward()
 print("with detach:    first.grad is None:", first.grad is None, "  second.grad is None:", second.grad is None)
 assert first.grad is None
@@ -223,8 +223,8 @@ assert first.grad is not None
 # Write your answers into a file of your own, and check it with `glassgpt learn 2 --check my_answer.py`.
 #
 # 1. `numerical_gradient(f, w)` receives a function from a tensor to a number (a tensor with one element), and a float64
-#    tensor w of any shape. It returns the gradient `[shape of w]`, without autograd: change one element by +h and -h,
-#    and divide the difference of the two results by 2 h. Afterwards w must be as before.
+#    tensor w of any shape. It returns the gradient, a tensor of w's shape, without autograd: change one element by +h
+#    and -h, and divide the difference of the two results by 2 h. Afterwards w must be as before.
 # 2. `logit_gradient(logits, targets)` returns the gradient of `cross_entropy(logits, targets)` by the logits `[N, V]`;
 #    `targets` are N class numbers. Use a formula, not autograd: it is the same as that of the logistic regression.
 #

@@ -158,8 +158,8 @@ picture(figure, "07-words")
 # %% [markdown]
 # An unknown word is lost: no model can write "paprika" if paprika has no token. With more text, the vocabulary becomes
 # larger. But for each token the model has a row of weights (lesson 10), and the rows of rare words are hardly ever
-# trained. Also, "soup" and "soups" are two tokens that have nothing in common for the model, and so are "Bread" and "
-# bread".
+# trained. Also, "soup" and "soups" are two tokens that have nothing in common for the model, and so are "Bread" and
+# "bread".
 #
 # ## The usual bug: ids that change
 #
