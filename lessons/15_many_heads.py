@@ -230,10 +230,11 @@ picture(figure, "15-heads")
 #
 # Write your answers into a file of your own, and check it with `glassgpt learn 15 --check my_answer.py`.
 #
-# 1. `split(x, H)` returns the heads `[B, H, T, C / H]` of x `[B, T, C]`; head h has the h-th part of each token's
-#    numbers.
-# 2. `merge(y)` is its inverse: it returns `[B, T, H D]` for every y of shape `[B, H, T, D]`, also for one that is not
-#    contiguous.
+# 1. `merge(y)` is the inverse of `split`: it returns `[B, T, H D]` for every y of shape `[B, H, T, D]`, also for one
+#    that is not contiguous.
+# 2. `share(k, H)` prepares grouped-query attention: k has fewer heads than the queries, `[B, G, T, D]`, and H is a
+#    multiple of G. It returns `[B, H, T, D]`: the first H / G query heads get head 0 of k, the next H / G get head 1,
+#    and so on.
 #
 # Next: `glassgpt doctor --break heads-by-view` trains a GPT with this lesson's bug beside the right one. Then lesson
 # 16: the block.
