@@ -4,14 +4,14 @@
 # You will know at the end: the two methods of a `Dataset`, what a `DataLoader` does with it, how texts of different
 # lengths become one batch, and how workers can give you every example twice.
 #
-# Time: 8 minutes. Before: lesson 1 (tensors).
+# Time: 9 minutes to read, 2 seconds to compute. Before: lessons 1 (tensors) and 2 (`cross_entropy`).
 
 # %% [markdown]
 # ## A Dataset: how many, and which
 #
-# A `Dataset` answers two questions: how many examples are there, and what is example i? It says nothing about order or
-# batches. Example i can be computed, read from a file, or cut from a text at the moment when it is asked for. So a
-# dataset can be larger than the memory.
+# A `Dataset` answers two questions: how many examples are there, and what is example i? The order and the batches are
+# not its task. Example i can be computed, read from a file, or cut from a text when it is needed. So a dataset can be
+# larger than the memory.
 
 # %%
 import torch
@@ -58,8 +58,8 @@ for mine, batch in zip(load(squares, 4, list(range(10))), theirs, strict=True):
     equal(torch.stack(mine), torch.stack(batch), "a batch by hand, and of the DataLoader")
 
 # %% [markdown]
-# With `shuffle=True` the order is a random permutation, a new one in each epoch. The same seed gives the same order.
-# Why shuffle? Here are 300 examples in the order of their labels, as they are often stored:
+# With `shuffle=True` the order is random, and a new one in each *epoch* (one pass over all examples). The same seed
+# gives the same order. Why shuffle? Here are 300 examples in the order of their labels, as they are often stored:
 
 # %%
 labels = torch.arange(300) // 100  # 100 of label 0, then 100 of label 1, then 100 of label 2
@@ -72,12 +72,15 @@ guess.measured(f"{len(plain.unique())} and {len(shuffled.unique())}")
 # %% [markdown]
 # A batch of one label teaches the model to answer always with that label; the next batch teaches another one.
 #
-# (`DataLoader` accepted a tensor here. Whatever has `len()` and `[i]` is a dataset: a list, too.)
+# (`DataLoader` accepted a tensor here. Everything that has `len()` and `[i]` is a dataset, a list too.)
 #
 # ## Examples of different lengths
 #
 # Texts are not equally long, and `torch.stack` cannot stack them. A `collate_fn` of our own fills them up (*padding*).
-# The targets get -100 there, because `cross_entropy` ignores that value. So the padding does not count in the loss.
+#
+# A language model predicts the next token. So the *inputs* of a text are its tokens without the last one, and the
+# *targets* are its tokens without the first one: each target is the token after its input. In the padding, the targets
+# are -100, because `cross_entropy` ignores that value. So the padding does not count in the loss.
 
 # %%
 texts = [torch.tensor(ids) for ids in ([5, 3, 9], [1, 1, 4, 8, 2], [7, 6])]
@@ -101,14 +104,16 @@ inputs, targets = next(iter(DataLoader(texts, batch_size=3, collate_fn=pad)))
 print("inputs:\n", inputs, "\ntargets:\n", targets)
 
 seed(0)
-table = torch.randn(10, 10)  # a model: for each token the logits of the next
-together = cross_entropy(table[inputs].flatten(0, 1), targets.flatten())
+table = torch.randn(10, 10)  # the simplest model: row i has the logits of the token after token i
+together = cross_entropy(table[inputs].flatten(0, 1), targets.flatten())  # [B T, V] and [B T]
 alone = [cross_entropy(table[text[:-1]], text[1:], reduction="sum") for text in texts]
 equal(together, sum(alone) / sum(len(text) - 1 for text in texts), "the loss with padding, and without")
 
 guess = predict("And if the targets of the padding were 0 instead of -100: is the loss the same?")
 counted = cross_entropy(table[inputs].flatten(0, 1), targets.clamp(min=0).flatten())
 guess.measured(f"{together:.3f} with -100, {counted:.3f} with 0")
+
+# %%
 assert abs(together - counted) > 0.01
 
 # %% [markdown]
@@ -116,8 +121,9 @@ assert abs(together - counted) > 0.01
 #
 # ## Training and validation
 #
-# `random_split` divides a dataset. Give it a generator with a seed. Otherwise a new start of the program mixes them
-# again, and the model is validated on what it was trained on.
+# A model is *validated*: its loss is measured on examples that it was not trained on. `random_split` divides a dataset
+# for this. Give it a generator with a seed. Otherwise each start of the program divides it in another way. A training
+# that is continued tomorrow would then be validated on examples that it was trained on today.
 
 # %%
 first = [random_split(squares, [8, 2], torch.Generator().manual_seed(s))[1].indices for s in (0, 0, 1)]
@@ -125,10 +131,10 @@ print("validation examples with the seeds 0, 0 and 1:", first)
 assert first[0] == first[1] != first[2]
 
 # %% [markdown]
-# ## The usual bug: pairs that come apart
+# ## The usual bug: inputs with the targets of other examples
 #
-# Inputs and targets belong together in *one* example. If they are shuffled one by one, each with its own order, every
-# shape is right, and the pairs are wrong.
+# An input and its target belong together in *one* example. If inputs and targets are shuffled separately, each in its
+# own order, every shape is right, and the pairs are wrong.
 
 # %%
 x, y = torch.arange(300), torch.arange(300)  # y belongs to x where they are equal
@@ -143,9 +149,9 @@ assert wrong.sum() < 30
 # %% [markdown]
 # ## Workers, and a stream that comes twice
 #
-# With `num_workers=2`, two processes prepare batches ahead of time. For a `Dataset`, the loader tells each worker which
-# i to read. An `IterableDataset` is a stream without i: it only says what comes next. Each worker has its own copy of
-# the stream, and unless you divide it, each yields *everything*.
+# With `num_workers=2`, two processes prepare batches ahead of time. For a `Dataset`, the loader sends each worker the
+# numbers i that it should read. An `IterableDataset` has no `[i]`: it is a stream, and yields one example after
+# another. Each worker has its own copy of the stream.
 
 # %%
 import sys
@@ -171,12 +177,18 @@ if sys.platform == "linux":  # elsewhere, processes cannot begin in the middle o
     print("undivided:", lists[0])
     print("divided:  ", lists[1])
     assert sorted(lists[1]) == list(range(10))
+else:
+    print("skipped: this needs Linux")
 
 # %% [markdown]
+# Undivided, each worker yields all examples, so each example comes twice. `get_worker_info()` says which worker this
+# is, and how many there are. With it, a stream can be divided.
+#
 # ## In real systems
 #
-# The package maps k to *batch* k, not to one example (`glassgpt/data/batches/loader.py`). So a run that was stopped
-# continues with batch k, and workers and GPUs cannot change what is read. We do the same with a `Dataset` of batches:
+# In this package, a number k stands for *batch* k, not for one example (`glassgpt/data/batches/loader.py`). A run that
+# was stopped continues with the next k, and the number of workers does not change what is read. We do the same with a
+# `Dataset` of batches:
 
 # %%
 from glassgpt.data import Batches, Loader
@@ -194,17 +206,18 @@ for k, batch in zip((100, 101, 102), mine, strict=True):
     equal(batch, Loader(batches).get(k).idx, f"batch {k}")
 
 # %% [markdown]
-# `pin_memory=True` keeps batches in memory that a GPU can copy from while it computes. Corpora of terabytes are cut
-# into *shards*, files of about 100 MB that are shuffled as a whole.
+# `pin_memory=True` keeps batches in memory that a GPU can copy from while it computes. Very large training texts are
+# stored as many files (*shards*), and the order of the shards is shuffled too.
 #
 # ## Exercises
 #
 # Write your answers into a file of your own, and check it with `glassgpt learn 3 --check my_answer.py`.
 #
-# 1. `collate(texts, pad)` receives a list of 1-dimensional tensors, each of 2 or more ids. It returns inputs and
-#    targets, each `[B, T]`, as our function does, but fills up the inputs with `pad`, and on the *left*, so that the
-#    last tokens of all texts stand in the last column.
-# 2. `share(stream, worker, workers)` receives an iterator, perhaps an endless one, and yields the items of one worker:
-#    all workers together yield every item once, and equally many each.
+# 1. `collate(texts, pad)` receives a list of 1-dimensional tensors of ids, each of 2 or more. It returns inputs and
+#    targets, each `[B, T]`. It does the same as our function `pad`, but fills up on the *left*, so that all texts end
+#    in the last column; and it fills up the inputs with the id `pad` (which may also occur in a text).
+# 2. `share(stream, worker, workers)` receives an iterator, perhaps an endless one. It yields the items of one worker
+#    (`worker` is 0, 1, ... `workers` - 1). All workers together yield every item once, and their numbers of items
+#    differ by 1 at most. Each call gets its own copy of the stream.
 #
 # Next: `glassgpt data show TEXT` prints a batch of your own text. Then lesson 4: a multilayer perceptron.
