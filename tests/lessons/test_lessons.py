@@ -57,6 +57,15 @@ def test_has_the_parts_of_a_lesson_and_names_only_what_exists(lesson: Lesson) ->
     assert set(re.findall(r"--break ([a-z0-9-]+)", prose)) <= {bug.name for bug in BUGS}
 
 
+def test_the_lessons_are_read_in_four_hours_and_say_how_long_each_takes() -> None:
+    minutes = [lesson.reading_minutes() for lesson in LESSONS]
+    assert sum(minutes) <= 240
+    for lesson, expected in zip(LESSONS, minutes, strict=True):
+        stated = re.search(r"Time: (\d+) minutes? to read", lesson.cells()[0].text)
+        assert stated, lesson.path
+        assert abs(int(stated[1]) - expected) < 1, f"{lesson.path}: {expected:.1f}"
+
+
 def answers(lesson: Lesson) -> ModuleType:
     path = Path(__file__).parent / "answers" / f"answers_{lesson.number:02}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)

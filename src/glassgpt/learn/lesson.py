@@ -59,6 +59,12 @@ class Lesson:
             cells.append(Cell(bool(mark["kind"]), text, line))
         return cells
 
+    def reading_minutes(self) -> float:
+        """How long it takes to read: 200 words of prose a minute, and 20 lines of code."""
+        words = sum(len(cell.text.split()) for cell in self.cells() if cell.is_prose)
+        lines = sum(bool(line.strip()) for cell in self.cells() if not cell.is_prose for line in cell.text.splitlines())
+        return words / 200 + lines / 20
+
 
 def folder() -> Path:
     """The lessons: inside an installed package, or beside ``src`` in a clone."""
