@@ -1,7 +1,7 @@
 """Every command and Python block of the documentation runs, with short trainings; links exist; the tables are true.
 
-Each page runs in a folder of its own. A page that "uses the model `my` of [Start]" or "`pieces` of [Tokenizers]" finds
-this run there; both are trained once.
+Each page runs in a folder of its own. A page that does not train the models `my` and `pieces` finds them there. Both
+are trained once.
 """
 
 import json
@@ -30,8 +30,11 @@ TAUGHT = [
 ]  # fmt: skip
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^(```+).*?^\1$", re.MULTILINE | re.DOTALL)
-#: A run that stands ready for a page: its name, and the page that shows how it is made.
-READY = re.compile(r"models?\s+`(\w+)`\s+of\s+\[(?:Start|Tokenizers)\]")
+#: Runs that stand ready for a page that does not make them, the command that makes them, and the page that shows it.
+READY = {
+    "my": (re.compile(r"^glassgpt train my\.txt$", re.MULTILINE), "Start"),
+    "pieces": (re.compile(r"^glassgpt train my\.txt .*--name pieces$", re.MULTILINE), "Tokenizers"),
+}
 #: Added to trainings that would take minutes.
 SHORT = ["dtype=float32", "steps=4", "n_layer=1", "max_val_tokens=500"]
 #: Added to measurements, which by default repeat for each dtype.
@@ -94,8 +97,8 @@ def test_every_command_works(
 ) -> None:
     monkeypatch.setenv("GLASSGPT_LEARN_SHORT", "1")
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    ready = set(READY.findall(page.read_text(encoding="utf-8")))
-    other_runs = shutil.ignore_patterns(*({"my", "pieces"} - ready))
+    commands = "\n".join(block for _, block in blocks(page))
+    other_runs = shutil.ignore_patterns(*(name for name, (made, _) in READY.items() if made.search(commands)))
     for name in ("my.txt", "chats.jsonl"):
         shutil.copy(prepared / name, tmp_path)
     for name in ("texts", "runs"):
@@ -165,9 +168,13 @@ def test_the_learning_path_lists_every_lesson() -> None:
 
 
 def test_every_guide_leads_on() -> None:
-    """A guide says what can go wrong, with a link, and ends with what to read next."""
+    """A guide says which models it uses, what can go wrong, with a link, and what to read next."""
     for page in sorted((DOCS / "guides").glob("*.md")):
         text = page.read_text(encoding="utf-8")
+        commands = "\n".join(block for _, block in blocks(page))
+        for name, (made, shown_in) in READY.items():
+            if re.search(rf"\b{name}(?!-|\.txt)\b", commands) and not made.search(commands):
+                assert re.search(rf"`{name}`\s+of\s+\[{shown_in}\]", text), f"{page} uses {name}"
         assert "../wrong.md" in text.partition("## What can go wrong\n")[2], page
         assert "../../lessons/" in text.partition("## Next\n")[2], page
 
