@@ -114,7 +114,7 @@ def test_every_command_works(
                 torch.set_num_threads(1)  # numba's threads, once started, set two for torch, too
                 code, out, err = cli(*shortened(command))
                 assert code == 0, f"{line}: {err}"
-                assert out, line
+                assert out + err, line
             elif line.startswith("torchrun "):
                 command = shlex.split(line, comments=True)[1:]
                 launcher = [sys.executable, "-m", "torch.distributed.run", *command, *SHORT[2:]]
