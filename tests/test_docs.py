@@ -111,7 +111,6 @@ def test_every_command_works(
         for line in block.splitlines():
             if line.startswith("glassgpt "):
                 command = shlex.split(line, comments=True)[1:]
-                torch.set_num_threads(1)  # numba's threads, once started, set two for torch, too
                 code, out, err = cli(*shortened(command))
                 assert code == 0, f"{line}: {err}"
                 assert out + err, line
