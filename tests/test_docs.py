@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import glassgpt
 from glassgpt.learn.lesson import lessons
