@@ -2,14 +2,14 @@
 # # Lesson 1: tensors
 #
 # You will know at the end: what a tensor stores, why `view`, `transpose` and slices move no numbers, when data is
-# copied, what "contiguous" means, and how two arrays can share their numbers without your noticing.
+# copied, what "contiguous" means, and how two arrays can share memory.
 #
 # Time: 7 minutes to read, 2 seconds to compute. Before: Python. You need to know no PyTorch.
 #
 # All lessons work in the same way. `predict(...)` asks you for a number before it is measured. A wrong guess shows
 # where your picture is not right yet. `equal(a, b, ...)` stops with an error if two tensors differ, and prints their
 # largest difference. `seed(0)` fixes the random numbers. `short(full=..., quick=...)` returns its first number; the
-# project's tests use the second, to save time.
+# project's tests use the second.
 
 # %% [markdown]
 # ## Shape and dtype
@@ -19,8 +19,7 @@
 #
 # * `int64`: token ids,
 # * `float32`: weights, 4 bytes each,
-# * `bfloat16`: weights in half the memory, with fewer digits,
-# * `bool`: True and False.
+# * `bfloat16`: weights in half the memory, with fewer digits.
 #
 # Three letters name the dimensions in all lessons: B texts in a batch, T tokens (words or parts of words) in each text,
 # and C numbers for each token. So `[B, T, C]` is a shape.
@@ -47,8 +46,7 @@ guess.measured(f"{sizes[0]:.0f} and {sizes[1]:.0f} megabytes")
 # nothing has to change.
 
 # %%
-print("x.to('cpu') is x:", x.to("cpu") is x)
-print("x.to(torch.float64) is x:", x.to(torch.float64) is x)
+assert x.to("cpu") is x and x.to(torch.float64) is not x
 
 # %% [markdown]
 # ## One row of numbers, and a way to walk through it
@@ -86,12 +84,12 @@ equal(by_hand.view(4, 3), b.t(), "the transpose, read through its strides")
 # %% [markdown]
 # ## View or copy
 #
-# A *view* is a new tensor over the same storage. If you write into a view, the first tensor changes too. These write:
+# A *view* is a new tensor over the same storage. If you write into it, the first tensor changes too. These write:
 # `x[0] = 1`, `x += 1`, and all operations whose names end in `_`, such as `x.add_(1)`, `x.fill_(0)`, `x.copy_(y)`. But
 # `x = x + 1` makes a new tensor.
 #
 # * Views: `view`, `transpose`, `t`, `permute`, a slice such as `x[:, 1:]`, `squeeze`, `expand`.
-# * Copies: `clone`, `x[[0, 2]]` (a list or a tensor as index), and the results of computations.
+# * Copies: `clone`, `x[[0, 2]]` (a list or a tensor as index), and results of computations.
 # * `reshape`: a view where that is possible, otherwise a copy.
 
 # %%
@@ -102,8 +100,7 @@ guess = predict("b[0, 0] became 100 after we made row and chosen. What is row[0]
 guess.measured(f"row[0] = {row[0]}, chosen[0, 0] = {chosen[0, 0]}")
 
 # %%
-assert row.data_ptr() == b.data_ptr(), "a view has the same address"
-assert chosen.data_ptr() != b.data_ptr(), "a copy has its own"
+assert row.data_ptr() == b.data_ptr() != chosen.data_ptr(), "a view has the same address, a copy has its own"
 
 # %% [markdown]
 # ## Contiguous
@@ -123,7 +120,7 @@ print("reshape copies:", t.reshape(12))
 equal(t.reshape(12), t.contiguous().view(12), "reshape, and contiguous then view")
 
 # %% [markdown]
-# Is a copy expensive? We time a transpose, which only changes the strides, and a copy of it.
+# Is a copy expensive? A transpose only changes the strides.
 
 # %%
 import timeit
@@ -147,14 +144,13 @@ guess = predict("array[0] became 7. What is in the tensor of from_numpy, and in 
 guess.measured(f"from_numpy: {shared.tolist()}, torch.tensor: {own.tolist()}")
 
 # %%
-assert shared[0] == 7
-assert own[0] == 0
+assert shared[0] == 7 and own[0] == 0
 
 # %% [markdown]
 # ## The usual bug: `view` where `transpose` is meant
 #
-# We have a batch of 2 texts with 3 tokens each, and want the token dimension first: `[3, 2]`. Both `view` and
-# `transpose` give that shape, without an error. Only one is right.
+# A batch has 2 texts of 3 tokens, and we want the token dimension first: `[3, 2]`. Both `view` and `transpose` give
+# that shape, without an error. Only one is right.
 
 # %%
 texts = torch.tensor([[1, 2, 3], [10, 20, 30]])  # the tokens of text 1, and those of text 2
