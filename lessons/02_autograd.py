@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 2: the computation graph and autograd
 #
-# You will know at the end: how PyTorch computes gradients (you write such an engine in 30 lines), what a leaf is, what
-# `.grad` holds, what `detach` cuts, and why a gradient can be None.
+# You will know at the end: how PyTorch computes gradients (you write such an engine), what a leaf is, what `.grad`
+# holds, what `detach` cuts, and why a gradient can be None.
 #
 # Time: 9 minutes to read, 2 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
 # (`pip install 'glassgpt[plot]'`).
@@ -14,9 +14,8 @@
 # grows a little, by how much does the loss grow? This is the *derivative* of the loss by that weight. All of them
 # together are the *gradient*.
 #
-# PyTorch writes down every operation on tensors that have `requires_grad=True`. This record is the *computation graph*.
-# `backward()` walks through it from the loss to the weights, and multiplies the derivatives on the way (the *chain
-# rule*).
+# PyTorch records every operation on tensors that have `requires_grad=True`: the *computation graph*. `backward()` walks
+# through it from the loss to the weights, and multiplies the derivatives on the way (the *chain rule*).
 
 # %%
 import torch
@@ -32,10 +31,9 @@ guess.measured(w.grad.item())
 # %% [markdown]
 # ## An engine of our own
 #
-# Each number remembers from which numbers it was computed (its *parents*), and the derivative by each of them. For
-# example, a product a b has the derivative b by a, and a by b. `backward` goes through the numbers from the last to the
-# first. Each number passes its gradient to its parents, times the derivative. In this order, its own gradient is
-# complete by then.
+# Each number remembers from which numbers it was computed (its *parents*), and the derivative by each. For example, a
+# product a b has the derivative b by a. `backward` goes through the numbers from the last to the first. Each number
+# passes its gradient to its parents, times the derivative. In this order, its own gradient is complete by then.
 
 # %%
 import math
@@ -76,8 +74,7 @@ class Number:
 
 
 a, b = Number(0.5), Number(-2.0)
-out = (a * b + a).sigmoid().log() * a  # a occurs three times
-out.backward()
+((a * b + a).sigmoid().log() * a).backward()  # a occurs three times
 ta, tb = torch.tensor(0.5, requires_grad=True), torch.tensor(-2.0, requires_grad=True)
 ((ta * tb + ta).sigmoid().log() * ta).backward()
 equal(torch.tensor([a.grad, b.grad]), torch.stack([ta.grad, tb.grad]), "gradients of our engine, and of torch")
@@ -116,7 +113,7 @@ with torch.no_grad():
     equal(error.mean()[None], b.grad, "the gradient by b: the formula, and autograd")
 
 # %% [markdown]
-# Training means: many small steps against the gradient. The steps must not become a part of the graph, so they stand
+# Training means many small steps against the gradient. The steps must not become a part of the graph, so they stand
 # under `torch.no_grad()`. `backward` *adds* to `.grad`, so we clear it each time.
 
 # %%
@@ -138,9 +135,8 @@ import matplotlib.pyplot as plt
 figure, axes = plt.subplots(figsize=(5, 4))
 axes.scatter(*x.T, c=y, cmap="coolwarm", s=12)
 ends = torch.tensor([-3.5, 3.5])
-axes.plot(ends, (-(w[0] * ends + b) / w[1]).detach(), "k--", label="p = 0.5")
-axes.set(xlabel="x1", ylabel="x2", ylim=(-3.5, 4), title="Logistic regression (blue: label 0, red: label 1)")
-axes.legend()
+axes.plot(ends, (-(w[0] * ends + b) / w[1]).detach(), "k--")
+axes.set(xlabel="x1", ylabel="x2", ylim=(-3.5, 4), title="Blue: label 0, red: label 1, dashes: p = 0.5")
 picture(figure, "02-logistic-regression")
 
 # %% [markdown]
@@ -153,9 +149,7 @@ picture(figure, "02-logistic-regression")
 
 # %%
 logits, targets = torch.tensor([[2.0, 1.0, -1.0], [0.0, 0.0, 0.0]]), torch.tensor([0, 2])  # [N, V], [N]
-guess = predict("Row 2 has three equal logits. The probability of each class?")
 p = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
-guess.measured(p[1, 0].item())
 equal(p, logits.softmax(dim=1), "the softmax, and torch's")
 by_hand = -(p[0, 0].log() + p[1, 2].log()) / 2
 equal(by_hand, torch.nn.functional.cross_entropy(logits, targets), "the loss, and torch's cross_entropy")
@@ -182,16 +176,16 @@ assert wrong.grad_fn is not None and right.grad is not None
 # %%
 v = torch.tensor(1.0, requires_grad=True)
 guess = predict("The derivative of 3 v by v is 3. What is v.grad after two backward passes, without clearing?")
-(3 * v).backward()
-(3 * v).backward()
+for _ in range(2):
+    (3 * v).backward()
 guess.measured(v.grad.item())
 
 # %% [markdown]
 # ## What `detach` cuts
 #
-# `t.detach()` is a tensor with the same numbers and without their history: a constant for autograd. (It shares memory
-# with t, as a view does in lesson 1.) It is right for targets and for numbers that you plot. In the middle of a model
-# it is a bug: the layers before it stop learning, and there is no error.
+# `t.detach()` is a tensor with the same numbers and without their history: a constant for autograd. It is right for
+# targets and for numbers that you plot. In the middle of a model it is a bug: the layers before it stop learning, and
+# there is no error.
 
 # %%
 first, second = torch.randn(2, 4, requires_grad=True), torch.randn(4, requires_grad=True)
@@ -203,14 +197,14 @@ assert first.grad is None
 assert first.grad is not None, "without detach, the first layer learns"
 
 # %% [markdown]
-# In training, the loss would still fall, because the second layer learns alone. `.item()`, `torch.tensor(t)`, `argmax`,
-# and a comparison such as `t > 0` cut the graph too.
+# In training, the loss would still fall, because the second layer learns alone. `.item()`, `argmax`, and a comparison
+# such as `t > 0` cut the graph too.
 #
 # ## In real systems
 #
 # Until `backward`, the graph keeps the inputs of its operations (the *activations*). With large batches they need more
-# memory than the weights. Then some are thrown away, and computed again during `backward` (*activation checkpointing*).
-# When a text is generated, no graph is needed: `torch.inference_mode()` turns it off.
+# memory than the weights. Some are then computed again during `backward` instead (*activation checkpointing*). When a
+# text is generated, no graph is needed: `torch.inference_mode()` turns it off.
 #
 # ## Exercises
 #
