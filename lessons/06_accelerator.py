@@ -51,9 +51,8 @@ assert resolve(RuntimeConfig()).device.type == devices[-1].type
 #
 # A GPU works beside the CPU. PyTorch only puts the work into a queue and continues. If you read a clock then, the
 # result is not yet computed. So call `torch.cuda.synchronize()` first: it waits until the queue is empty. (On a CPU
-# there is no queue: the two numbers below are equal, but for chance.) Two more rules: the first call is slower, because
-# it loads code and reserves memory, so do not count it. Other programs disturb a single measurement, so take the best
-# of several.
+# there is no queue: the two numbers below are equal, but for chance.) Two more rules: do not count the first call,
+# which also loads code and reserves memory. Take the best of several, because other programs disturb a single one.
 
 
 # %%
@@ -109,7 +108,6 @@ for name, speed in speeds.items():
     axes.loglog(list(speed), list(speed.values()), marker="o", label=name)
 axes.set(xlabel="n", ylabel="GFLOP/s", title="Products of two n x n matrices")
 axes.legend()
-axes.grid(alpha=0.3)
 picture(figure, "06-speed")
 
 # %% [markdown]
