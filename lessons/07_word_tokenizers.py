@@ -55,8 +55,6 @@ class FirstTokenizer:
 
 
 first = FirstTokenizer(training)
-guess = predict("The text has 8,000 characters. How many different words and marks does it have, about?")
-guess.measured(len(first.words))
 sentence = training[:90]
 print("before:", repr(sentence))
 print("after: ", repr(first.decode(first.encode(sentence))))
@@ -178,8 +176,8 @@ assert outputs[0] != outputs[1]
 # we set it, to get the same lesson each time.) The training works. But tomorrow the same ids mean other words, and the
 # saved model writes nonsense. So sort, and save the vocabulary with the model.
 #
-# **A second bug: the name of a special token in a user's text.** If a tokenizer turns the *text* "<|endoftext|>" into
-# the special id, every user of a chat can end the document. The package does it only if the caller allows it:
+# **A second bug: a special token in a user's text.** If a tokenizer turns the *text* "<|endoftext|>" into the special
+# id, every user of a chat can end the document. The package does it only if the caller allows it:
 
 # %%
 trained = WordTokenizer.train(training, vocab_size=1000)
