@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Lesson 8: byte-pair encoding
 #
-# You will know at the end: how GPT-2's kind of tokenizer learns its vocabulary from a text, how it encodes a new text
-# with it, why no text is unknown to it, and what a larger vocabulary costs and gains.
+# You will know at the end: how GPT-2's kind of tokenizer learns its vocabulary from a text, how it encodes a new text,
+# why no text is unknown to it, and what a larger vocabulary costs and gains.
 #
-# Time: 9 minutes to read, 4 seconds to compute. Before: lesson 7 (word tokenizers). The picture needs matplotlib
+# Time: 8 minutes to read, 4 seconds to compute. Before: lesson 7 (word tokenizers). The picture needs matplotlib
 # (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
@@ -30,14 +30,13 @@ from glassgpt.tokenizer import BPETokenizer
 from glassgpt.tokenizer.pretokenize import PATTERNS
 
 text = tutor.general_path().read_text(encoding="utf-8")[: short(full=10_000, quick=4_000)]
-guess = predict("How many bytes are the 4 characters of 'né 🙂' in UTF-8? (one is a space)")
-guess.measured(f"{len('né 🙂'.encode())}: {list('né 🙂'.encode())}")
+print("'né 🙂' in UTF-8:", list("né 🙂".encode()))
 
 # %% [markdown]
 # ## First step: cut the text into pieces
 #
 # GPT-2 first cuts a text into *pre-tokens*: roughly words, each with the space before it. No token crosses a border
-# between two of them. Otherwise "dog." and "dog!" and "dog," could become tokens. A regular expression does this.
+# between two of them. Otherwise "dog." and "dog!" could become tokens. A regular expression does this.
 
 # %%
 print(regex.findall(PATTERNS["gpt2"], "It's 2 dogs, isn't it?"))
@@ -100,8 +99,8 @@ assert package.model.merges == [(tokens[left], tokens[right]) for left, right in
 # %% [markdown]
 # ## Third step: encode a new text
 #
-# Encoding does the merges in the order of training: among the pairs of neighbours in a word, merge the one that was
-# learned *first* (its *rank* is the lowest). Repeat this until no pair is left that was ever merged.
+# Encoding does the merges in the order of training: of the pairs of neighbours in a word, merge the one that was
+# learned *first* (its *rank* is the lowest). Repeat this until no such pair is left.
 
 # %%
 ranks = {pair: rank for rank, pair in enumerate(merges)}
@@ -137,19 +136,17 @@ import matplotlib.pyplot as plt
 guess = predict(f"How many bytes does a token have on average after {number} merges? (before the first: 1)")
 bytes_per_token = [lengths[0] / length for length in lengths]
 guess.measured(bytes_per_token[-1])
-assert bytes_per_token[-1] - bytes_per_token[number // 2] < bytes_per_token[number // 2] - 1, "later merges gain less"
 
 figure, axes = plt.subplots(figsize=(6, 3.5))
 axes.plot(bytes_per_token)
 axes.set(xlabel="merges learned", ylabel="bytes per token", title="Later merges gain less than earlier ones")
-axes.grid(alpha=0.3)
 picture(figure, "08-merges")
 
 # %% [markdown]
 # ## GPT-2's tokenizer
 #
-# GPT-2 has 50,000 merges, learned in the same way from web pages, mostly in English. Its ids have the same order: the
-# 256 bytes, then the merges. So our function `encode` with GPT-2's merges gives GPT-2's ids.
+# GPT-2 has 50,000 merges, learned in the same way from web pages, mostly in English. Its ids have the same order. So
+# our function `encode` with GPT-2's merges gives GPT-2's ids.
 
 # %%
 if assets.available("gpt2-bpe"):
@@ -159,11 +156,10 @@ if assets.available("gpt2-bpe"):
     ids = published.model.vocab  # bytes -> id
     gpt2_ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(published.model.merges)}
     for sample in samples:
-        mine = encode(sample, gpt2_ranks)
-        equal(torch.tensor(mine), torch.tensor(published.encode(sample)), f"GPT-2's ids of {sample[:20]!r}")
+        mine, theirs = encode(sample, gpt2_ranks), published.encode(sample)
+        equal(torch.tensor(mine), torch.tensor(theirs), f"GPT-2's ids of {sample[:20]!r}")
     guess = predict("How many tokens of GPT-2 are: ' understanding', ' lentils', ' 12345678', ' 東京'?")
     guess.measured([len(published.encode(word)) for word in (" understanding", " lentils", " 12345678", " 東京")])
-    print("' lentils' is", [published.token_bytes(i).decode() for i in published.encode(" lentils")])
 else:
     print("skipped: GPT-2's vocabulary is not on this machine; `glassgpt tokenizer show gpt2 'a text'` fetches it")
 
@@ -210,7 +206,7 @@ print("joined first:  ", b"".join(tokens[i] for i in ids).decode())
 #
 # Llama 3, Qwen and GPT-4o use byte-level BPE with larger vocabularies (more than 100,000 tokens) and other regular
 # expressions: Llama 3 cuts numbers into groups of up to three digits, Qwen into single digits. Llama 2, Mistral's first
-# models and Gemma use SentencePiece, which merges characters, and uses bytes for unknown characters.
+# models and Gemma use SentencePiece, which merges characters, and uses bytes for unknown ones.
 #
 # ## Exercises
 #
