@@ -35,7 +35,6 @@ guess.measured(tuple(tokens(ids).shape))
 
 # %%
 one_hot = nn.functional.one_hot(ids, V).float()  # [B, T, V]
-equal(tokens.weight[ids], tokens(ids), "rows of the table")
 equal(one_hot @ tokens.weight, tokens(ids), "one-hot rows times the table")
 
 guess = predict(f"How many of the {V} rows get a gradient from these {ids.numel()} tokens?")
@@ -164,9 +163,9 @@ assert torch.equal(wrong[:, 0], wrong[:, 1]), "the wrong positions do not see th
 assert not torch.equal(wrong[0], wrong[1]), "and they depend on the row"
 
 # %% [markdown]
-# Right are 4, one for each position. Wrong are 3, one for each row of the batch. The order is lost again, and the same
-# text gives other results at another place of the batch. `glassgpt doctor --break positions-of-the-batch-row` trains a
-# GPT with this bug. Its loss still falls, and is only a little higher.
+# The wrong sum gives one vector for each row of the batch. The order is lost again, and the same text gives other
+# results at another place of the batch. `glassgpt doctor --break positions-of-the-batch-row` trains a GPT with this
+# bug. Its loss still falls, and is only a little higher.
 #
 # Two mistakes do raise errors: an id that is not below V (a tokenizer that does not belong to the model), and a text
 # that is longer than the table of positions. On a GPU, the first is a "device-side assert" far from its cause, so look
@@ -177,8 +176,8 @@ assert not torch.equal(wrong[0], wrong[1]), "and they depend on the row"
 # The output of a GPT needs a table in the other direction, from C numbers to V logits. GPT-2 uses the token table for
 # both ("tied embeddings"), which saves 38.6 million weights. Many larger models have two tables.
 #
-# Learned positions end with the table: GPT-2 cannot read a text of 1,025 tokens. Llama-class models add no positions to
-# the embeddings. Inside attention, they rotate vectors by angles that grow with the position (*rotary embeddings*,
+# Learned positions end with the table: GPT-2 cannot read 1,025 tokens. Llama-class models add no positions to the
+# embeddings. Inside attention, they rotate vectors by angles that grow with the position (*rotary embeddings*,
 # `position="rope"` in this package). Then attention depends on the distance of two tokens, and there is no table. But a
 # model is still reliable only up to the length of its training texts.
 #
