@@ -2,7 +2,7 @@
 # # Lesson 15: many heads
 #
 # You will know at the end: why attention has several heads, how to write them as a list, how to compute them all at
-# once with one matrix, and why a wrong `reshape` gives no error and a wrong model.
+# once, and why a wrong `reshape` gives no error and a wrong model.
 #
 # Time: 9 minutes to read, 6 seconds to compute. Before: lesson 14 (the causal mask). The picture needs matplotlib
 # (`pip install 'glassgpt[plot]'`).
@@ -71,7 +71,7 @@ guess.measured(sum(p.numel() for p in ListOfHeads(C, 8).parameters()))
 # ## Then: split and merge
 #
 # One large product is faster than many small ones (lesson 6). So we join the matrices of all heads to one, as in lesson
-# 13, and multiply once. The result is then *split*: the C numbers of a token become H rows of D.
+# 13. The result is then *split*: the C numbers of a token become H rows of D.
 #
 # ```text
 # [B, T, C]  -- view -->  [B, T, H, D]  -- transpose -->  [B, H, T, D]     split
@@ -148,15 +148,13 @@ changed[:, -1] += 1  # another last token
 guess = predict(f"We change the last of {T} tokens. How many tokens before it change: in ours, in the wrong one?")
 before = [int((part(x) != part(changed))[0, :-1].any(dim=-1).sum()) for part in (fast, wrong)]
 guess.measured(f"ours: {before[0]}, the wrong one: {before[1]}")
-
-# %%
-assert before[0] == 0 and before[1] > 0, "the wrong split mixes tokens, and so it leaks"
+assert before[0] == 0 < before[1], "the wrong split mixes tokens, and so it leaks"
 
 # %% [markdown]
 # The mask is right, but its rows and columns are not tokens any more. So earlier tokens see later ones.
 #
-# When heads are merged, the tensor is not contiguous after `transpose`. So `view` raises an error, and `reshape` makes
-# a copy in the right order (lesson 1).
+# In the merge, the tensor is not contiguous after `transpose`. So `view` raises an error, and `reshape` copies in the
+# right order (lesson 1).
 
 # %%
 y = torch.randn(B, H, T, D)
@@ -207,7 +205,7 @@ for place, weights, title in zip(axes, (one[0], *two), titles, strict=True):
     image = place.imshow(weights.numpy(), vmin=0, vmax=1, cmap="viridis")
     place.set(title=title, xlabel="position of the key")
 axes[0].set(ylabel="position of the query")
-figure.colorbar(image, ax=list(axes), label="weight, mean of 32 texts")
+figure.colorbar(image, ax=list(axes), label="mean weight")
 picture(figure, "15-heads")
 
 # %% [markdown]
@@ -216,8 +214,8 @@ picture(figure, "15-heads")
 #
 # ## In real systems
 #
-# Heads often have 64 or 128 numbers: GPT-2 has 12 heads of 64, Llama 3 70B has 64 heads of 128. In newer models several
-# query heads share one head of keys and values (*grouped-query attention*). This makes the cache of lesson 25 smaller.
+# GPT-2 has 12 heads of 64 numbers, Llama 3 70B has 64 heads of 128. In newer models several query heads share one head
+# of keys and values (*grouped-query attention*). This makes the cache of lesson 25 smaller.
 #
 # ## Exercises
 #
