@@ -4,7 +4,7 @@
 # You will know at the end: what a vocabulary is, how a text becomes ids and ids become a text, what happens to unknown
 # words, what `<|endoftext|>` is for, and why language models no longer use words as tokens.
 #
-# Time: 8 minutes to read, 3 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
+# Time: 7 minutes to read, 3 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
 # (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
@@ -12,7 +12,7 @@
 #
 # A model computes with numbers. A *tokenizer* cuts a text into pieces (*tokens*) and gives each a number, its *id*. The
 # list of all its tokens is the *vocabulary*. The most natural pieces are words and punctuation marks. Our text comes
-# with the package: short essays on everyday things.
+# with the package: short essays.
 
 # %%
 import re
@@ -38,8 +38,7 @@ print(split_words("Bread, salt, and water: is it soup?"))
 # %% [markdown]
 # ## The first tokenizer
 #
-# Sort the different words, and number them. `encode` looks up ids; `decode` looks up words, and puts spaces between
-# them.
+# Sort the different words, and number them.
 
 
 # %%
@@ -56,16 +55,13 @@ class FirstTokenizer:
 
 
 first = FirstTokenizer(training)
-guess = predict("The text has 8,000 characters. How many different words and marks does it have, about?")
-guess.measured(len(first.words))
 sentence = training[:90]
 print("before:", repr(sentence))
 print("after: ", repr(first.decode(first.encode(sentence))))
-assert first.decode(first.encode("salt, and water.")) != "salt, and water."
 
 # %% [markdown]
-# Two things are wrong. There are spaces before the commas and full stops, which the text does not have. A model that is
-# trained on such tokens will write in the same way. And every new word is an error:
+# Two things are wrong. There are spaces before the commas, which the text does not have; a model that is trained on
+# such tokens will write them too. And every new word is an error:
 
 # %%
 try:
@@ -76,15 +72,15 @@ except KeyError as error:
 # %% [markdown]
 # ## The second tokenizer
 #
-# We repair both.
+# It repairs both.
 #
 # * **Spaces.** Each word takes the space before it into its token: " and" is a token. Other white space is a token of
-#   its own. So joining the tokens gives exactly the text, and `decode` needs no rules.
+#   its own. So joining the tokens gives exactly the text.
 # * **Unknown words.** They become a special token, `<|unk|>`.
 # * **Vocabulary.** Only the most frequent words are kept; of equally frequent ones, the first in the order of their
 #   characters.
-# * **End of text.** `<|endoftext|>` is a special token after each document. The text after it has nothing to do with
-#   the text before it. When a model generates this token, the program stops.
+# * **End of text.** `<|endoftext|>` is a special token after each document: what follows is another text. When a model
+#   generates this token, the program stops.
 
 # %%
 # \p{L} is a letter of any script, \p{M} an accent, \p{N} a digit (the module regex has these, Python's re has not)
@@ -110,14 +106,13 @@ class SecondTokenizer:
 
 
 second = SecondTokenizer(training, 1000)
-print(f"{len(second.words)} tokens, fewer than 1,000: the text has no more words")
 print([second.words[i] for i in second.encode("The bread and salt.")])
 assert second.decode(second.encode(training)) == training, "nothing is lost in a text whose words are all known"
 print(repr(second.decode(second.encode("Add paprika, and stir."))))
 print(second.encode_documents(["The bread.", "The salt."]), "  the id of the end:", second.ids[END])
 
 # %% [markdown]
-# The package's word tokenizer has the same rules (`tokenizer=word:1000`). We compare the ids of a new text.
+# The package's word tokenizer has the same rules (`tokenizer=word:1000`).
 
 # %%
 from glassgpt.tokenizer import WordTokenizer
@@ -144,26 +139,19 @@ shares = {size: t.encode(new).count(t.ids[UNKNOWN]) / len(t.encode(new)) for siz
 guess.measured(shares[10_000])
 assert shares[10_000] > 0.1
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
-left.loglog(range(1, len(counts) + 1), counts)
-left.set(xlabel="rank of the word", ylabel="times in the text", title="Few words are frequent")
-sizes = [len(t.words) for t in unknown.values()]
-right.plot(sizes, list(shares.values()), marker="o")
-right.set(
-    xlabel="tokens in the vocabulary", ylabel="share that is unknown", ylim=(0, 1), title="New text has new words"
-)
-figure.tight_layout()
+figure, axes = plt.subplots(figsize=(5, 3.5))
+axes.plot([len(t.words) for t in unknown.values()], list(shares.values()), marker="o")
+axes.set(xlabel="tokens in the vocabulary", ylabel="share unknown", ylim=(0, 1), title="New text has new words")
 picture(figure, "07-words")
 
 # %% [markdown]
 # An unknown word is lost: no model can write "paprika" if paprika has no token. With more text, the vocabulary becomes
 # larger. But for each token the model has a row of weights (lesson 10), and the rows of rare words are hardly ever
-# trained. Also, "soup" and "soups" are two tokens that have nothing in common for the model, and so are "Bread" and
-# "bread".
+# trained. Also, "soup" and "soups" are two tokens that have nothing in common.
 #
 # ## The usual bug: ids that change
 #
-# Suppose that we number the words of a `set`, and forget `sorted`. We start Python twice, and print the ids of 8 words.
+# Suppose that we number the words of a `set`, and forget `sorted`. We start Python twice.
 
 # %%
 import os
@@ -184,18 +172,17 @@ print("\n".join(outputs))
 assert outputs[0] != outputs[1]
 
 # %% [markdown]
-# A `set` of strings has another order in each start of Python. The training works. But tomorrow the same ids mean other
-# words, and the saved model writes nonsense. So sort, and save the vocabulary with the model. (The order depends on
-# `PYTHONHASHSEED`, which Python chooses at each start. We set it, to get the same lesson each time.)
+# A `set` of strings has another order in each start of Python. (It depends on `PYTHONHASHSEED`, which Python chooses;
+# we set it, to get the same lesson each time.) The training works. But tomorrow the same ids mean other words, and the
+# saved model writes nonsense. So sort, and save the vocabulary with the model.
 #
-# **A second bug: the name of a special token in a user's text.** If a tokenizer turns the *text* "<|endoftext|>" into
-# the special id, every user of a chat can end the document. The package does it only if the caller allows it:
+# **A second bug: a special token in a user's text.** If a tokenizer turns the *text* "<|endoftext|>" into the special
+# id, every user of a chat can end the document. The package does it only if the caller allows it:
 
 # %%
 trained = WordTokenizer.train(training, vocab_size=1000)
 print("as text:      ", trained.encode(END))
 print("where allowed:", trained.encode(END, allow_special=True))
-assert trained.encode(END, allow_special=True) == [trained.eos_token_id]
 assert trained.eos_token_id not in trained.encode(END)
 
 # %% [markdown]
@@ -203,11 +190,11 @@ assert trained.eos_token_id not in trained.encode(END)
 #
 # Language models no longer use word tokenizers. BERT's WordPiece cuts words into known pieces, and still has an unknown
 # token. GPT-2's byte-level BPE has none: every byte is a token (lesson 8). Chat models have more special tokens, for
-# example at the beginning and the end of each message.
+# example at the end of each message.
 #
 # ## Exercises
 #
-# Write your answers into a file of your own, and check it with `glassgpt learn 7 --check my_answer.py`.
+# Check your answers with `glassgpt learn 7 --check my_answer.py`.
 #
 # 1. `build_vocabulary(words, size)` receives a list of words (with repetitions). It returns a dict from word to id: the
 #    most frequent words first, equally frequent ones in the order of `sorted`; then `<|unk|>` and `<|endoftext|>`; at

@@ -4,7 +4,7 @@
 # You will know at the end: how a token collects information from other tokens, step by step, with nothing but dot
 # products and a softmax; and what this cannot do.
 #
-# Time: 7 minutes to read, 2 seconds to compute. Before: lessons 2 (softmax) and 10 (embeddings). The picture needs
+# Time: 6 minutes to read, 2 seconds to compute. Before: lessons 2 (softmax) and 10 (embeddings). The picture needs
 # matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
@@ -15,10 +15,7 @@
 # the vectors of all tokens, with large weights for those that matter.
 #
 # The title says *without weights*: nothing here is learned. The weights of the average are computed again for each
-# text.
-#
-# In a trained model, vectors have hundreds of numbers, which come from training. Ours have three numbers, which we
-# choose: one for nature, one for money, one for grammar.
+# text. Our vectors have three numbers, which we choose: one for nature, one for money, one for grammar.
 
 # %%
 import torch
@@ -39,36 +36,31 @@ def embed(text: str) -> Tensor:
 
 words = "the bank of the river"
 x = embed(words)  # [T, C] = [5, 3]
-print(x)
 
 # %% [markdown]
 # ## Step 1: how similar are two tokens?
 #
 # The *dot product* of two vectors multiplies them number by number and adds up the products. It is large if both
-# vectors have large numbers in the same places, and 0 if they have none in common. In attention it is called a *score*.
-# We compute the scores of "bank" with each word.
+# vectors have large numbers in the same places. In attention it is called a *score*. We compute the scores of "bank"
+# with each word.
 
 # %%
 query = x[1]  # "bank"
 scores = torch.stack([sum(query[i] * other[i] for i in range(3)) for other in x])
-for word, score in zip(words.split(), scores, strict=True):
-    print(f"{word:6} {score:5.2f}")
+print(scores)
 
 # %% [markdown]
 # ## Step 2: from scores to weights
 #
-# Weights should be positive, and their sum should be 1. It is not enough to divide the scores by their sum, since
-# scores can be negative. The *softmax* takes `exp` of each score, which is always positive, and then divides by the
-# sum.
+# Weights should be positive, and their sum should be 1. But scores can be negative. The *softmax* takes `exp` of each
+# score, which is always positive, and then divides by the sum.
 
 # %%
 guess = predict('Which word gets the largest weight from "bank", and how much?')
 weights = scores.exp() / scores.exp().sum()
 guess.measured(f"{words.split()[int(weights.argmax())]}, {weights.max():.3f}")
-for word, weight in zip(words.split(), weights, strict=True):
-    print(f"{word:6} {weight:.3f}")
+print(weights)
 equal(weights, scores.softmax(dim=0), "our softmax, and PyTorch's")
-assert torch.isclose(weights.sum(), torch.tensor(1.0))
 
 # %% [markdown]
 # ## Step 3: the weighted average
@@ -78,8 +70,7 @@ assert torch.isclose(weights.sum(), torch.tensor(1.0))
 
 # %%
 context = sum(weight * vector for weight, vector in zip(weights, x, strict=True))
-print("bank alone:     ", [round(number, 2) for number in query.tolist()])
-print("bank in context:", [round(number, 2) for number in context.tolist()])
+print("bank alone:", query, "  in context:", context)
 assert context[0] > context[1], "beside a river, a bank is more nature than money"
 
 # %% [markdown]
@@ -106,10 +97,9 @@ guess.measured(f"nature {other[0]:.2f}, money {other[1]:.2f}")
 assert other[1] > other[0]
 
 # %% [markdown]
-# "bank" has the same vector in both texts. After attention, its two vectors are different.
+# "bank" has the same embedding in both texts. After attention, its vectors differ.
 #
-# PyTorch has a function for this computation. It takes three tensors. In the next lesson these will differ; here all
-# three are x.
+# PyTorch's function takes three tensors. In the next lesson these will differ; here all three are x.
 
 # %%
 equal(attention(x), F.scaled_dot_product_attention(x[None], x[None], x[None], scale=1.0)[0], "ours, and PyTorch's")
@@ -127,10 +117,8 @@ for place, text in zip(axes, (words, "my money the bank opens"), strict=True):
     place.set(xlabel="token that it looks at", title="each row sums to 1")
     for row in range(5):
         for column in range(5):
-            weight = weights[row, column].item()
-            place.text(
-                column, row, f"{weight:.2f}", ha="center", va="center", color="white" if weight > 0.6 else "black"
-            )
+            ink = "white" if weights[row, column] > 0.6 else "black"
+            place.text(column, row, f"{weights[row, column]:.2f}", ha="center", va="center", color=ink)
 axes[0].set(ylabel="token that looks")
 figure.tight_layout()
 picture(figure, "11-weights")
@@ -151,8 +139,7 @@ assert torch.isclose(wrong.sum(), torch.tensor(5.0)) and (wrong.sum(dim=-1) - 1)
 
 # %% [markdown]
 # The rows do not sum to 1 any more. So a context vector is not an average: it is too long or too short. In a batch
-# `[B, T, T]`, `dim=1` is this bug. `dim=0` is a worse one there: it mixes the texts of the batch. `dim=-1` is always
-# right.
+# `[B, T, T]`, `dim=1` is this bug, and `dim=0` mixes the texts. `dim=-1` is always right.
 #
 # ## What this attention cannot do
 #
@@ -160,7 +147,7 @@ assert torch.isclose(wrong.sum(), torch.tensor(5.0)) and (wrong.sum(dim=-1) - 1)
 # 2. Scores are symmetric: the score of "bank" with "river" is that of "river" with "bank".
 # 3. A token looks mostly at itself, and at tokens with similar or longer vectors: no other vector of the same length
 #    has a larger dot product with it.
-# 4. The order has no effect. If the words change places, their context vectors change places in the same way.
+# 4. The order has no effect. If the words change places, so do their context vectors.
 
 # %%
 seed(0)
@@ -170,8 +157,8 @@ assert torch.allclose(scores, scores.mT), "symmetric"
 equal(attention(x[order]), attention(x)[order], "shuffled before, and shuffled after")
 
 # %% [markdown]
-# The next lesson repairs the first three, with three matrices. The fourth is what position embeddings are for (lesson
-# 10): they make the vectors of two equal words different.
+# The next lesson repairs the first three, with three matrices. Position embeddings repair the fourth (lesson 10): they
+# make the vectors of two equal words different.
 #
 # ## In real systems
 #
@@ -181,7 +168,7 @@ equal(attention(x[order]), attention(x)[order], "shuffled before, and shuffled a
 #
 # ## Exercises
 #
-# Write your answers into a file of your own, and check it with `glassgpt learn 11 --check my_answer.py`.
+# Check your answers with `glassgpt learn 11 --check my_answer.py`.
 #
 # 1. `softmax(scores)` returns the softmax along the last dimension, for any shape, written with `exp` and sums. It must
 #    also be right for scores of 1,000, for which `exp` is infinite. It does not change `scores`.

@@ -4,15 +4,15 @@
 # You will know at the end: what `nn.Linear` does for attention that three plain matrices do not, why its weight is
 # stored transposed, and how one layer makes queries, keys and values at once.
 #
-# Time: 7 minutes to read, 3 seconds to compute. Before: lessons 4 (linear layers) and 12 (queries, keys and values).
+# Time: 6 minutes to read, 3 seconds to compute. Before: lessons 4 (linear layers) and 12 (queries, keys and values).
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## Two classes, one computation
 #
-# First we make the matrices of lesson 12 parameters of a module. An `nn.Parameter` is a tensor that the module lists:
-# `parameters()` returns it, so an optimizer can train it, and `state_dict()` returns it, so it can be saved. The second
-# class does the same with three linear layers.
+# The first class makes the matrices of lesson 12 parameters of a module. An `nn.Parameter` is a tensor that the module
+# lists: `parameters()` returns it, so an optimizer can train it, and `state_dict()` returns it, so it can be saved. The
+# second class uses three linear layers.
 
 # %%
 import torch
@@ -50,7 +50,6 @@ seed(0)
 B, T, C, D = 2, 5, 6, 4
 x = torch.randn(B, T, C)
 by_hand, linear = ByHand(C, D), WithLinear(C, D)
-print(tuple(by_hand(x).shape), tuple(linear(x).shape))
 
 # %% [markdown]
 # ## The weight is stored transposed
@@ -96,42 +95,37 @@ assert copied_wrongly(C).startswith("no error")
 
 # %% [markdown]
 # With square matrices, there is no error, and the model writes nonsense. This happens with real models: the attention
-# of a GPT often has C = D, and GPT-2 was published with its matrices as `[in, out]`, not as in `nn.Linear` (lesson 24).
-# So compare outputs, as `equal` does above.
+# of a GPT often has C = D, and GPT-2 was published with its matrices as `[in, out]` (lesson 24). So compare outputs.
 #
-# A second bug of this step: `self.W_q = torch.randn(C, D)` without `nn.Parameter`. The model runs, but `parameters()`
-# does not list the matrix, so it is never trained.
+# A second bug: `self.W_q = torch.randn(C, D)` without `nn.Parameter`. The model runs, but `parameters()` does not list
+# the matrix, so it is never trained.
 
 # %%
 forgotten = ByHand(C, D)
 del forgotten.W_q
 forgotten.W_q = torch.randn(C, D)
-names = [name for name, _ in forgotten.named_parameters()]
-print("parameters:", names)
-assert "W_q" not in names
+assert [name for name, _ in forgotten.named_parameters()] == ["W_k", "W_v"]
 
 # %% [markdown]
 # ## The first weights
 #
-# `torch.randn` gives numbers with the standard deviation 1. A number of a query is then a sum of C products of such
-# numbers. But the scale of lesson 12 is right for queries and keys with the standard deviation 1. `nn.Linear` draws its
-# first weights evenly from the range between -1 / sqrt(C) and 1 / sqrt(C). So the outputs do not grow with C.
+# The scale of lesson 12 is right for queries and keys with the standard deviation 1. With weights from `torch.randn`, a
+# number of a query is a sum of C such numbers: too large. `nn.Linear` draws its first weights evenly from the range
+# between -1 / sqrt(C) and 1 / sqrt(C). So the outputs do not grow with C.
 
 # %%
 wide = 256
 inputs = torch.randn(64, 16, wide)
-guess = predict(f"C = {wide}. The standard deviation of a query, with torch.randn?")
-guess.measured(float((inputs @ torch.randn(wide, wide)).std()))
-print(f"with nn.Linear: {nn.Linear(wide, wide, bias=False)(inputs).std():.2f}")
 
 
 def largest_weight(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.mT / q.size(-1) ** 0.5).softmax(dim=-1).amax(dim=-1).flatten().detach()
 
 
+guess = predict("C = 256. The largest of the 16 weights of a row, on average, with torch.randn? (equal weights: 0.06)")
 plain = largest_weight(inputs @ torch.randn(wide, wide), inputs @ torch.randn(wide, wide))
 layers = largest_weight(*(nn.Linear(wide, wide, bias=False)(inputs) for _ in range(2)))
-print(f"the largest weight of a row, mean: randn {plain.mean():.3f}, nn.Linear {layers.mean():.3f}")
+guess.measured(f"{plain.mean():.3f}; with nn.Linear: {layers.mean():.3f}")
 assert plain.mean() > 0.95 and layers.mean() < 0.25
 
 # %%
@@ -151,9 +145,8 @@ picture(figure, "13-first-weights")
 #
 # ## One layer for all three
 #
-# q, k and v are made from the same x. So one layer with 3 D outputs does the same as three layers with D outputs, in
-# one matrix product. Its weight contains the rows of the three weights, one after another. `chunk` cuts the result into
-# three.
+# q, k and v are made from the same x. So one layer with 3 D outputs does the same in one matrix product. Its weight
+# contains the rows of the three weights, one after another. `chunk` cuts the result into three.
 
 # %%
 fused = nn.Linear(C, 3 * D, bias=False)
@@ -161,9 +154,9 @@ fused.weight.data = torch.cat([linear.q.weight, linear.k.weight, linear.v.weight
 equal(attend(*fused(x).chunk(3, dim=-1)), linear(x), "one layer, and three")
 
 # %% [markdown]
-# The package's attention has such a layer, called `qkv`, and one more after the average, called `out`. It also hides
-# later tokens (the mask, lesson 14). So we compare only the last token, which may look at all. As the weight of `out`
-# we take the identity matrix: the first D outputs are then the averages.
+# The package's attention has such a layer, `qkv`, and one more after the average, `out`. It also hides later tokens
+# (the mask, lesson 14), so we compare only the last one, which may look at all. The weight of `out` is here the
+# identity matrix: the first D outputs are then the averages.
 
 # %%
 config = ModelConfig(n_embd=C, n_head=1, head_dim=D, qkv_bias=False, attention_out_bias=False)
@@ -179,12 +172,11 @@ equal(linear(x)[:, -1], theirs(x, None, None, None, None)[:, -1, :D], "the last 
 #
 # ## Exercises
 #
-# Write your answers into a file of your own, and check it with `glassgpt learn 13 --check my_answer.py`.
+# Check your answers with `glassgpt learn 13 --check my_answer.py`.
 #
 # 1. `to_linear(W, b)` returns an `nn.Linear` that computes `x @ W + b` for a matrix W `[C, D]` and a vector b `[D]`;
 #    for `b = None`, one without a bias.
 # 2. `fuse(q, k, v)` receives three `nn.Linear` with the same number of inputs; their numbers of outputs may differ. All
 #    have a bias, or none has. It returns one `nn.Linear` whose outputs are those of q, k and v, side by side.
 #
-# Next: `glassgpt doctor --break tensor-not-a-parameter` trains a model with a matrix that nothing trains. Then lesson
-# 14: the causal mask.
+# Next: `glassgpt doctor --break tensor-not-a-parameter` shows the second bug. Then lesson 14: the causal mask.

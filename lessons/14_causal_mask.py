@@ -12,7 +12,7 @@
 #
 # The model reads T tokens at once and predicts, at every position, the token after it. In training, this next token is
 # also in the input, one place to the right. If a position could look there, it would copy the answer and learn nothing
-# else. When the model writes a text, later tokens do not exist yet, and it could not copy them.
+# else. When the model writes a text, later tokens do not exist yet.
 #
 # So position t may attend to positions 0 to t, and to no other. This is the *causal mask*.
 
@@ -26,7 +26,6 @@ seed(0)
 T, D = 5, 8
 q, k, v = torch.randn(3, T, D)  # queries, keys and values of 5 tokens, each [T, D]
 scores = q @ k.T / D**0.5  # [T, T]: row t has the scores of query t with every key
-print(scores)
 
 # %% [markdown]
 # ## The mask
@@ -41,11 +40,10 @@ guess = predict(f"How many of the {T} x {T} weights are exactly 0?")
 guess.measured(int((weights == 0).sum()))
 guess = predict("The weight of the first token for itself?")
 guess.measured(float(weights[0, 0]))
-print(mask.int())
 print(weights)
 
 # %% [markdown]
-# The package does the same. Its attention takes a batch of heads, `[B, H, T, D]`; ours is one head of one text.
+# The package's attention takes a batch of heads, `[B, H, T, D]`; ours is one head of one text.
 
 # %%
 theirs, their_weights = ExplicitAttention()(q[None, None], k[None, None], v[None, None], None)
@@ -55,8 +53,7 @@ equal(weights, their_weights[0, 0], "the attention weights")
 # %% [markdown]
 # ## The usual bug
 #
-# Some programs multiply by the mask *after* the softmax. The weights of later tokens are then 0, too, and the result
-# looks right.
+# Some programs multiply by the mask *after* the softmax. The weights of later tokens are then 0, too.
 
 # %%
 wrong = scores.softmax(dim=-1) * mask
@@ -79,8 +76,7 @@ print("sums of the wrong rows:", wrong.sum(dim=-1))
 # ## What a leak does to the loss
 #
 # A model with one layer of attention predicts the next token in texts of random tokens, from a vocabulary of 20. The
-# past says nothing about the next token. So without a leak, the loss cannot fall below ln 20 = 3.00. We train the model
-# with the mask, and without.
+# past says nothing about the next token. So without a leak, the loss cannot fall below ln 20 = 3.00.
 
 # %%
 import matplotlib.pyplot as plt
@@ -138,7 +134,7 @@ picture(figure, "14-leak")
 #
 # ## Exercises
 #
-# Write your answers into a file of your own, and check it with `glassgpt learn 14 --check my_answer.py`.
+# Check your answers with `glassgpt learn 14 --check my_answer.py`.
 #
 # 1. `window_mask(T, window)` returns a mask `[T, T]` of the dtype bool, as our `mask`: row t is True at token t and at
 #    the `window - 1` tokens before it (or fewer, at the beginning of the text).
