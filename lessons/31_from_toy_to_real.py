@@ -46,8 +46,7 @@ from glassgpt.model import GPT
 from glassgpt.model.attention import ExplicitAttention, FusedAttention
 from glassgpt.model.cache import KVCache
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer
-from glassgpt.training.optim import Muon as PackageMuon
-from glassgpt.training.optim import orthogonalise
+from glassgpt.training.optim import Muon, orthogonalise
 from glassgpt.transforms.lora import add_lora
 from glassgpt.transforms.quantize import quantize
 from glassgpt.weights.folder import write_folder
@@ -100,22 +99,17 @@ ids = torch.tensor(bpe.encode(text))
 config = ModelConfig(vocab_size=bpe.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=64)
 
 
-class Muon(torch.optim.Optimizer):
-    def __init__(self, parameters: list[Tensor], lr: float):
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for p in self.param_groups[0]["params"]:
-            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 0.05)
-            update = orthogonalise(p.grad.lerp(momentum, 0.95)[None])[0]
-            p.sub_(update, alpha=self.param_groups[0]["lr"] * max(1, p.size(0) / p.size(1)) ** 0.5)
+@torch.no_grad()
+def muon_step(p: Tensor, momentum: Tensor, lr: float) -> None:
+    momentum.lerp_(p.grad, 0.05)  # the mean of the gradients so far
+    update = orthogonalise(p.grad.lerp(momentum, 0.95)[None])[0]
+    p.sub_(update, alpha=lr * max(1, p.size(0) / p.size(1)) ** 0.5)
 
 
 mine, theirs = torch.ones(6, 3).requires_grad_(), torch.ones(6, 3).requires_grad_()
 mine.grad = theirs.grad = torch.randn(6, 3)
-Muon([mine], lr=0.1).step()
-PackageMuon([(theirs, (6,))], lr=0.1, momentum=0.95, weight_decay=0.0).step()
+muon_step(mine, torch.zeros(6, 3), lr=0.1)
+Muon([(theirs, (6,))], lr=0.1, momentum=0.95, weight_decay=0.0).step()
 equal(mine.detach(), theirs.detach(), "a matrix after one step, mine and the package's")
 
 
@@ -128,17 +122,17 @@ def batch(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def train(kind: str, steps: int) -> tuple[GPT, list[float]]:
     model = GPT(config)
     model.init_weights(seed=0)
-    matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if kind == "Muon" else []
-    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    optimizers = [torch.optim.AdamW(rest, lr=3e-3)] + ([Muon(matrices, lr=0.02)] if matrices else [])
+    momenta = {p: torch.zeros_like(p) for p in model.blocks.parameters() if p.dim() == 2 and kind == "Muon"}
+    adamw = torch.optim.AdamW([p for p in model.parameters() if p not in momenta], lr=3e-3)
     losses, generator = [], torch.Generator().manual_seed(1)
     for _ in range(steps):
         x, y = batch(16, generator)
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         model.zero_grad()
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        adamw.step()
+        for p, momentum in momenta.items():
+            muon_step(p, momentum, lr=0.02)
         losses.append(loss.item())
     return model.eval(), losses
 
