@@ -4,7 +4,7 @@
 # You will know at the end: what a file of weights contains, how its names and shapes become those of your model, why
 # GPT-2's matrices have to be transposed, and how to prove that nothing went wrong.
 #
-# Time: 10 minutes to read, about 6 seconds to compute. Before: lesson 17 (the whole GPT). It compares with
+# Time: 10 minutes to read, about 6 seconds to compute. Before: lesson 17 (the whole GPT). The lesson compares with
 # `transformers` (`pip install transformers`), or without it with this package.
 
 # %% [markdown]
