@@ -4,15 +4,15 @@
 # You will know at the end: the four pieces of a Transformer block, why each is there, where the norm belongs, and how
 # to test one block before you stack many.
 #
-# Time: 8 minutes to read, about 10 seconds to compute. Before: lesson 15 (many heads). The picture needs `pip install
+# Time: 9 minutes to read, about 10 seconds to compute. Before: lesson 15 (many heads). The picture needs `pip install
 # glassgpt[plot]`.
 
 # %% [markdown]
 # ## The norm
 #
-# Each layer multiplies its input by a matrix. After some layers the numbers can be huge or tiny, and training gets
-# difficult. A *layer norm* gives the C numbers of each token mean 0 and variance 1. Then it multiplies by a weight and
-# adds a bias, both learned, so that the model can choose another size. Each token is treated alone.
+# After some layers the numbers can be huge or tiny, and training gets difficult. A *layer norm* gives the C numbers of
+# each token mean 0 and variance 1. Then it multiplies by a weight and adds a bias, both learned, so that the model can
+# choose another size.
 
 # %%
 import torch
@@ -47,8 +47,8 @@ equal(Norm(C)(x), F.layer_norm(x, (C,)), "our norm, and PyTorch's")
 # ## The MLP
 #
 # Attention moves information between tokens. The *MLP* (multilayer perceptron, lesson 4) then works on each token
-# alone: up to 4 C numbers, an *activation function*, and down to C. Without the activation, two matrices could do no
-# more than one. Here it is GELU: nearly 0 for negative numbers, nearly x for positive ones.
+# alone: up to 4 C numbers, an *activation function*, and down to C. Here it is GELU: nearly 0 for negative numbers,
+# nearly x for positive ones.
 
 
 # %%
@@ -61,7 +61,7 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
-class Attention(nn.Module):  # of lesson 15
+class Attention(nn.Module):  # from lesson 15
     def __init__(self, C: int, H: int):
         super().__init__()
         self.H, self.qkv, self.out = H, nn.Linear(C, 3 * C), nn.Linear(C, C)
@@ -77,12 +77,11 @@ class Attention(nn.Module):  # of lesson 15
 # ## The residual connection, and the order
 #
 # A block does not replace its input. It *adds* to it: `x = x + layer(x)`. This is a *residual connection*. A layer that
-# has learned nothing useful may add nearly nothing, and the input goes on unchanged.
+# has learned nothing useful may add nearly nothing.
 #
 # Where does the norm go? The first Transformer (2017) put it after the addition: `x = norm(x + layer(x))`. GPT-2 and
-# most later models put it before the layer: `x = x + layer(norm(x))`. Then there is a way from the first block to the
-# last that no norm and no matrix touches. It is called the *residual stream*. Our class can do three things, to
-# compare.
+# most later models put it before the layer: `x = x + layer(norm(x))`. Then no norm and no matrix touches the way from
+# the first block to the last, the *residual stream*. Our class can do both, and a third to compare.
 
 
 # %%
@@ -115,7 +114,7 @@ guess.measured(sum(p.numel() for p in mine.mlp.parameters()) / sum(p.numel() for
 # %% [markdown]
 # ## Test one block before you stack many
 #
-# In a model of twelve blocks, a bug is hard to find. In one block, five short tests find many.
+# In a model of twelve blocks, a bug is hard to find. In one block, five tests find many.
 
 
 # %%
@@ -138,15 +137,14 @@ def test_block(block: nn.Module) -> None:
 test_block(mine)
 
 # %% [markdown]
-# A test is worth something only if it fails when there is a bug. We build one: the second norm is computed, but its
-# result is thrown away.
+# A test must fail when there is a bug. We build one: the second norm is computed, but its result is thrown away.
 
 
 # %%
 class Careless(MyBlock):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_1(x))
-        self.norm_2(x)  # the bug: the result is not used
+        self.norm_2(x)  # the bug
         return x + self.mlp(x)
 
 
@@ -161,9 +159,8 @@ else:
 # %% [markdown]
 # ## The usual bug: no residual connection
 #
-# `x = layer(norm(x))` has the right shape, is causal, and passes all five tests. But blocks are stacked. We stack 24 of
-# each kind, with random weights, and look how different the tokens of a text still are after each block. We compare
-# two tokens by the *cosine* of their vectors: 1 means the same direction.
+# `x = layer(norm(x))` passes all five tests. But blocks are stacked. We stack 24 of each kind, with random weights, and
+# compare two tokens of a text after each block by the *cosine* of their vectors: 1 means the same direction.
 
 
 # %%
@@ -187,8 +184,8 @@ assert alike["no residual"][-1] > 0.95 > alike["norm before"][-1]
 
 # %% [markdown]
 # Without residual connections, all tokens have become the same vector: each layer of attention averages, and nothing
-# keeps the tokens apart. Can such a stack learn? A simple task: say which of 10 tokens stood one place before. 12
-# blocks, and a high learning rate.
+# keeps the tokens apart. Can such a stack learn which of 10 tokens stood one place before? We train 12 blocks with a
+# high learning rate.
 
 
 # %%
@@ -210,9 +207,7 @@ def learn(kind: str, steps: int) -> list[float]:
 
 
 steps = short(full=100, quick=18)
-guess = predict(
-    f"The loss after {steps} steps, with the norm before? after? without a residual connection? (ln 10 = 2.30)"
-)
+guess = predict(f"The loss after {steps} steps: norm before? norm after? no residual connection? (ln 10 = 2.30)")
 curves = {kind: learn(kind, steps) for kind in kinds}
 guess.measured({kind: round(curve[-1], 2) for kind, curve in curves.items()})
 assert curves["norm before"][-1] < curves["no residual"][-1] - 0.2
@@ -231,8 +226,7 @@ picture(figure, "16-stack")
 
 # %% [markdown]
 # Without residual connections, nothing is learned. With the norm after the addition, nothing is learned at *this*
-# learning rate; with a third of it, that stack learns, too. With the norm before, a stack is the easiest to train. That
-# is the reason for the change of order.
+# learning rate, but with a third of it that stack learns, too. With the norm before, a stack is the easiest to train.
 #
 # ## In real systems
 #
