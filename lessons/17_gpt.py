@@ -113,16 +113,8 @@ equal(mine(idx), theirs(idx), "the logits")
 #
 # ## Count the parameters
 #
-# A linear layer from n to m numbers has n m weights and m biases. A norm has C weights and C biases.
-#
-# | piece | shape | for C = 64 |
-# |-|-|-|
-# | q, k, v | `C x 3C + 3C` | 12,480 |
-# | output of attention | `C x C + C` | 4,160 |
-# | MLP, up | `C x 4C + 4C` | 16,640 |
-# | MLP, down | `4C x C + C` | 16,448 |
-# | two norms | `4C` | 256 |
-# | **one block** | about `12 C C` | **49,984** |
+# A linear layer from n to m numbers has n m weights and m biases. A norm has C weights and C biases. Attention has
+# matrices of `C x 3C` and `C x C`, the MLP of `C x 4C` and `4C x C`. So a block has about `12 C C` parameters.
 
 # %%
 guess = predict(f"Parameters of the whole model? (4 blocks, a vocabulary of {V}, {T} positions, tied head)")
