@@ -110,7 +110,6 @@ mine.load_state_dict(theirs.state_dict())
 equal(mine(idx), theirs(idx), "the logits")
 
 # %% [markdown]
-#
 # ## Count the parameters
 #
 # A linear layer from n to m numbers has n m weights and m biases. A norm has C weights and C biases. Attention has

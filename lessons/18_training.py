@@ -184,7 +184,7 @@ resumed.load_state_dict(state["model"])
 fresh.load_state_dict(state["optimizer"])
 again = train(resumed, fresh, state["step"], state["step"] + 20)
 assert again == losses[state["step"] :][:20], "resumed is the same as never interrupted"
-print("from step", state["step"], "20 losses are equal to the last bit")
+print(f"from step {state['step']} on, 20 losses are equal to the last bit")
 
 # %% [markdown]
 # ## The usual bug: only the weights are saved
