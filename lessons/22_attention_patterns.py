@@ -2,17 +2,17 @@
 # # Lesson 22: what a trained head looks at
 #
 # You will know at the end: how to read an attention map, two patterns that are found in almost every language model,
-# how a number finds them without a picture, and how to prove that a head does what it seems to do.
+# how to measure them, and how to prove that a head does what it seems to do.
 #
-# Time: 7 minutes to read, about 25 seconds to compute. Before: lessons 15 (many heads) and 18 (training). The pictures
+# Time: 8 minutes to read, about 25 seconds to compute. Before: lessons 15 (many heads) and 18 (training). The pictures
 # need `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A text with one regularity
 #
-# To know what a head does, we need a text whose regularities we know. Ours has a single one: a piece of 12 to 30 random
-# tokens is repeated until 64 tokens are full. Within the first piece nothing can be predicted. After it, everything
-# can: find the place where the current token stood before, and look at what followed there.
+# We need a text whose regularities we know. Ours has one: a piece of 12 to 30 random tokens is repeated until 64 tokens
+# are full. Within the first piece nothing can be predicted. After it, everything can: find where the current token
+# stood before, and look at what followed there.
 
 # %%
 import math
@@ -44,12 +44,11 @@ def repeated(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 # %% [markdown]
 # ## A small model learns it
 #
-# Two layers with two heads each. We watch only the loss where the next token can be known.
+# We watch only the loss where the next token can be known.
 
 # %%
-model = GPT(
-    ModelConfig(vocab_size=V, block_size=T, n_layer=2, n_head=2, n_embd=48, position="rope", tie_embeddings=False)
-)
+config = ModelConfig(V, block_size=T, n_layer=2, n_head=2, n_embd=48, position="rope", tie_embeddings=False)
+model = GPT(config)
 model.init_weights(seed=0)
 for parameter in model.parameters():
     if parameter.dim() > 1:
@@ -69,9 +68,7 @@ while len(curve) < steps and (len(curve) < 10 or sum(curve[-10:]) > 1.5):
 model.eval()
 trained = sum(curve[-10:]) <= 1.5
 steepest = max(range(len(curve) - 20), key=lambda i: curve[i] - curve[i + 20])
-guess.measured(
-    f"{curve[0]:.2f} at first, {curve[-1]:.2f} after {len(curve)} steps; steepest around step {steepest + 10}"
-)
+guess.measured(f"{curve[0]:.2f} at first, {curve[-1]:.2f} after {len(curve)} steps; steepest near {steepest + 10}")
 
 # %%
 import matplotlib.pyplot as plt
@@ -84,14 +81,13 @@ axes.legend()
 picture(figure, "22-curve")
 
 # %% [markdown]
-# The loss falls slowly for a long time. The reason is that two layers must work together, and each is useless without
-# the other. Let us look.
+# The loss falls slowly for a long time, because two layers must work together, and each is useless without the other.
 #
 # ## Reading the maps
 #
-# The model uses *fused* attention, which never stores its weights. We put the package's explicit attention in its place
-# (same output, lesson 14). A *hook* is a function that PyTorch calls after a module; ours keeps what the attention
-# returns. The text has a piece of 20 tokens.
+# Fused attention never stores its weights. We put the package's explicit attention in its place (same output, lesson
+# 14). A *hook* is a function that PyTorch calls after a module; ours keeps what the attention returns. The text repeats
+# a piece of 20 tokens.
 
 # %%
 maps: list[Tensor] = []
@@ -113,23 +109,22 @@ for layer in range(2):
 picture(figure, "22-maps")
 
 # %% [markdown]
-# Look at the picture. In the first layer, both heads look at the last few tokens, with about 0.3 of their attention on
-# *the token before*. In the second layer there are lines 19 and 39 below the diagonal: every token looks at *the token
-# after its last appearance*. The piece has 20 tokens, so that is 19 back. In the first piece there is no such token,
-# and the heads look at the token itself or at the first one.
+# In the first layer, both heads look at the last few tokens, with about 0.3 of their attention on *the token before*.
+# In the second layer there are lines 19 and 39 below the diagonal: every token looks at *the token after its last
+# appearance*. The piece has 20 tokens, so that is 19 back.
 #
-# **The usual bug** of reading maps is to mix up rows and columns. Rows are queries: a row says where one token looks,
-# and sums to 1. A column says who looks at a token, and may sum to anything.
+# **The usual bug** of reading maps is to mix up rows and columns. A row says where one token looks, and sums to 1. A
+# column says who looks at a token, and may sum to anything.
 #
 # ## Numbers instead of pictures
 #
-# A model with 30 layers has hundreds of maps. So we measure: which share of its attention does a head give to the token
-# before? And to the token after an earlier appearance of the current one?
+# A model with 30 layers has hundreds of maps. So we measure which share of its attention a head gives to the token
+# before, and to the token after an earlier appearance of the current one.
 
 
 # %%
 def share(weights: Tensor, mask: Tensor) -> Tensor:
-    """The attention on the places of a mask [T, T], mean over the queries that have such a place: [layers, heads]."""
+    """The attention on the places of a mask [T, T], mean over the queries that have one: [layers, heads]."""
     return (weights * mask).sum((-2, -1)) / mask.any(dim=1).sum()
 
 
@@ -141,16 +136,16 @@ ours = {"previous": share(weights, previous), "induction": share(weights, induct
 theirs = head_statistics(weights, text.tolist())
 for name, values in ours.items():
     equal(values, torch.from_numpy(theirs[name]).float(), f"the share of {name!r}, mine and the package's")
-    print("\n".join(f"  head {i // 2}.{i % 2}: {float(v):.2f}" for i, v in enumerate(values.flatten())))
+    print([[round(v, 2) for v in layer] for layer in values.tolist()], "by layer and head")
 
 # %% [markdown]
-# This is called an *induction circuit*. The first layer writes into each position "the token before me was X". The
-# second layer asks "who has my token before it?", finds the place, and copies what stands there.
+# This is an *induction circuit*. The first layer writes into each position "the token before me was X". The second
+# layer asks "who has my token before it?", and copies what stands there.
 #
 # ## Does it do what it seems to do?
 #
-# A map shows where a head looks, not whether the model needs it. So take the head away, and measure. The output of a
-# head has its own channels in the input of the matrix `out`; we set these to zero. This is called *ablation*.
+# A map shows where a head looks, not whether the model needs it. So take the head away (*ablation*): we set its
+# channels in the input of the matrix `out` to zero.
 
 
 # %%
@@ -184,14 +179,14 @@ if trained:  # not in the short form of the tests
 
 # %% [markdown]
 # Without this head the loss is *above* ln 32: the model is sure, and wrong. If the model did not need the head, the
-# loss would have stayed the same, however clear the map. A map alone proves nothing.
+# loss would have stayed the same, however clear the map.
 #
 # ## In real systems
 #
-# Induction heads were found in models of many sizes (Olsson and others, 2022). They appear suddenly in training, and at
-# the same time the model begins to use earlier parts of its prompt. Other heads put nearly all attention on the first
-# token (an *attention sink*), because the weights of a softmax must sum to 1 even if nothing is of use. Caches that
-# throw away old tokens must keep that one.
+# Induction heads were found in models of many sizes (Olsson and others, 2022). They appear suddenly in training, and
+# then the model begins to use earlier parts of its prompt. Other heads put nearly all attention on the first token (an
+# *attention sink*), because a softmax must sum to 1 even if nothing is of use. Caches that throw away old tokens must
+# keep that one.
 #
 # ## Exercises
 #
