@@ -4,16 +4,15 @@
 # You will know at the end: why the losses of two models with different tokenizers cannot be compared, how bits per byte
 # make them comparable, and what a tokenizer gains and costs.
 #
-# Time: 6 minutes to read, about 40 seconds to compute. Before: lessons 8 (byte-pair encoding) and 18 (training). The
+# Time: 7 minutes to read, about 40 seconds to compute. Before: lessons 8 (byte-pair encoding) and 18 (training). The
 # picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
-# ## Two models, one text
+# ## Three models, one text
 #
-# One model reads characters. The other reads tokens of byte-pair encoding (BPE), which were learned on the training
-# text. Everything else is equal: layers, width, steps, tokens in a batch. The text is Python's own help, which every
-# Python has. The last tenth is kept for validation. Many help pages contain parts of others, so a paragraph that stood
-# before is left out: otherwise the validation text would stand in the training text.
+# One model reads characters. The others read tokens of byte-pair encoding (BPE). Layers, width, steps and tokens in a
+# batch are equal. The text is Python's own help; the last tenth is for validation. Many help pages contain parts of
+# others, so a paragraph that stood before is left out: otherwise validation text would stand in the training text.
 
 # %%
 import bz2
@@ -75,7 +74,7 @@ def train(tokenizer: Tokenizer, steps: int) -> GPT:
 
 @torch.no_grad()
 def sum_of_losses(model: GPT, ids: Tensor) -> tuple[float, int]:
-    """The sum of the losses over windows that do not overlap, in nats, and the number of predicted tokens."""
+    """The sum of the losses in nats, and the number of predicted tokens."""
     windows = ids[: (len(ids) - 1) // T * T + 1]
     inputs, targets = windows[:-1].view(-1, T), windows[1:].view(-1, T)
     return float(F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="sum")), targets.numel()
@@ -90,13 +89,13 @@ guess.measured(", ".join(f"{name}: {loss:.2f}" for name, loss in per_token.items
 
 # %% [markdown]
 # By this number, characters are best by far. But **the usual bug** is to compare losses per token of different
-# tokenizers. The character model chooses one of about 100 characters. The BPE model chooses one of hundreds of tokens,
-# which is harder, but then it has predicted several characters at once.
+# tokenizers. The character model chooses one of about 100 characters. A BPE model chooses one of hundreds of tokens,
+# which is harder, but predicts several characters at once.
 #
 # ## Bits per byte
 #
-# The same *text* has to be predicted by both. So add up the losses of all tokens, and divide by something that does not
-# depend on the tokenizer: the bytes of the text in UTF-8. Divide by ln 2 to get bits.
+# All predict the same *text*. So add up the losses of all tokens, and divide by something that does not depend on the
+# tokenizer: the bytes of the text in UTF-8. Divide by ln 2 to get bits.
 #
 #     bits per byte = loss per token  x  tokens per byte  /  ln 2
 
@@ -109,14 +108,13 @@ guess.measured(", ".join(f"{name}: {value:.3f}" for name, value in bits.items())
 for name, model in models.items():
     ids = val_ids[name].numpy()
     theirs = evaluate(model, ids, T, torch.device("cpu"), tokens_per_byte=len(ids) / num_bytes)
-    assert theirs.bits_per_byte is not None
     assert abs(theirs.bits_per_byte - bits[name]) < 0.02 * bits[name], "the package counts the last window, too"
     print(f"{name:<11} mine {bits[name]:.4f}, the package's {theirs.bits_per_byte:.4f}")
 
 # %% [markdown]
-# A number of bits per byte is a compression: with an arithmetic coder, the model would store the text in so many bits.
-# That gives baselines: ordinary compressors, which may read the training text first. (They also find leaks: with the
-# repeated paragraphs left in, lzma needs only 0.25 bits per byte for the validation text, because it copies.)
+# Bits per byte measure compression: with an arithmetic coder, the model would store the text in so many bits. So
+# ordinary compressors, which may read the training text first, are baselines. (They also find leaks: with the repeated
+# paragraphs left in, lzma needs only 0.25 bits per byte, because it copies.)
 
 # %%
 compressors = {"zlib": zlib.compress, "bz2": bz2.compress, "lzma": lzma.compress}
@@ -140,14 +138,13 @@ if steps > 100:  # not in the short form of the tests
     assert bits["BPE 512"] < bits["characters"], "per byte, they are not"
 
 # %% [markdown]
-# The compressors are better than our models, which are tiny and were trained for seconds. Large models are better than
-# compressors.
+# The compressors are better than our tiny models. Large models are better than compressors.
 #
 # ## What BPE gains, and what it costs
 #
 # A window of 64 tokens holds 64 characters, or with BPE two to three times as many. So the BPE models see more context,
 # and more text in the same number of steps. They also need fewer steps to write a text. But the embedding grows: 2048
-# rows instead of about 100, and rare tokens are seen too seldom to be learned.
+# rows instead of about 100, and rare tokens are seen too seldom.
 
 # %%
 for name, model in models.items():
@@ -159,10 +156,9 @@ for name, model in models.items():
 # %% [markdown]
 # ## In real systems
 #
-# Vocabularies grow with the models: GPT-2 has 50,257 tokens, Llama 2 32,000, Llama 3 128,256, Gemma 256,000. A good
-# size depends on the size of the model, because the table takes parameters. Papers that compare tokenizers give bits
-# per byte. Perplexity, e to the loss per token, has the same fault as the loss. There are also models that read bytes
-# (ByT5, the Byte Latent Transformer). They need longer sequences, or a way to group bytes.
+# GPT-2 has 50,257 tokens, Llama 2 32,000, Llama 3 128,256, Gemma 256,000. Large models can afford large tables. Papers
+# that compare tokenizers give bits per byte; perplexity, e to the loss per token, has the same fault as the loss.
+# Models that read bytes (ByT5, the Byte Latent Transformer) need longer sequences, or a way to group bytes.
 #
 # ## Exercises
 #
