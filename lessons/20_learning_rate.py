@@ -167,6 +167,7 @@ for _ in range(200):
 guess = predict("T_max = 100. The rate at step 100, and at step 199? (the peak is 1)")
 guess.measured([round(rates[100], 3), round(rates[199], 3)])
 assert rates[100] < 0.01 < 0.99 < rates[199]
+print("PyTorch's cosine does not stop at its end: it goes up again.")
 
 # %% [markdown]
 # ## In real systems
