@@ -4,7 +4,7 @@
 # You will know at the end: how a weight becomes a small whole number, what a scale is and why each row has its own, how
 # large the error is before you measure it, and what it costs in loss.
 #
-# Time: 7 minutes to read, about 12 seconds to compute. Before: lessons 17 (the whole GPT) and 1 (dtypes). The picture
+# Time: 8 minutes to read, about 12 seconds to compute. Before: lessons 17 (the whole GPT) and 1 (dtypes). The picture
 # needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
