@@ -4,7 +4,7 @@
 # You will know at the end: how a conversation becomes one line of tokens, which of these tokens an assistant is trained
 # on, what changes if it is trained on all, and why some assistants never stop.
 #
-# Time: 8 minutes to read, about 33 seconds to compute. Before: lessons 18 (training) and 9 (inputs and targets). The
+# Time: 9 minutes to read, about 33 seconds to compute. Before: lessons 18 (training) and 9 (inputs and targets). The
 # picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
