@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 17: a GPT, assembled
 #
-# You will know at the end: how the pieces of the earlier lessons become a GPT, how to count its parameters with a
-# pencil, and which loss it must have before it has learned anything.
+# You will know at the end: how the pieces of the earlier lessons become a GPT, how to count its parameters, and which
+# loss it must have before it has learned anything.
 #
 # Time: 8 minutes to read, about 2 seconds to compute. Before: lesson 16 (the block). The picture needs `pip install
 # glassgpt[plot]`.
@@ -70,7 +70,7 @@ class Block(nn.Module):
 # head.
 #
 # The head is a matrix `[V, C]`, and so is the table of the token embeddings. GPT-2 uses one matrix for both: the head
-# is *tied* to the embedding. It saves V C parameters.
+# is *tied* to the embedding.
 
 
 # %%
@@ -131,7 +131,7 @@ assert by_hand == count_parameters(config), "the package counts the same"
 assert sum(by_hand.values()) == sum(parameter.numel() for parameter in mine.parameters())
 
 # %% [markdown]
-# `parameters()` gives the tied matrix once, although it has two names.
+# `parameters()` gives the tied matrix once.
 #
 # ## The first loss
 #
@@ -170,8 +170,8 @@ guess.measured(careless_loss)
 assert careless_loss > 2 * math.log(V), "far above ln V"
 
 # %% [markdown]
-# Training can repair that, but the first hundred steps are spent on it. GPT-2 draws its matrices with a standard
-# deviation of 0.02 instead.
+# Training needs about a hundred steps to repair that. GPT-2 draws its matrices with a standard deviation of 0.02
+# instead.
 
 # %%
 import matplotlib.pyplot as plt

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 18: train it
 #
-# You will know at the end: how to train a GPT on a text, which losses to compare yours with, why the validation loss is
-# measured beside the training loss, and what has to be in a checkpoint.
+# You will know at the end: how to train a GPT on a text, which losses to compare yours with, and what has to be in a
+# checkpoint.
 #
 # Time: 8 minutes to read, about 30 seconds to compute. Before: lesson 17 (the whole GPT). The picture needs `pip
 # install glassgpt[plot]`.
@@ -10,8 +10,8 @@
 # %% [markdown]
 # ## A text in two parts
 #
-# We train on the first nine tenths of a text, and keep the last tenth for *validation*. A model could memorise the
-# training text. Only an unseen text shows whether it has learned the language.
+# We train on the first nine tenths of a text, and keep the last tenth for *validation*: only an unseen text shows
+# whether the model has learned the language or memorised the text.
 #
 # The text is cut at one place: with sentences drawn at random, the neighbours of each validation sentence would be in
 # the training part.
@@ -51,8 +51,7 @@ print(f"{name}: {len(train_ids):,} characters to train on, {len(val_ids):,} for 
 # - *unigram*: it knows how often each character occurs, and nothing else.
 # - *bigram*: it also knows the character before.
 #
-# A GPT that does not get below the bigram model has a bug, or was not trained enough. These losses need only counting.
-# We do the second by hand.
+# A GPT that does not get below the bigram model has a bug, or was not trained enough. We count the second by hand.
 
 # %%
 counts = np.bincount(train_ids, minlength=V) + 1  # one more of each: no probability is 0
@@ -84,8 +83,7 @@ print(repr(tokenizer.decode(batch(0)[0][0].tolist())))
 # %% [markdown]
 # ## Validation
 #
-# Always the same windows, so that two measurements can be compared. `eval()` switches dropout off, `no_grad()` saves
-# the memory for gradients.
+# Always the same windows, so that two measurements can be compared.
 
 # %%
 n = short(full=100, quick=20) * T
@@ -174,8 +172,8 @@ print(generate(model, tokenizer, text[:8], max_new_tokens=short(full=200, quick=
 #
 # ## Continue from the checkpoint
 #
-# We pretend that the machine was switched off at half time. A new model and a new optimiser read the file and continue.
-# The losses must be those of the first training, to the last bit.
+# We pretend that the machine was switched off at half time. A new model and a new optimiser read the file. The losses
+# must be those of the first training, to the last bit.
 
 # %%
 resumed, fresh = new_model()
@@ -207,8 +205,8 @@ checkpoint.unlink()
 # ## In real systems
 #
 # A checkpoint also has the learning-rate schedule, the random state, the position in the data and the configuration.
-# Large models are written in pieces, by many machines, while the training goes on. `glassgpt train` keeps the best and
-# the last checkpoint in `runs/NAME`, with checksums, and `glassgpt train --resume NAME` continues bit by bit.
+# Many machines write the pieces of a large one while the training goes on. `glassgpt train` keeps the best and the last
+# checkpoint in `runs/NAME`, with checksums, and `glassgpt train --resume NAME` continues bit by bit.
 #
 # ## Exercises
 #

@@ -152,9 +152,6 @@ setting = sampling.SamplingConfig(temperature=1.5, top_p=0.8)
 equal(first.softmax(-1), sampling.probabilities(logits, setting), "temperature first: ours, and the package's")
 
 # %% [markdown]
-# A second bug: set the other *probabilities* to 0, and forget to divide by the new sum. `torch.multinomial` divides by
-# the sum itself, and hides the bug.
-#
 # ## The temperature, in a text
 #
 # A small model, trained on a few proverbs, continues the same start with the same random numbers.
@@ -198,8 +195,8 @@ for T in (0.5, 1.0, 1.5):
     print(f"T = {T}: {write('The ', T, short(full=180, quick=30))}\n")
 
 # %% [markdown]
-# With T = 0.5 the model mostly repeats the proverbs. With T = 1 it breaks some of them, and with T = 1.5 many words are
-# no longer English. People use about 0.7 to 1 for stories, and near 0 where there is one right answer.
+# With T = 0.5 the model mostly repeats the proverbs. With T = 1.5 many words are no longer English. People use about
+# 0.7 to 1 for stories, and near 0 where there is one right answer.
 #
 # ## In real systems
 #

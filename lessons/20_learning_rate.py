@@ -46,19 +46,12 @@ guess = predict("1,000 steps, 100 of warmup. At which step has the multiplier fa
 guess.measured(next(step for step in range(100, 1000) if multiplier(step, 1000, 100) <= 0.5))
 
 # %% [markdown]
-# The package computes the same, and so does PyTorch's `CosineAnnealingLR` for the part after the warmup.
+# The package computes the same.
 
 # %%
 config = OptimConfig(warmup_steps=100, min_lr_ratio=0.1, schedule="cosine")
 for step in range(1000):
     assert math.isclose(multiplier(step, 1000, 100), lr_multiplier(step, 1000, config)), "as the package"
-
-optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=900, eta_min=0.1)
-for step in range(100, 1000):
-    assert math.isclose(multiplier(step, 1000, 100), scheduler.get_last_lr()[0], rel_tol=1e-6), "as PyTorch"
-    optimizer.step()
-    scheduler.step()
 
 # %% [markdown]
 # ## Why a warmup?
@@ -153,8 +146,8 @@ picture(figure, "20-schedules")
 #
 # ## The usual bug: a schedule of the wrong length
 #
-# `T_max` has to be the number of calls of `scheduler.step()`, usually one for each update. People give it the number of
-# epochs, or train longer than planned.
+# `T_max` of PyTorch's cosine has to be the number of calls of `scheduler.step()`, usually one for each update. People
+# give it the number of epochs, or train longer than planned.
 
 # %%
 optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

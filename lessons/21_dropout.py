@@ -137,9 +137,8 @@ picture(figure, "21-dropout")
 
 # %% [markdown]
 # The gap is the arrow between a dashed line and the solid one of its colour. Without dropout, the validation loss rises
-# after about 600 steps. With p = 0.1 the gap is about a third, and the validation loss hardly rises. With p = 0.3 the
-# gap is the smallest, but both losses are higher: so small a model cannot spare so many numbers. The aim is a low
-# validation loss, not a small gap.
+# after about 600 steps. With p = 0.1 the gap is about a third. With p = 0.3 the gap is the smallest, but both losses
+# are higher: so small a model cannot spare so many numbers. The aim is a low validation loss, not a small gap.
 #
 # Stopping at step 600 without dropout is about as good as p = 0.1 (see the best losses above). Dropout helps most where
 # you do not know when to stop.
@@ -147,7 +146,7 @@ picture(figure, "21-dropout")
 # ## The usual bug: dropout is on while you measure
 #
 # A new module is in training mode. `model.eval()` switches dropout off, and `model.train()` on again. If the first is
-# forgotten, the loss is too high, and another one each time. Generated text gets worse, too.
+# forgotten, the loss is too high, and another one each time.
 
 # %%
 model = found[0.3][0]
@@ -167,8 +166,8 @@ assert wrong[0] != wrong[1] and (steps < 1000 or min(wrong) > right[0])
 # ## In real systems
 #
 # GPT-2 has dropout of 0.1. Most large models of today are pre-trained without it: they see each text once or a few
-# times, and can hardly memorise it. In fine-tuning on a small text (lesson 27) it is used again. More text, a smaller
-# model, weight decay, and stopping early (lesson 18) also make the gap smaller.
+# times, and can hardly memorise it. Fine-tuning on a small text (lesson 27) uses it again. More text, a smaller model,
+# weight decay and stopping early also help.
 #
 # ## Exercises
 #

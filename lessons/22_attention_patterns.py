@@ -4,19 +4,17 @@
 # You will know at the end: how to read an attention map, two patterns that are found in almost every language model,
 # how to measure them, and how to prove that a head does what it seems to do.
 #
-# Time: 8 minutes to read, about 25 seconds to compute. Before: lessons 15 (many heads) and 18 (training). The pictures
-# need `pip install glassgpt[plot]`.
+# Time: 8 minutes to read, about 25 seconds to compute. Before: lessons 15 (many heads) and 18 (training). The picture
+# needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A text with one regularity
 #
 # We need a text whose regularities we know. Ours has one: a piece of 12 to 30 random tokens is repeated until 64 tokens
 # are full. Within the first piece nothing can be predicted. After it, everything can: find where the current token
-# stood before, and look at what followed there.
+# stood before, and see what followed.
 
 # %%
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,26 +68,18 @@ trained = sum(curve[-10:]) <= 1.5
 steepest = max(range(len(curve) - 20), key=lambda i: curve[i] - curve[i + 20])
 guess.measured(f"{curve[0]:.2f} at first, {curve[-1]:.2f} after {len(curve)} steps; steepest near {steepest + 10}")
 
-# %%
-import matplotlib.pyplot as plt
-
-figure, axes = plt.subplots(figsize=(6, 3.5))
-axes.plot(curve)
-axes.axhline(math.log(V), color="grey", linestyle=":", label="ln 32: nothing known")
-axes.set(xlabel="step", ylabel="loss where the next token can be known", title="Slowly for a long time, then suddenly")
-axes.legend()
-picture(figure, "22-curve")
-
 # %% [markdown]
 # The loss falls slowly for a long time, because two layers must work together, and each is useless without the other.
 #
 # ## Reading the maps
 #
-# Fused attention never stores its weights. We put the package's explicit attention in its place (same output, lesson
-# 14). A *hook* is a function that PyTorch calls after a module; ours keeps what the attention returns. The text repeats
-# a piece of 20 tokens.
+# Fused attention never stores its weights. We put the package's explicit attention in its place (same output). A *hook*
+# is a function that PyTorch calls after a module; ours keeps what the attention returns. The text repeats a piece of 20
+# tokens.
 
 # %%
+import matplotlib.pyplot as plt
+
 maps: list[Tensor] = []
 for block in model.blocks:
     block.attention.attend = ExplicitAttention()
@@ -186,7 +176,7 @@ if trained:  # not in the short form of the tests
 # Induction heads were found in models of many sizes (Olsson and others, 2022). They appear suddenly in training, and
 # then the model begins to use earlier parts of its prompt. Other heads put nearly all attention on the first token (an
 # *attention sink*), because a softmax must sum to 1 even if nothing is of use. Caches that throw away old tokens must
-# keep that one.
+# keep it.
 #
 # ## Exercises
 #

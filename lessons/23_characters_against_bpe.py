@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 23: characters against BPE
 #
-# You will know at the end: why the losses of two models with different tokenizers cannot be compared, how bits per byte
-# make them comparable, and what a tokenizer gains and costs.
+# You will know at the end: how bits per byte compare models with different tokenizers, why their losses do not, and
+# what a tokenizer gains and costs.
 #
 # Time: 7 minutes to read, about 40 seconds to compute. Before: lessons 8 (byte-pair encoding) and 18 (training). The
 # picture needs `pip install glassgpt[plot]`.
@@ -113,8 +113,7 @@ for name, model in models.items():
 
 # %% [markdown]
 # Bits per byte measure compression: with an arithmetic coder, the model would store the text in so many bits. So
-# ordinary compressors, which may read the training text first, are baselines. (They also find leaks: with the repeated
-# paragraphs left in, lzma needs only 0.25 bits per byte, because it copies.)
+# ordinary compressors, which may read the training text first, are baselines.
 
 # %%
 compressors = {"zlib": zlib.compress, "bz2": bz2.compress, "lzma": lzma.compress}
@@ -142,9 +141,9 @@ if steps > 100:  # not in the short form of the tests
 #
 # ## What BPE gains, and what it costs
 #
-# A window of 64 tokens holds 64 characters, or with BPE two to three times as many. So the BPE models see more context,
-# and more text in the same number of steps. They also need fewer steps to write a text. But the embedding grows: 2048
-# rows instead of about 100, and rare tokens are seen too seldom.
+# A window of 64 tokens holds 64 characters, or with BPE two to three times as many. So the BPE models see more context
+# and more text, and need fewer steps to write a text. But the embedding grows: 2048 rows instead of about 100, and rare
+# tokens are seen too seldom.
 
 # %%
 for name, model in models.items():

@@ -10,8 +10,8 @@
 # %% [markdown]
 # ## A file of weights is a dictionary
 #
-# A published model is a dictionary of names and tensors, without the program that trained it. Your model can take these
-# weights if three things fit: the *names*, the *shapes*, and *what is computed*.
+# A published model is a dictionary of names and tensors, without the program that trained it. Your model can take them
+# if three things fit: the *names*, the *shapes*, and *what is computed*.
 #
 # Here is the GPT of lesson 17, shorter and with names of our own.
 
@@ -144,7 +144,7 @@ for ours, theirs, transpose in rows(1):
 
 # %% [markdown]
 # GPT-2 was written in TensorFlow. Its layers compute `x @ W`, where W is `[in, out]`. `nn.Linear` keeps `[out, in]`. So
-# four matrices of each block must be transposed. The embeddings are tables of rows on both sides.
+# four matrices of each block must be transposed.
 #
 # Now copy. `load_state_dict` refuses missing names, names that are left over, and other shapes.
 
@@ -251,10 +251,9 @@ if tokenizer:
 # ## In real systems
 #
 # `transformers` has such a program for each of hundreds of families; this package has a table per family in
-# `weights/families/`. Weights come as `safetensors`: names, shapes and bytes, and no code. (The older `.bin` files are
-# pickles, which can run code when they are opened.) llama.cpp's GGUF has names of its own and, for Llama, *reorders the
-# rows* of q and k. vLLM puts q, k and v into one matrix, as this package does: one large product instead of three small
-# ones.
+# `weights/families/`. Weights come as `safetensors`: names, shapes and bytes. (The older `.bin` files are pickles,
+# which can run code when they are opened.) llama.cpp's GGUF has names of its own and, for Llama, *reorders the rows* of
+# q and k. vLLM and this package put q, k and v into one matrix: one large product instead of three small ones.
 #
 # ## Exercises
 #

@@ -35,7 +35,7 @@ print("With a cache, it is 100: each position once.")
 # In a head of attention, the query of the new position is compared with the keys of *all* positions before it, and the
 # result is an average of their values.
 #
-# So we keep the keys and the values: the *key/value cache*. Old queries are never used again.
+# So we keep the keys and the values: the *key/value cache*.
 
 # %%
 seed(0)
@@ -78,7 +78,7 @@ with torch.no_grad():
 equal(torch.cat(pieces, dim=1), full, "logits of 25 + 1 + 14 tokens with a cache, and of 40 at once")
 
 # %% [markdown]
-# To read the prompt in one pass is the *prefill*. Then comes the *decode*: one token per step.
+# Reading the prompt in one pass is the *prefill*; the *decode* adds one token per step.
 #
 # ## Is it faster?
 #
@@ -169,10 +169,10 @@ assert difference > 1e-3
 #
 # ## In real systems
 #
-# The caches of many users fill the GPU of a server. vLLM cuts the cache into pages, as an operating system does with
-# memory, and gives them out as texts grow. Prompts that begin alike share pages. Keys and values are often stored in 8
-# bits. Some models keep less: one key/value head for all (multi-query), a sliding window (Mistral), or one short vector
-# per token from which keys and values are computed (DeepSeek's MLA).
+# The caches of many users fill the GPU of a server. vLLM cuts the cache into pages, and gives them out as texts grow.
+# Prompts that begin alike share pages. Keys and values are often stored in 8 bits. Some models keep less: one key/value
+# head for all (multi-query), a sliding window (Mistral), or one short vector per token from which keys and values are
+# computed (DeepSeek's MLA).
 #
 # ## Exercises
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 26: a model in 8 bits
 #
-# You will know at the end: how a weight becomes a small whole number, what a scale is and why each row has its own, how
-# large the error is before you measure it, and what it costs in loss.
+# You will know at the end: how a weight becomes a small whole number, why each row has its own scale, how large the
+# error is, and what it costs in loss.
 #
 # Time: 8 minutes to read, about 12 seconds to compute. Before: lessons 17 (the whole GPT) and 1 (dtypes). The picture
 # needs `pip install glassgpt[plot]`.
@@ -55,11 +55,6 @@ def by_row(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scales).round().to(torch.int8), scales
 
 
-def by_matrix(weight: Tensor) -> tuple[Tensor, Tensor]:
-    scales = weight.abs().max() / 127
-    return (weight / scales).round().to(torch.int8), scales
-
-
 weight = torch.randn(64, 256) * 0.02
 values, scales = by_row(weight)
 their_values, their_scales = quantize_matrix(weight, Quantization(bits=8, group_size=256))
@@ -92,9 +87,9 @@ guess = predict(
 )
 outlier = weight.clone()
 outlier[63, 5] = 3.0
-rows, whole = by_row(outlier), by_matrix(outlier)
-row_error = error(outlier[:63], (rows[0][:63], rows[1][:63]))
-whole_error = error(outlier[:63], (whole[0][:63], whole[1]))
+one = outlier.abs().max() / 127  # one scale for the whole matrix
+row_error = error(outlier[:63], by_row(outlier[:63]))
+whole_error = error(outlier[:63], ((outlier[:63] / one).round(), one))
 guess.measured(f"{row_error:.1f} % and {whole_error:.1f} % in the 63 other rows")
 assert whole_error > 10 * row_error
 
@@ -188,8 +183,8 @@ picture(figure, "26-errors")
 #
 # LLM.int8() and SmoothQuant quantise the activations, too, so that the product itself runs on whole numbers; outliers
 # in a few channels make that hard. GPTQ and AWQ fit 4-bit weights to the activations of a sample text. llama.cpp's GGUF
-# files hold 2 to 8 bits with scales per 32 weights (Q8_0, Q4_0). New GPUs compute in 8-bit and 4-bit floating point
-# (FP8, NVFP4). This package has INT8, INT4, and GPTQ to fit INT4.
+# files hold 2 to 8 bits. New GPUs compute in 8-bit and 4-bit floating point (FP8, NVFP4). This package has INT8, INT4,
+# and GPTQ to fit INT4.
 #
 # ## Exercises
 #

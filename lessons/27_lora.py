@@ -11,7 +11,7 @@
 # ## The problem
 #
 # You have a trained model and a small text of another kind. If you train *all* weights, each also needs a gradient and
-# two numbers of AdamW. And the result is a second model as large as the first.
+# two numbers of AdamW, and the result is a second model as large as the first.
 #
 # LoRA (low-rank adaptation) freezes the weights. Beside a matrix W of shape `[out, in]` it puts two small ones: A is
 # `[r, in]` and B is `[out, r]`. The number r is the *rank*, often 8 or 16. The layer then computes
@@ -157,8 +157,8 @@ guess = predict("After training on code: the loss on code, with LoRA and with al
 train(small, code_ids, steps, 1e-2)
 train(full, code_ids, steps, 1e-3)
 guess.measured(f"LoRA {test(small, code_test):.2f}, all weights {test(full, code_test):.2f}")
-print(f"loss on English: before {test(base, english_ids):.2f}, LoRA {test(small, english_ids):.2f}, "
-      f"all weights {test(full, english_ids):.2f}")  # fmt: skip
+english_losses = [round(test(model, english_ids), 2) for model in (base, small, full)]
+print("loss on English: before, with LoRA, with all weights", english_losses)
 print(f"numbers kept by AdamW: LoRA {small.optimizer_numbers:,}, all weights {full.optimizer_numbers:,}")
 assert test(small, code_test) < test(base, code_test) - 0.05
 assert small.optimizer_numbers == 2 * count, "two numbers for each trained one"
@@ -212,14 +212,14 @@ values = torch.linalg.svdvals(by_lora.detach())
 assert float(values[4:].max()) < 1e-4 * float(values[0]), "LoRA's change has rank 4"
 
 # %% [markdown]
-# Only a part of the change fits into 4 directions, which agrees with the losses above. In large models, ranks of 8 to
-# 64 often come close to the loss of full training.
+# Only a part of the change fits into 4 directions. In large models, ranks of 8 to 64 often come close to the loss of
+# full training.
 #
 # ## In real systems
 #
 # An *adapter* (all A and B) of a 7B model has some tens of MB, so a server keeps one base model and hundreds of
-# adapters, and applies another one to each row of a batch (S-LoRA, vLLM). QLoRA freezes the weights in 4 bits: a 65B
-# model is tuned on one GPU of 48 GB. `peft` is the usual library; this package reads and writes its format.
+# adapters, and applies another one to each row of a batch (S-LoRA, vLLM). QLoRA freezes the weights in 4 bits: one GPU
+# of 48 GB tunes a 65B model. `peft` is the usual library; this package reads and writes its format.
 #
 # ## Exercises
 #

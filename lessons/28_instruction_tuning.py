@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 28: instruction tuning and its mask
 #
-# You will know at the end: how a conversation becomes one line of tokens, which of these tokens an assistant is trained
-# on, what changes if it is trained on all, and why some assistants never stop.
+# You will know at the end: how a conversation becomes tokens, which of them an assistant is trained on, what changes if
+# it is trained on all, and why some assistants never stop.
 #
 # Time: 9 minutes to read, about 33 seconds to compute. Before: lessons 18 (training) and 9 (inputs and targets). The
 # picture needs `pip install glassgpt[plot]`.
@@ -119,7 +119,7 @@ config = ModelConfig(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=2, 
 
 
 def rows(chosen: list[list[dict[str, str]]], mask: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets [B, T], padded on the right; the padding is never a target."""
+    """Inputs and targets [B, T], padded on the right."""
     inputs, targets = [], []
     for messages in chosen:
         ids, trained = encode(messages)
@@ -182,8 +182,7 @@ picture(figure, "28-mask")
 
 # %% [markdown]
 # The answers are 2 or 3 of about 28 trained tokens, so the mean over everything hides them: it looks almost finished
-# while many answers are still guesses. (Training on the questions, too, does not always hurt. If you do, measure the
-# loss on the answers.)
+# while many answers are still guesses.
 #
 # ## The assistant that never stops
 #
@@ -218,9 +217,8 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 #
 # Training has three parts: a base model reads trillions of tokens; then come the conversations (*supervised
 # fine-tuning*, this lesson), tens of thousands to millions; then answers are compared or scored (DPO, PPO, GRPO).
-# Several conversations share one row of a batch, and the attention is masked between them (packing). Each family stores
-# its template as a Jinja program beside its weights; with the template of another family it answers badly, without an
-# error.
+# Several conversations share one row of a batch (packing). Each family stores its template as a Jinja program beside
+# its weights; with the template of another family it answers badly, without an error.
 #
 # ## Exercises
 #

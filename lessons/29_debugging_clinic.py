@@ -148,8 +148,7 @@ def all_parameters_learn(model: nn.Module, idx: Tensor) -> bool:
 def own_loss_is_mine(model: nn.Module, idx: Tensor) -> bool:
     """The loss that it returns is cross-entropy with exactly my targets."""
     targets = idx.roll(-1, 1)
-    with torch.no_grad():
-        logits, loss = model(idx, targets)
+    logits, loss = model(idx, targets)
     n = min(targets.numel(), logits.numel() // V)
     return same(F.cross_entropy(logits.reshape(-1, V)[:n], targets.flatten()[:n]), loss)
 
@@ -206,8 +205,7 @@ guess = predict(f"{leaking}: in which module does the past move first?")
 guess.measured(place)
 
 # %% [markdown]
-# That module gets the attention weights of the first head of block 0. So the bug is in the lines just before it: look
-# there for the mask.
+# That module gets the attention weights of a head of block 0. So look for the mask in the lines just before it.
 #
 # ## The doctor
 #
@@ -231,7 +229,7 @@ for patient in ill:
 # - **Before training**, look at the first loss, the shapes of the first batch, and the decoded text of its first input
 #   and target. If you train on one batch alone, its loss must go to 0.
 # - **Make it small**: two layers, 16 tokens, float32, the CPU, no compile, no dropout. Most bugs survive that.
-# - **Compare with something right**: a plain loop, a library, your own older version.
+# - **Compare with something right**: a plain loop, a library, an older version.
 # - **One change at a time**, and write down what you expect *before* you run it.
 # - **NaN**: `torch.autograd.set_detect_anomaly(True)` names the operation whose gradient is NaN first.
 # - **When it is found**, write the question as a test.
@@ -242,8 +240,8 @@ for patient in ill:
 # ## In real systems
 #
 # Large runs also have bugs of their own: a GPU that computes a little wrong, one process with other data, a loss spike
-# late in training. So they compare processes bit by bit, log the norms of every layer's gradients and activations, and
-# go back to a checkpoint before a spike and skip its batches (PaLM did).
+# late in training. So they compare processes bit by bit, log the norms of gradients and activations, and return to a
+# checkpoint before a spike and skip its batches (PaLM did).
 #
 # ## Exercises
 #

@@ -92,7 +92,7 @@ with TemporaryDirectory() as folder:
 # ## 3. The optimiser
 #
 # Muon takes AdamW's place for the matrices inside the blocks: the momentum is *orthogonalised*, so that a step moves
-# all directions equally, also the rare ones. Embeddings and norms keep AdamW.
+# all directions equally.
 
 # %%
 ids = torch.tensor(bpe.encode(text))
@@ -156,10 +156,10 @@ picture(figure, "31-optimisers")
 # %% [markdown]
 # ## 4. Processes, and the usual bug
 #
-# With data parallelism (DDP), each process computes the gradient of its rows, and all take the mean. FSDP does the
-# same, but each process keeps only its share of the weights, gradients and optimiser's state, and gets the rest when it
-# is needed. Tensor parallelism cuts the matrices: each process computes some of the columns. All are exact, as one
-# process can show.
+# With data parallelism (DDP), each process computes the gradient of its rows, and all take the mean. With FSDP, each
+# process keeps only its share of the weights, gradients and optimiser's state, and gets the rest when it is needed.
+# Tensor parallelism cuts the matrices: each process computes some of the columns. All are exact, as one process can
+# show.
 
 # %%
 x, y = batch(8, torch.Generator().manual_seed(2))
@@ -187,7 +187,7 @@ equal(weighted, full, "the mean by the number of trained tokens", 1e-6)
 
 # %% [markdown]
 # **The usual bug** of several processes, and of gradient accumulation: a mean of means. `transformers` had it until
-# 2024, because the loss falls in spite of it.
+# 2024.
 #
 # ## 5 and 6. Tuning and numbers
 
@@ -265,9 +265,8 @@ with TemporaryDirectory() as folder:
 # %% [markdown]
 # ## In real systems
 #
-# Llama 3 405B was trained on 16,000 GPUs. In 54 days there were 419 unexpected interruptions, one every three hours,
-# and still more than 90 % of the time was training. The Transformer of such a system is almost the same as yours.
-# Everything around it is different.
+# Llama 3 405B was trained on 16,000 GPUs. In 54 days there were 419 unexpected interruptions, and still more than 90 %
+# of the time was training. Its Transformer is almost the same as yours. Everything around it is different.
 #
 # ## Exercises
 #
