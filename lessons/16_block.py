@@ -108,9 +108,6 @@ theirs = Block(ModelConfig(n_embd=C, n_head=H), layer=0)
 theirs.load_state_dict(mine.state_dict())
 equal(mine(x), theirs(x, None, None, None, None), "our block, and the package's")
 
-guess = predict("Of the parameters of a block, which share is in the MLP? (attention has 4 C x C, the MLP 8 C x C)")
-guess.measured(sum(p.numel() for p in mine.mlp.parameters()) / sum(p.numel() for p in mine.parameters()))
-
 # %% [markdown]
 # ## Test one block before you stack many
 #

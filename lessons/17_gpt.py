@@ -14,8 +14,8 @@
 # numbers, the *logits*, one for each token of the vocabulary. The larger a logit, the more the model expects this token
 # next.
 #
-# These pieces are from earlier lessons: attention with many heads (15), its mask (14), the block (16). The names of the
-# layers are those of the package, so that we can copy its weights later.
+# The pieces are from lessons 14 to 16. The names of the layers are those of the package, so that we can copy its
+# weights later.
 
 # %%
 import math
@@ -126,7 +126,6 @@ by_hand = {
     "head": 0,  # it is the token embedding
 }
 guess.measured(sum(parameter.numel() for parameter in mine.parameters()))
-print(by_hand)
 assert by_hand == count_parameters(config), "the package counts the same"
 assert sum(by_hand.values()) == sum(parameter.numel() for parameter in mine.parameters())
 
@@ -148,10 +147,9 @@ def loss_of(model: nn.Module) -> float:
         return F.cross_entropy(model(idx).flatten(0, 1), targets.flatten()).item()
 
 
-guess = predict(f"The loss of the untrained model? (V = {V})")
+guess = predict(f"The loss of the untrained model? (V = {V}, ln V = {math.log(V):.2f})")
 first_loss = loss_of(mine)
 guess.measured(first_loss)
-print(f"ln V = {math.log(V):.4f}")
 assert abs(first_loss - math.log(V)) < 0.05 * math.log(V)
 
 # %% [markdown]

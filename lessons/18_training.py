@@ -48,7 +48,7 @@ print(f"{name}: {len(train_ids):,} characters to train on, {len(val_ids):,} for 
 # Three simple models give a loss its meaning:
 #
 # - *uniform*: every character is equally likely. Its loss is ln V.
-# - *unigram*: it knows how often each character occurs, and nothing else.
+# - *unigram*: it knows how often each character occurs.
 # - *bigram*: it also knows the character before.
 #
 # A GPT that does not get below the bigram model has a bug, or was not trained enough. We count the second by hand.
@@ -63,8 +63,8 @@ assert math.isclose(unigram, baselines.unigram, rel_tol=1e-9) and math.isclose(m
 # %% [markdown]
 # ## Batches
 #
-# A row is a window of T + 1 characters: the first T are the input, the last T are the targets (lesson 9). Batch k is a
-# function of k alone, so a training that continues at step k gets the right batch.
+# A row is a window of T + 1 characters: T inputs and their targets (lesson 9). Batch k is a function of k alone, so a
+# training that continues gets the right batches.
 
 # %%
 B, T = 16, 64
@@ -77,8 +77,6 @@ def batch(k: int) -> tuple[Tensor, Tensor]:
     windows = stream[starts[:, None] + torch.arange(T + 1)]  # [B, T + 1]
     return windows[:, :-1], windows[:, 1:]
 
-
-print(repr(tokenizer.decode(batch(0)[0][0].tolist())))
 
 # %% [markdown]
 # ## Validation
@@ -200,7 +198,7 @@ assert worse[0] == again[0] and worse[1:] != again[1:], "the same weights, then 
 checkpoint.unlink()
 
 # %% [markdown]
-# The model recovers, but the loss has a small peak after every restart.
+# The loss has a small peak after every such restart.
 #
 # ## In real systems
 #

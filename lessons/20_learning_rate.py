@@ -40,8 +40,6 @@ def multiplier(step: int, steps: int, warmup: int, low: float = 0.1) -> float:
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-for step in (0, 49, 50, 99, 100, 550, 999):
-    print(f"step {step:3}: {multiplier(step, 1000, 100):.3f}")
 guess = predict("1,000 steps, 100 of warmup. At which step has the multiplier fallen to a half for the first time?")
 guess.measured(next(step for step in range(100, 1000) if multiplier(step, 1000, 100) <= 0.5))
 
@@ -141,8 +139,7 @@ picture(figure, "20-schedules")
 # Without a warmup, the first steps move the weights to a bad place, and 1,000 steps do not make up for it. The cosine
 # gains its part towards the end, when the rate is small.
 #
-# With a lower peak there is less to gain: at 0.001, the warmup changes the loss after 400 steps by less than 0.01, and
-# training is slow. A schedule makes higher peaks possible.
+# With a peak of 0.001 there is less to gain, and training is slow. A schedule makes higher peaks possible.
 #
 # ## The usual bug: a schedule of the wrong length
 #

@@ -29,7 +29,7 @@ from torch import Tensor
 from glassgpt.assets.tutor import general_path
 from glassgpt.config import ModelConfig
 from glassgpt.learn import equal, picture, predict, seed, short
-from glassgpt.model import GPT, Block
+from glassgpt.model import GPT
 from glassgpt.tokenizer import CharTokenizer
 
 torch.set_num_threads(1)  # for so small a model, one thread is faster than several
@@ -58,19 +58,7 @@ equal(mine, F.dropout(x, 0.3), "our dropout, and PyTorch's with the same random 
 #
 # In the package it is on the sum of the embeddings, and in each block on what attention and MLP add to the residual
 # stream (lesson 16).
-
-# %%
-config = ModelConfig(vocab_size=10, n_embd=16, n_head=2, block_size=8, dropout=0.2)
-seed(0)
-block, x = Block(config, layer=0), torch.randn(2, 8, 16)
-block.train()
-seed(1)
-half = x + dropout(block.attention(block.norm_1(x), None, None, None, None), 0.2)
-mine = half + dropout(block.mlp(block.norm_2(half)), 0.2)
-seed(1)
-equal(mine, block(x, None, None, None, None), "a block with our dropout, and the package's")
-
-# %% [markdown]
+#
 # ## Measure the gap
 #
 # We train the same model on 6,000 characters with p = 0, 0.1 and 0.3. Both losses are measured with dropout off, so
@@ -140,8 +128,7 @@ picture(figure, "21-dropout")
 # after about 600 steps. With p = 0.1 the gap is about a third. With p = 0.3 the gap is the smallest, but both losses
 # are higher: so small a model cannot spare so many numbers. The aim is a low validation loss, not a small gap.
 #
-# Stopping at step 600 without dropout is about as good as p = 0.1 (see the best losses above). Dropout helps most where
-# you do not know when to stop.
+# Stopping at step 600 without dropout is about as good as p = 0.1 (see the best losses above).
 #
 # ## The usual bug: dropout is on while you measure
 #
@@ -160,8 +147,7 @@ assert right[0] == right[1], "without dropout, the same each time"
 assert wrong[0] != wrong[1] and (steps < 1000 or min(wrong) > right[0])
 
 # %% [markdown]
-# The opposite bug: `train()` is forgotten after the validation. From then on the model trains without dropout, and only
-# the growing gap shows it.
+# The opposite bug: `train()` is forgotten after the validation. Then the model trains without dropout.
 #
 # ## In real systems
 #

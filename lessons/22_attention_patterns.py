@@ -159,9 +159,7 @@ def loss_without(layer: int | None, head: int = 0) -> float:
 best = divmod(int(ours["induction"].argmax()), 2)
 guess = predict(f"The loss is {loss_without(None):.2f}. What is it without head {best[0]}.{best[1]}? (ln 32 = 3.47)")
 guess.measured(loss_without(*best))
-for layer in range(2):
-    for head in range(2):
-        print(f"without head {layer}.{head}: {loss_without(layer, head):.2f}")
+print("without each head:", [round(loss_without(layer, head), 2) for layer in range(2) for head in range(2)])
 if trained:  # not in the short form of the tests
     assert float(ours["previous"][0].max()) > 0.15, "a head of the first layer looks at the token before"
     assert best[0] == 1 and float(ours["induction"][1].max()) > 0.3, "a head of the second layer does induction"

@@ -13,7 +13,7 @@
 # A published model is a dictionary of names and tensors, without the program that trained it. Your model can take them
 # if three things fit: the *names*, the *shapes*, and *what is computed*.
 #
-# Here is the GPT of lesson 17, shorter and with names of our own.
+# Here is the GPT of lesson 17 with names of our own.
 
 # %%
 import torch
@@ -98,7 +98,6 @@ else:
     published = to_published(oracle.state_dict(), own, FAMILIES["gpt2"])
 
 mine = MyGPT(**sizes).eval()
-print(f"{len(published)} tensors there, {len(mine.state_dict())} here")
 
 # %% [markdown]
 # ## The table
@@ -187,8 +186,7 @@ assert difference > 0.01
 #
 # SmolLM2 is a Llama. Its names differ, and its function: RMSNorm in place of LayerNorm, rotary positions, an MLP with a
 # gate, no biases, and fewer key/value heads than query heads. Its matrices are stored as in `nn.Linear`. We need no
-# classes: this forward pass reads the dictionary. (The asset holds weights of 4 bits, lesson 26. Loading turns them
-# into float32.)
+# classes: this forward pass reads the dictionary.
 
 
 # %%

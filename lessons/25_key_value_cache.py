@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 25: the key/value cache
 #
-# You will know at the end: which work a cache saves when a model writes a text, why the answer stays the same, how much
-# memory a cache takes, and the bug that most first caches have.
+# You will know at the end: which work a cache saves, why the answer stays the same, how much memory it takes, and the
+# bug that most first caches have.
 #
 # Time: 7 minutes to read, about 7 seconds to compute. Before: lessons 17 (the whole GPT) and 19 (choosing the next
 # token). The picture needs `pip install glassgpt[plot]`.
@@ -138,9 +138,8 @@ def kilobytes_per_token(n_layer: int, n_kv_head: int, head_dim: int) -> float:
     return 2 * n_layer * n_kv_head * head_dim * 2 / 1024  # 2 bytes: bfloat16
 
 
-print(f"GPT-2 (12 layers, 12 heads of 64):                  {kilobytes_per_token(12, 12, 64):6.1f} KiB per token")
-print(f"Llama 3 8B (32 layers, 8 key/value heads of 128):   {kilobytes_per_token(32, 8, 128):6.1f} KiB per token")
-print(f"the same with 32 key/value heads:                   {kilobytes_per_token(32, 32, 128):6.1f} KiB per token")
+print(f"Llama 3 8B (32 layers, 8 key/value heads of 128): {kilobytes_per_token(32, 8, 128):5.0f} KiB per token")
+print(f"the same with 32 key/value heads:                 {kilobytes_per_token(32, 32, 128):5.0f} KiB per token")
 
 # %% [markdown]
 # Llama has 32 query heads but only 8 key/value heads: four query heads share one. This *grouped-query attention* was
@@ -164,8 +163,7 @@ assert difference > 1e-3
 
 # %% [markdown]
 # The error is small here, because the attention of an untrained model is nearly even. The test above finds it
-# nevertheless: *the cached pass equals the full pass*, on several pieces. Somebody who only reads the generated text
-# finds nothing.
+# nevertheless: *the cached pass equals the full pass*, on several pieces.
 #
 # ## In real systems
 #

@@ -60,9 +60,6 @@ values, scales = by_row(weight)
 their_values, their_scales = quantize_matrix(weight, Quantization(bits=8, group_size=256))
 equal(values.float(), their_values.float(), "my whole numbers and the package's", tolerance=0.01)
 equal(scales, their_scales, "my scales and the package's")
-zeros = torch.zeros(64, dtype=torch.int32)
-outside = torch.fake_quantize_per_channel_affine(weight, scales[:, 0], zeros, 0, -127, 127)
-equal(values * scales, outside, "the weights back, mine and torch's", tolerance=1e-3)  # a tie rounds to either side
 
 # %% [markdown]
 # ## The error, on paper first

@@ -18,8 +18,8 @@
 #     <|im_start|>assistant
 #     qq<|im_end|>
 #
-# `<|im_start|>` and `<|im_end|>` are *control tokens*: one token each, which no typed text ever becomes. Otherwise a
-# user could write in the name of the assistant.
+# `<|im_start|>` and `<|im_end|>` are *control tokens*: one token each, which no typed text ever becomes. So no user can
+# write in the name of the assistant.
 
 # %%
 import math
@@ -95,8 +95,8 @@ def show(targets: Tensor) -> None:
 show(targets)
 
 # %% [markdown]
-# Read the columns: at the line end (`/`) after `assistant`, the target is the first letter of the answer. At its last
-# letter, the target is the end token (`>`).
+# At the line end (`/`) after `assistant`, the target is the first letter of the answer. At its last letter, it is the
+# end token (`>`).
 #
 # **A usual bug** is to shift the targets and to forget the mask. Then everything is one place too late:
 
@@ -107,8 +107,7 @@ print("the first letter of the answer is not trained, and the line end after it 
 # %% [markdown]
 # ## Train it, with and without the mask
 #
-# Four kinds of questions about 26 letters make 104 conversations. The model memorises them, which is enough to compare
-# the masks.
+# Four kinds of questions about 26 letters make 104 conversations. The model memorises them.
 
 # %%
 letters, conversations = string.ascii_lowercase, []

@@ -79,9 +79,8 @@ for patient, (first, last) in losses.items():
     print(f"{patient:<10} loss {first:6.3f} -> {last:6.3f}")
 
 # %% [markdown]
-# The loss falls everywhere: a model with a bug still learns which letters are frequent. Two patients even end below the
-# healthy program: F, which sees the answers, and H, which does not use positions. The curve does not tell. **Ask
-# questions whose right answer you know.**
+# The loss falls everywhere: a model with a bug still learns which letters are frequent. F, which sees the answers, and
+# H, which does not use positions, even end below the healthy program. **Ask questions whose right answer you know.**
 #
 # ## Eight questions
 #
@@ -181,14 +180,14 @@ axes.set_title("Which question finds which patient")
 picture(figure, "29-clinic")
 
 # %% [markdown]
-# One bug may fail several questions: A keeps a state, I and J draw random numbers, so no comparison of two passes
-# holds. Begin with the question that the others depend on: here `repeatable`. A symptom is not a cause: J is not
-# repeatable because its blocks are not registered, so `eval()` does not reach their dropout.
+# One bug may fail several questions: A keeps a state, I and J draw random numbers, so no two passes are equal. Begin
+# with the question that the others depend on: `repeatable`. A symptom is not a cause: J is not repeatable because its
+# blocks are not registered, so `eval()` does not reach their dropout.
 #
 # ## From the symptom to the line
 #
-# To find *where* something is wrong, use forward hooks: keep the output of every module for two inputs that differ in
-# the last token only, and find the first module whose output differs *before* it.
+# *Where* is it wrong? Forward hooks keep the output of every module for two inputs that differ in the last token only.
+# Find the first module whose output differs *before* it.
 
 # %%
 leaking = next(patient for patient, names in failed.items() if names == ["past_stays"])
@@ -209,8 +208,8 @@ guess.measured(place)
 #
 # ## The doctor
 #
-# The doctor asks such questions, and more, of any `nn.Module`. A check gives PASS, WARN, FAIL or NOT RUN, and a FAIL
-# names the class of the bug. Here is the first FAIL of each patient.
+# The doctor asks such questions, and more, of any `nn.Module`. A FAIL names the class of the bug. Here is the first of
+# each patient.
 
 # %%
 wanted = {bug.finding for bug in patients.values() if bug}
@@ -228,7 +227,7 @@ for patient in ill:
 #
 # - **Before training**, look at the first loss, the shapes of the first batch, and the decoded text of its first input
 #   and target. If you train on one batch alone, its loss must go to 0.
-# - **Make it small**: two layers, 16 tokens, float32, the CPU, no compile, no dropout. Most bugs survive that.
+# - **Make it small**: two layers, 16 tokens, float32, the CPU, no compile, no dropout.
 # - **Compare with something right**: a plain loop, a library, an older version.
 # - **One change at a time**, and write down what you expect *before* you run it.
 # - **NaN**: `torch.autograd.set_detect_anomaly(True)` names the operation whose gradient is NaN first.

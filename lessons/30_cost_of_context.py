@@ -14,14 +14,14 @@
 # All other parts of a block treat each token alone.
 #
 # Count the multiplications and additions (FLOPs) of one block with width C. A matrix of `[C, C]` costs `2 C C` per
-# token. Attention has 4 such matrices (q, k, v, out), the MLP has 8. The scores cost `2 T C` per token, the average of
-# the values as much again.
+# token. Attention has 4 such matrices, the MLP has 8. The scores cost `2 T C` per token, the average of the values as
+# much again.
 #
 #     matrices: 24 C C per token        scores and averages: 4 T C per token
 
 # %%
 import time
-from typing import ClassVar
+import weakref
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ guess.measured(24 * 768 * 768 // (4 * 768))
 
 
 # %%
-def seconds(attention: torch.nn.Module, T: int, device: str = "cpu", wait: bool = True) -> float:
+def seconds(attention: torch.nn.Module, T: int, device: str = "cpu") -> float:
     """The fastest of several runs: other programs can make a run slower, but not faster."""
     q, k, v = torch.randn(3, 1, H, T, 16, device=device)
     times = []
@@ -70,7 +70,7 @@ def seconds(attention: torch.nn.Module, T: int, device: str = "cpu", wait: bool 
         for _ in range(4):
             start = time.perf_counter()
             attention(q, k, v, None)
-            if device == "cuda" and wait:
+            if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     return min(times)
@@ -101,28 +101,24 @@ for name, values in times.items():
 class Kept:
     """A tensor that autograd keeps."""
 
-    alive: ClassVar[dict[int, list[int]]] = {}  # place in memory -> [how often it is kept, bytes]
-
     def __init__(self, tensor: Tensor):
-        self.tensor, self.place = tensor.detach(), tensor.untyped_storage().data_ptr()
-        entry = Kept.alive.setdefault(self.place, [0, tensor.untyped_storage().nbytes()])
-        entry[0] += 1
+        self.tensor = tensor.detach()
+        alive.add(self)
 
-    def __del__(self) -> None:
-        Kept.alive[self.place][0] -= 1
-        if Kept.alive[self.place][0] == 0:
-            del Kept.alive[self.place]
 
-    @classmethod
-    def bytes(cls) -> int:
-        return sum(size for _, size in cls.alive.values())
+alive = weakref.WeakSet[Kept]()  # what is freed leaves this set by itself
+
+
+def alive_bytes() -> int:
+    storages = [kept.tensor.untyped_storage() for kept in alive]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def kept_bytes(attention: torch.nn.Module, T: int) -> int:
     q, k, v = torch.randn(3, 1, H, T, 16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         y, _ = attention(q, k, v, None)
-        size = Kept.bytes()  # y is alive here, and with it everything that it keeps
+        size = alive_bytes()  # y is alive here, and with it everything that it keeps
     del y
     return size
 
@@ -180,8 +176,6 @@ if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         took, peak = seconds(attention, 4096, "cuda"), torch.cuda.max_memory_allocated() / 2**20
         print(f"T = 4096: {name:<9}{1000 * took:8.3f} ms {peak:8.1f} MiB")
-    early = seconds(kinds["explicit"], 4096, "cuda", wait=False)
-    print(f"explicit, T = 4096, clock stopped before the GPU is ready (the usual bug): {1000 * early:.3f} ms")
     print(torch.cuda.memory_summary(abbreviated=True))
 else:
     print("There is no CUDA device on this machine, so there is nothing to print.")
@@ -198,18 +192,18 @@ losses, history = [], []
 with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
     for _ in range(5):
         losses.append(model(idx[:, :128]).logsumexp(-1).mean())
-        history.append(Kept.bytes())
+        history.append(alive_bytes())
 guess.measured(history[-1] / history[0])
 losses = [loss.item() for loss in losses]
-print(f"kept as tensors: {history[-1] / 2**20:.2f} MiB; as numbers: {Kept.bytes()} bytes of them are left")
-assert history[-1] > 3 * history[0] and Kept.bytes() == 0
+print(f"kept as tensors: {history[-1] / 2**20:.2f} MiB; as numbers: {alive_bytes()} bytes of them are left")
+assert history[-1] > 3 * history[0] and alive_bytes() == 0
 
 # %% [markdown]
 # ## In real systems
 #
 # For very long texts, several GPUs share the keys and values of a text (ring attention). Other models compute less:
-# sliding windows in most layers, or layers with a state of fixed size (Mamba). Training can compute again what it did
-# not keep (*activation checkpointing*): about a third more time, and much less memory.
+# sliding windows in most layers, or layers with a state of fixed size (Mamba). *Activation checkpointing* computes
+# again what was not kept: about a third more time, and much less memory.
 #
 # ## Exercises
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 31: from toy to real
 #
-# You will know at the end: the ten choices that separate a notebook from a system that trains Llama, where each is in
-# this package, what large systems do, and one measurement of each.
+# You will know at the end: ten choices that separate a notebook from a system that trains Llama, where each is in this
+# package, and a measurement of each.
 #
 # Time: 11 minutes to read, about 13 seconds to compute. Before: all other lessons. The picture needs `pip install
 # glassgpt[plot]`.
@@ -46,7 +46,7 @@ from glassgpt.model import GPT
 from glassgpt.model.attention import ExplicitAttention, FusedAttention
 from glassgpt.model.cache import KVCache
 from glassgpt.tokenizer import BPETokenizer, CharTokenizer
-from glassgpt.training.optim import Muon, orthogonalise
+from glassgpt.training.optim import Muon
 from glassgpt.transforms.lora import add_lora
 from glassgpt.transforms.quantize import quantize
 from glassgpt.weights.folder import write_folder
@@ -86,8 +86,8 @@ with TemporaryDirectory() as folder:
     guess.measured(read / seconds(lambda: np.memmap(path, dtype=np.uint16, mode="r")[4_000_000:4_000_064].copy()))
 
 # %% [markdown]
-# Of a mapped file, only the pages that are used are read, so a corpus may be larger than the memory. `data prepare`
-# writes such files in pieces of equal size, the *shards*.
+# Of a mapped file, only the pages that are used are read. `data prepare` writes such files in pieces of equal size, the
+# *shards*.
 #
 # ## 3. The optimiser
 #
@@ -99,20 +99,6 @@ ids = torch.tensor(bpe.encode(text))
 config = ModelConfig(vocab_size=bpe.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=64)
 
 
-@torch.no_grad()
-def muon_step(p: Tensor, momentum: Tensor, lr: float) -> None:
-    momentum.lerp_(p.grad, 0.05)  # the mean of the gradients so far
-    update = orthogonalise(p.grad.lerp(momentum, 0.95)[None])[0]
-    p.sub_(update, alpha=lr * max(1, p.size(0) / p.size(1)) ** 0.5)
-
-
-mine, theirs = torch.ones(6, 3).requires_grad_(), torch.ones(6, 3).requires_grad_()
-mine.grad = theirs.grad = torch.randn(6, 3)
-muon_step(mine, torch.zeros(6, 3), lr=0.1)
-Muon([(theirs, (6,))], lr=0.1, momentum=0.95, weight_decay=0.0).step()
-equal(mine.detach(), theirs.detach(), "a matrix after one step, mine and the package's")
-
-
 def batch(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     starts = torch.randint(len(ids) - 65, (rows,), generator=generator)
     windows = ids[starts[:, None] + torch.arange(65)]
@@ -122,17 +108,18 @@ def batch(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def train(kind: str, steps: int) -> tuple[GPT, list[float]]:
     model = GPT(config)
     model.init_weights(seed=0)
-    momenta = {p: torch.zeros_like(p) for p in model.blocks.parameters() if p.dim() == 2 and kind == "Muon"}
-    adamw = torch.optim.AdamW([p for p in model.parameters() if p not in momenta], lr=3e-3)
+    matrices = {p: (p.size(0),) for p in model.blocks.parameters() if p.dim() == 2 and kind == "Muon"}
+    optimizers = [torch.optim.AdamW([p for p in model.parameters() if p not in matrices], lr=3e-3)]
+    if matrices:
+        optimizers.append(Muon([*matrices.items()], lr=0.02, momentum=0.95, weight_decay=0.0))
     losses, generator = [], torch.Generator().manual_seed(1)
     for _ in range(steps):
         x, y = batch(16, generator)
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         model.zero_grad()
         loss.backward()
-        adamw.step()
-        for p, momentum in momenta.items():
-            muon_step(p, momentum, lr=0.02)
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(loss.item())
     return model.eval(), losses
 
@@ -235,9 +222,8 @@ guess.measured(", ".join(f"{name}: {speed:.0f}" for name, speed in speeds.items(
 # %% [markdown]
 # ## 9 and 10. Evaluation and failure
 #
-# A benchmark of 100 questions is a sample: if a model answers 60 % rightly, the standard error is `sqrt(0.6 x 0.4 /
-# 100)`. A test text must not be in the training text: *contamination* is measured by sequences of words that both have.
-# And a checkpoint must survive that the machine stops while the next one is written.
+# A benchmark of 100 questions is a sample. A test text must not be in the training text: *contamination* is measured by
+# sequences of words that both have. And a checkpoint must survive that the machine stops while the next one is written.
 
 # %%
 guess = predict("100 questions, 60 % right. Between which numbers do 95 % of such measurements lie?")
