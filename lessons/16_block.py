@@ -218,8 +218,7 @@ picture(figure, "16-stack")
 # ## In real systems
 #
 # Nearly all large language models have the norm before the layer. Most use RMSNorm, which divides by the root of the
-# mean square, without mean and bias. Some (Gemma 2) have norms before *and* after the layer, inside the residual
-# connection. The MLP of Llama and Qwen has a third matrix, a gate (SwiGLU).
+# mean square, without mean and bias. The MLP of Llama and Qwen has a third matrix, a gate (SwiGLU).
 #
 # ## Exercises
 #

@@ -203,8 +203,8 @@ checkpoint.unlink()
 # ## In real systems
 #
 # A checkpoint also has the learning-rate schedule, the random state, the position in the data and the configuration.
-# Many machines write the pieces of a large one while the training goes on. `glassgpt train` keeps the best and the last
-# checkpoint in `runs/NAME`, with checksums, and `glassgpt train --resume NAME` continues bit by bit.
+# `glassgpt train` keeps the best and the last checkpoint in `runs/NAME`, with checksums, and `glassgpt train --resume
+# NAME` continues bit by bit.
 #
 # ## Exercises
 #

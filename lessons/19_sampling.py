@@ -36,7 +36,7 @@ show("the model", logits)
 # %% [markdown]
 # ## Greedy
 #
-# Always take the most likely token. Often this ends in a loop: the same words lead to the same words.
+# Always take the most likely token. Often this ends in a loop.
 
 # %%
 print("greedy:", words[int(logits.argmax())])

@@ -128,7 +128,7 @@ picture(figure, "21-dropout")
 # after about 600 steps. With p = 0.1 the gap is about a third. With p = 0.3 the gap is the smallest, but both losses
 # are higher: so small a model cannot spare so many numbers. The aim is a low validation loss, not a small gap.
 #
-# Stopping at step 600 without dropout is about as good as p = 0.1 (see the best losses above).
+# Stopping at step 600 without dropout is about as good as p = 0.1.
 #
 # ## The usual bug: dropout is on while you measure
 #

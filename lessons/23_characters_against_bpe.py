@@ -4,7 +4,7 @@
 # You will know at the end: how bits per byte compare models with different tokenizers, why their losses do not, and
 # what a tokenizer gains and costs.
 #
-# Time: 7 minutes to read, about 40 seconds to compute. Before: lessons 8 (byte-pair encoding) and 18 (training). The
+# Time: 6 minutes to read, about 40 seconds to compute. Before: lessons 8 (byte-pair encoding) and 18 (training). The
 # picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
@@ -153,7 +153,6 @@ for name, model in models.items():
 #
 # GPT-2 has 50,257 tokens, Llama 2 32,000, Llama 3 128,256, Gemma 256,000. Large models can afford large tables. Papers
 # that compare tokenizers give bits per byte; perplexity, e to the loss per token, has the same fault as the loss.
-# Models that read bytes (ByT5, the Byte Latent Transformer) need longer sequences, or a way to group bytes.
 #
 # ## Exercises
 #

@@ -180,7 +180,7 @@ assert difference > 0.01
 
 # %% [markdown]
 # Other bugs that load without an error: the exact GELU in place of the tanh form, an epsilon of 1e-6 in place of 1e-5,
-# q, k, v in another order. Compare logits with a tolerance of 1e-4; a text that looks good proves nothing.
+# q, k, v in another order.
 #
 # ## SmolLM2: another family
 #
@@ -251,7 +251,7 @@ if tokenizer:
 # `transformers` has such a program for each of hundreds of families; this package has a table per family in
 # `weights/families/`. Weights come as `safetensors`: names, shapes and bytes. (The older `.bin` files are pickles,
 # which can run code when they are opened.) llama.cpp's GGUF has names of its own and, for Llama, *reorders the rows* of
-# q and k. vLLM and this package put q, k and v into one matrix: one large product instead of three small ones.
+# q and k.
 #
 # ## Exercises
 #

@@ -168,9 +168,8 @@ assert difference > 1e-3
 # ## In real systems
 #
 # The caches of many users fill the GPU of a server. vLLM cuts the cache into pages, and gives them out as texts grow.
-# Prompts that begin alike share pages. Keys and values are often stored in 8 bits. Some models keep less: one key/value
-# head for all (multi-query), a sliding window (Mistral), or one short vector per token from which keys and values are
-# computed (DeepSeek's MLA).
+# Keys and values are often stored in 8 bits. Some models keep less: one key/value head for all (multi-query), a sliding
+# window (Mistral), or one short vector per token from which keys and values are computed (DeepSeek's MLA).
 #
 # ## Exercises
 #

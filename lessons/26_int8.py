@@ -4,7 +4,7 @@
 # You will know at the end: how a weight becomes a small whole number, why each row has its own scale, how large the
 # error is, and what it costs in loss.
 #
-# Time: 8 minutes to read, about 12 seconds to compute. Before: lessons 17 (the whole GPT) and 1 (dtypes). The picture
+# Time: 7 minutes to read, about 12 seconds to compute. Before: lessons 17 (the whole GPT) and 1 (dtypes). The picture
 # needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
@@ -34,9 +34,7 @@ seed(0)
 w = torch.tensor([0.31, -0.02, 0.11, -0.27])
 scale = w.abs().max() / 127  # the largest weight becomes 127
 q = (w / scale).round().to(torch.int8)
-print("weights       ", w)
-print("whole numbers ", q)
-print("back          ", q * scale)
+print("whole numbers:", q, "back:", q * scale)
 
 guess = predict("What is the largest error that rounding can make here? (the scale is 0.31 / 127 = 0.00244)")
 guess.measured(f"half a scale, {scale / 2:.5f}; the largest of these four: {(q * scale - w).abs().max():.5f}")
@@ -180,8 +178,7 @@ picture(figure, "26-errors")
 #
 # LLM.int8() and SmoothQuant quantise the activations, too, so that the product itself runs on whole numbers; outliers
 # in a few channels make that hard. GPTQ and AWQ fit 4-bit weights to the activations of a sample text. llama.cpp's GGUF
-# files hold 2 to 8 bits. New GPUs compute in 8-bit and 4-bit floating point (FP8, NVFP4). This package has INT8, INT4,
-# and GPTQ to fit INT4.
+# files hold 2 to 8 bits. New GPUs compute in 8-bit and 4-bit floating point (FP8, NVFP4).
 #
 # ## Exercises
 #

@@ -4,7 +4,7 @@
 # You will know at the end: how to teach a model something new by training a few thousand numbers beside frozen weights,
 # why one of two matrices starts at zero, and how the result is added to the weights.
 #
-# Time: 9 minutes to read, about 18 seconds to compute. Before: lessons 18 (training) and 24 (published weights). The
+# Time: 8 minutes to read, about 18 seconds to compute. Before: lessons 18 (training) and 24 (published weights). The
 # picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]

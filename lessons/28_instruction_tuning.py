@@ -4,7 +4,7 @@
 # You will know at the end: how a conversation becomes tokens, which of them an assistant is trained on, what changes if
 # it is trained on all, and why some assistants never stop.
 #
-# Time: 9 minutes to read, about 33 seconds to compute. Before: lessons 18 (training) and 9 (inputs and targets). The
+# Time: 8 minutes to read, about 33 seconds to compute. Before: lessons 18 (training) and 9 (inputs and targets). The
 # picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
@@ -215,9 +215,9 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 # ## In real systems
 #
 # Training has three parts: a base model reads trillions of tokens; then come the conversations (*supervised
-# fine-tuning*, this lesson), tens of thousands to millions; then answers are compared or scored (DPO, PPO, GRPO).
-# Several conversations share one row of a batch (packing). Each family stores its template as a Jinja program beside
-# its weights; with the template of another family it answers badly, without an error.
+# fine-tuning*, this lesson), tens of thousands to millions; then answers are compared or scored (DPO, PPO, GRPO). Each
+# family stores its template as a Jinja program beside its weights; with the template of another family it answers
+# badly, without an error.
 #
 # ## Exercises
 #

@@ -49,7 +49,7 @@ print("class LectureGPT" + program_source("lecture").split("class LectureGPT")[1
 # %% [markdown]
 # ## What the loss says
 #
-# We train each one for a few steps. Most people do only this.
+# We train each one for a few steps.
 
 # %%
 text = topics["if"] + topics["while"] + topics["for"]

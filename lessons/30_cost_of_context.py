@@ -4,7 +4,7 @@
 # You will know at the end: how time and memory of attention grow with the length of the text, when attention costs more
 # than everything else, and how to find out where time and memory are spent.
 #
-# Time: 9 minutes to read, about 5 seconds to compute. Before: lessons 14 (the causal mask) and 17 (the whole GPT). The
+# Time: 8 minutes to read, about 5 seconds to compute. Before: lessons 14 (the causal mask) and 17 (the whole GPT). The
 # picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
@@ -49,8 +49,7 @@ guess = predict("At which T do scores and averages cost as much as the matrices,
 guess.measured(24 * 768 * 768 // (4 * 768))
 
 # %% [markdown]
-# It is T = 6 C. Below it, the matrices cost more. (Fused attention skips the hidden half of the scores, so for it the
-# point is near 12 C.)
+# It is T = 6 C. Below it, the matrices cost more.
 #
 # ## Time, measured
 #
@@ -126,8 +125,6 @@ def kept_bytes(attention: torch.nn.Module, T: int) -> int:
 guess = predict("One head's scores at T = 1024 in float32: how many MiB? (1 MiB = 1024 x 1024 bytes)")
 guess.measured(1024 * 1024 * 4 / 2**20)
 memory = {name: [kept_bytes(attention, T) for T in lengths] for name, attention in kinds.items()}
-for name, values in memory.items():
-    print(f"{name:<9}", ", ".join(f"T = {T}: {m / 2**20:.2f} MiB" for T, m in zip(lengths, values, strict=True)))
 
 
 growth = {name: values[-1] / values[-2] for name, values in memory.items()}
