@@ -135,8 +135,7 @@ assert sum(by_hand.values()) == sum(parameter.numel() for parameter in mine.para
 # ## The first loss
 #
 # A model that has learned nothing should find every token equally likely: each has the probability 1 / V. The loss is
-# minus the logarithm of the probability of the right token, so it should be ln V. This test costs one forward pass, and
-# finds many bugs.
+# minus the logarithm of the probability of the right token, so it should be ln V. This cheap test finds many bugs.
 
 # %%
 targets = torch.randint(V, (2, T))

@@ -69,7 +69,7 @@ steepest = max(range(len(curve) - 20), key=lambda i: curve[i] - curve[i + 20])
 guess.measured(f"{curve[0]:.2f} at first, {curve[-1]:.2f} after {len(curve)} steps; steepest near {steepest + 10}")
 
 # %% [markdown]
-# The loss falls slowly for a long time, because two layers must work together, and each is useless without the other.
+# The loss falls slowly for a long time, because two layers must learn to work together.
 #
 # ## Reading the maps
 #

@@ -142,8 +142,8 @@ print(f"Llama 3 8B (32 layers, 8 key/value heads of 128): {kilobytes_per_token(3
 print(f"the same with 32 key/value heads:                 {kilobytes_per_token(32, 32, 128):5.0f} KiB per token")
 
 # %% [markdown]
-# Llama has 32 query heads but only 8 key/value heads: four query heads share one. This *grouped-query attention* was
-# made for the cache: a quarter of the bytes to keep, and to read at each step.
+# Llama has 32 query heads but only 8 key/value heads: four query heads share one. This *grouped-query attention*
+# (lesson 15) keeps, and reads at each step, a quarter of the bytes.
 #
 # ## The usual bug
 #

@@ -84,7 +84,7 @@ for patient, (first, last) in losses.items():
 #
 # ## Eight questions
 #
-# They need no training, and every correct GPT passes them.
+# Every correct GPT passes them, also untrained.
 
 # %%
 V, T = 65, 16

@@ -145,8 +145,7 @@ picture(figure, "31-optimisers")
 #
 # With data parallelism (DDP), each process computes the gradient of its rows, and all take the mean. With FSDP, each
 # process keeps only its share of the weights, gradients and optimiser's state, and gets the rest when it is needed.
-# Tensor parallelism cuts the matrices: each process computes some of the columns. All of them compute the same
-# gradient.
+# Tensor parallelism cuts the matrices: each process computes some of the columns. All compute the same gradient.
 
 # %%
 x, y = batch(8, torch.Generator().manual_seed(2))
