@@ -127,13 +127,12 @@ rows = {
     "T = 0.5": temperature(logits, 0.5), "T = 1": logits, "T = 1.5": temperature(logits, 1.5),
     "greedy": top_k(logits, 1), "top-k = 3": top_k(logits, 3), "top-p = 0.9": top_p(logits, 0.9),
 }  # fmt: skip
-figure, axes = plt.subplots(2, 3, figsize=(10, 5), sharey=True)
+figure, axes = plt.subplots(2, 3, figsize=(10, 5), sharey=True, layout="constrained")
 for place, (name, row) in zip(axes.flat, rows.items(), strict=True):
     place.bar(words, row.softmax(-1).tolist())
     place.set(title=name)
     place.tick_params(axis="x", rotation=60)
 figure.supylabel("probability")
-figure.tight_layout()
 picture(figure, "19-methods")
 
 # %% [markdown]

@@ -215,9 +215,9 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 # ## In real systems
 #
 # Training has three parts: a base model reads trillions of tokens; then come the conversations (*supervised
-# fine-tuning*, this lesson), tens of thousands to millions; then answers are compared or scored (DPO, PPO, GRPO). Each
-# family stores its template as a Jinja program beside its weights; with the template of another family it answers
-# badly, without an error.
+# fine-tuning*, this lesson), tens of thousands to millions; then answers are compared or scored (DPO, PPO, GRPO).
+# Several conversations share one row of a batch (*packing*). Each family stores its template as a Jinja program beside
+# its weights; with the template of another family it answers badly, without an error.
 #
 # ## Exercises
 #

@@ -137,8 +137,8 @@ import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for name in kinds:
-    axes[0].loglog(lengths, [1000 * s for s in times[name]], marker="o", label=name)
-    axes[1].loglog(lengths, [m / 2**20 for m in memory[name]], marker="o", label=name)
+    axes[0].loglog(lengths, [1000 * s for s in times[name]], marker="o", label=name, base=2)
+    axes[1].loglog(lengths, [m / 2**20 for m in memory[name]], marker="o", label=name, base=2)
 axes[0].set(xlabel="tokens", ylabel="milliseconds", title="time: both the square of T")
 axes[1].set(xlabel="tokens", ylabel="MiB kept for backward", title="memory: the square of T, and T")
 axes[0].legend()
