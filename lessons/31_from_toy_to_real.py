@@ -145,7 +145,7 @@ picture(figure, "31-optimisers")
 #
 # With data parallelism (DDP), each process computes the gradient of its rows, and all take the mean. With FSDP, each
 # process keeps only its share of the weights, gradients and optimiser's state, and gets the rest when it is needed.
-# Tensor parallelism cuts the matrices: each process computes some of the columns. All compute the same gradient.
+# Tensor parallelism cuts the matrices. All compute the same gradient.
 
 # %%
 x, y = batch(8, torch.Generator().manual_seed(2))
@@ -159,6 +159,16 @@ def gradient(x: Tensor, y: Tensor) -> Tensor:
 
 halves = (gradient(x[:4], y[:4]) + gradient(x[4:], y[4:])) / 2
 equal(halves, gradient(x, y), "the mean of two halves, and one batch", 1e-6)
+
+mlp, hidden = model.blocks[0].mlp, torch.randn(3, 64)  # tensor parallel: each process has half of the inner units
+
+
+def share(units: slice) -> Tensor:
+    inner = F.linear(hidden, mlp.up.weight[units], mlp.up.bias[units])
+    return F.linear(F.gelu(inner, approximate=mlp.approximate), mlp.down.weight[:, units])
+
+
+equal(share(slice(128)) + share(slice(128, 256)) + mlp.down.bias, mlp(hidden), "an MLP cut in two, and whole")
 
 y = y.clone()
 y[:4, 8:] = -100  # in the first half, only 8 of 64 targets are trained: short answers
