@@ -21,17 +21,16 @@ from glassgpt.training.objective import ModelWithLoss, next_token_loss
 MAX_FORMS = 2
 
 
-def with_graphs(
-    loss_module: ModelWithLoss, config: RunConfig, runtime: Runtime, note: Callable[[str], None]
-) -> nn.Module:
+def with_graphs(loss_module: nn.Module, config: RunConfig, runtime: Runtime, note: Callable[[str], None]) -> nn.Module:
     """Wrap the module if its passes can be recorded: one process, 16 bits on a GPU, and every token counts.
 
-    In float32, autograd would add the next gradient to the recorded one, in the same memory. With LoRA or answers, the
-    number of tokens that count changes the shapes. Activation checkpointing reads random states, which no recording can.
+    In float32, autograd would add the next gradient to the recorded one, in the same memory. With answers, the number
+    of tokens that count changes the shapes. Activation checkpointing reads random states, which no recording can.
     """
-    fits = loss_module.objective is next_token_loss and not config.train.activation_checkpointing
     on_gpu = runtime.device.type == "cuda" and runtime.dtype.itemsize == 2
-    return GraphedLoss(loss_module, note) if fits and on_gpu else loss_module
+    if not on_gpu or config.train.activation_checkpointing or not isinstance(loss_module, ModelWithLoss):
+        return loss_module
+    return GraphedLoss(loss_module, note) if loss_module.objective is next_token_loss else loss_module
 
 
 class GraphedLoss(nn.Module):

@@ -201,8 +201,7 @@ class Trainer:
             self.loss_module = wrap_for_gradient_sync(self.loss_module)
             header["processes"] = str(self.processes.world_size)
         else:
-            loss_module = ModelWithLoss(self.model, self.task.loss)
-            self.loss_module = with_graphs(loss_module, self.config, self.runtime, self.reporter.note)
+            self.loss_module = with_graphs(self.loss_module, self.config, self.runtime, self.reporter.note)
         baselines = self.task.baselines()
         self.reporter.on_start(header, shapes, baselines, self.config.train.steps, self.state.step)
         self.checkpoints.delete_kept_after(self.state.step)
