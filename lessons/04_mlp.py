@@ -4,15 +4,17 @@
 # You will know at the end: what a linear layer computes, why a network needs something between two of them, how numbers
 # grow or vanish with depth, and how the MLP inside a Transformer works.
 #
-# Time: 8 minutes. Before: lessons 1 (tensors) and 2 (gradients).
+# A *multilayer perceptron* (MLP) is the simplest neural network: several layers in a row. Its *forward pass* computes
+# the outputs from the inputs.
 #
-# The pictures need matplotlib (`pip install 'glassgpt[plot]'`).
+# Time: 7 minutes to read, 3 seconds to compute. Before: lessons 1 (tensors) and 2 (gradients). The pictures need
+# matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## A linear layer
 #
 # A *linear layer* multiplies by a matrix and adds a vector: `y = x W^T + b`. PyTorch stores W as `[out, in]`, so row i
-# of W makes output i. The layer works on the last dimension, whatever stands before it: `[B, C]` or `[B, T, C]`.
+# of W makes output i. The layer works on the last dimension, and keeps all before it.
 
 # %%
 import torch
@@ -32,16 +34,13 @@ equal(x @ layer.weight.T + layer.bias, layer(x), "x W^T + b by hand, and nn.Line
 # %% [markdown]
 # ## Why two linear layers are one
 #
-# `(x A) B = x (A B)`: two matrices in a row are one matrix. A network of linear layers only, however deep, can do no
+# `(x A) B = x (A B)`: two matrices in a row are one matrix. So a network of linear layers only, however deep, can do no
 # more than one layer.
 
 # %%
 first, second = nn.Linear(4, 64), nn.Linear(64, 3)
 folded_weight = second.weight @ first.weight  # [3, 64] @ [64, 4] = [3, 4]
 folded_bias = second.weight @ first.bias + second.bias
-guess = predict("Two layers, 4 to 64 and 64 to 3, have how many parameters? The one layer that equals them?")
-two = sum(p.numel() for p in (*first.parameters(), *second.parameters()))
-guess.measured(f"{two} and {folded_weight.numel() + folded_bias.numel()}")
 equal(second(first(x)), x @ folded_weight.T + folded_bias, "two linear layers, and the one that equals them")
 
 # %% [markdown]
@@ -53,17 +52,18 @@ equal(second(first(x)), x @ folded_weight.T + folded_bias, "two linear layers, a
 inputs = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
 hidden = (inputs @ torch.ones(2, 2) + torch.tensor([0.0, -1.0])).relu()  # relu(x1 + x2), relu(x1 + x2 - 1)
 output = hidden @ torch.tensor([1.0, -2.0])
-print("hidden:", hidden.tolist())
 guess = predict("The outputs for 00, 01, 10, 11?")
 guess.measured(output.tolist())
+
+# %%
 assert output.tolist() == [0, 1, 1, 0]
 
 # %% [markdown]
 # ## GELU
 #
 # GPT-2 uses *GELU*: x times the probability that a normal random number is below x. It is a smooth ReLU. GPT-2 computes
-# it by a formula with tanh, which is nearly the same. "Nearly" matters when you load published weights: use the one
-# that the model was trained with.
+# it by a formula with tanh, which is nearly the same. With published weights, use the formula that the model was
+# trained with. The picture also shows *SiLU*, which Llama uses.
 
 # %%
 import math
@@ -89,14 +89,14 @@ for name, values in (("ReLU", line.relu()), ("GELU", gelu(line)), ("SiLU: x sigm
     axes.plot(line, values, label=name)
 axes.set(xlabel="x", ylabel="activation(x)", title="Activation functions")
 axes.legend()
-axes.grid(alpha=0.3)
 picture(figure, "04-activations")
 
 # %% [markdown]
 # ## The MLP of a Transformer
 #
-# It has two linear layers: from C up to 4 C, GELU, and down to C again. Every token passes through it alone. We compare
-# ours with the package's, and also the kind of Llama: *SwiGLU*, three matrices, of which one makes a gate.
+# It has two linear layers: from C up to 4 C, GELU, and down to C again. Every token passes through it alone. The MLP of
+# Llama, *SwiGLU*, has three matrices and no biases. One matrix makes a *gate*: numbers by which the outputs of another
+# matrix are multiplied.
 
 # %%
 from glassgpt.config import ModelConfig
@@ -119,9 +119,9 @@ guess.measured(f"{one:.2f} and {12 * one:.1f}, of 124 in all")
 # %% [markdown]
 # ## How large should the weights be at first?
 #
-# Each output of a layer is a sum of `in` products. If the weights have the standard deviation s, the outputs are about
-# `s sqrt(in)` times as large as the inputs. Over many layers this factor is multiplied again and again. ReLU takes away
-# half, so `s = sqrt(2 / in)` keeps the size (*He initialisation*).
+# Each output of a layer is a sum of `in` products. If the weights are random with the standard deviation s, the outputs
+# are about `s sqrt(in)` times as large as the inputs, in every layer again. ReLU removes the negative half of the
+# numbers. With `s = sqrt(2 / in)` the size stays about the same (*He initialisation*).
 
 # %%
 width, depth = 256, 30
@@ -133,6 +133,8 @@ for name, s in (("0.02", 0.02), ("sqrt(2 / in)", math.sqrt(2 / width)), ("0.2", 
         h = (h @ (s * torch.randn(width, width))).relu()
         sizes[name].append(h.std().item())
 guess.measured(f"{sizes['0.02'][-1]:.1e}   (with sqrt(2 / in): {sizes['sqrt(2 / in)'][-1]:.2f})")
+
+# %%
 assert sizes["0.02"][-1] < 1e-10
 assert 0.05 < sizes["sqrt(2 / in)"][-1] < 20
 
@@ -144,57 +146,51 @@ axes.legend(fontsize=8)
 picture(figure, "04-depth")
 
 # %% [markdown]
-# Transformers use 0.02 and work, because norms bring the numbers back to size 1 in each block (lesson 16).
+# GPT-2 begins with 0.02. That works, because layers called *norms* bring the numbers back to size 1 in each block
+# (lesson 16).
 #
 # ## The usual bugs
 #
-# **Layers in a Python list.** A module finds its parameters in its attributes, and in `nn.ModuleList`. It does not look
-# into a list. The forward pass works, but the optimizer never sees these layers, and `.to(device)` leaves them behind.
-
+# **Layers in a Python list.** An `nn.Module` finds its parameters in its attributes, and in an `nn.ModuleList`. It does
+# not look into a list. The forward pass works. But the optimizer (the object that changes the weights, lesson 5) does
+# not get these layers.
 
 # %%
-class Broken(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = [nn.Linear(8, 8), nn.Linear(8, 8)]  # nn.ModuleList([...]) is right
-
-
-class Right(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
-
-
+broken, right = nn.Module(), nn.Module()
+broken.layers = [nn.Linear(8, 8), nn.Linear(8, 8)]
+right.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
 guess = predict("How many parameters does torch find in each: with a list, and with a ModuleList?")
-guess.measured([sum(p.numel() for p in module().parameters()) for module in (Broken, Right)])
+guess.measured([sum(p.numel() for p in module.parameters()) for module in (broken, right)])
 
 # %% [markdown]
-# **Softmax in the model.** `cross_entropy` expects *logits*: it computes the softmax itself. If the model ends with a
-# softmax, it is computed twice. Then even a perfect answer has a large loss:
+# **Softmax in the model.** `cross_entropy` expects logits: it computes the softmax itself (lesson 2). If the model ends
+# with a softmax, it is computed twice.
 
 # %%
-perfect = torch.tensor([[100.0, 0.0, 0.0]])
-target = torch.tensor([0])
+perfect, target = torch.tensor([[100.0, 0.0, 0.0]]), torch.tensor([0])
 guess = predict("A model is sure of the right one of 3 classes. Its loss: with logits, and after a second softmax?")
 once, twice = F.cross_entropy(perfect, target), F.cross_entropy(perfect.softmax(-1), target)
 guess.measured(f"{once:.4f} and {twice:.4f}")
-assert twice > 0.5
 
 # %% [markdown]
+# Even a perfect answer has a large loss.
+#
 # ## In real systems
 #
-# Two thirds of the weights in the blocks of GPT-2 are in the MLPs. Llama-class models use SwiGLU without biases, with a
-# hidden width of about 8/3 C, so that three matrices cost as much as two of 4 C. *Mixture-of-experts* models have many
-# MLPs in each block and send a token through a few of them only.
+# In GPT-2, the MLP has two thirds of the weights of each block: 8 C squared, and the attention has 4 C squared.
+# Llama-class models use SwiGLU: with a hidden width of 8/3 C, it has as many weights. *Mixture-of-experts* models have
+# many MLPs in each block, and send each token through only a few.
 #
 # ## Exercises
 #
-# Write your answers into a file of your own, and check it with `glassgpt learn 4 --check my_answer.py`.
+# Check your answers with `glassgpt learn 4 --check my_answer.py`.
 #
-# 1. `mlp(x, weights, biases)` receives x `[..., in]`, a list of weights (each `[out, in]`) and a list of biases. It
-#    returns the output of the network with ReLU between the layers, and none after the last.
-# 2. `count_parameters(sizes, bias)` returns the number of parameters of a network with layers between the sizes; for
-#    example `count_parameters([4, 64, 3], True)`.
+# 1. `mlp(x, weights, biases)` receives x `[..., in]`, a list of weights (each `[out, in]`, as in `nn.Linear`) and a
+#    list of biases (each `[out]`). It returns the output of the network with ReLU between the layers, and none after
+#    the last. It does not change x.
+# 2. `count_parameters(sizes, bias)` returns the number of parameters of a network. `sizes` are the widths from the
+#    input to the output: `[4, 64, 3]` means a layer from 4 to 64, and one from 64 to 3. `bias` says whether the layers
+#    have biases.
 #
 # Next: `glassgpt doctor --break blocks-in-a-list` and `--break softmax-in-the-model` train a GPT with these bugs. Then
 # lesson 5: the training loop.

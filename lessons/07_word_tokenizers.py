@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Lesson 7: word tokenizers
 #
-# You will know at the end: what a vocabulary is, how a text becomes ids and a text again, what happens to unknown
-# words, what `<|endoftext|>` is for, and why nobody trains on words any more.
+# You will know at the end: what a vocabulary is, how a text becomes ids and ids become a text, what happens to unknown
+# words, what `<|endoftext|>` is for, and why language models no longer use words as tokens.
 #
-# Time: 8 minutes. Before: a little Python; lesson 1.
-#
-# The picture needs matplotlib (`pip install 'glassgpt[plot]'`).
+# Time: 7 minutes to read, 3 seconds to compute. Before: lesson 1 (tensors). The picture needs matplotlib
+# (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## Text to ids
 #
 # A model computes with numbers. A *tokenizer* cuts a text into pieces (*tokens*) and gives each a number, its *id*. The
-# list of all tokens that it knows is the *vocabulary*. The most natural pieces are words and punctuation marks.
+# list of all its tokens is the *vocabulary*. The most natural pieces are words and punctuation marks. Our text comes
+# with the package: short essays.
 
 # %%
 import re
@@ -38,7 +38,7 @@ print(split_words("Bread, salt, and water: is it soup?"))
 # %% [markdown]
 # ## The first tokenizer
 #
-# Sort the different words, and number them. `encode` looks up ids, `decode` looks up words.
+# Sort the different words, and number them.
 
 
 # %%
@@ -55,16 +55,13 @@ class FirstTokenizer:
 
 
 first = FirstTokenizer(training)
-guess = predict("The text has 8,000 characters. How many different words and marks does it have, about?")
-guess.measured(len(first.words))
 sentence = training[:90]
 print("before:", repr(sentence))
 print("after: ", repr(first.decode(first.encode(sentence))))
-assert first.decode(first.encode("salt, and water.")) != "salt, and water."
 
 # %% [markdown]
-# Two things are wrong. The spaces are not what they were: `salt , and`. A model that is trained on this will write like
-# this. And every new word is an error:
+# Two things are wrong. There are spaces before the commas, which the text does not have; a model that is trained on
+# such tokens will write them too. And every new word is an error:
 
 # %%
 try:
@@ -75,17 +72,18 @@ except KeyError as error:
 # %% [markdown]
 # ## The second tokenizer
 #
-# We repair both.
+# It repairs both.
 #
 # * **Spaces.** Each word takes the space before it into its token: " and" is a token. Other white space is a token of
-#   its own. So joining the tokens gives exactly the text, and `decode` needs no rules.
+#   its own. So joining the tokens gives exactly the text.
 # * **Unknown words.** They become a special token, `<|unk|>`.
 # * **Vocabulary.** Only the most frequent words are kept; of equally frequent ones, the first in the order of their
 #   characters.
-# * **End of text.** `<|endoftext|>` stands between documents. It tells the model that what follows has nothing to do
-#   with what was before. While a model writes, it is the sign to stop.
+# * **End of text.** `<|endoftext|>` is a special token after each document: what follows is another text. When a model
+#   generates this token, the program stops.
 
 # %%
+# \p{L} is a letter of any script, \p{M} an accent, \p{N} a digit (the module regex has these, Python's re has not)
 PATTERN = r" ?[\p{L}\p{M}\p{N}_]+(?:['’]\p{L}+)*| ?[^\s\p{L}\p{M}\p{N}_]|\s"  # a word; a mark; a white space
 UNKNOWN, END = "<|unk|>", "<|endoftext|>"
 
@@ -108,14 +106,13 @@ class SecondTokenizer:
 
 
 second = SecondTokenizer(training, 1000)
-print(f"{len(second.words)} tokens; the text has no more words")
 print([second.words[i] for i in second.encode("The bread and salt.")])
 assert second.decode(second.encode(training)) == training, "nothing is lost in a text whose words are all known"
 print(repr(second.decode(second.encode("Add paprika, and stir."))))
 print(second.encode_documents(["The bread.", "The salt."]), "  the id of the end:", second.ids[END])
 
 # %% [markdown]
-# The package's word tokenizer has the same rules (`tokenizer=word:1000`). We compare the ids of a new text.
+# The package's word tokenizer has the same rules (`tokenizer=word:1000`).
 
 # %%
 from glassgpt.tokenizer import WordTokenizer
@@ -127,7 +124,7 @@ for size in (50, 300, 600):
 # %% [markdown]
 # ## What words cost
 #
-# Language has few frequent words and very many rare ones (*Zipf's law*). So a vocabulary never ends.
+# A language has few frequent words and very many rare ones (*Zipf's law*). So no vocabulary of words is complete.
 
 # %%
 import matplotlib.pyplot as plt
@@ -142,26 +139,19 @@ shares = {size: t.encode(new).count(t.ids[UNKNOWN]) / len(t.encode(new)) for siz
 guess.measured(shares[10_000])
 assert shares[10_000] > 0.1
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
-left.loglog(range(1, len(counts) + 1), counts)
-left.set(xlabel="rank of the word", ylabel="times in the text", title="Few words are frequent")
-sizes = [len(t.words) for t in unknown.values()]
-right.plot(sizes, list(shares.values()), marker="o")
-right.set(
-    xlabel="words in the vocabulary", ylabel="share of unknown tokens", ylim=(0, 1), title="New text has new words"
-)
-figure.tight_layout()
+figure, axes = plt.subplots(figsize=(5, 3.5))
+axes.plot([len(t.words) for t in unknown.values()], list(shares.values()), marker="o")
+axes.set(xlabel="tokens in the vocabulary", ylabel="share unknown", ylim=(0, 1), title="New text has new words")
 picture(figure, "07-words")
 
 # %% [markdown]
-# An unknown word is lost for good: no model can write "paprika" if paprika has no token. A larger text has more words,
-# but a vocabulary of a million words means a million rows in the embedding, most of which are hardly ever trained.
-# "soup" and "soups", "Bread" and " bread" are strangers to each other.
+# An unknown word is lost: no model can write "paprika" if paprika has no token. With more text, the vocabulary becomes
+# larger. But for each token the model has a row of weights (lesson 10), and the rows of rare words are hardly ever
+# trained. Also, "soup" and "soups" are two tokens that have nothing in common.
 #
 # ## The usual bug: ids that change
 #
-# A `set` has no fixed order. Without `sorted`, the words get other ids each time the program starts. Training works.
-# But a saved model, opened tomorrow, reads and writes nonsense. We start Python twice, and print the ids of 8 words.
+# Suppose that we number the words of a `set`, and forget `sorted`. We start Python twice.
 
 # %%
 import os
@@ -177,36 +167,40 @@ outputs = [
 ]  # fmt: skip
 guess.measured(outputs[0] == outputs[1])
 print("\n".join(outputs))
+
+# %%
 assert outputs[0] != outputs[1]
 
 # %% [markdown]
-# So: sort, and save the vocabulary with the model. (Python chooses another `PYTHONHASHSEED` at each start. We set two,
-# to get the same lesson each time.)
+# A `set` of strings has another order in each start of Python. (It depends on `PYTHONHASHSEED`, which Python chooses;
+# we set it, to get the same lesson each time.) The training works. But tomorrow the same ids mean other words, and the
+# saved model writes nonsense. So sort, and save the vocabulary with the model.
 #
-# **The name of a special token in a user's text.** If a tokenizer turns the *text* "<|endoftext|>" into the special id,
-# then whoever writes into a chat can end the document. The package does it only where it is allowed:
+# **A second bug: a special token in a user's text.** If a tokenizer turns the *text* "<|endoftext|>" into the special
+# id, every user of a chat can end the document. The package does it only if the caller allows it:
 
 # %%
 trained = WordTokenizer.train(training, vocab_size=1000)
 print("as text:      ", trained.encode(END))
 print("where allowed:", trained.encode(END, allow_special=True))
-assert trained.encode(END, allow_special=True) == [trained.eos_token_id]
 assert trained.eos_token_id not in trained.encode(END)
 
 # %% [markdown]
 # ## In real systems
 #
-# Word tokenizers are history (word2vec, 2013). BERT's WordPiece cut words into known pieces, and still had an unknown
-# token. GPT-2's byte-level BPE has none: every byte is a token (lesson 8). A chat model has more special tokens: the
-# begin and end of a turn, and the roles.
+# Language models no longer use word tokenizers. BERT's WordPiece cuts words into known pieces, and still has an unknown
+# token. GPT-2's byte-level BPE has none: every byte is a token (lesson 8). Chat models have more special tokens, for
+# example at the end of each message.
 #
 # ## Exercises
 #
-# Write your answers into a file of your own, and check it with `glassgpt learn 7 --check my_answer.py`.
+# Check your answers with `glassgpt learn 7 --check my_answer.py`.
 #
 # 1. `build_vocabulary(words, size)` receives a list of words (with repetitions). It returns a dict from word to id: the
-#    most frequent first, equally frequent ones by alphabet; then `<|unk|>` and `<|endoftext|>`; at most `size` in all.
-# 2. `encode_documents(documents, vocabulary)` receives lists of words, and such a dict. It returns one list of ids:
-#    unknown words as `<|unk|>`, and `<|endoftext|>` after each document.
+#    most frequent words first, equally frequent ones in the order of `sorted`; then `<|unk|>` and `<|endoftext|>`; at
+#    most `size` entries in all (`size` is at least 3).
+# 2. `encode_documents(documents, vocabulary)` receives a list of documents (each a list of words), and such a dict. It
+#    returns one list of ids: unknown words as `<|unk|>`, and `<|endoftext|>` after each document. A word of a document
+#    that is written like a special token is only a text: it becomes `<|unk|>`.
 #
 # Next: `glassgpt train TEXT preset=tiny tokenizer=word:2000` trains a GPT on words. Then lesson 8: byte-pair encoding.

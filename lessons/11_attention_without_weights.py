@@ -4,19 +4,18 @@
 # You will know at the end: how a token collects information from other tokens, step by step, with nothing but dot
 # products and a softmax; and what this cannot do.
 #
-# Time: 7 minutes. Before: lesson 10 (embeddings). The picture needs `pip install glassgpt[plot]`.
+# Time: 6 minutes to read, 2 seconds to compute. Before: lessons 2 (softmax) and 10 (embeddings). The picture needs
+# matplotlib (`pip install 'glassgpt[plot]'`).
 
 # %% [markdown]
 # ## The problem
 #
-# An embedding gives each token one vector. But a word has no meaning by itself: a *bank* can be at a river, or keep
-# money. Its vector should depend on the words around it. *Attention* makes such a vector: a weighted average of the
-# vectors of all tokens, with large weights for those that matter.
+# An embedding gives each token one vector. But many words have several meanings: a *bank* can be the side of a river,
+# or keep money. The vector should depend on the words around it. *Attention* makes such a vector: a weighted average of
+# the vectors of all tokens, with large weights for those that matter.
 #
-# The title says *without weights*: nothing here is learned. The weights of the average are computed anew for each text.
-#
-# In a model, vectors have hundreds of numbers that nobody chose. Ours have three, with a meaning: nature, money, and
-# grammar.
+# The title says *without weights*: nothing here is learned. The weights of the average are computed again for each
+# text. Our vectors have three numbers, which we choose: one for nature, one for money, one for grammar.
 
 # %%
 import torch
@@ -37,52 +36,49 @@ def embed(text: str) -> Tensor:
 
 words = "the bank of the river"
 x = embed(words)  # [T, C] = [5, 3]
-print(x)
 
 # %% [markdown]
 # ## Step 1: how similar are two tokens?
 #
-# The *dot product* of two vectors multiplies them number by number and adds up. It is large if both are large in the
-# same places, and 0 if they have nothing in common. Here it is called a *score*. We compute the scores of "bank" with
-# each word.
+# The *dot product* of two vectors multiplies them number by number and adds up the products. It is large if both
+# vectors have large numbers in the same places. In attention it is called a *score*. We compute the scores of "bank"
+# with each word.
 
 # %%
 query = x[1]  # "bank"
 scores = torch.stack([sum(query[i] * other[i] for i in range(3)) for other in x])
-for word, score in zip(words.split(), scores, strict=True):
-    print(f"{word:6} {score:5.2f}")
+print(scores)
 
 # %% [markdown]
 # ## Step 2: from scores to weights
 #
-# Weights should be positive and sum to 1. Dividing the scores by their sum does not do it, since scores can be
-# negative. The *softmax* takes `exp` of each score, which is always positive, and then divides by the sum.
+# Weights should be positive, and their sum should be 1. But scores can be negative. The *softmax* takes `exp` of each
+# score, which is always positive, and then divides by the sum.
 
 # %%
 guess = predict('Which word gets the largest weight from "bank", and how much?')
 weights = scores.exp() / scores.exp().sum()
 guess.measured(f"{words.split()[int(weights.argmax())]}, {weights.max():.3f}")
-for word, weight in zip(words.split(), weights, strict=True):
-    print(f"{word:6} {weight:.3f}")
+print(weights)
 equal(weights, scores.softmax(dim=0), "our softmax, and PyTorch's")
-assert torch.isclose(weights.sum(), torch.tensor(1.0))
 
 # %% [markdown]
 # ## Step 3: the weighted average
 #
-# The new vector of "bank" is called its *context vector*: each word's vector times its weight, added up.
+# Multiply each word's vector by its weight, and add them up. The result is the new vector of "bank", its *context
+# vector*.
 
 # %%
 context = sum(weight * vector for weight, vector in zip(weights, x, strict=True))
-print("bank alone:     ", query.tolist())
-print("bank in context:", [round(number, 2) for number in context.tolist()])
+print("bank alone:", query, "  in context:", context)
 assert context[0] > context[1], "beside a river, a bank is more nature than money"
 
 # %% [markdown]
 # ## All tokens at once
 #
-# Each token does the same. With matrix products there is no loop left: `x @ x.T` has all scores, row t those of token
-# t. The softmax goes along each row (`dim=-1`). A second product makes the averages.
+# Each token does the same. With matrix products we need no loop: `x @ x.mT` contains all scores; row t has those of
+# token t. (`mT` exchanges the last two dimensions.) The softmax goes along each row (`dim=-1`). A second product makes
+# the averages.
 
 
 # %%
@@ -96,12 +92,14 @@ equal(attention(x)[1], context, "the row of 'bank', and the one computed by step
 guess = predict('In "my money the bank opens": is the vector of "bank" more nature or more money?')
 other = attention(embed("my money the bank opens"))[3]
 guess.measured(f"nature {other[0]:.2f}, money {other[1]:.2f}")
+
+# %%
 assert other[1] > other[0]
 
 # %% [markdown]
-# The same word, the same vector, and after attention two different vectors.
+# "bank" has the same embedding in both texts. After attention, its vectors differ.
 #
-# PyTorch has a function for this. It takes three tensors, since in the next lesson they will differ. Here all are x.
+# PyTorch's function takes three tensors. In the next lesson these will differ; here all three are x.
 
 # %%
 equal(attention(x), F.scaled_dot_product_attention(x[None], x[None], x[None], scale=1.0)[0], "ours, and PyTorch's")
@@ -116,63 +114,65 @@ for place, text in zip(axes, (words, "my money the bank opens"), strict=True):
     place.imshow(weights.numpy(), vmin=0, vmax=1, cmap="Blues")
     place.set_xticks(range(5), text.split(), rotation=45)
     place.set_yticks(range(5), text.split())
-    place.set(xlabel="looked at", title="each row sums to 1")
+    place.set(xlabel="token that it looks at", title="each row sums to 1")
     for row in range(5):
         for column in range(5):
-            weight = weights[row, column].item()
-            place.text(
-                column, row, f"{weight:.2f}", ha="center", va="center", color="white" if weight > 0.6 else "black"
-            )
-axes[0].set(ylabel="who looks")
+            ink = "white" if weights[row, column] > 0.6 else "black"
+            place.text(column, row, f"{weights[row, column]:.2f}", ha="center", va="center", color=ink)
+axes[0].set(ylabel="token that looks")
 figure.tight_layout()
 picture(figure, "11-weights")
 
 # %% [markdown]
 # ## The usual bug: the softmax along the wrong dimension
 #
-# `softmax(dim=0)` divides each *column* by its sum. The shape is right, and no error comes. But a row does not sum to 1
-# any more: a context vector is no average, it is too long or too short. In a batch `[B, T, T]`, `dim=1` is this bug.
-# There `dim=0` is a worse one: it mixes the texts of the batch. With `dim=-1` both are avoided.
+# `softmax(dim=0)` divides each *column* by its sum. The shape is right, and there is no error.
 
 # %%
 wrong = (x @ x.mT).softmax(dim=0)
-guess = predict("The sums of the 5 rows, with the wrong dimension? (what is their total?)")
+guess = predict("Every column sums to 1. What do the 5 rows sum to, all together? And each of them?")
 guess.measured([round(number, 2) for number in wrong.sum(dim=-1).tolist()])
 print(f"longest context vector {(wrong @ x).norm(dim=-1).max():.2f}, longest word {x.norm(dim=-1).max():.2f}")
+
+# %%
 assert torch.isclose(wrong.sum(), torch.tensor(5.0)) and (wrong.sum(dim=-1) - 1).abs().max() > 0.1
 
 # %% [markdown]
+# The rows do not sum to 1 any more. So a context vector is not an average: it is too long or too short. In a batch
+# `[B, T, T]`, `dim=1` is this bug, and `dim=0` mixes the texts. `dim=-1` is always right.
+#
 # ## What this attention cannot do
 #
-# 1. It cannot learn: there is no parameter in it.
-# 2. Scores are symmetric: "bank" looks for "river" as much as "river" for "bank".
-# 3. A token looks at itself: no other vector of the same length has a larger product with it.
-# 4. It does not know the order. If the words change places, the context vectors change places with them, and are the
-#    same vectors.
+# 1. It cannot learn: it has no parameters.
+# 2. Scores are symmetric: the score of "bank" with "river" is that of "river" with "bank".
+# 3. A token looks mostly at itself, and at tokens with similar or longer vectors: no other vector of the same length
+#    has a larger dot product with it.
+# 4. The order has no effect. If the words change places, so do their context vectors.
 
 # %%
 seed(0)
 order = torch.randperm(5)
 scores = x @ x.mT
-assert torch.equal(scores, scores.mT), "symmetric"
+assert torch.allclose(scores, scores.mT), "symmetric"
 equal(attention(x[order]), attention(x)[order], "shuffled before, and shuffled after")
 
 # %% [markdown]
-# The next lesson repairs the first three, with three matrices. The fourth is what position embeddings are for (lesson
-# 10): they make the vectors of two equal words different.
+# The next lesson repairs the first three, with three matrices. Position embeddings repair the fourth (lesson 10): they
+# make the vectors of two equal words different.
 #
 # ## In real systems
 #
-# The two products and the softmax are the same in every Transformer since 2017. On a GPU they run in one step
-# (FlashAttention) that never stores the `[T, T]` weights: for 100,000 tokens these would be 40 GB per head.
+# Every Transformer computes these two products and the softmax. On a GPU they run in one step (FlashAttention), which
+# never stores the `[T, T]` weights: for 100,000 tokens these would be 40 GB in float32, for each text and each head
+# (lesson 15).
 #
 # ## Exercises
 #
-# 1. `softmax(scores)` returns the softmax along the last dimension, for any shape, without PyTorch's own. It must
-#    survive scores of 1,000, for which `exp` is infinite.
-# 2. `context(x, t)` returns the context vector `[C]` of token t in x `[T, C]`, as above, without parameters.
+# Check your answers with `glassgpt learn 11 --check my_answer.py`.
 #
-# Check them with `glassgpt learn 11 --check my_answer.py`.
+# 1. `softmax(scores)` returns the softmax along the last dimension, for any shape, written with `exp` and sums. It must
+#    also be right for scores of 1,000, for which `exp` is infinite. It does not change `scores`.
+# 2. `context(x, t)` returns the context vector `[C]` of token t in x `[T, C]`, as above, without parameters.
 #
 # Next: `glassgpt doctor --break softmax-over-queries` trains a GPT with this lesson's bug. Then lesson 12: queries,
 # keys and values.

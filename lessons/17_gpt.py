@@ -1,20 +1,21 @@
 # %% [markdown]
 # # Lesson 17: a GPT, assembled
 #
-# You will know at the end: how the pieces of the earlier lessons become a GPT, how to count its parameters with a
-# pencil, and which loss it must have before it has learned anything.
+# You will know at the end: how the pieces of the earlier lessons become a GPT, how to count its parameters, and which
+# loss it must have before it has learned anything.
 #
-# Time: 10 minutes. Before: lesson 16 (the block). The last picture needs `pip install glassgpt[plot]`.
+# Time: 8 minutes to read, about 2 seconds to compute. Before: lesson 16 (the block). The picture needs `pip install
+# glassgpt[plot]`.
 
 # %% [markdown]
 # ## All the pieces
 #
-# A GPT has three parts. *Embeddings* turn token ids into vectors. A stack of *blocks* changes these vectors. A *head*
-# turns each vector into V numbers, one for each token of the vocabulary. These numbers are called *logits*. The larger
-# a logit, the more the model expects this token next.
+# *Embeddings* turn token ids into vectors. A stack of *blocks* changes these vectors. A *head* turns each vector into V
+# numbers, the *logits*, one for each token of the vocabulary. The larger a logit, the more the model expects this token
+# next.
 #
-# Everything below was built in the earlier lessons: attention with many heads (15), its mask (14), the block (16). Only
-# the last class is new. The names of the layers are those of the package, so that we can copy its weights later.
+# The pieces are from lessons 14 to 16. The names of the layers are those of the package, so that we can copy its
+# weights later.
 
 # %%
 import math
@@ -65,11 +66,11 @@ class Block(nn.Module):
 # %% [markdown]
 # ## The model
 #
-# `forward` is five lines. A token and its position each give a vector of C numbers; their sum goes through the blocks.
-# A last norm, then the head.
+# A token and its position each give a vector of C numbers. Their sum goes through the blocks, a last norm, and the
+# head.
 #
-# The head is a matrix `[V, C]`. So is the table of the token embeddings. GPT-2 uses one matrix for both: the head is
-# *tied* to the embedding. It saves V C parameters.
+# The head is a matrix `[V, C]`, and so is the table of the token embeddings. GPT-2 uses one matrix for both: the head
+# is *tied* to the embedding.
 
 
 # %%
@@ -98,8 +99,8 @@ print("token ids", tuple(idx.shape), "-> logits", tuple(mine(idx).shape))
 # %% [markdown]
 # ## Is it the package's model?
 #
-# We take a model of the package with random weights and copy them into ours. `load_state_dict` fails if one name or
-# one shape differs. Then both get the same tokens.
+# We copy the random weights of a model of the package into ours. `load_state_dict` fails if one name or one shape
+# differs.
 
 # %%
 config = presets.get("tiny").model
@@ -109,21 +110,10 @@ mine.load_state_dict(theirs.state_dict())
 equal(mine(idx), theirs(idx), "the logits")
 
 # %% [markdown]
-# Equal weights and equal logits: then everything between is equal, too.
-#
 # ## Count the parameters
 #
-# A pencil is enough. A linear layer from n to m numbers has a matrix of n m weights and m biases. A norm has C weights
-# and C biases.
-#
-# | piece | shape | for C = 64 |
-# |-|-|-|
-# | q, k, v | `C x 3C + 3C` | 12,480 |
-# | output of attention | `C x C + C` | 4,160 |
-# | MLP, up | `C x 4C + 4C` | 16,640 |
-# | MLP, down | `4C x C + C` | 16,448 |
-# | two norms | `4C` | 256 |
-# | **one block** | about `12 C C` | **49,984** |
+# A linear layer from n to m numbers has n m weights and m biases. A norm has C weights and C biases. Attention has
+# matrices of `C x 3C` and `C x C`, the MLP of `C x 4C` and `4C x C`. So a block has about `12 C C` parameters.
 
 # %%
 guess = predict(f"Parameters of the whole model? (4 blocks, a vocabulary of {V}, {T} positions, tied head)")
@@ -136,18 +126,16 @@ by_hand = {
     "head": 0,  # it is the token embedding
 }
 guess.measured(sum(parameter.numel() for parameter in mine.parameters()))
-print(by_hand)
 assert by_hand == count_parameters(config), "the package counts the same"
 assert sum(by_hand.values()) == sum(parameter.numel() for parameter in mine.parameters())
 
 # %% [markdown]
-# `parameters()` gives the tied matrix once, although it has two names.
+# `parameters()` gives the tied matrix once.
 #
 # ## The first loss
 #
 # A model that has learned nothing should find every token equally likely: each has the probability 1 / V. The loss is
-# minus the logarithm of the probability of the right token, so it should be ln V. This is the cheapest test there is:
-# it costs one forward pass, and many bugs do not pass it.
+# minus the logarithm of the probability of the right token, so it should be ln V. This cheap test finds many bugs.
 
 # %%
 targets = torch.randint(V, (2, T))
@@ -158,18 +146,17 @@ def loss_of(model: nn.Module) -> float:
         return F.cross_entropy(model(idx).flatten(0, 1), targets.flatten()).item()
 
 
-guess = predict(f"The loss of the untrained model? (V = {V})")
+guess = predict(f"The loss of the untrained model? (V = {V}, ln V = {math.log(V):.2f})")
 first_loss = loss_of(mine)
 guess.measured(first_loss)
-print(f"ln V = {math.log(V):.4f}")
 assert abs(first_loss - math.log(V)) < 0.05 * math.log(V)
 
 # %% [markdown]
 # ## The usual bug
 #
-# Our class `MyGPT` sets no weights, so it has those of PyTorch. `nn.Embedding` draws from a normal distribution with
-# standard deviation 1. That is fine for an embedding. But this matrix is also the head. A logit is then a sum of 64
-# products of size 1, and has a standard deviation of about 8. The untrained model is *sure*, and wrong.
+# Our class `MyGPT` sets no weights, so PyTorch does. `nn.Embedding` draws from a normal distribution with standard
+# deviation 1. That is fine for an embedding, but this matrix is also the head. A logit is then a sum of 64 products of
+# size 1, and has a standard deviation of about 8. The untrained model is *sure*, and wrong.
 
 # %%
 seed(0)
@@ -180,8 +167,8 @@ guess.measured(careless_loss)
 assert careless_loss > 2 * math.log(V), "far above ln V"
 
 # %% [markdown]
-# Training would repair that, but the first hundreds of steps would be spent on it. GPT-2 draws all matrices with a
-# standard deviation of 0.02 instead. Let us look at the values between.
+# Training needs about a hundred steps to repair that. GPT-2 draws its matrices with a standard deviation of 0.02
+# instead.
 
 # %%
 import matplotlib.pyplot as plt
@@ -200,14 +187,13 @@ axes.legend()
 picture(figure, "17-first-loss")
 
 # %% [markdown]
-# A first loss *below* ln V is a bug as well: nothing was learned yet, so the model must see the answer (lesson 14).
+# A first loss clearly *below* ln V is a bug, too: the model must see the answer (lesson 14).
 #
 # ## In real systems
 #
 # The shape has hardly changed since 2019. Llama, Mistral and Qwen replace parts: RMSNorm for LayerNorm, a gated MLP
-# (SwiGLU) for GELU, rotations of q and k (RoPE) for learned positions, fewer heads for k and v, and no biases. Large
-# models do not tie the head, small ones often do: with 151,936 tokens and C = 1,024, as in Qwen3-0.6B, the table alone
-# has 156 million parameters.
+# (SwiGLU) for GELU, rotations of q and k (RoPE) for learned positions, fewer heads for k and v. Small models often tie
+# the head, large ones do not: in Qwen3-0.6B (151,936 tokens, C = 1,024) the table alone has 156 million parameters.
 #
 # ## Exercises
 #

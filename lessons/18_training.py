@@ -1,19 +1,20 @@
 # %% [markdown]
 # # Lesson 18: train it
 #
-# You will know at the end: how to train a GPT on a text, which losses to compare yours with, why the validation loss is
-# measured beside the training loss, and what has to be in a checkpoint.
+# You will know at the end: how to train a GPT on a text, which losses to compare yours with, and what has to be in a
+# checkpoint.
 #
-# Time: 12 minutes, of which about one is computing. Before: lesson 17. The pictures need `pip install glassgpt[plot]`.
+# Time: 8 minutes to read, about 30 seconds to compute. Before: lesson 17 (the whole GPT). The picture needs `pip
+# install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A text in two parts
 #
-# We train on the first nine tenths of a text, and keep the last tenth for *validation*: the model never trains on it.
-# A model could learn the training text by heart. Only an unseen text shows whether it has learned the language.
+# We train on the first nine tenths of a text, and keep the last tenth for *validation*: only an unseen text shows
+# whether the model has learned the language or memorised the text.
 #
-# The text is cut at one place. With single sentences drawn at random, neighbours of every validation sentence would be
-# in the training part, and the validation loss would be too good.
+# The text is cut at one place: with sentences drawn at random, the neighbours of each validation sentence would be in
+# the training part.
 
 # %%
 import math
@@ -44,14 +45,13 @@ print(f"{name}: {len(train_ids):,} characters to train on, {len(val_ids):,} for 
 # %% [markdown]
 # ## What is a good loss?
 #
-# A loss of 2.1 says little by itself. Three simple models give it a meaning:
+# Three simple models give a loss its meaning:
 #
 # - *uniform*: every character is equally likely. Its loss is ln V.
-# - *unigram*: it knows how often each character occurs, and nothing else.
+# - *unigram*: it knows how often each character occurs.
 # - *bigram*: it also knows the character before.
 #
-# A GPT that does not get below the bigram model does not use its context: it has a bug, or it was not trained enough.
-# These losses need only counting. We do the second by hand.
+# A GPT that does not get below the bigram model has a bug, or was not trained enough. We count the second by hand.
 
 # %%
 counts = np.bincount(train_ids, minlength=V) + 1  # one more of each: no probability is 0
@@ -63,8 +63,8 @@ assert math.isclose(unigram, baselines.unigram, rel_tol=1e-9) and math.isclose(m
 # %% [markdown]
 # ## Batches
 #
-# A row is a window of T + 1 characters: the first T are the input, the last T are the targets (lesson 9). Batch k is a
-# function of k alone. So a training that continues at step k gets the very batch that would have come.
+# A row is a window of T + 1 characters: T inputs and their targets (lesson 9). Batch k is a function of k alone, so a
+# training that continues gets the right batches.
 
 # %%
 B, T = 16, 64
@@ -78,13 +78,10 @@ def batch(k: int) -> tuple[Tensor, Tensor]:
     return windows[:, :-1], windows[:, 1:]
 
 
-print(repr(tokenizer.decode(batch(0)[0][0].tolist())))
-
 # %% [markdown]
 # ## Validation
 #
-# Always the same windows, so that two measurements can be compared. `eval()` switches dropout off, `no_grad()` saves
-# the memory for gradients, and `train()` at the end must not be forgotten.
+# Always the same windows, so that two measurements can be compared.
 
 # %%
 n = short(full=100, quick=20) * T
@@ -115,11 +112,11 @@ assert abs(first - theirs) < 1e-5, "the package measures the same"
 # %% [markdown]
 # ## The loop
 #
-# The order of lesson 5: forward, loss, gradients to zero, backward, step. One line is new. *Clipping* makes the
-# gradient shorter if its norm is above 1, so that one strange batch cannot throw the weights far away.
+# The loop of lesson 5, with one new line: *clipping* makes the gradient shorter if its norm is above 1, so that one
+# strange batch cannot throw the weights far away.
 #
-# Every few steps we validate. At half time we write a checkpoint: the weights, the optimiser's state and the step.
-# The file is written under another name, then renamed: if the power fails while writing, the file before is kept.
+# At half time we write a checkpoint: the weights, the optimiser's state and the step. The file is written under another
+# name, then renamed: if the power fails while writing, the file before is kept.
 
 
 # %%
@@ -161,21 +158,20 @@ axes.plot(losses, alpha=0.4, label="training (each batch)")
 axes.plot(*zip(*validation, strict=True), marker="o", markersize=3, label="validation")
 for kind, value in vars(baselines).items():
     axes.axhline(value, color="grey", linestyle=":")
-    axes.annotate(f" {kind}", (steps, value), va="bottom", ha="right", color="grey")
+    axes.annotate(kind, (steps, value), va="bottom", ha="right", color="grey")
 axes.set(xlabel="step", ylabel="loss (nats per character)", title="Both losses, and three baselines")
 axes.legend()
 picture(figure, "18-training")
 print(generate(model, tokenizer, text[:8], max_new_tokens=short(full=200, quick=20)))
 
 # %% [markdown]
-# The training loss jumps, since each batch is another text. The validation loss is smooth. As long as both fall
-# together, the model learns the language. When only the training loss falls, it learns the text by heart
-# (*overfitting*, lesson 21).
+# The training loss jumps, since each batch is another text. As long as both losses fall, the model learns the language.
+# When only the training loss falls, it memorises the text (*overfitting*, lesson 21).
 #
 # ## Continue from the checkpoint
 #
-# We pretend that the machine was switched off at half time. A new model and a new optimiser read the file and go on.
-# The losses must be those of the first training, to the last bit.
+# We pretend that the machine was switched off at half time. A new model and a new optimiser read the file. The losses
+# must be those of the first training, to the last bit.
 
 # %%
 resumed, fresh = new_model()
@@ -184,7 +180,7 @@ resumed.load_state_dict(state["model"])
 fresh.load_state_dict(state["optimizer"])
 again = train(resumed, fresh, state["step"], state["step"] + 20)
 assert again == losses[state["step"] :][:20], "resumed is the same as never interrupted"
-print(f"step {state['step']}: {again[0]:.6f} again, and the next 19 are equal, too")
+print(f"from step {state['step']} on, 20 losses are equal to the last bit")
 
 # %% [markdown]
 # ## The usual bug: only the weights are saved
@@ -195,22 +191,20 @@ print(f"step {state['step']}: {again[0]:.6f} again, and the next 19 are equal, t
 # %%
 forgetful, empty = new_model()
 forgetful.load_state_dict(state["model"])
-guess = predict("Without the optimiser's state, the mean loss of the next 20 steps is higher by ... ?")
+guess = predict("Without the optimiser's state: by how much is the mean loss of the next 20 steps higher?")
 worse = train(forgetful, empty, state["step"], state["step"] + 20)
 guess.measured(float(np.mean(worse) - np.mean(again)))
 assert worse[0] == again[0] and worse[1:] != again[1:], "the same weights, then another way"
 checkpoint.unlink()
 
 # %% [markdown]
-# The model recovers from it. But a run that is resumed often has a small peak at every restart, and is never the run
-# that it would have been.
+# The loss has a small peak after every such restart.
 #
 # ## In real systems
 #
 # A checkpoint also has the learning-rate schedule, the random state, the position in the data and the configuration.
-# Here a file of 1 MB is written at once; models of many gigabytes are written in pieces, by many machines, while the
-# training goes on. `glassgpt train` keeps the best and the last checkpoint in `runs/NAME`, with checksums, and
-# `glassgpt train --resume NAME` continues bit by bit.
+# `glassgpt train` keeps the best and the last checkpoint in `runs/NAME`, with checksums, and `glassgpt train --resume
+# NAME` continues bit by bit.
 #
 # ## Exercises
 #

@@ -1,16 +1,17 @@
 # %% [markdown]
 # # Lesson 19: choose the next token
 #
-# You will know at the end: five ways to get a token from logits (greedy, temperature, top-k, top-p and their
-# combination), what each does to the same logits, and how the text changes with the temperature.
+# You will know at the end: what greedy choice, temperature, top-k and top-p do to the same logits, and how the text
+# changes with the temperature.
 #
-# Time: 9 minutes. Before: lesson 18 (training). The pictures need `pip install glassgpt[plot]`.
+# Time: 7 minutes to read, about 10 seconds to compute. Before: lesson 18 (training). The picture needs `pip install
+# glassgpt[plot]`.
 
 # %% [markdown]
 # ## The same logits for all
 #
-# A model gives V logits. The softmax makes probabilities of them. Which token is then written is not the model's
-# choice: it is ours. We take eight tokens and invent their logits, as after "The cat sat on the".
+# A model gives V logits, and the softmax makes probabilities of them. The choice of the next token is ours. We invent
+# logits of eight tokens, as after "The cat sat on the".
 
 # %%
 import torch
@@ -35,8 +36,7 @@ show("the model", logits)
 # %% [markdown]
 # ## Greedy
 #
-# Always take the most likely token. It is the same every time, and often it ends in a loop: the same words lead to the
-# same words.
+# Always take the most likely token. Often this ends in a loop.
 
 # %%
 print("greedy:", words[int(logits.argmax())])
@@ -44,8 +44,8 @@ print("greedy:", words[int(logits.argmax())])
 # %% [markdown]
 # ## Sampling
 #
-# Draw a token at random, each with its probability. How does a computer do that? The probabilities lie side by side on
-# a line from 0 to 1. A random number between 0 and 1 falls on one of them.
+# Draw a token at random, each with its probability. The probabilities lie side by side on a line from 0 to 1. A random
+# number between 0 and 1 falls on one of them.
 
 
 # %%
@@ -63,13 +63,13 @@ theirs = sampling.sample_inverse_cdf(logits.softmax(-1).expand(10_000, -1), numb
 equal(drawn, theirs, "our draws, and the package's")
 
 # %% [markdown]
-# Each of these draws is small nonsense, and the text goes on from there. With V = 50,000 there are very many unlikely
-# tokens. One alone is rare, but together they are not. The next three methods make them rarer.
+# Each of these words does not fit, and the text continues after it. With V = 50,000, one unlikely token alone is rare,
+# but together they are not. The next three methods make them rarer.
 #
 # ## Temperature
 #
 # Divide all logits by T. Below 1 the differences grow: likely tokens get likelier. Above 1 they shrink. T near 0 is
-# greedy. A very large T makes all tokens equal.
+# greedy.
 
 
 # %%
@@ -81,8 +81,8 @@ guess = predict("The probability of 'mat' is 0.414. At T = 0.5?")
 guess.measured(temperature(logits, 0.5).softmax(-1)[0].item())
 for T in (0.5, 1.0, 1.5):
     show(f"T = {T}", temperature(logits, T))
-    right = sampling.apply_temperature(logits, T).softmax(-1)
-    assert torch.allclose(temperature(logits, T).softmax(-1), right), "as the package"
+    theirs = sampling.apply_temperature(logits, T)
+    assert torch.allclose(temperature(logits, T).softmax(-1), theirs.softmax(-1)), "as the package"
 
 # %% [markdown]
 # ## Top-k
@@ -104,8 +104,8 @@ assert torch.equal(top_k(logits, 3), sampling.keep_top_k(logits, 3)), "as the pa
 #
 # ## Top-p
 #
-# Keep the most likely tokens until their probabilities sum to at least p. This keeps many where the model is unsure,
-# and one where it is sure. It is also called *nucleus sampling*.
+# Keep the most likely tokens until their probabilities sum to at least p (*nucleus sampling*): many where the model is
+# unsure, and one where it is sure.
 
 
 # %%
@@ -119,8 +119,6 @@ guess = predict("How many of the 8 tokens does top-p with p = 0.9 keep?")
 guess.measured(int(top_p(logits, 0.9).isfinite().sum()))
 show("top-p, p = 0.9", top_p(logits, 0.9))
 assert torch.equal(top_p(logits, 0.9), sampling.keep_top_p(logits, 0.9)), "as the package"
-sure = torch.tensor([9.0, 1.0, 0.5, 0.0], dtype=torch.float64)
-print("where the model is sure: top-k = 3 keeps 3, top-p = 0.9 keeps", int(top_p(sure, 0.9).isfinite().sum()))
 
 # %%
 import matplotlib.pyplot as plt
@@ -129,22 +127,19 @@ rows = {
     "T = 0.5": temperature(logits, 0.5), "T = 1": logits, "T = 1.5": temperature(logits, 1.5),
     "greedy": top_k(logits, 1), "top-k = 3": top_k(logits, 3), "top-p = 0.9": top_p(logits, 0.9),
 }  # fmt: skip
-figure, axes = plt.subplots(2, 3, figsize=(10, 5), sharey=True)
+figure, axes = plt.subplots(2, 3, figsize=(10, 5), sharey=True, layout="constrained")
 for place, (name, row) in zip(axes.flat, rows.items(), strict=True):
     place.bar(words, row.softmax(-1).tolist())
     place.set(title=name)
     place.tick_params(axis="x", rotation=60)
-axes[0, 0].set(ylabel="probability")
-axes[1, 0].set(ylabel="probability")
-figure.tight_layout()
+figure.supylabel("probability")
 picture(figure, "19-methods")
 
 # %% [markdown]
 # ## The usual bug: the order of the steps
 #
 # Temperature changes probabilities, so top-p keeps other tokens before it than after it. `transformers` and this
-# package apply the temperature first, then top-k, then top-p. If two programs give different texts with the same
-# settings, look at the order.
+# package apply the temperature first, then top-k, then top-p.
 
 # %%
 first = top_p(temperature(logits, 1.5), 0.8)
@@ -156,12 +151,9 @@ setting = sampling.SamplingConfig(temperature=1.5, top_p=0.8)
 equal(first.softmax(-1), sampling.probabilities(logits, setting), "temperature first: ours, and the package's")
 
 # %% [markdown]
-# A second bug: top-k on *probabilities*, with the others set to 0, and no division by the new sum. `torch.multinomial`
-# accepts that. A draw as ours does not: each number that falls behind the last end gives the last token.
-#
 # ## The temperature, in a text
 #
-# A small model, trained for some seconds on a few proverbs, continues the same start with the same random numbers.
+# A small model, trained on a few proverbs, continues the same start with the same random numbers.
 
 # %%
 from glassgpt.config import ModelConfig
@@ -171,8 +163,7 @@ from glassgpt.tokenizer import CharTokenizer
 proverbs = """A rolling stone gathers no moss. All roads lead to Rome. Better late than never. Still waters run deep.
 The early bird catches the worm. Time and tide wait for no man. Where there is a will there is a way. You cannot judge
 a book by its cover. A watched pot never boils. Every cloud has a silver lining. No man is an island. The pen is
-mightier than the sword. When in Rome, do as the Romans do. Two heads are better than one. """
-proverbs = proverbs.replace("\n", " ")
+mightier than the sword. When in Rome, do as the Romans do. Two heads are better than one. """.replace("\n", " ")
 tokenizer = CharTokenizer.train(proverbs)
 ids = torch.from_numpy(tokenizer.encode_array(proverbs))
 model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=64))
@@ -203,15 +194,13 @@ for T in (0.5, 1.0, 1.5):
     print(f"T = {T}: {write('The ', T, short(full=180, quick=30))}\n")
 
 # %% [markdown]
-# With T = 0.5 the model mostly repeats the proverbs, with T = 1 it breaks some of them. With T = 1.5 it is hardly
-# English. Between them is the range that people use: about 0.7 to 1 for stories, near 0 where there is one right
-# answer.
+# With T = 0.5 the model mostly repeats the proverbs. With T = 1.5 many words are no longer English. People use about
+# 0.7 to 1 for stories, and near 0 where there is one right answer.
 #
 # ## In real systems
 #
 # Chat services use a temperature with top-p, some with *min-p*: drop every token that is less than p times as likely as
-# the best one. A *repetition penalty* makes tokens less likely that have already occurred. The random numbers come from
-# a seed for each text, so that a text can be made again.
+# the best one. A *repetition penalty* makes tokens less likely that have already occurred.
 #
 # ## Exercises
 #

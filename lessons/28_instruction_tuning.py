@@ -1,26 +1,25 @@
 # %% [markdown]
 # # Lesson 28: instruction tuning and its mask
 #
-# You will know at the end: how a conversation becomes one line of tokens, which of these tokens an assistant is trained
-# on, what changes if it is trained on all, and why some assistants never stop talking.
+# You will know at the end: how a conversation becomes tokens, which of them an assistant is trained on, what changes if
+# it is trained on all, and why some assistants never stop.
 #
-# Time: 8 minutes. Before: lesson 18 (training) and lesson 9 (inputs and targets).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 8 minutes to read, about 33 seconds to compute. Before: lessons 18 (training) and 9 (inputs and targets). The
+# picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## A conversation is a text
 #
-# A GPT continues a text. To make an assistant of it, we write conversations in a fixed form, and train it to continue
-# them. The form is called a *chat template*. This one is ChatML:
+# To make an assistant of a GPT, we write conversations in a fixed form, a *chat template*, and train it to continue
+# them. This one is ChatML:
 #
 #     <|im_start|>user
 #     double q<|im_end|>
 #     <|im_start|>assistant
 #     qq<|im_end|>
 #
-# `<|im_start|>` and `<|im_end|>` are *control tokens*: one token each, which no typed text ever becomes. Otherwise a
-# user could write `<|im_end|>` and go on in the name of the assistant.
+# `<|im_start|>` and `<|im_end|>` are *control tokens*: one token each, which no typed text ever becomes. So no user can
+# write in the name of the assistant.
 
 # %%
 import math
@@ -44,7 +43,7 @@ START, END = (tokenizer.special_ids()[name] for name in ("<|im_start|>", "<|im_e
 
 
 def encode(messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
-    """The ids of a conversation, and for each whether it is trained: answers, and the token that ends them."""
+    """The ids of a conversation, and for each whether it is trained."""
     ids, trained = [], []
     for message in messages:
         head = [START, *tokenizer.encode(message["role"] + "\n")]
@@ -64,16 +63,15 @@ ids, trained = encode(example)
 guess.measured(f"{len(ids)} tokens, {sum(trained)} trained")
 for messages in (example, turn("big a", "A") + turn("after y", "z")):
     assert encode(messages) == encode_trained(tokenizer, CHATML, messages), "ours and the package's"
-print("equal: ids and mask, ours and the package's, for one turn and for two")
 
 # %% [markdown]
-# Why not train on the questions? The assistant never has to write them. And what a user asks is not predictable: the
-# loss on the questions cannot get low, and its gradient is mostly noise.
+# Why not train on the questions? The assistant never writes them. And nobody can predict what a user asks: the gradient
+# of their loss is mostly noise.
 #
 # ## The mask and the shift
 #
 # The target of position t is token t + 1 (lesson 9). The mask belongs to the *targets*, so it has to be shifted with
-# them. A target that is not trained gets the number -100: `cross_entropy` leaves it out, in the sum and in the count.
+# them. A target that is not trained is -100: `cross_entropy` leaves it out, in the sum and in the count.
 
 
 # %%
@@ -97,21 +95,19 @@ def show(targets: Tensor) -> None:
 show(targets)
 
 # %% [markdown]
-# Read it as columns: at the line end (`/`) after `assistant`, the target is the first letter of the answer. At its last
-# letter, the target is the end token (`>`).
+# At the line end (`/`) after `assistant`, the target is the first letter of the answer. At its last letter, it is the
+# end token (`>`).
 #
 # **A usual bug** is to shift the targets and to forget the mask. Then everything is one place too late:
 
 # %%
-wrong = torch.tensor([token if counts else -100 for token, counts in zip(ids[1:], trained[:-1], strict=True)])
-show(wrong)
+show(targets_of(ids, [False, *trained[:-1]]))
 print("the first letter of the answer is not trained, and the line end after it is")
 
 # %% [markdown]
 # ## Train it, with and without the mask
 #
-# Four kinds of questions about 26 letters make 104 conversations. The model learns them by heart: the subject here is
-# not what it knows, but what it is trained on.
+# Four kinds of questions about 26 letters make 104 conversations. The model memorises them.
 
 # %%
 letters, conversations = string.ascii_lowercase, []
@@ -122,7 +118,7 @@ config = ModelConfig(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=2, 
 
 
 def rows(chosen: list[list[dict[str, str]]], mask: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets [B, T], padded on the right; the padding is never a target."""
+    """Inputs and targets [B, T], padded on the right."""
     inputs, targets = [], []
     for messages in chosen:
         ids, trained = encode(messages)
@@ -153,9 +149,7 @@ def train(mask: str, steps: int) -> tuple[GPT, list[float]]:
 steps = short(full=400, quick=30)
 length = sum(len(encode(c)[0]) - 1 for c in conversations) / len(conversations)
 floor = math.log(4 * 26) / length
-guess = predict(
-    "Trained on everything, the loss cannot get to 0: kind and letter are random. About where does it stop?"
-)
+guess = predict("Trained on everything, the loss cannot get to 0: kind and letter are random. Where does it stop?")
 seed(0)
 masked, masked_losses = train("answers", steps)
 everything, all_losses = train("everything", steps)
@@ -163,8 +157,7 @@ guess.measured(f"{all_losses[-1]:.3f}; possible: (ln 4 + ln 26) / {length:.0f} t
 print(f"with the mask: {masked_losses[-1]:.3f}")
 
 # %% [markdown]
-# The two numbers cannot be compared: they are means over different tokens. Compare them on the same ones: the
-# answers.
+# The two numbers are means over different tokens. Compare them on the same ones: the answers.
 
 
 # %%
@@ -182,20 +175,18 @@ figure, axes = plt.subplots(figsize=(6, 3.5))
 axes.plot(masked_losses, label="trained on the answers")
 axes.plot(all_losses, label="trained on everything")
 axes.axhline(floor, color="grey", linestyle=":", label="lowest possible for everything")
-axes.set(xlabel="step", ylabel="loss (nats)", title="Two losses that are not about the same tokens", yscale="log")
+axes.set(xlabel="step", ylabel="loss (nats)", title="Trained on the answers, and on everything", yscale="log")
 axes.legend()
 picture(figure, "28-mask")
 
 # %% [markdown]
-# The answers are about 3 of 28 trained tokens, so the mean over everything hides them: it looks almost finished while
-# many answers are still guesses. With the mask, the loss is about what you want, and so is every step. (Learning the
-# questions, too, does not always hurt. With few conversations some people give them a small weight. Measure it, on the
-# answers.)
+# The answers are 2 or 3 of about 28 trained tokens, so the mean over everything hides them: it looks almost finished
+# while many answers are still guesses.
 #
 # ## The assistant that never stops
 #
-# **The most usual bug** of all: the end token is not trained. Many programs mask it by accident, because it serves as
-# padding, too, and padding is masked. The answers are good, and then the model goes on.
+# **The most usual bug**: the end token is not trained. Programs mask it by accident where it also serves as padding.
+# The answers are good, and then the model goes on.
 
 
 # %%
@@ -223,11 +214,10 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 # %% [markdown]
 # ## In real systems
 #
-# Training goes in three parts: a base model reads trillions of tokens; then come the conversations (*supervised
-# fine-tuning*, this lesson), tens of thousands to millions; then a part in which answers are compared or scored (DPO,
-# PPO, GRPO). Several conversations share one row of a batch, and the attention is masked between them (packing). Each
-# family has its own template, which lies as a Jinja program beside its weights; a model that is asked in the form of
-# another family answers badly, without an error.
+# Training has three parts: a base model reads trillions of tokens; then come the conversations (*supervised
+# fine-tuning*, this lesson), tens of thousands to millions; then answers are compared or scored (DPO, PPO, GRPO).
+# Several conversations share one row of a batch (*packing*). Each family stores its template as a Jinja program beside
+# its weights; with the template of another family it answers badly, without an error.
 #
 # ## Exercises
 #
@@ -235,6 +225,8 @@ for question in [messages[0]["content"] for messages in conversations[40:44]]:
 # 2. `trained_tokens(ids, start, end, assistant)`: ids of a ChatML conversation; `start` and `end` are the ids of its
 #    control tokens, `assistant` the list of ids of `"assistant\n"`. Return a list of bool: True for the tokens of the
 #    assistant's answers and the `end` of each.
+#
+# Check them with `glassgpt learn 28 --check my_answer.py`.
 #
 # Next: `glassgpt tune show CHATS.jsonl MODEL` colours what is trained of your own conversations; `glassgpt doctor
 # MODEL --conversations CHATS.jsonl` checks them. Then lesson 29: the debugging clinic.

@@ -1,30 +1,27 @@
 # %% [markdown]
 # # Lesson 30: the cost of context
 #
-# You will know at the end: how time and memory of attention grow with the length of the text, from which length on
-# attention costs more than everything else, and how to find out where time and memory go.
+# You will know at the end: how time and memory of attention grow with the length of the text, when attention costs more
+# than everything else, and how to find out where time and memory are spent.
 #
-# Time: 8 minutes. Before: lesson 14 (the causal mask) and lesson 17 (the whole GPT).
-#
-# The picture needs matplotlib: `pip install matplotlib`.
+# Time: 8 minutes to read, about 5 seconds to compute. Before: lessons 14 (the causal mask) and 17 (the whole GPT). The
+# picture needs `pip install glassgpt[plot]`.
 
 # %% [markdown]
 # ## On paper
 #
 # Attention compares every token with every token: `[T, T]` scores for each head. Twice the text, four times the scores.
-# All other parts of a block treat each token alone: twice the text, twice the work.
+# All other parts of a block treat each token alone.
 #
 # Count the multiplications and additions (FLOPs) of one block with width C. A matrix of `[C, C]` costs `2 C C` per
-# token. Attention has 4 such matrices (q, k, v, out), the MLP has 8. The scores cost `2 T C` per token, the average of
-# the values as much again.
+# token. Attention has 4 such matrices, the MLP has 8. The scores cost `2 T C` per token, the average of the values as
+# much again.
 #
 #     matrices: 24 C C per token        scores and averages: 4 T C per token
 
 # %%
-import math
-import sys
 import time
-from typing import ClassVar
+import weakref
 
 import torch
 from torch import Tensor
@@ -52,27 +49,28 @@ guess = predict("At which T do scores and averages cost as much as the matrices,
 guess.measured(24 * 768 * 768 // (4 * 768))
 
 # %% [markdown]
-# It is T = 6 C. Below it, long texts are not the problem; the matrices are. (Fused attention skips the hidden half of
-# the scores, so for it the point is near 12 C.)
+# It is T = 6 C. Below it, the matrices cost more.
 #
 # ## Time, measured
 #
-# The same attention in two forms: explicit, with all scores in memory, and fused (FlashAttention's method): the scores
-# are computed block by block, and never stored.
+# Attention in two forms: explicit, with all scores in memory, and fused (FlashAttention's method): the scores are
+# computed block by block, and never stored.
 #
 # **The usual bug** of measuring is to time the first call, which also loads libraries; or, on a GPU, to stop the clock
-# before the work is done: there, call `torch.cuda.synchronize()` first.
+# before the work is done: call `torch.cuda.synchronize()` first.
 
 
 # %%
-def seconds(attention: torch.nn.Module, T: int) -> float:
-    """The least of several runs: other programs can make a run slower, but not faster."""
-    q, k, v = torch.randn(3, 1, H, T, 16)
+def seconds(attention: torch.nn.Module, T: int, device: str = "cpu") -> float:
+    """The fastest of several runs: other programs can make a run slower, but not faster."""
+    q, k, v = torch.randn(3, 1, H, T, 16, device=device)
     times = []
     with torch.no_grad():
         for _ in range(4):
             start = time.perf_counter()
             attention(q, k, v, None)
+            if device == "cuda":
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     return min(times)
 
@@ -82,7 +80,7 @@ equal(ExplicitAttention()(q, k, v, None)[0], FusedAttention()(q, k, v, None)[0],
 
 lengths = [128, 256, 512, 1024, 2048][: short(full=5, quick=3)]
 kinds = {"explicit": ExplicitAttention(), "fused": FusedAttention()}
-guess = predict(f"Explicit attention takes x at T = {lengths[-2]}. How many x does it take at T = {lengths[-1]}?")
+guess = predict(f"How many times longer does explicit attention take at T = {lengths[-1]} than at T = {lengths[-2]}?")
 times = {name: [seconds(attention, T) for T in lengths] for name, attention in kinds.items()}
 guess.measured(times["explicit"][-1] / times["explicit"][-2])
 for name, values in times.items():
@@ -90,40 +88,36 @@ for name, values in times.items():
 
 # %% [markdown]
 # Both grow with the square of T: fused attention computes scores, too. It is faster because it skips the hidden half,
-# and moves less memory. The explicit one grows even faster where its scores no longer fit into the processor's caches.
+# and moves less memory. Explicit attention slows down further once its scores outgrow the processor's caches.
 #
 # ## Memory, counted exactly
 #
-# In training, the forward pass keeps tensors for the backward pass. Autograd tells us which: a pair of hooks sees every
-# tensor that is kept. We count the bytes that are alive, each piece of memory once.
+# In training, the forward pass keeps tensors for the backward pass. A pair of autograd's hooks sees every tensor that
+# is kept. We count the bytes that are alive, each piece of memory once.
 
 
 # %%
 class Kept:
-    """A tensor that autograd keeps; `alive` is the sum of the bytes of all of them."""
-
-    alive: ClassVar[dict[int, list[int]]] = {}  # place in memory -> [how often it is kept, bytes]
+    """A tensor that autograd keeps."""
 
     def __init__(self, tensor: Tensor):
-        self.tensor, self.place = tensor.detach(), tensor.untyped_storage().data_ptr()
-        entry = Kept.alive.setdefault(self.place, [0, tensor.untyped_storage().nbytes()])
-        entry[0] += 1
+        self.tensor = tensor.detach()
+        alive.add(self)
 
-    def __del__(self) -> None:
-        Kept.alive[self.place][0] -= 1
-        if Kept.alive[self.place][0] == 0:
-            del Kept.alive[self.place]
 
-    @classmethod
-    def bytes(cls) -> int:
-        return sum(size for _, size in cls.alive.values())
+alive = weakref.WeakSet[Kept]()  # what is freed leaves this set by itself
+
+
+def alive_bytes() -> int:
+    storages = [kept.tensor.untyped_storage() for kept in alive]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def kept_bytes(attention: torch.nn.Module, T: int) -> int:
     q, k, v = torch.randn(3, 1, H, T, 16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         y, _ = attention(q, k, v, None)
-        size = Kept.bytes()  # y is alive here, and with it everything that it keeps
+        size = alive_bytes()  # y is alive here, and with it everything that it keeps
     del y
     return size
 
@@ -131,38 +125,29 @@ def kept_bytes(attention: torch.nn.Module, T: int) -> int:
 guess = predict("One head's scores at T = 1024 in float32: how many MiB? (1 MiB = 1024 x 1024 bytes)")
 guess.measured(1024 * 1024 * 4 / 2**20)
 memory = {name: [kept_bytes(attention, T) for T in lengths] for name, attention in kinds.items()}
-for name, values in memory.items():
-    print(f"{name:<9}", ", ".join(f"T = {T}: {m / 2**20:.2f} MiB" for T, m in zip(lengths, values, strict=True)))
 
 
-def growth(values: list[int]) -> float:
-    """The exponent: 1 if twice the length keeps twice as much, 2 if four times."""
-    return math.log2(values[-1] / values[-2])
-
-
-print(f"exponents: explicit {growth(memory['explicit']):.2f}, fused {growth(memory['fused']):.2f}")
-assert growth(memory["explicit"]) > 1.8, "the square of T"
-assert growth(memory["fused"]) < 1.2, "T"
+growth = {name: values[-1] / values[-2] for name, values in memory.items()}
+print(f"Twice the length keeps {growth['explicit']:.2f} times as much explicitly, {growth['fused']:.2f} times fused.")
+assert growth["explicit"] > 3.5, "the square of T"
+assert growth["fused"] < 2.3, "T"
 
 # %%
 import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for name in kinds:
-    axes[0].loglog(lengths, [1000 * s for s in times[name]], marker="o", label=name)
-    axes[1].loglog(lengths, [m / 2**20 for m in memory[name]], marker="o", label=name)
+    axes[0].loglog(lengths, [1000 * s for s in times[name]], marker="o", label=name, base=2)
+    axes[1].loglog(lengths, [m / 2**20 for m in memory[name]], marker="o", label=name, base=2)
 axes[0].set(xlabel="tokens", ylabel="milliseconds", title="time: both the square of T")
 axes[1].set(xlabel="tokens", ylabel="MiB kept for backward", title="memory: the square of T, and T")
-for one in axes:
-    one.set_xticks(lengths, [str(T) for T in lengths])
-    one.minorticks_off()
-    one.legend()
+axes[0].legend()
 picture(figure, "30-context")
 
 # %% [markdown]
 # ## Where does the time go? The profiler
 #
-# Do not guess which part is slow. The profiler names each operation, with its time and the memory that it asked for.
+# Do not guess which part is slow. The profiler lists each operation with its time and memory.
 
 # %%
 from torch.profiler import ProfilerActivity, profile
@@ -178,53 +163,52 @@ guess.measured(events[0].key)
 for event in events:
     print(f"{event.key:<28}{event.self_cpu_time_total / 1000:8.2f} ms {event.self_cpu_memory_usage / 2**20:8.1f} MiB")
 
+# %% [markdown]
+# On a GPU, PyTorch counts the memory: `max_memory_allocated` is the largest sum so far, and `memory_summary` prints a
+# table.
+
+# %%
 if torch.cuda.is_available():
+    for name, attention in kinds.items():
+        torch.cuda.reset_peak_memory_stats()
+        took, peak = seconds(attention, 4096, "cuda"), torch.cuda.max_memory_allocated() / 2**20
+        print(f"T = 4096: {name:<9}{1000 * took:8.3f} ms {peak:8.1f} MiB")
     print(torch.cuda.memory_summary(abbreviated=True))
 else:
-    print("No CUDA device here, so no torch.cuda.memory_summary().")
-    if sys.platform == "linux":
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"This process had at most {peak:.0f} MiB at a time.")
+    print("There is no CUDA device on this machine, so there is nothing to print.")
 
 # %% [markdown]
 # ## Another usual bug: memory that grows with every step
 #
-# `losses.append(loss)` keeps a tensor, and the tensor keeps its graph: all that was kept for the backward pass of that
-# step. Write `loss.item()`. (It is hidden where `backward()` frees the graph, and shows in evaluation loops.)
+# `losses.append(loss)` keeps a tensor, and with it everything that was stored for its backward pass. Write
+# `loss.item()`. (`backward()` frees the graph, so you find the bug in evaluation loops.)
 
 # %%
-guess = predict("Five losses of a validation loop are kept as tensors. How many MiB are kept, if one needs about x?")
-for how in ("loss", "loss.item()"):
-    losses, history = [], []
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        for _ in range(5):
-            loss = model(idx[:, :128]).logsumexp(-1).mean()
-            losses.append(loss if how == "loss" else loss.item())
-            del loss
-            history.append(Kept.bytes() / 2**20)
-    print(f"append({how}):", ", ".join(f"{size:.2f}" for size in history), "MiB")
-    if how == "loss":
-        guess.measured(f"about {history[-1] / history[0]:.1f} times as much as for one")
-        assert history[-1] > 3 * history[0]
-    else:
-        assert history[-1] == 0
+guess = predict("Five losses of a validation loop are kept as tensors: how many times the memory of one?")
+losses, history = [], []
+with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+    for _ in range(5):
+        losses.append(model(idx[:, :128]).logsumexp(-1).mean())
+        history.append(alive_bytes())
+guess.measured(history[-1] / history[0])
+losses = [loss.item() for loss in losses]
+print(f"kept as tensors: {history[-1] / 2**20:.2f} MiB; as numbers: {alive_bytes()} bytes of them are left")
+assert history[-1] > 3 * history[0] and alive_bytes() == 0
 
 # %% [markdown]
 # ## In real systems
 #
-# FlashAttention made contexts of 100,000 tokens possible: memory grows with T, and time is limited by computing, not by
-# moving scores. Beyond that, one GPU does not hold the keys, and several share a text (ring attention). Models also
-# spend less: sliding windows in most layers, fewer key/value heads, or layers with a state of fixed size (Mamba)
-# between attention layers. Training can recompute what it did not keep (activation checkpointing): a third more time,
-# and much less memory.
+# For very long texts, several GPUs share the keys and values of a text (ring attention). Other models compute less:
+# sliding windows in most layers, or layers with a state of fixed size (Mamba). *Activation checkpointing* computes
+# again what was not kept: about a third more time, and much less memory.
 #
 # ## Exercises
 #
 # 1. `block_flops(T, C, hidden)`: FLOPs of one block for T tokens, when its MLP has `hidden` channels (4 C above).
 # 2. `blockwise(q, k, v, block)`: causal attention, `[T, D] -> [T, D]`, for `block` queries at a time, so that no more
 #    than `block` x T scores exist at once.
+#
+# Check them with `glassgpt learn 30 --check my_answer.py`.
 #
 # Next: `glassgpt plan my.txt` shows FLOPs and memory before a training; `glassgpt bench attention` measures it.
 # Then lesson 31: from toy to real.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from glassgpt.learn.compare import compare
 from glassgpt.learn.exercises import Exercise, Wrong
 
 
@@ -38,18 +39,7 @@ def check_split_heads(answer: Callable[[Tensor, int], Tensor]) -> None:
     for B, T, C, heads in ((1, 3, 4, 2), (2, 2, 6, 3), (2, 3, 4, 1), (3, 4, 4, 4)):
         x = torch.arange(float(B * T * C)).view(B, T, C)
         right = torch.stack(x.split(C // heads, dim=-1), dim=1)  # [B, heads, T, C / heads]
-        found = answer(x, heads)
-        where = f"split_heads of [{B}, {T}, {C}] into {heads}"
-        if not isinstance(found, Tensor) or found.shape != right.shape:
-            shape = list(found.shape) if isinstance(found, Tensor) else found
-            raise Wrong(f"{where} should have the shape {list(right.shape)}, and has {shape!r}")
-        if not torch.equal(found, right):
-            h, t = next(
-                (h, t) for h in range(heads) for t in range(T) if not torch.equal(found[0, h, t], right[0, h, t])
-            )
-            raise Wrong(
-                f"{where}: head {h} of token {t} should be {right[0, h, t].tolist()}, and is {found[0, h, t].tolist()}"
-            )
+        compare(f"split_heads of x = arange(...) of shape [{B}, {T}, {C}] into {heads}", answer(x, heads), right)
 
 
 EXERCISES = (

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from glassgpt.learn.compare import compare
 from glassgpt.learn.exercises import Exercise, Wrong
 
 
@@ -16,6 +18,7 @@ def check_collate(answer: Callable[[list[Tensor], int], tuple[Tensor, Tensor]]) 
         ([[1, 2], [3, 4]], 0),
         ([[4, 5, 6]], 9),
         ([[1, 0, 0, 2], [3, 9]], 9),
+        ([[1, 9, 9, 2], [3, 9, 4]], 9),
     )
     for lists, pad in cases:
         T, where = max(map(len, lists)) - 1, f"for the texts {lists} and pad {pad}"
@@ -25,31 +28,24 @@ def check_collate(answer: Callable[[list[Tensor], int], tuple[Tensor, Tensor]]) 
         for name, part, fill, cut in zip(
             ("inputs", "targets"), found, (pad, -100), (slice(None, -1), slice(1, None)), strict=True
         ):
-            if not isinstance(part, Tensor) or part.shape != (len(lists), T):
-                shape = list(part.shape) if isinstance(part, Tensor) else part
-                raise Wrong(f"{where}: {name} should have the shape [{len(lists)}, {T}], and have {shape!r}")
-            if part.dtype != torch.int64:
-                raise Wrong(f"{where}: {name} should be int64, and are {part.dtype}")
-            for row, ids in enumerate(lists):
-                right = [fill] * (T + 1 - len(ids)) + ids[cut]
-                if part[row].tolist() != right:
-                    raise Wrong(f"{where}: row {row} of {name} should be {right}, and is {part[row].tolist()}")
+            right = [[fill] * (T + 1 - len(ids)) + ids[cut] for ids in lists]
+            compare(f"{name} {where}", part, torch.tensor(right))
 
 
-def check_share(answer: Callable[[Iterator[int], int, int], Iterable[int]]) -> None:
+def check_share(answer: Callable[[Iterator[Any], int, int], Iterable[Any]]) -> None:
     """Look at all workers together, on streams that end and one that does not."""
-    for items in (12, 2):
+    for names in ("the items of this stream", "of", "aaaa", ""):
         for workers in (1, 2, 3):
-            shares = [answer(iter(range(items)), worker, workers) for worker in range(workers)]
+            shares = [answer(enumerate(names), worker, workers) for worker in range(workers)]
             if not all(isinstance(share, Iterable) for share in shares):
                 raise Wrong(f"it should yield items (or return an iterator), and returns {shares[0]!r}")
             lists = [list(share) for share in shares]
-            where = f"a stream of {items} items and {workers} workers"
+            where = f"for the stream enumerate({names!r}) and {workers} workers"
             together = sorted(item for part in lists for item in part)
-            if together != list(range(items)):
-                raise Wrong(f"{where}: together they should yield 0 to {items - 1} once each, and yield {together}")
+            if together != list(enumerate(names)):
+                raise Wrong(f"{where}, together they should yield every item once, and yield {together}")
             if max(map(len, lists)) - min(map(len, lists)) > 1:
-                raise Wrong(f"{where}: they should yield equally many, and yield {[len(part) for part in lists]}")
+                raise Wrong(f"{where}, they should yield equally many, and yield {[len(part) for part in lists]}")
     looked_at = 0
 
     def endless() -> Iterator[int]:
@@ -62,14 +58,12 @@ def check_share(answer: Callable[[Iterator[int], int, int], Iterable[int]]) -> N
 
     first = [list(islice(answer(endless(), worker, 3), 4)) for worker in range(3)]
     if sorted(item for part in first for item in part) != list(range(12)):
-        raise Wrong(
-            f"of an endless stream, 3 workers should yield 0 to 11 as their first 4 items each, and yield {first}"
-        )
+        raise Wrong(f"of 0, 1, 2, ... without end, the first 4 items of 3 workers should be 0 to 11, and are {first}")
 
 
 EXERCISES = (
     Exercise("collate", "Inputs and targets of texts of different lengths, filled up on the left.", check_collate,
              "As in the lesson, but the slice of a row counts from its end: row[-n:]. Can n be 0 here?"),
     Exercise("share", "The items of a stream that belong to one worker.", check_share,
-             "Go through the stream with enumerate; which remainder has the place of an item of this worker?"),
+             "Count the items, as enumerate does. Which places belong to worker 0 of 3, and which to worker 1?"),
 )  # fmt: skip

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from glassgpt.learn.compare import compare
 from glassgpt.learn.exercises import Exercise, Wrong
 
 
@@ -33,13 +34,7 @@ def check_mlp(answer: Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]) ->
         where = f"sizes {sizes}, x of shape {list(x.shape)}"
         if not torch.equal(x, before):
             raise Wrong(f"{where}: x itself was changed")
-        if not isinstance(found, Tensor) or found.shape != right.shape:
-            shown = list(found.shape) if isinstance(found, Tensor) else found
-            raise Wrong(f"{where}: the output should have the shape {list(right.shape)}, and has {shown!r}")
-        if not torch.allclose(found, right, atol=1e-5):
-            worst = int((found - right).abs().argmax())
-            mine, expected = found.flatten()[worst], right.flatten()[worst]
-            raise Wrong(f"{where}: output number {worst} should be {expected:.4f}, and is {mine:.4f}")
+        compare(f"the output for {where}", found, right.detach())
 
 
 def check_count_parameters(answer: Callable[[list[int], bool], int]) -> None:

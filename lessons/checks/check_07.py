@@ -3,6 +3,9 @@
 from collections import Counter
 from collections.abc import Callable
 
+import torch
+
+from glassgpt.learn.compare import compare
 from glassgpt.learn.exercises import Exercise, Wrong
 
 UNKNOWN, END = "<|unk|>", "<|endoftext|>"
@@ -47,13 +50,13 @@ def check_encode_documents(answer: Callable[[list[list[str]], dict[str, int]], l
                 special = word in (UNKNOWN, END)  # a word of the text is never a special token
                 right.append(vocabulary[UNKNOWN] if special else vocabulary.get(word, vocabulary[UNKNOWN]))
             right.append(vocabulary[END])
-        if (found := answer([list(d) for d in documents], dict(vocabulary))) != right:
-            raise Wrong(f"for {documents} with {vocabulary} it should be {right}, and is {found!r}")
+        found = answer([list(document) for document in documents], dict(vocabulary))
+        compare(f"the ids of {documents} with {vocabulary}", found, torch.tensor(right, dtype=torch.int64))
 
 
 EXERCISES = (
     Exercise("build_vocabulary", "A dict from the most frequent words to ids.", check_build_vocabulary,
              "Sort with a key of two parts. How many words fit, if two special tokens come after them?"),
     Exercise("encode_documents", "The ids of several documents in one list.", check_encode_documents,
-             "An end after *each* document, the last and an empty one too. What if a text contains a special name?"),
+             "Is there an end after the last document, and after an empty one? Which words do you look up?"),
 )  # fmt: skip

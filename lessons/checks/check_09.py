@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from glassgpt.learn.compare import compare
 from glassgpt.learn.exercises import Exercise, Wrong
 
 
@@ -32,19 +33,12 @@ def check_batch(answer: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) 
             raise Wrong(f"{where}: it should return two tensors (inputs, targets), and returns {type(found).__name__}")
         for name, part, shift in zip(("inputs", "targets"), found, (0, 1), strict=True):
             right = torch.stack([tokens[start + shift : start + shift + length] for start in starts])
-            if not isinstance(part, Tensor) or part.shape != right.shape:
-                shape = list(part.shape) if isinstance(part, Tensor) else part
-                raise Wrong(f"{where}: {name} should have the shape {list(right.shape)}, and have {shape!r}")
-            for row, (mine, expected) in enumerate(zip(part, right, strict=True)):
-                if not torch.equal(mine, expected):
-                    raise Wrong(
-                        f"{where}: row {row} of the {name} should be {expected.tolist()}, and is {mine.tolist()}"
-                    )
+            compare(f"{name} for {where}", part, right)
 
 
 EXERCISES = (
     Exercise("count_windows", "How many windows with targets fit into a number of tokens.", check_count_windows,
              "How many tokens does one window need, with its last target? How often does the stride still fit?"),
     Exercise("batch", "Inputs and targets of several windows.", check_batch,
-             "Add starts as a column [B, 1] to torch.arange(...) as a row: that is a matrix of positions."),
+             "A matrix of positions can be an index. How do you make [B, length] from [B] and arange(length)?"),
 )  # fmt: skip

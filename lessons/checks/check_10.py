@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from glassgpt.learn.exercises import Exercise, Wrong
+from glassgpt.learn.compare import compare
+from glassgpt.learn.exercises import Exercise
 
 
 def check_embed(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> None:
@@ -16,34 +17,16 @@ def check_embed(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> None
     for B, T, start in ((1, 1, 0), (2, 5, 0), (3, 3, 0), (2, 9, 0), (2, 4, 5), (4, 1, 8)):
         ids = torch.randint(30, (B, T), generator=generator)
         found, where = answer(ids, tokens.clone(), positions.clone(), start), f"ids of shape [{B}, {T}], start {start}"
-        if not isinstance(found, Tensor) or found.shape != (B, T, 6):
-            shape = list(found.shape) if isinstance(found, Tensor) else found
-            raise Wrong(f"{where}: the result should have the shape [{B}, {T}, 6], and has {shape!r}")
-        for b in range(B):
-            for t in range(T):
-                if not torch.allclose(found[b, t], tokens[ids[b, t]] + positions[start + t]):
-                    raise Wrong(
-                        f"{where}: row {b}, token {t} should be the row {int(ids[b, t])} of tokens plus the row "
-                        f"{start + t} of positions, and is not"
-                    )
+        right = torch.stack([tokens[row] + positions[start : start + T] for row in ids])
+        compare(f"embed of {where}", found, right)
 
 
 def check_sinusoids(answer: Callable[[int, int], Tensor]) -> None:
     """Compare with the formula, number by number."""
     for T, C in ((1, 2), (5, 4), (4, 6), (50, 16)):
-        found = answer(T, C)
-        if not isinstance(found, Tensor) or found.shape != (T, C):
-            shape = list(found.shape) if isinstance(found, Tensor) else found
-            raise Wrong(f"sinusoids({T}, {C}) should have the shape [{T}, {C}], and has {shape!r}")
-        for t in range(T):
-            for c in range(C):
-                angle = t / 10000 ** (2 * (c // 2) / C)
-                right = math.cos(angle) if c % 2 else math.sin(angle)
-                if abs(float(found[t, c]) - right) > 1e-4:
-                    raise Wrong(
-                        f"sinusoids({T}, {C}): position {t}, column {c} should be {right:.4f}, and is "
-                        f"{float(found[t, c]):.4f}"
-                    )
+        angles = [[t / 10000 ** (2 * (c // 2) / C) for c in range(C)] for t in range(T)]
+        right = torch.tensor([[math.cos(a) if c % 2 else math.sin(a) for c, a in enumerate(row)] for row in angles])
+        compare(f"sinusoids({T}, {C})", answer(T, C), right, tolerance=1e-4)
 
 
 EXERCISES = (

@@ -49,5 +49,5 @@ EXERCISES = (
     Exercise("to_linear", "An nn.Linear that computes x @ W + b.", check_to_linear,
              "Make the layer with the right sizes first. Which shape does its weight have, and which has W?"),
     Exercise("fuse", "One nn.Linear in place of three.", check_fuse,
-             "A row of a weight belongs to one output. So along which dimension do the three weights go together?"),
+             "A row of a weight belongs to one output. Along which dimension do you join the three weights?"),
 )  # fmt: skip

@@ -5,29 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from glassgpt.learn.exercises import Exercise, Wrong
+from glassgpt.learn.compare import compare
+from glassgpt.learn.exercises import Exercise
 
 #: Shapes [B, T, H, D]; with a single token, a single head, and all sizes different.
 SHAPES = ((1, 1, 1, 1), (2, 3, 4, 5), (1, 6, 2, 3), (3, 4, 1, 2), (2, 1, 3, 2), (2, 4, 4, 4))
-
-
-def _compare(call: str, found: object, right: Tensor) -> None:
-    if not isinstance(found, Tensor):
-        raise Wrong(f"{call} should be a tensor, and is a {type(found).__name__}")
-    if found.shape != right.shape:
-        raise Wrong(f"{call} should have the shape {list(right.shape)}, and has {list(found.shape)}")
-    if not torch.equal(found, right):
-        place = (found != right).nonzero()[0].tolist()
-        raise Wrong(f"{call} has the right shape; but at {place} it has {found[tuple(place)]:g}, "
-                    f"and should have {right[tuple(place)]:g}")  # fmt: skip
-
-
-def check_split(answer: Callable[[Tensor, int], Tensor]) -> None:
-    """Compare with slices, head by head."""
-    for B, T, H, D in SHAPES:
-        x = torch.arange(B * T * H * D).float().view(B, T, H * D)
-        right = torch.stack([x[:, :, head * D : (head + 1) * D] for head in range(H)], dim=1)
-        _compare(f"split(x, H={H}) of x = arange(...) of shape {list(x.shape)}", answer(x, H), right)
 
 
 def check_merge(answer: Callable[[Tensor], Tensor]) -> None:
@@ -35,14 +17,23 @@ def check_merge(answer: Callable[[Tensor], Tensor]) -> None:
     for B, T, H, D in SHAPES:
         y = torch.arange(B * T * H * D).float().view(B, H, T, D)
         right = torch.cat(list(y.unbind(dim=1)), dim=-1)
-        _compare(f"merge(y) of y = arange(...) of shape {list(y.shape)}", answer(y), right)
+        compare(f"merge(y) of y = arange(...) of shape {list(y.shape)}", answer(y), right)
         strange = y.mT.contiguous().mT  # the same numbers, in another order in memory
-        _compare(f"merge(y) of a y of shape {list(y.shape)} that is not contiguous", answer(strange), right)
+        compare(f"merge(y) of a y of shape {list(y.shape)} that is not contiguous", answer(strange), right)
+
+
+def check_share(answer: Callable[[Tensor, int], Tensor]) -> None:
+    """Compare with stacking head by head."""
+    for B, T, G, D in SHAPES:
+        for times in (1, 2, 3):
+            k = torch.arange(B * G * T * D).float().view(B, G, T, D)
+            right = torch.stack([k[:, head // times] for head in range(G * times)], dim=1)
+            compare(f"share(k, H={G * times}) of k = arange(...) of shape {list(k.shape)}", answer(k, G * times), right)
 
 
 EXERCISES = (
-    Exercise("split", "The heads of a [B, T, C] tensor: [B, H, T, C / H].", check_split,
-             "First say what each of the C numbers of one token belongs to; only then change the order of dimensions."),
     Exercise("merge", "The inverse of split: heads [B, H, T, D] side by side.", check_merge,
              "Do the two steps of split backwards, in the opposite order. Which of them needs a copy?"),
+    Exercise("share", "Heads of keys [B, G, T, D] for H query heads.", check_share,
+             "Write the number of the key head under each query head: 0 0 0 1 1 1, or 0 1 0 1 0 1?"),
 )  # fmt: skip

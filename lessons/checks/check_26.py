@@ -22,9 +22,14 @@ def check_quantize(answer: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
             raise Wrong(f"{what}: the values should be int8 [5, 16], and are {found.dtype} {list(found.shape)}")
         if found_scales.shape != (5,):
             raise Wrong(f"{what}: the scales should be [5], and are {list(found_scales.shape)}")
-        rows = weight.abs().amax(1) > 0  # the scale of a row of zeros may be anything
-        if not torch.allclose(found_scales[rows], scales[rows, 0]):
-            raise Wrong(f"{what}: the scales should be {scales[:, 0].tolist()}, and are {found_scales.tolist()}")
+        if not bool((found_scales != 0).all()):
+            raise Wrong(f"{what}: scale {int((found_scales == 0).nonzero()[0])} is 0; no scale may be 0")
+        rows = weight.abs().amax(1) > 0  # the scale of a row of zeros may be anything else
+        for row in rows.nonzero().flatten().tolist():
+            if not torch.isclose(found_scales[row], scales[row, 0]):
+                raise Wrong(
+                    f"{what}: the scale of row {row} should be {scales[row, 0]:.5f}, and is {found_scales[row]:.5f}"
+                )
         if (found.int() - values.int()).abs().max() > 1:
             raise Wrong(f"{what}: the values are not the nearest whole numbers")
         error = (found * found_scales[:, None] - weight).abs()
@@ -42,7 +47,7 @@ def check_bits(answer: Callable[[int, int, int], float]) -> None:
 
 EXERCISES = (
     Exercise("quantize", "A matrix in INT8, one scale per row.", check_quantize,
-             "What is 0 / 0? Give a row whose largest weight is 0 some other scale, before you divide."),
+             "What is 0 / 0 in a row of zeros? Look at the largest weight of each row before you divide."),
     Exercise("bits_per_weight", "Bits per weight, with the scales.", check_bits,
              "How many bits do all weights of one group take, together with their scale?"),
 )  # fmt: skip

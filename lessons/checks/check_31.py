@@ -8,6 +8,10 @@ from torch import Tensor
 from glassgpt.learn.exercises import Exercise, Wrong
 
 
+def _shown(vector: Tensor) -> str:
+    return "[" + ", ".join(f"{number:.3f}" for number in vector.tolist()) + "]"
+
+
 def check_average(answer: Callable[[list[Tensor], list[int]], Tensor]) -> None:
     """Compare with the gradient of the whole batch, by autograd."""
     generator = torch.Generator().manual_seed(0)
@@ -24,7 +28,7 @@ def check_average(answer: Callable[[list[Tensor], list[int]], Tensor]) -> None:
             raise Wrong(f"counts {counts}: the result should be a tensor [3], and is {found!r}")
         if not torch.allclose(found, right, atol=1e-5):
             factor = float(found @ right / right.square().sum())
-            raise Wrong(f"counts {counts}: the gradient should be {right.tolist()}, and is {found.tolist()} "
+            raise Wrong(f"counts {counts}: the gradient should be {_shown(right)}, and is {_shown(found)} "
                         f"(about {factor:.2f} times as long)")  # fmt: skip
 
 

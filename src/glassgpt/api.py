@@ -113,7 +113,12 @@ def load_from_source(
     keep_quantized: bool = False,
     progress: Progress | None = None,
 ) -> tuple[GPT, Tokenizer]:
-    """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is a callback."""
+    """Load what :func:`open_source` found; otherwise as :func:`load`. ``progress`` is a callback.
+
+    Raises:
+        CheckpointError: if a weight is missing, damaged, or too large for the dtype.
+        ConfigError: for an unknown type or device.
+    """
     where = resolve(RuntimeConfig(device=device)).device
     return load_source(
         source, dtype=weights_dtype(dtype), device=where, keep_quantized=keep_quantized, progress=progress
@@ -136,6 +141,9 @@ def resolve_dtype(
 
     It is bfloat16 if the weights are stored so, or are kept as integers, and matrix products are faster in it; else
     float32. The line is empty for float32, and for a dtype that was named.
+
+    Raises:
+        ConfigError: for an unknown device.
     """
     if dtype != "auto":
         return dtype, ""
@@ -459,6 +467,10 @@ def start_run(
 
     A run whose length was given as a time stops when that time is over. A watcher, which takes the reporter's place,
     examines it before the first step; a run that it refuses leaves no folder.
+
+    Raises:
+        TrainingStopped: if the watcher refuses the run, or training cannot continue.
+        GlassError: for any mistake that the caller can correct.
     """
     began = time.monotonic()
     reporter = watcher or reporter
@@ -494,6 +506,11 @@ def resume(
     """Resume a run that was interrupted; with ``{"train": {"steps": N}}``, train it for longer.
 
     The number of processes may be another one than before: the batches stay the same. A finished run validates again.
+
+    Raises:
+        CheckpointError: if there is no such run, it cannot be read, or the changes describe another model or
+            other data.
+        TrainingStopped: if training cannot continue.
     """
     reporter = watcher or reporter
 

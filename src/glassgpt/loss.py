@@ -39,7 +39,7 @@ class Evaluation:
 
 
 def subset(tokens: Ids, block_size: int, at_most: int) -> np.ndarray:
-    """Window starts for a fixed subset of at most so many predicted tokens, spread evenly over the stream."""
+    """Window starts, int64 ``[W]``, of a fixed subset of at most so many predicted tokens, spread over the stream."""
     starts = np.arange(0, max(len(tokens) - 1, 0), block_size)
     count = max(1, min(len(starts), at_most // block_size))
     return starts[np.linspace(0, len(starts) - 1, count).round().astype(np.int64)] if len(starts) else starts
@@ -130,7 +130,10 @@ class Baselines:
 
 
 def counting_baselines(train_ids: Ids, val_ids: Ids, vocab_size: int) -> Baselines:
-    """The losses of counting models, fitted to the first ten million training tokens, on the validation tokens."""
+    """The losses of counting models, fitted to the first ten million training tokens, on the validation tokens.
+
+    Both are ids ``[N]``. The losses are in nats per token.
+    """
     train, val = (np.asarray(tokens[:10_000_000], dtype=np.int64) for tokens in (train_ids, val_ids))
     unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)  # [V]
     pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)

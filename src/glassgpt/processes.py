@@ -57,7 +57,7 @@ class Processes:
         return slice(start, stop)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Sum a tensor of any shape over all processes, element by element, in place; all call this."""
         if self.world_size > 1:
             dist.all_reduce(value)
         return value

@@ -149,7 +149,11 @@ class Recording:
     tensors: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
 
     def get(self, name: str, layer: int | None = None) -> Tensor:
-        """Return one tensor."""
+        """Return one tensor. :data:`AXES` has the names, and the axes of each: ``"q"`` is ``[B, H, T, D]``.
+
+        Raises:
+            KeyError: if it was not recorded.
+        """
         return self.tensors[name, layer]
 
     def layers(self, name: str) -> list[Tensor]:

@@ -59,7 +59,10 @@ class SamplingConfig:
 
 
 def penalize_repetition(logits: Tensor, previous_ids: Sequence[int], penalty: float) -> Tensor:
-    """Divide positive logits of previous tokens by the penalty and multiply negative ones by it, once per token."""
+    """Divide positive logits of previous tokens by the penalty and multiply negative ones by it, once per token.
+
+    ``logits [..., V] -> [..., V]``; all rows have the same previous tokens.
+    """
     if penalty == 1 or not previous_ids:
         return logits
     ids = torch.tensor(sorted(set(previous_ids)))
@@ -70,7 +73,7 @@ def penalize_repetition(logits: Tensor, previous_ids: Sequence[int], penalty: fl
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide logits by the temperature, after shifting their maximum to 0; temperature 0 keeps the first maximum only.
 
-    The shift changes no probability, and keeps a tiny temperature from overflowing.
+    ``logits [..., V] -> [..., V]``. The shift changes no probability, and keeps a tiny temperature from overflowing.
     """
     if temperature == 0:
         best = torch.full_like(logits, float("-inf"))
@@ -79,7 +82,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Set all but the k largest logits to -inf. Among equal logits, the lowest ids are kept."""
+    """Set all but the k largest logits ``[..., V]`` to -inf. Among equal logits, the lowest ids are kept."""
     if k <= 0 or k >= logits.size(-1):
         return logits
     least = logits.topk(k).values[..., -1:]  # [..., 1]
@@ -109,7 +112,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Set the logits of tokens that are less than p times as likely as the most likely token to -inf.
+    """Set the logits ``[..., V]`` of tokens less than p times as likely as the most likely token to -inf.
 
     A probability that is lower by less than rounding can cause, a part of 16 times the dtype's eps, counts as equal.
     """
@@ -125,7 +128,7 @@ STAGES = ("repetition penalty", "temperature", "top-k", "top-p", "min-p")
 
 
 def stages(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int] = ()) -> list[Tensor]:
-    """Return the logits, float64, after each stage: repetition penalty, temperature, top-k, top-p, min-p."""
+    """Return the logits ``[..., V]``, float64, after each of :data:`STAGES`."""
     penalized = penalize_repetition(logits.double(), previous_ids, sampling.repetition_penalty)
     scaled = apply_temperature(penalized, sampling.temperature)
     top_k = keep_top_k(scaled, sampling.top_k)
@@ -134,7 +137,7 @@ def stages(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int]
 
 
 def probabilities(logits: Tensor, sampling: SamplingConfig, previous_ids: Sequence[int] = ()) -> Tensor:
-    """Return the distribution that is sampled from, float64. Greedy: all of it on the first largest logit."""
+    """Return the distribution that is sampled from, ``[..., V]``, float64. Greedy: all on the first largest logit."""
     return stages(logits, sampling, previous_ids)[-1].softmax(dim=-1)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from conftest import thread_count
 from glassgpt.config import ModelConfig, TuneConfig
-from glassgpt.inference.kernel_decoder import KernelDecoder, unsupported
+from glassgpt.inference.kernel_decoder import KernelDecoder, start_threads, unsupported
 from glassgpt.model import GPT, ExplicitAttention, KVCache
 from glassgpt.model.quantized import QuantizedEmbedding, QuantizedLinear, replace_layer
 from glassgpt.transforms.lora import add_lora
@@ -141,6 +141,14 @@ def test_bfloat16_weights_are_read_exactly(seed: int) -> None:
 
 
 # --- where they can be used -------------------------------------------------------------------------------------------
+
+
+def test_starting_the_threads_leaves_the_number_of_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numba and torch share OpenMP, numba's start sets torch's number."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr("numba.set_num_threads", lambda number: torch.set_num_threads(before + 1))
+    start_threads()
+    assert torch.get_num_threads() == before
 
 
 def test_why_a_model_cannot_be_run_is_said() -> None:

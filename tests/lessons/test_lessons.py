@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from types import ModuleType
 
 import pytest
 import torch
+import typer
 
+from glassgpt.cli.main import app
+from glassgpt.doctor.gallery.lessons import BUGS
 from glassgpt.learn.exercises import exercises_of, problem
 from glassgpt.learn.lesson import Lesson, lessons
 
@@ -34,6 +38,32 @@ def test_runs_in_full(lesson: Lesson, tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.path.stem)
+def test_has_the_parts_of_a_lesson_and_names_only_what_exists(lesson: Lesson) -> None:
+    cells = lesson.cells()
+    prose = " ".join(" ".join(cell.text for cell in cells if cell.is_prose).split())
+    assert all(
+        part in prose for part in ("You will know at the end", "Time: ", "In real systems", "Exercises", "Next: ")
+    )
+    assert sum(cell.text.count("predict(") for cell in cells if not cell.is_prose) >= 2
+    assert all(f"`{exercise.name}(" in prose for exercise in exercises_of(lesson))
+    commands = re.findall(r"`glassgpt ([a-z]+)(?: ([^`]*))?`", prose)
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert {verb for verb, _ in commands} <= set(verbs)
+    named = {int(number) for verb, rest in commands if verb == "learn" and (number := rest.split()[0]).isdigit()}
+    assert lesson.number in named and named <= {other.number for other in LESSONS}
+    assert set(re.findall(r"--break ([a-z0-9-]+)", prose)) <= {bug.name for bug in BUGS}
+
+
+def test_the_lessons_are_read_in_four_hours_and_say_how_long_each_takes() -> None:
+    minutes = [lesson.reading_minutes() for lesson in LESSONS]
+    assert sum(minutes) <= 240
+    for lesson, expected in zip(LESSONS, minutes, strict=True):
+        stated = re.search(r"Time: (\d+) minutes? to read", lesson.cells()[0].text)
+        assert stated, lesson.path
+        assert abs(int(stated[1]) - expected) < 1, f"{lesson.path}: {expected:.1f}"
 
 
 def answers(lesson: Lesson) -> ModuleType:

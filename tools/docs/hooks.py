@@ -47,6 +47,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = _outside(page.file.src_uri, match[2])
         return match[1] + "../" * len(here.parts) + _page_of(target) + match[3] if target else match[0]
 
+    markdown = markdown.replace("```console\n", "```sh\n")  # Pygments takes a console's lines without $ as output
     return _LINK.sub(replaced, markdown)
 
 
@@ -74,7 +75,8 @@ def _content(target: Path) -> str:
         return _LINK.sub(r"`\2`", re.sub(r"\]\((?!https?:|#)[^)]+\)", "]", text))
     if relative.startswith("lessons/"):
         return _lesson(target)
-    return f"# {relative}\n\n````{_LANGUAGES.get(target.suffix, 'text')}\n{text}````\n"
+    code = f"````{_LANGUAGES.get(target.suffix, 'text')}\n{text}````"
+    return f"---\nsearch:\n  exclude: true\n---\n# {relative}\n\n{code}\n"
 
 
 def _lesson(path: Path) -> str:

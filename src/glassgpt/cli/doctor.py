@@ -178,7 +178,7 @@ def _load(request: _Request, names: Mapping[str, str]) -> "list[Examination]":
     if name := names.get("tokenizer"):
         subjects["tokenizer"] = load_tokenizer_subject(name, model.vocab if model else request.vocab)
     if name := names.get("conversations"):
-        subjects["conversations"] = load_conversations(name, request.target or None)
+        subjects["conversations"] = load_conversations(name, request.names().get("model"))
     return [Examination(kind, name, subjects[kind]) for kind, name in names.items()]
 
 

@@ -262,7 +262,12 @@ def generate(
     vocab_size: int | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[DecodeStep]:
-    """Generate with the same settings for all prompts; row r uses the random numbers of (seed, r)."""
+    """Generate with the same settings for all prompts; row r uses the random numbers of (seed, r).
+
+    Raises:
+        ConfigError: with every setting of a wrong type or out of range.
+        GenerationError: as :func:`generate_rows`.
+    """
     rows = [
         Row(Request(ids, max_new_tokens, sampling, seed, r, end_token_ids=end_token_ids))
         for r, ids in enumerate(prompts)

@@ -163,16 +163,19 @@ def start_threads() -> None:
     """Start numba's threads, so that they wait in vain for 10 microseconds only, and then let other programs run.
 
     By default GNU OpenMP's threads wait for milliseconds. A step has hundreds of places where threads wait for each
-    other: beside two busy programs on two cores, it then took thirteen times as long.
+    other: beside two busy programs on two cores, it then took thirteen times as long. Starting them also sets the
+    number of threads of torch, where the two share OpenMP; it is set back.
     """
     import numba
 
-    name = "GOMP_SPINCOUNT"
-    if name in os.environ or "OMP_WAIT_POLICY" in os.environ:
-        return
-    os.environ[name] = "1000"  # read once, when the threads start
+    name, torch_threads = "GOMP_SPINCOUNT", torch.get_num_threads()
+    waits = name not in os.environ and "OMP_WAIT_POLICY" not in os.environ
+    if waits:
+        os.environ[name] = "1000"  # read once, when the threads start
     numba.set_num_threads(numba.get_num_threads())
-    del os.environ[name]
+    if waits:
+        del os.environ[name]
+    torch.set_num_threads(torch_threads)
 
 
 #: Bytes of a large page.

@@ -1,6 +1,6 @@
 """Check the answers to a lesson's exercises: what is right, what is not, and a hint that does not give the answer."""
 
-import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +62,8 @@ def check_answers(lesson: Lesson, answers: Path) -> list[Verdict]:
         raise ConfigError(f"{answers} is not there; write your answers into a Python file, and give its name")
     try:
         module = _import(answers)
-    except Exception as error:
-        raise ConfigError(f"{answers} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{answers} cannot be imported: {_described(error)}") from error
     exercises = exercises_of(lesson)
     given = [exercise for exercise in exercises if callable(getattr(module, exercise.name, None))]
     if not given:
@@ -78,14 +78,22 @@ def problem(exercise: Exercise, answer: Callable[..., Any]) -> str | None:
         exercise.check(answer)
     except Wrong as wrong:
         return str(wrong)
-    except Exception as error:  # the learner's code failed
-        return f"it ended with {type(error).__name__}: {first_line(error)}"
+    except (Exception, SystemExit) as error:  # the learner's code failed
+        return f"it ended with {_described(error)}"
     return None
 
 
+def _described(error: Exception | SystemExit) -> str:
+    """The type and message of an error."""
+    if isinstance(error, SystemExit):
+        return "SystemExit: it calls exit()"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Run a Python file as a module; nothing is written beside it, and a changed file is read again."""
+    module = ModuleType(f"glassgpt_learn_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look there
+    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     return module

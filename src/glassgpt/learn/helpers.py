@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 #: Set by `glassgpt learn` while somebody can answer; by the tests, to shorten what trains.
 ASK, SHORT, PICTURES = "GLASSGPT_LEARN_ASK", "GLASSGPT_LEARN_SHORT", "GLASSGPT_LEARN_PICTURES"
@@ -36,13 +34,13 @@ def predict(question: str) -> Prediction:
     return Prediction(question, answer or None)
 
 
-def equal(mine: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-5) -> None:
-    """Assert that two tensors agree, and print their largest difference.
+def equal(mine: "Tensor", theirs: "Tensor", what: str, tolerance: float = 1e-5) -> None:
+    """Assert that two tensors of one shape ``[...]`` agree, and print their largest difference.
 
     Raises:
         AssertionError: if the shapes differ, or a value by more than the tolerance, relative to the largest.
     """
-    mine, theirs = mine.detach(), theirs.detach()
+    mine, theirs = mine.detach().cpu(), theirs.detach().cpu()
     assert mine.shape == theirs.shape, f"{what}: shapes {tuple(mine.shape)} and {tuple(theirs.shape)}"
     difference = float((mine.double() - theirs.double()).abs().max()) if mine.numel() else 0.0
     size = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
@@ -56,15 +54,26 @@ def short(full: int, quick: int) -> int:
 
 
 def picture(figure: "Figure", name: str) -> Path:
-    """Save a figure as ``lesson-pictures/NAME.png`` and print where it is."""
+    """Save a figure as ``lesson-pictures/NAME.png`` and print where it is; in a notebook it is shown as well."""
+    import matplotlib.pyplot as plt
+
     folder = Path(os.environ.get(PICTURES, "lesson-pictures"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     figure.savefig(path, dpi=120, bbox_inches="tight")
+    if not _in_notebook():  # a notebook shows the figures that are open at the end of a cell
+        plt.close(figure)
     print(f"picture: {path}")
     return path
 
 
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
 def seed(value: int = 0) -> None:
     """Start torch's random numbers anew, so that a lesson prints the same numbers each time."""
+    import torch
+
     torch.manual_seed(value)

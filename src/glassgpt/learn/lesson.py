@@ -12,10 +12,17 @@ _MARK = re.compile(r"^# %%(?P<kind> \[markdown\])?.*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of a lesson: prose (Markdown) or code."""
+    """A piece of a lesson.
+
+    Attributes:
+        is_prose: whether it is prose (Markdown), or code.
+        text: without the comment signs, if it is prose.
+        line: of the file, from 1, where the text begins.
+    """
 
     is_prose: bool
     text: str
+    line: int
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,19 @@ class Lesson:
         ends = [mark.start() for mark in marks[1:]] + [len(source)]
         cells = []
         for mark, end in zip(marks, ends, strict=True):
-            text = source[mark.end() : end].strip("\n")
+            text = source[mark.end() : end]
+            line = 1 + source.count("\n", 0, mark.end()) + len(text) - len(text.lstrip("\n"))
+            text = text.strip("\n")
             if mark["kind"]:
                 text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in text.splitlines())
-            cells.append(Cell(bool(mark["kind"]), text))
+            cells.append(Cell(bool(mark["kind"]), text, line))
         return cells
+
+    def reading_minutes(self) -> float:
+        """How long it takes to read: 200 words of prose a minute, and 20 lines of code."""
+        words = sum(len(cell.text.split()) for cell in self.cells() if cell.is_prose)
+        lines = sum(bool(line.strip()) for cell in self.cells() if not cell.is_prose for line in cell.text.splitlines())
+        return words / 200 + lines / 20
 
 
 def folder() -> Path:

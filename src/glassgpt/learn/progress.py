@@ -16,8 +16,11 @@ def load() -> dict[str, Any]:
     """Return {"read": [numbers], "solved": {number: [names]}}; empty if there is no file, or a damaged one."""
     try:
         found = json.loads(_path().read_text(encoding="utf-8"))
-        return {"read": list(found["read"]), "solved": dict(found["solved"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {
+            "read": [int(number) for number in found["read"]],
+            "solved": {number: [str(name) for name in names] for number, names in found["solved"].items()},
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"read": [], "solved": {}}
 
 

@@ -99,7 +99,11 @@ class KVCache:
         self.lengths = [length + T for length in self.lengths]
 
     def roll_back(self, row: int, length: int) -> None:
-        """Forget all but the first ``length`` tokens of a row: padding, or drafted tokens that were rejected."""
+        """Forget all but the first ``length`` tokens of a row: padding, or drafted tokens that were rejected.
+
+        Raises:
+            ValueError: if the row does not hold so many; nothing is changed.
+        """
         if not 0 <= length <= self.lengths[row]:
             raise ValueError(f"row {row} holds {self.lengths[row]} tokens; it cannot be rolled back to {length}")
         self.lengths[row] = length

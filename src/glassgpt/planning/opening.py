@@ -51,6 +51,9 @@ def start_run(
     """Create the run's folder and a trainer at step 0. An existing run is never overwritten.
 
     ``held`` keeps the run's lock until it is closed.
+
+    Raises:
+        ConfigError: if the folder cannot be made, or have that name.
     """
     data = plan.chats or plan.stream
     assert data and plan.runtime, "a run needs data, and choices that were measured"

@@ -15,6 +15,7 @@ from glassgpt.model import GPT
 from glassgpt.planning.compute_dtype import matrix_flops_per_second
 from glassgpt.runtime import Runtime, Stopwatch, compiler_found, is_steady
 from glassgpt.training import guard
+from glassgpt.training.graphs import with_graphs
 from glassgpt.training.metrics import Reporter
 from glassgpt.training.objective import ModelWithLoss, answer_loss, next_token_loss
 from glassgpt.training.optim import ITERATIONS, Optimizers
@@ -78,10 +79,11 @@ class TimedTraining:
             add_lora(self.model, config.tune, 0)
         self.optimizers = Optimizers(self.model, config.optim, MasterWeights(self.model, runtime.dtype))
         self.loss = next_token_loss if config.tune.method == "none" else answer_loss
-        self.loss_module = ModelWithLoss(self.model, self.loss)
         # Lower than in training: a step that overflows is skipped, and would be timed as one.
         self.loss_scale = LossScale.for_dtype(runtime.dtype, 2.0**10)
         prepare_blocks(self.model, recompute=config.train.activation_checkpointing, compile=runtime.compile)
+        loss_module = ModelWithLoss(self.model, self.loss)
+        self.loss_module = with_graphs(loss_module, config, runtime, lambda _: None)
         self.batch = batch or random_batch(config.model.vocab_size, rows, config.model.block_size)
 
     def step(self) -> StepTimes:

@@ -401,6 +401,9 @@ def keep_numbered(run: Run, step: int, keep: int) -> None:
     """Copy ``last/`` to its numbered folder, and delete all but the newest ``keep`` numbered checkpoints.
 
     Files are linked, not copied, if the file system can.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
     if keep:
         target = run.path / f"step-{step:06d}"

@@ -29,6 +29,7 @@ from glassgpt.seeds import derive_seed
 from glassgpt.shapes import Shape, trace_shapes
 from glassgpt.training import guard
 from glassgpt.training.checkpoint import CheckpointWriter, Run, TrainState
+from glassgpt.training.graphs import with_graphs
 from glassgpt.training.metrics import COMPARED_AFTER, EvaluationEvent, MetricsLog, Reporter, SpeedCheck, StepEvent
 from glassgpt.training.objective import ModelWithLoss
 from glassgpt.training.optim import Optimizers, lr_multiplier
@@ -199,6 +200,8 @@ class Trainer:
         if self.processes.world_size > 1:
             self.loss_module = wrap_for_gradient_sync(self.loss_module)
             header["processes"] = str(self.processes.world_size)
+        else:
+            self.loss_module = with_graphs(self.loss_module, self.config, self.runtime, self.reporter.note)
         baselines = self.task.baselines()
         self.reporter.on_start(header, shapes, baselines, self.config.train.steps, self.state.step)
         self.checkpoints.delete_kept_after(self.state.step)

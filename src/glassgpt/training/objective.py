@@ -25,7 +25,7 @@ LossFn = Callable[[GPT, Batch], Tensor]
 
 
 def next_token_loss(model: GPT, batch: Batch) -> Tensor:
-    """Cross-entropy of the next token, summed, in nats."""
+    """Sum the cross-entropy of the next token over a batch ``[B, T]``: a float32 scalar, in nats."""
     fused = model.device.type == "cuda" and is_compiled(model)
     return _cross_entropy(model, _hidden_states(model, batch), batch.targets.flatten(), fused)
 
@@ -64,7 +64,7 @@ class ModelWithLoss(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, batch: Batch) -> Tensor:
-        """The summed loss, a scalar."""
+        """The summed loss of the rows, a scalar ``[]`` in nats."""
         return self.objective(self.model, batch)
 
 

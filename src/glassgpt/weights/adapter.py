@@ -105,7 +105,11 @@ def chosen_matrices(config: ModelConfig, tune: TuneConfig) -> dict[str, Placemen
 
 
 def count_lora_parameters(config: ModelConfig, tune: TuneConfig) -> int:
-    """Count the parameters of A and B; 0 without LoRA."""
+    """Count the parameters of A and B; 0 without LoRA.
+
+    Raises:
+        ConfigError: if no matrix has the name of a target.
+    """
     if tune.method != "lora":
         return 0
     return sum(tune.lora_rank * sum(p.published_shape) for p in chosen_matrices(config, tune).values())

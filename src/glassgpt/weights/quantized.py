@@ -33,7 +33,11 @@ VALUES, SCALES = PARTS = (".values", ".scales")
 
 
 def is_quantized_folder(folder: Path) -> bool:
-    """Whether a folder's config.json says that glassgpt has quantised the model."""
+    """Whether a folder's config.json says that glassgpt has quantised the model.
+
+    Raises:
+        CheckpointError: if config.json is missing or damaged.
+    """
     entry = read_json(folder / "config.json").get(QUANTIZATION_KEY)
     return isinstance(entry, dict) and entry.get("quant_method") == METHOD
 

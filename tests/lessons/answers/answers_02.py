@@ -37,6 +37,7 @@ WRONG = {
         lambda f, w: numerical_gradient(f, w, centred=False),  # half of the difference is missing
         lambda f, w: numerical_gradient(f, w, restore=False),  # w is changed
         lambda f, w: numerical_gradient(f, w, h=0.1),  # a step that is too large
+        lambda f, w: torch.autograd.grad(f(leaf := w.clone().requires_grad_()), leaf)[0],
     ],
     "logit_gradient": [
         lambda z, y: z.softmax(dim=1) - one_hot(y, z.size(1)),  # not the mean

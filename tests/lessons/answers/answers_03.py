@@ -32,11 +32,12 @@ WRONG = {
         lambda texts, pad: collate(texts, pad, fill=pad),  # padding is trained
         lambda texts, pad: collate(texts, pad, shift=0),  # not shifted
         lambda texts, pad: collate(texts, 0),  # another pad
+        lambda texts, pad: (*(c := collate(texts, pad))[:1], torch.where(c[0] == pad, -100, c[1])),  # a token, too
     ],
     "share": [
         lambda stream, worker, workers: stream,  # every worker yields all
         lambda stream, worker, workers: list(stream)[worker::workers],  # never ends
         blocks,
-        lambda stream, worker, workers: (i for i in stream if i % (workers + 1) == worker),
+        lambda stream, worker, workers: (i for i in stream if len(str(i)) % workers == worker),
     ],
 }

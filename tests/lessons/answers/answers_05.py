@@ -18,12 +18,12 @@ def train_steps(model, optimizer, batches, train=True, zero=True, step=True, num
     return losses
 
 
-def validate(model, batches, evaluate=True, sums=True, restore=True):
+def validate(model, batches, evaluate=True, sums=True, restore=True, graph=False):
     training = model.training
     if evaluate:
         model.eval()
     total, number = 0.0, 0
-    with torch.no_grad():
+    with torch.set_grad_enabled(graph):
         for x, y in batches:
             weight = len(y) if sums else 1
             total += cross_entropy(model(x), y).item() * weight
@@ -44,5 +44,6 @@ WRONG = {
         lambda *given: validate(*given, evaluate=False),
         lambda *given: validate(*given, sums=False),
         lambda *given: validate(*given, restore=False),
+        lambda *given: validate(*given, graph=True),
     ],
 }

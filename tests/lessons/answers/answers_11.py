@@ -17,6 +17,7 @@ WRONG = {
         lambda scores: scores.exp() / scores.exp().sum(-1, keepdim=True),  # overflows
         lambda scores: softmax(scores, dim=0),
         lambda scores: (scores - scores.max()).exp() / (scores - scores.max()).exp().sum(),  # over everything
+        lambda s: (p := (s - s.mean(-1, keepdim=True)).exp()) / p.sum(-1, keepdim=True),  # overflows later
         lambda scores: scores / scores.sum(-1, keepdim=True),  # no exp
     ],
     "context": [

@@ -30,6 +30,7 @@ WRONG = {
     "leaks": [
         lambda attention: True,
         lambda attention: False,
+        lambda attention: leaks(attention, key=True, value=False),  # misses what comes through values only
         lambda attention: leaks(attention, key=False, value=True),  # misses what the softmax divides by
     ],
 }

@@ -17,6 +17,7 @@ WRONG = {
         lambda weight: quantize(weight, dim=None),  # one scale for all rows
         lambda weight: quantize(weight, round_=torch.trunc),  # cut off, not rounded
         lambda weight: quantize(weight, steps=128),  # 128 does not exist in int8
+        lambda weight: quantize(weight, safe=False),  # 0 / 0 in a row of zeros
         lambda weight: (weight / (weight.abs().amax(1, keepdim=True) / 127), weight.abs().amax(1) / 127),  # still float
     ],
     "bits_per_weight": [

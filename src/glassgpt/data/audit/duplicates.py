@@ -53,7 +53,7 @@ class Duplicates:
     pairs: list[Pair]
 
     def dropped(self, task: int) -> np.ndarray:
-        """Give the rows of a task's documents that are dropped, ascending, int64."""
+        """Give the rows of a task's documents that are dropped, ascending, int64 ``[n]``."""
         offset, count = sum(self.documents[:task]), self.documents[task]
         return np.flatnonzero(np.fromfile(self.folder / DROPPED, dtype=np.uint8, count=count, offset=offset))
 

@@ -191,7 +191,7 @@ def _mix(values: np.ndarray, key: int) -> np.ndarray:
 
 
 def permute(places: np.ndarray, size: int, seed: int, epoch: int, rounds: int = 6) -> np.ndarray:
-    """Apply a permutation of range(size), keyed by (seed, epoch), to some of its members.
+    """Apply a permutation of range(size), keyed by (seed, epoch), to some of its members ``[n]``: int64 ``[n]``.
 
     A balanced Feistel network permutes the next even power of two; members that land outside are permuted again until
     they land inside (cycle walking, Black and Rogaway, 2002).

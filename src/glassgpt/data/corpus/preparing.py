@@ -67,7 +67,11 @@ def prepare(
 
 
 def prepare_again(source: TextSource, config: DataConfig, identity: str, tokenizer: Tokenizer) -> TokenStream:
-    """Prepare as :func:`prepare` does, with a given tokenizer whose identity was ``identity`` at the first time."""
+    """Prepare as :func:`prepare` does, with a given tokenizer whose identity was ``identity`` at the first time.
+
+    Raises:
+        DataError: as :func:`prepare`.
+    """
     if source.prepared:
         return open_stream(source.prepared)
     return _prepare(source, config, identity, lambda *texts: tokenizer, None, None, None)

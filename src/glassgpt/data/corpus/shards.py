@@ -92,7 +92,7 @@ class Shard:
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int, where: str, offset: int = 0) -> None:
-    """Check that all ids are below ``vocab_size``, 16 million at a time.
+    """Check that all ids ``[N]`` are below ``vocab_size``, 16 million at a time.
 
     Raises:
         DataError: if not; names the first such id, its place, and its byte in the file.
@@ -110,6 +110,7 @@ def check_ids(tokens: np.ndarray, vocab_size: int, where: str, offset: int = 0) 
 def write_shard(path: Path, split: str, tokenizer: str, arrays: Sequence[np.ndarray]) -> str:
     """Write tokens (``<u2`` or ``<u4``), starts and bytes (``<i8``) as a shard, atomically; give the file's SHA-256.
 
+    Tokens are ``[N]``; starts and bytes have one value per document, ``[D]``.
     ``tokenizer`` is the SHA-256 of the tokenizer's file.
     """
     named = dict(zip(_ARRAYS, arrays, strict=True))

@@ -220,7 +220,11 @@ class BPETokenizer(Tokenizer):
         return b"".join(map(self.token_bytes, ids))
 
     def token_bytes(self, i: int) -> bytes:
-        """The bytes of a token; for a special token, of its name."""
+        """The bytes of a token; for a special token, of its name.
+
+        Raises:
+            TokenizerError: for an id outside the vocabulary.
+        """
         if not 0 <= i < self.vocab_size:
             raise TokenizerError(f"ids are from 0 to {self.vocab_size - 1}, got {i}")
         return self._bytes[i]

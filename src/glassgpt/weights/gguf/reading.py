@@ -109,6 +109,9 @@ class GGUFSource:
         """As :meth:`~glassgpt.weights.sources.QuantizedSource.read_quantized`.
 
         A block is a float16 scale, and then 32 int8 (Q8_0), or 16 bytes that are packed as ours are (Q4_0).
+
+        Raises:
+            CheckpointError: if they cannot be read.
         """
         theirs, entry = self._names[name]
         size, kind = _KEPT[self.stored[name]]
