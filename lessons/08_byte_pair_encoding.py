@@ -7,7 +7,7 @@
 # Time: 10 minutes. Before: lesson 7 (word tokenizers).
 #
 # The picture needs matplotlib (`pip install 'glassgpt[plot]'`). One comparison needs tiktoken
-# (`pip install 'glassgpt[fast]'`); without it, that comparison is skipped.
+# (`pip install 'glassgpt[tiktoken]'`); without it, that comparison is skipped.
 
 # %% [markdown]
 # ## Between characters and words
@@ -141,7 +141,7 @@ print([tokens[i].decode(errors="replace") for i in encode(samples[0], ranks)])
 try:
     import tiktoken
 except ImportError:
-    print("skipped: tiktoken is not installed (pip install 'glassgpt[fast]')")
+    print("skipped: tiktoken is not installed (pip install 'glassgpt[tiktoken]')")
 else:
     theirs = tiktoken.Encoding(
         "by-hand", pat_str=PATTERNS["gpt2"], mergeable_ranks={token: i for i, token in enumerate(tokens)},
