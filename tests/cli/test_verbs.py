@@ -322,6 +322,14 @@ def test_quickstart_in_short_with_the_network_denied(tmp_path: Path) -> None:
     assert Path(tmp_path / ending["run"] / "best" / "model.safetensors").exists()
 
 
+def test_the_shell_completes_verbs_and_options(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_GLASSGPT_COMPLETE", "complete_bash")
+    for words, position, expected in (("glassgpt at", "1", "attention\n"), ("glassgpt sample --expl", "2", "--explain\n")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", position)
+        assert cli() == (0, expected, "")
+
+
 @pytest.mark.parametrize(
     "verb",
     [
