@@ -15,7 +15,9 @@ def test_an_extra_is_installed_from_the_clone_or_the_package_index(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if has_pip else None)
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "my clone/src/glassgpt/errors.py"))
     message = str(errors.MissingExtraError("gguf", "gguf", "reading a.gguf"))
-    assert message.endswith(f"needs the library 'gguf', which is not installed. Install it with: {tool} 'glassgpt[gguf]'")
+    assert message.endswith(
+        f"needs the library 'gguf', which is not installed. Install it with: {tool} 'glassgpt[gguf]'"
+    )
     (tmp_path / "my clone").mkdir()
     (tmp_path / "my clone/pyproject.toml").touch()
     assert errors.install_extra("gguf") == f"{tool} -e '{tmp_path}/my clone[gguf]'"

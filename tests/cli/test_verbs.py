@@ -324,10 +324,10 @@ def test_quickstart_in_short_with_the_network_denied(tmp_path: Path) -> None:
 
 def test_the_shell_completes_verbs_and_options(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_GLASSGPT_COMPLETE", "complete_bash")
-    for words, position, expected in (("glassgpt at", "1", "attention\n"), ("glassgpt sample --expl", "2", "--explain\n")):
+    for position, words, expected in ((1, "glassgpt at", "attention"), (2, "glassgpt sample --expl", "--explain")):
         monkeypatch.setenv("COMP_WORDS", words)
-        monkeypatch.setenv("COMP_CWORD", position)
-        assert cli() == (0, expected, "")
+        monkeypatch.setenv("COMP_CWORD", str(position))
+        assert cli() == (0, f"{expected}\n", "")
 
 
 @pytest.mark.parametrize(

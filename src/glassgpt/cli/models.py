@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.filesize import decimal
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, check_out
 from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, say
@@ -109,7 +110,7 @@ def _report(target: Path, source: "WeightSource", dtype: str, notes: list[str], 
         return
     for note in notes:
         say(f"note: {note}")
-    print(f"{target}  {size / 1e6:,.1f} MB" + (f", {dtype}" if dtype else ""))
+    print(f"{target}  {decimal(size)}" + (f", {dtype}" if dtype else ""))
 
 
 def _explain(source: "WeightSource", json: bool) -> None:

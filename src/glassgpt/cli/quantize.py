@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
+from rich.filesize import decimal
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, check_out
 from glassgpt.cli.models import default_name
@@ -82,7 +83,7 @@ def _dequantize(source: "WeightSource", target: Path, dtype: str, json: bool) ->
     if json:
         print_json({"path": str(target), "dtype": dtype, "bytes": size})
     else:
-        print(f"{target}  {size / 1e6:,.1f} MB, {dtype}; the values are those of the quantised weights")
+        print(f"{target}  {decimal(size)}, {dtype}; the values are those of the quantised weights")
 
 
 def _print_report(report: "QuantizedReport", target: Path, size: int, text: str, json: bool) -> None:
@@ -105,7 +106,7 @@ def _print_report(report: "QuantizedReport", target: Path, size: int, text: str,
         return
     ratio = report.bytes_before / report.bytes_after
     print_text(
-        f"{target}  {report.bytes_before / 1e6:,.1f} MB of weights -> {report.bytes_after / 1e6:,.1f} MB, "
+        f"{target}  {decimal(report.bytes_before)} of weights -> {decimal(report.bytes_after)}, "
         f"{ratio:.1f} times smaller"
     )
     print_text(f"perplexity on {text}: {before:,.2f} -> {after:,.2f} ({report.perplexity_change:+.2%})")

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
+
 from glassgpt.errors import GlassError, is_out_of_memory
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from glassgpt.planning.run_plan import RunPlan
 
 #: Units of progress, by the label that is reported with it. Under any other label, bytes are counted.
@@ -145,43 +149,54 @@ def pluralize(number: int, noun: str) -> str:
 
 
 class ProgressLine:
-    """A progress callback: percentage, rate and time left on one line of the terminal. Its context clears the line."""
+    """A progress callback: a bar, the amount, the rate and the time left, in a terminal. Its context removes them."""
 
     def __init__(self) -> None:
         self.label = ""
-        self._first_done, self._first_time, self._last_time = 0, 0.0, 0.0
+        self._shown = 0.0
+        self._bars: Progress | None = None
 
-    def __call__(self, label: str, done: int, total: int) -> None:
+    def __call__(self, label: str, done: int = 0, total: int = 0) -> None:
         """Show the progress, ten times a second at most. Work done before the first call does not count as speed."""
-        now = time.monotonic()
-        if label != self.label:
-            self.label, self._first_done, self._first_time, self._last_time = label, done, now, now - 1
-        if now - self._last_time < 0.1:
+        if not sys.stderr.isatty() or (label == self.label and time.monotonic() - self._shown < 0.1):
             return
-        self._last_time = now
-        from glassgpt.assets.asset import format_bytes
-
-        unit, amount = "", format_bytes
-        if label in UNITS:
-            unit, amount = f" {UNITS[label]}", "{:,.0f}".format
-        line = f"{label}: {amount(done)}" + (f" of {amount(total)}{unit}, {done / total:.0%}" if total else unit)
-        seconds = now - self._first_time
-        if seconds >= 0.5 and done > self._first_done:
-            rate = (done - self._first_done) / seconds
-            line += f", {amount(rate)}{unit}/s" + (f", {(total - done) / rate:,.0f} s left" if total else "")
-        show_line(line)
+        self._shown = time.monotonic()
+        if self._bars is None:
+            self._bars = _progress_bars()
+            self._bars.start()
+        if label != self.label:
+            for earlier in self._bars.task_ids:
+                self._bars.remove_task(earlier)
+            self._bars.add_task(label, completed=done, amount="")
+            self.label = label
+        (task,) = self._bars.tasks
+        self._bars.update(task.id, completed=done, total=total or None)
+        unit = f" {UNITS[label]}" if label in UNITS else ""
+        write = "{:,.0f}".format if unit else decimal
+        amount = (write(done) if done or total else "") + (f" of {write(total)}" if total else "") + unit
+        if task.speed:
+            amount += f", {write(round(task.speed))}{unit}/s"
+        self._bars.update(task.id, amount=amount, refresh=True)
 
     def __enter__(self) -> "ProgressLine":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        show_line("")
+        if self._bars:
+            self._bars.stop()
+            self.label, self._bars = "", None
 
 
-def show_line(text: str) -> None:
-    """Replace the line that this function last printed on the terminal; print nothing if stderr is not a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+def _progress_bars() -> "Progress":
+    """Make rich's bars for standard error; messages are printed above them. No thread: others fork this process."""
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"), progress.BarColumn(20), progress.TextColumn("{task.fields[amount]}"),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True), auto_refresh=False, transient=True, redirect_stdout=False,
+    )  # fmt: skip
 
 
 def say(message: str) -> None:

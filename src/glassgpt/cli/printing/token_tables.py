@@ -1,7 +1,5 @@
 """Print tokens, tokenizers and their comparison as tables; tokens of a text in colours if the terminal shows them."""
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -104,13 +102,20 @@ def _brackets() -> tuple[str, str]:
 
 
 def has_colours() -> bool:
-    """Return whether standard output is a terminal with colours, and NO_COLOR is not set."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Return whether standard output shows colours: a terminal, unless NO_COLOR or TERM say no; or FORCE_COLOR does."""
+    from rich.console import Console
+
+    console = Console()
+    return console.color_system is not None and not console.no_color
 
 
 def paint(text: str, background: int, foreground: int = _BLACK) -> str:
     """Colour a text of one line for a terminal of 256 colours."""
-    return f"\x1b[38;5;{foreground};48;5;{background}m{text}\x1b[0m"
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    style = Style(color=f"color({foreground})", bgcolor=f"color({background})")
+    return style.render(text, color_system=ColorSystem.EIGHT_BIT)
 
 
 def print_merge_steps(pre_tokens: Sequence[PreTokenMerges]) -> None:
