@@ -158,17 +158,19 @@ class ProgressLine:
 
     def __call__(self, label: str, done: int = 0, total: int = 0) -> None:
         """Show the progress, ten times a second at most. Work done before the first call does not count as speed."""
-        if not sys.stderr.isatty() or (label == self.label and time.monotonic() - self._shown < 0.1):
+        now = time.monotonic()
+        if label == self.label and now - self._shown < 0.1:
             return
-        self._shown = time.monotonic()
+        is_new, self.label, self._shown = label != self.label, label, now
+        if not sys.stderr.isatty():
+            return
         if self._bars is None:
-            self._bars = _progress_bars()
+            self._bars, is_new = _progress_bars(), True
             self._bars.start()
-        if label != self.label:
+        if is_new:
             for earlier in self._bars.task_ids:
                 self._bars.remove_task(earlier)
             self._bars.add_task(label, completed=done, amount="")
-            self.label = label
         (task,) = self._bars.tasks
         self._bars.update(task.id, completed=done, total=total or None)
         unit = f" {UNITS[label]}" if label in UNITS else ""
@@ -184,7 +186,6 @@ class ProgressLine:
     def __exit__(self, *exception: object) -> None:
         if self._bars:
             self._bars.stop()
-            self.label, self._bars = "", None
 
 
 def _progress_bars() -> "Progress":
