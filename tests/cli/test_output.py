@@ -21,7 +21,7 @@ def test_progress_has_the_amount_the_rate_and_the_time_left_in_a_terminal_alone(
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
     with output.ProgressLine() as progress:
-        progress("merging", 5, 100)
+        progress("loading", 5, 100)
         assert capsys.readouterr().err == "", "not a terminal"
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         progress("merging", 10, 100)
