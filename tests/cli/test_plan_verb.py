@@ -182,7 +182,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("arguments, message", MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_message(cli: Any, text_file: Path, arguments: list[str], message: str) -> None:
     code, out, err = cli("plan", *(argument.replace("{text}", str(text_file)) for argument in arguments))
     assert (code, out) == (2, "")

@@ -107,8 +107,7 @@ class _Text:
             singles = [text_of(self.tokenizer, [i]) for i in self.ids]
             if "".join(singles) == self.text:
                 ends, total = [], 0
-                for single in singles:
-                    ends.append(total := total + len(single))
+                ends.extend(total := total + len(single) for single in singles)
                 self._ends = ends
             else:
                 self._ends = [self._common(text_of(self.tokenizer, self.ids[: n + 1])) for n in range(len(self.ids))]
