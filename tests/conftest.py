@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import setuptools  # noqa: F401  # torch's compiler does, and it has to come before anyone's import of distutils
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +20,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("NO_COLOR", "1")
         patch.setenv("OMP_NUM_THREADS", "1")  # models this small are slower with two threads than with one
+        import setuptools  # noqa: F401  # torch's compiler does, and it has to come before anyone's import of distutils
         import torch
 
         torch.set_num_threads(1)

@@ -1,6 +1,5 @@
 """The commands that messages tell the user to type."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from glassgpt import errors
 def test_an_extra_is_installed_from_the_clone_or_the_package_index(
     has_pip: bool, tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if has_pip else None)
+    monkeypatch.setattr(errors, "has_pip", lambda: has_pip)
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "my clone/src/glassgpt/errors.py"))
     message = str(errors.MissingExtraError("gguf", "gguf", "reading a.gguf"))
     assert message.endswith(

@@ -136,7 +136,7 @@ class FakeRun:
         self.settings = settings
         self.rows: list[dict[str, float]] = []
         self.finished = False
-        (settings["dir"] / f"wandb/offline-run-2026-{settings['id'] or 'abc'}").mkdir(parents=True, exist_ok=True)
+        (Path(settings["dir"]) / f"wandb/offline-run-2026-{settings['id'] or 'abc'}").mkdir(parents=True, exist_ok=True)
 
     def define_metric(self, name: str, step_metric: str) -> None:
         assert (name, step_metric) == ("*", "step")

@@ -4,10 +4,10 @@ The command line prints the message alone, without a traceback, and exits with c
 Bugs of our own are plain ``AssertionError``s and keep their traceback.
 """
 
-import importlib.util
 import reprlib
 import shlex
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 
@@ -81,9 +81,14 @@ def shell_command(*arguments: str | Path) -> str:
     return shlex.join(["glassgpt", *words])
 
 
+def has_pip() -> bool:
+    """Whether pip is installed here; ``find_spec`` of importlib.util would run a hook of setuptools, which warns."""
+    return PathFinder.find_spec("pip") is not None
+
+
 def pip_install(*arguments: str) -> str:
     """Write a command that installs packages; in an environment of uv, which has no pip, one of uv."""
-    return shlex.join([*([] if importlib.util.find_spec("pip") else ["uv"]), "pip", "install", *arguments])
+    return shlex.join([*([] if has_pip() else ["uv"]), "pip", "install", *arguments])
 
 
 def install_extra(extra: str) -> str:

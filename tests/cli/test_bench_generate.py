@@ -140,4 +140,4 @@ def test_a_peer_that_is_not_installed_is_said_before_anything_is_measured(
     code, out, err = cli("bench", "generate", model, "--against", "transformers,xllamacpp")
     assert (code, out) == (2, "")
     names = "transformers xllamacpp"
-    assert err == f"error: --against: not installed: {names}. `uv pip install {names}`, or leave it out\n"
+    assert err == f"error: --against: not installed: {names}. `pip install {names}`, or leave it out\n"

@@ -1,5 +1,6 @@
 """Where metrics go besides metrics.jsonl, if a run asks for it: TensorBoard, and Weights & Biases."""
 
+import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any, Protocol
 
 from glassgpt.config import RunConfig, TrainConfig
 from glassgpt.errors import ConfigError, first_line, install_extra
+
+#: The settings, and what each needs: a module, and a name in it.
+_NEEDED = {"tensorboard": ("torch.utils.tensorboard", "SummaryWriter"), "wandb": ("wandb", "init")}
 
 
 class Tracker(Protocol):
@@ -26,7 +30,7 @@ class TensorBoard:
 
     def __init__(self, run: Path, step: int):
         self.folder = run / "tensorboard"
-        self._writer = _summary_writer()(str(self.folder), purge_step=step + 1 if step else 0)
+        self._writer = _find("tensorboard")(str(self.folder), purge_step=step + 1 if step else 0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write each number as a scalar."""
@@ -46,8 +50,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, run: Path, config: RunConfig):
-        init = _wandb_init()
-        self.folder = run / "wandb"
+        init, self.folder = _find("wandb"), run / "wandb"
         earlier = sorted(folder.name for folder in self.folder.glob("*run-*-*"))
         try:
             self._run = init(
@@ -55,7 +58,7 @@ class WeightsAndBiases:
                 name=run.name,
                 id=earlier[0].rpartition("-")[2] if earlier else None,
                 resume="allow",
-                dir=run,
+                dir=str(run),
                 config=config.to_dict(),
                 mode=None if "WANDB_MODE" in os.environ else "offline",
                 settings={"console": "off"},  # what the terminal shows is not for it
@@ -63,9 +66,8 @@ class WeightsAndBiases:
         except OSError:
             raise
         except Exception as error:  # no key, no network; versions of the library use different classes
-            raise ConfigError(
-                f"train.wandb: {first_line(error).rstrip('.')}; with WANDB_MODE=offline it writes into the run alone"
-            ) from None
+            reason = first_line(error).rstrip(".")
+            raise ConfigError(f"train.wandb: {reason}; with WANDB_MODE=offline it writes into the run alone") from None
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -83,12 +85,8 @@ def open_trackers(run: Path, config: RunConfig, step: int) -> list[Tracker]:
     Raises:
         ConfigError: if one is not installed or cannot be used.
     """
-    trackers: list[Tracker] = []
-    if config.train.tensorboard:
-        trackers.append(TensorBoard(run, step))
-    if config.train.wandb:
-        trackers.append(WeightsAndBiases(run, config))
-    return trackers
+    trackers: list[Tracker] = [TensorBoard(run, step)] if config.train.tensorboard else []
+    return [*trackers, WeightsAndBiases(run, config)] if config.train.wandb else trackers
 
 
 def require_trackers(train: TrainConfig) -> None:
@@ -97,30 +95,17 @@ def require_trackers(train: TrainConfig) -> None:
     Raises:
         ConfigError: if one is not.
     """
-    if train.tensorboard:
-        _summary_writer()
-    if train.wandb:
-        _wandb_init()
+    for name in _NEEDED:
+        if getattr(train, name):
+            _find(name)
 
 
-def _summary_writer() -> Any:
+def _find(name: str) -> Any:
+    module, attribute = _NEEDED[name]
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise _missing("tensorboard") from None
-    return SummaryWriter
-
-
-def _wandb_init() -> Any:
-    try:
-        from wandb import init
-    except ImportError:
-        raise _missing("wandb") from None
-    return init
-
-
-def _missing(name: str) -> ConfigError:
-    return ConfigError(
-        f"train.{name}: {name} is not installed; {install_extra(name)}, or leave it off: `glassgpt plot RUN` draws the "
-        "same curves"
-    )
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError):  # a folder `wandb` here is a module, too, without that attribute
+        raise ConfigError(
+            f"train.{name}: {name} is not installed; {install_extra(name)}, or leave it off: `glassgpt plot RUN` draws "
+            "the same curves"
+        ) from None
