@@ -39,7 +39,8 @@ class Chat:
         """Print a remark to standard error, less bright than the answers."""
         from rich.console import Console
 
-        Console(stderr=True).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        style = "dim" if has_colours() else ""
+        Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def handle(self, line: str) -> bool:
         """Run a command or answer a message; return whether the chat goes on. No error ends it."""

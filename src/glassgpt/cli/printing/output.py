@@ -170,7 +170,7 @@ class ProgressLine:
         if is_new:
             for earlier in self._bars.task_ids:
                 self._bars.remove_task(earlier)
-            self._bars.add_task(label, completed=done, amount="")
+            self._bars.add_task(label, completed=done, total=total or None, amount="")
         (task,) = self._bars.tasks
         self._bars.update(task.id, completed=done, total=total or None)
         unit = f" {UNITS[label]}" if label in UNITS else ""
