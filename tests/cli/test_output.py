@@ -30,7 +30,7 @@ def test_progress_has_the_amount_the_rate_and_the_time_left_in_a_terminal_alone(
         shown = capsys.readouterr().err
         assert "10 of 100 merges" in shown and "25 of" not in shown, "ten times a second"
         assert re.search(r"merging \S+ +30 of 100 merges, 10 merges/s 0:00:07", shown), "what was there is no speed"
-        progress("text.txt", 4_000_000, 10_000_000)
-        assert re.search(r"text.txt \S+ +4.0 MB of 10.0 MB ", capsys.readouterr().err)
+        progress("[b]text.txt", 4_000_000, 10_000_000)
+        assert re.search(r"\[b\]text.txt \S+ +4.0 MB of 10.0 MB ", capsys.readouterr().err)
         print("a warning", file=sys.stderr)
         assert "a warning\n" in capsys.readouterr().err

@@ -194,8 +194,8 @@ def _progress_bars() -> "Progress":
     from rich.console import Console
 
     return progress.Progress(
-        progress.TextColumn("{task.description}"), progress.BarColumn(20), progress.TextColumn("{task.fields[amount]}"),
-        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False), progress.BarColumn(20),
+        progress.TextColumn("{task.fields[amount]}"), progress.TimeRemainingColumn(),
         console=Console(stderr=True), auto_refresh=False, transient=True, redirect_stdout=False,
     )  # fmt: skip
 
