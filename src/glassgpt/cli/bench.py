@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.filesize import decimal
 
 from glassgpt.cli.arguments import JSON_OPTION, PATTERNS_HELP, PICTURES, check_out, split_arguments, verb_group
 from glassgpt.cli.bench_generate import generate
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say
+from glassgpt.cli.printing.output import ProgressLine, byte_size, pluralize, print_json, print_table, print_text, say
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
 
@@ -151,7 +150,7 @@ def tokenizer(
         return
     tokens = f"; {result.tokens:,} tokens, {result.bytes / result.tokens:.2f} bytes each" if result.tokens else ""
     print_text(
-        f"{source.name}: {decimal(result.bytes)} of UTF-8, split pattern {pattern}; vocabulary of "
+        f"{source.name}: {byte_size(result.bytes)} of UTF-8, split pattern {pattern}; vocabulary of "
         f"{result.vocab_size:,}, {result.merges:,} merges{tokens}\n{os.cpu_count()} CPUs, median of {repeat}\n"
     )
     _print_tokenizer(result)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.filesize import decimal
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say
+from glassgpt.cli.printing.output import ProgressLine, byte_size, pluralize, print_json, print_table, print_text, say
 from glassgpt.cli.prompt import DEVICE_OPTION, RUN_ARGUMENT, open_run
 from glassgpt.config import RuntimeConfig
 from glassgpt.errors import ConfigError
@@ -122,7 +121,7 @@ def _place(runtime: "Runtime") -> str:
 
 
 def _print_result(result: "GenerationBench") -> None:
-    print_text(f"read bandwidth, measured now: {decimal(round(result.read_bandwidth))}/s\n\nprefill:")
+    print_text(f"read bandwidth, measured now: {byte_size(round(result.read_bandwidth))}/s\n\nprefill:")
     rows = []
     for row in result.prefill:
         cells = ["-", "-"]

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.filesize import decimal
 
 from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say
+from glassgpt.cli.printing.output import ProgressLine, byte_size, pluralize, print_json, print_table, print_text, say
 from glassgpt.config import ConfigOverrides, RunConfig, build, presets
 from glassgpt.errors import ConfigError, DataError, shell_command
 from glassgpt.glass.corpus import corpus_sizes, corpus_statistics, find_duplicates, find_leaks, first_documents
@@ -45,7 +44,7 @@ def list_corpora(json: bool = JSON_OPTION) -> None:
         return
     table = []
     for corpus in corpora:
-        size = decimal(corpus.download_size) if corpus.download_size else ""
+        size = byte_size(corpus.download_size) if corpus.download_size else ""
         place = places[corpus.name] or "not here"
         table.append([corpus.name, place, size, corpus.documents, corpus.licence, corpus.description])
     print_table(["name", "where", "size", "documents", "licence", "description"], table, right=(2,))

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.filesize import decimal
-
 from glassgpt.errors import GlassError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -143,6 +141,13 @@ def printable(text: str, otherwise: str) -> str:
     return text
 
 
+def byte_size(size: int) -> str:
+    """Write a number of bytes as disks and networks count: ``640 bytes``, ``2.2 GB``."""
+    from rich.filesize import decimal
+
+    return decimal(size)
+
+
 def pluralize(number: int, noun: str) -> str:
     """Write a number with its noun: ``1 token``, ``2,000 tokens``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -174,7 +179,7 @@ class ProgressLine:
         (task,) = self._bars.tasks
         self._bars.update(task.id, completed=done, total=total or None)
         unit = f" {UNITS[label]}" if label in UNITS else ""
-        write = "{:,.0f}".format if unit else decimal
+        write = "{:,.0f}".format if unit else byte_size
         amount = (write(done) if done or total else "") + (f" of {write(total)}" if total else "") + unit
         if task.speed:
             amount += f", {write(round(task.speed))}{unit}/s"

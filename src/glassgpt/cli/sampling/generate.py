@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.filesize import decimal
-
-from glassgpt.cli.printing.output import pluralize, print_json, say
+from glassgpt.cli.printing.output import byte_size, pluralize, print_json, say
 from glassgpt.cli.printing.steps import print_step
 from glassgpt.errors import GenerationError
 
@@ -110,4 +108,4 @@ def _saved_ledger(
     finally:
         ledger.save(path)
         part = "" if ledger.complete else ", as far as it came"
-        say(f"ledger: {path}, {pluralize(len(ledger.steps), 'step')}, {decimal(path.stat().st_size)}{part}")
+        say(f"ledger: {path}, {pluralize(len(ledger.steps), 'step')}, {byte_size(path.stat().st_size)}{part}")
