@@ -24,8 +24,11 @@ def test_progress_has_the_amount_the_rate_and_the_time_left_in_a_terminal_alone(
         progress("loading", 5, 100)
         assert capsys.readouterr().err == "", "not a terminal"
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        progress("reading", 5, 100)
+        assert capsys.readouterr().err == "", "too short to be shown"
+        clock[0] += 1
         progress("merging", 10, 100)
-        for clock[0], done in ((101.0, 20), (101.05, 25), (102.0, 30)):
+        for clock[0], done in ((102.0, 20), (102.05, 25), (103.0, 30)):
             progress("merging", done, 100)
         shown = capsys.readouterr().err
         assert "10 of 100 merges" in shown and "25 of" not in shown, "ten times a second"

@@ -158,7 +158,7 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self.label = ""
-        self._shown = 0.0
+        self._began, self._shown = time.monotonic(), 0.0
         self._bars: Progress | None = None
 
     def __call__(self, label: str, done: int = 0, total: int = 0) -> None:
@@ -169,6 +169,8 @@ class ProgressLine:
         is_new, self.label, self._shown = label != self.label, label, now
         if not sys.stderr.isatty():
             return
+        if self._bars is None and total and now - self._began < 0.5:
+            return  # most of what takes a moment has ended then, and rich need not be imported
         if self._bars is None:
             self._bars, is_new = _progress_bars(), True
             self._bars.start()
