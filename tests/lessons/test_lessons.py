@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from matplotlib import pyplot
 
 from glassgpt.learn.exercises import exercises_of, problem
 from glassgpt.learn.lesson import Lesson, lessons
@@ -24,6 +25,7 @@ def test_runs_in_the_short_form(lesson: Lesson, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("GLASSGPT_LEARN_SHORT", "1")
     with torch.random.fork_rng():
         runpy.run_path(str(lesson.path))  # in this process: importing torch takes longer than most lessons
+    pyplot.close("all")
 
 
 @pytest.mark.slow
