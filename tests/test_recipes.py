@@ -5,6 +5,8 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -116,9 +118,77 @@ def test_tensorboard_has_what_metrics_has(cli: Cli, text_file: Path, tmp_path: P
         assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_tensorboard_that_is_not_installed(cli: Cli, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code, _, err = cli("train", text_file, "preset=tiny", "steps=2", "tensorboard=true")
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_installed(
+    name: str, module: str, cli: Cli, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = cli("train", text_file, "preset=tiny", "steps=2", f"{name}=true")
     assert code == 2
-    assert "glassgpt[tensorboard]" in err
+    assert f"[{name}]" in err
     assert len(err.strip().splitlines()) == 1
+
+
+class FakeRun:
+    """What the library's ``init`` returns."""
+
+    def __init__(self, **settings: Any):
+        self.settings = settings
+        self.rows: list[dict[str, float]] = []
+        self.finished = False
+        (Path(settings["dir"]) / f"wandb/offline-run-2026-{settings['id'] or 'abc'}").mkdir(parents=True, exist_ok=True)
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    runs: list[FakeRun] = []
+
+    def init(**settings: Any) -> FakeRun:
+        runs.append(FakeRun(**settings))
+        return runs[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for name in ("WANDB_MODE", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    return runs
+
+
+def test_wandb_has_what_metrics_has(
+    wandb_runs: list[FakeRun], cli: Cli, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*QUICK, "eval_interval=2", "wandb=true", "log_interval=1"]
+    assert cli("train", text_file, *settings, "steps=4")[0] == 0
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert cli("train", "--resume", "prose", "steps=6")[0] == 0
+    first, second = wandb_runs
+    assert (first.settings["mode"], first.settings["id"], first.settings["project"]) == ("offline", None, "glassgpt")
+    assert (second.settings["mode"], second.settings["id"]) == (None, "abc"), "the user's mode, the same run"
+    assert first.settings["config"]["train"]["eval_interval"] == 2
+    assert first.finished and second.finished
+    for key in ("train/loss", "val/loss", "opt/adamw_lr"):
+        expected = {row["step"]: row[key] for row in Run(tmp_path / "runs/prose").metrics if key in row}
+        assert {row["step"]: row[key] for run in wandb_runs for row in run.rows if key in row} == expected
+
+
+def test_without_being_asked_nothing_goes_to_wandb(wandb_runs: list[FakeRun], cli: Cli, text_file: Path) -> None:
+    assert cli("train", text_file, *QUICK, "steps=2")[0] == 0
+    assert wandb_runs == []
+
+
+def test_an_error_of_wandb_is_one_message(cli: Cli, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: Any) -> None:
+        raise RuntimeError("api_key not configured (no-tty).")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    code, _, err = cli("train", text_file, *QUICK, "steps=2", "wandb=true")
+    assert code == 2
+    assert err.count("error: ") == 1 and "train.wandb: api_key not configured" in err and "WANDB_MODE=offline" in err

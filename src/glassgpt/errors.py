@@ -7,6 +7,7 @@ Bugs of our own are plain ``AssertionError``s and keep their traceback.
 import reprlib
 import shlex
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 
@@ -58,8 +59,7 @@ class MissingExtraError(GlassError):
 
     def __init__(self, library: str, extra: str, purpose: str):
         super().__init__(
-            f"{purpose} needs the library {library!r}, which is not installed. "
-            f"Install it with: pip install 'glassgpt[{extra}]'"
+            f"{purpose} needs the library {library!r}, which is not installed. Install it with: {install_extra(extra)}"
         )
 
 
@@ -79,6 +79,23 @@ def shell_command(*arguments: str | Path) -> str:
     """Write a command of glassgpt as a shell reads it: quoted, and ``./`` before a path that begins with ``-``."""
     words = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in arguments]
     return shlex.join(["glassgpt", *words])
+
+
+def has_pip() -> bool:
+    """Whether pip is installed here; ``find_spec`` of importlib.util would run a hook of setuptools, which warns."""
+    return PathFinder.find_spec("pip") is not None
+
+
+def pip_install(*arguments: str) -> str:
+    """Write a command that installs packages; in an environment of uv, which has no pip, one of uv."""
+    return shlex.join([*([] if has_pip() else ["uv"]), "pip", "install", *arguments])
+
+
+def install_extra(extra: str) -> str:
+    """Write the command that installs an extra: of the clone, if the package is imported from one."""
+    clone = Path(__file__).parents[2]
+    named = [f"glassgpt[{extra}]"] if not (clone / "pyproject.toml").is_file() else ["-e", f"{clone}[{extra}]"]
+    return pip_install(*named)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_gives_its_reason(monkeypatch: pytest.MonkeyPatc
     result = bench_generation({"float32": model_of("gpt2")}, Grid(["eager"], [1], [48], 1, 1))
     [row] = result.decode
     assert row.tokens_per_second is None
-    assert "the cache takes 0.0 GiB, more than half of what is free" in row.skipped
+    assert "the cache takes 24.0 KiB, more than half of what is free" in row.skipped
     [prefill] = result.prefill
     assert prefill.tokens_per_second is None
     assert prefill.skipped == "the prefill of 1 x 48 tokens would take 0 s or more"

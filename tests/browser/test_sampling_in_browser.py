@@ -85,8 +85,11 @@ def test_the_page_samples_what_sampling_py_samples(open_page: Any, seed: int) ->
         previous = generator.integers(V, size=generator.integers(5)).tolist()
         uniforms = [0.0, *generator.random(6).tolist(), JUST_BELOW_ONE]
         cases.append((random_logits(generator, V), random_settings(generator, V), previous, uniforms))
-    for share in range(1, 41):  # a token on the limit of min-p, but for rounding
-        cases.append((np.log(np.arange(1.0, 41.0)), SamplingConfig(min_p=share / 40), [], [0.0, JUST_BELOW_ONE]))
+    # a token on the limit of min-p, but for rounding
+    cases.extend(
+        (np.log(np.arange(1.0, 41.0)), SamplingConfig(min_p=share / 40), [], [0.0, JUST_BELOW_ONE])
+        for share in range(1, 41)
+    )
     page = open_page("<title>sampling</title>")
     page.add_script_tag(content=SCRIPT)
     sent = [{"logits": packed(x), "settings": in_javascript(s), "previous": p, "uniforms": u} for x, s, p, u in cases]

@@ -80,7 +80,7 @@ def test_gpt3_is_never_allocated(cli: Any, unmeasured: None, text_file: Path) ->
     found = json.loads(out)
     assert found["measured"] is None
     assert found["config"]["model"]["vocab_size"] < 50257, "the text's vocabulary"
-    assert "2,5" in found["notes"][0] and "GiB to be trained" in found["notes"][0]
+    assert "needs 2.53 TiB to be trained" in found["notes"][0]
 
 
 def test_a_size_needs_no_preset(cli: Any, unmeasured: None, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("arguments, message", MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_message(cli: Any, text_file: Path, arguments: list[str], message: str) -> None:
     code, out, err = cli("plan", *(argument.replace("{text}", str(text_file)) for argument in arguments))
     assert (code, out) == (2, "")

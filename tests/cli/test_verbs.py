@@ -322,6 +322,14 @@ def test_quickstart_in_short_with_the_network_denied(tmp_path: Path) -> None:
     assert Path(tmp_path / ending["run"] / "best" / "model.safetensors").exists()
 
 
+def test_the_shell_completes_verbs_and_options(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_GLASSGPT_COMPLETE", "complete_bash")
+    for position, words, expected in ((1, "glassgpt at", "attention"), (2, "glassgpt sample --expl", "--explain")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(position))
+        assert cli() == (0, f"{expected}\n", "")
+
+
 @pytest.mark.parametrize(
     "verb",
     [

@@ -103,8 +103,11 @@ SETTINGS = [
     for field in dataclasses.fields(part)
     for value in [*NUMBERS, "\0", "1e-308", "true", "text.txt"]
 ]
-#: Settings of a training that takes long, by intent.
-LONG = ("train.steps=1000", "train.steps=1e", "train.batch_size=1000", "model.n_layer=1000")
+#: Settings of a training that takes long, or starts other programs, by intent.
+LONG = (
+    "train.steps=1000", "train.steps=1e", "train.batch_size=1000", "model.n_layer=1000", "runtime.compile=true",
+    "train.wandb=true",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [150, ALL])

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 import typer
+from matplotlib import pyplot
 
 from glassgpt.cli.main import app
 from glassgpt.doctor.gallery.lessons import BUGS
@@ -28,6 +29,7 @@ def test_runs_in_the_short_form(lesson: Lesson, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("GLASSGPT_LEARN_SHORT", "1")
     with torch.random.fork_rng():
         runpy.run_path(str(lesson.path))  # in this process: importing torch takes longer than most lessons
+    pyplot.close("all")
 
 
 @pytest.mark.slow

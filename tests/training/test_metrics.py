@@ -106,7 +106,7 @@ def test_no_file_yet(log: MetricsLog, path: Path) -> None:
 def test_a_log_without_a_file_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What all processes but the first have."""
     monkeypatch.chdir(tmp_path)
-    silent = MetricsLog(None, tmp_path / "tensorboard", step=3)
+    silent = MetricsLog(None)
     silent.append(1, {"train/loss": 1.0})
     silent.truncate_after(0)
     silent.close()

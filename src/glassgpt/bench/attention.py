@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glassgpt.errors import is_out_of_memory
+from glassgpt.estimate import format_bytes
 from glassgpt.model import ExplicitAttention, FusedAttention
 from glassgpt.planning.memory import free_memory
 from glassgpt.runtime import Runtime, synchronise
@@ -87,7 +88,7 @@ def _reason_to_skip(
         needed += SCORE_TENSORS * B * H * T * T * 4
     limit = free_memory(runtime.device) // 2
     if needed > limit:
-        return f"needs {needed / 2**30:,.1f} GiB; the limit is half of the free memory, {limit / 2**30:,.1f} GiB"
+        return f"needs {format_bytes(needed)}; the limit is half of the free memory, {format_bytes(limit)}"
     left = deadline - time.perf_counter()
     expected = previous[1] * (T / previous[0]) ** 2 if previous and previous[1] > 2 * EACH else 0.0
     if left <= 0 or expected > left:

@@ -15,6 +15,7 @@ import torch
 
 from glassgpt.bench.roofline import read_bandwidth
 from glassgpt.errors import ConfigError, first_line, is_out_of_memory
+from glassgpt.estimate import format_bytes
 from glassgpt.files import Progress
 from glassgpt.inference.decode import Request, Row, generate_rows
 from glassgpt.inference.decoders import Decoder, choose_decoder
@@ -289,7 +290,7 @@ def _filled_cache(model: GPT, rows: int, context: int) -> KVCache:
     config = model.config
     needed = 2 * rows * context * config.n_layer * config.n_kv_head * config.head_dim * model.dtype.itemsize
     if needed > free_memory(model.device) // 2:
-        raise MemoryError(f"the cache takes {needed / 2**30:,.1f} GiB, more than half of what is free")
+        raise MemoryError(f"the cache takes {format_bytes(needed)}, more than half of what is free")
     cache = KVCache(config, rows, capacity=context, device=model.device, dtype=model.dtype)
     for tensor in (cache.keys, cache.values):
         tensor.normal_()

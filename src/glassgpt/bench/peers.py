@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from subprocess import PIPE
 from typing import IO, Any, NamedTuple
 
-from glassgpt.errors import ConfigError, GenerationError
+from glassgpt.errors import ConfigError, GenerationError, pip_install
 
 #: For each peer and type of our weights: the type in which the peer holds them, as it calls it.
 PEER_TYPES = {
@@ -51,8 +51,7 @@ def require_installed(peers: Sequence[str]) -> None:
     if unknown := [peer for peer in peers if peer not in PEER_TYPES]:
         raise ConfigError(f"--against: {unknown[0]!r} is not one of {', '.join(PEER_TYPES)}")
     if missing := [peer for peer in peers if not importlib.util.find_spec(peer)]:
-        names = " ".join(missing)
-        raise ConfigError(f"--against: not installed: {names}. `pip install {names}`, or leave it out")
+        raise ConfigError(f"--against: not installed: {' '.join(missing)}. `{pip_install(*missing)}`, or leave it out")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from statistics import median
 from typing import NamedTuple
 
 from glassgpt.bench.memory import run_and_measure
-from glassgpt.errors import GlassError, TokenizerError
+from glassgpt.errors import GlassError, TokenizerError, install_extra
 from glassgpt.tokenizer import pretrained
 from glassgpt.tokenizer.bpe import bytelevel
 from glassgpt.tokenizer.bpe.engine import engine_fails
@@ -125,7 +125,7 @@ def bench_tokenizer(
 
 def _reason_to_skip_tiktoken(text: str) -> str:
     if not importlib.util.find_spec("tiktoken"):
-        return "tiktoken is not installed; pip install 'glassgpt[fast]'"
+        return f"tiktoken is not installed: {install_extra('tiktoken')}"
     if as_unicode_16(text) is not text or engine_fails(text):
         return "tiktoken is not used for characters newer than Unicode 16 or very long runs of white space"
     return ""

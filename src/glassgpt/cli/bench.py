@@ -10,7 +10,7 @@ import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, PATTERNS_HELP, PICTURES, check_out, split_arguments, verb_group
 from glassgpt.cli.bench_generate import generate
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, byte_size, pluralize, print_json, print_table, print_text, say
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
 
@@ -95,9 +95,11 @@ def attention(
     runtime = resolve(config.runtime)
     if config.runtime.dtype == "auto":
         runtime, _ = measured_dtype(config, runtime)
-    show = None if json else lambda context, kind: show_line(f"context {context:,}, {kind}")
-    rows = bench_attention(lengths, heads, head_dim, runtime, batch=batch, progress=show)
-    show_line("")
+    with ProgressLine() as progress:
+        rows = bench_attention(
+            lengths, heads, head_dim, runtime, batch=batch,
+            progress=None if json else lambda context, kind: progress(f"context {context:,}, {kind}"),
+        )  # fmt: skip
     title = f"causal attention of one layer: {heads} heads of {head_dim}, batch {batch}, {_place(runtime)}"
     if plot:
         draw_attention(rows, title, plot)
@@ -137,18 +139,18 @@ def tokenizer(
 
     source = read_text(text)
     only = TRAINING if only_train else ENCODING if only_encode else ""
-    result = bench_tokenizer(
-        source.content, vocab_size, pattern=pattern, processes=processes or None, repeat=repeat, only=only,
-        progress=None if json else show_line,
-    )  # fmt: skip
-    show_line("")
+    with ProgressLine() as progress:
+        result = bench_tokenizer(
+            source.content, vocab_size, pattern=pattern, processes=processes or None, repeat=repeat, only=only,
+            progress=None if json else progress,
+        )  # fmt: skip
     if json:
         settings = {"pattern": pattern, "processes": processes or None, "repeat": repeat, "cpus": os.cpu_count()}
         print_json({"text": source.source} | settings | dataclasses.asdict(result))
         return
     tokens = f"; {result.tokens:,} tokens, {result.bytes / result.tokens:.2f} bytes each" if result.tokens else ""
     print_text(
-        f"{source.name}: {result.bytes / 1e6:,.2f} MB of UTF-8, split pattern {pattern}; vocabulary of "
+        f"{source.name}: {byte_size(result.bytes)} of UTF-8, split pattern {pattern}; vocabulary of "
         f"{result.vocab_size:,}, {result.merges:,} merges{tokens}\n{os.cpu_count()} CPUs, median of {repeat}\n"
     )
     _print_tokenizer(result)
@@ -223,7 +225,7 @@ def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") ->
         ["fastest matrix product", *_scaled(result.matrix_peak, "FLOP/s"), "measured now, in the same dtype"],
         ["MFU", f"{result.mfu:.1%}", "", "model FLOPs per second / fastest matrix product"],
         ["memory bandwidth", *_scaled(result.memory_bandwidth, "B/s"), "measured now: a copy, bytes read and written"],
-        ["peak memory", *_memory(result.peak_memory), _memory_note(runtime, result)],
+        ["peak memory", _memory(result.peak_memory), "", _memory_note(runtime, result)],
     ]
     if model.vocab_size >= LARGE_VOCABULARY:
         rows[2][-1] += ", with the head's gradients: the loss of a large vocabulary computes both together"
@@ -234,10 +236,10 @@ def _print_train(config: RunConfig, runtime: "Runtime", result: "TrainBench") ->
 def _memory_note(runtime: "Runtime", result: "TrainBench") -> str:
     if result.peak_memory is None or result.base_memory is None:
         return "not reported by this system"
-    estimate = f"estimated for training: {' '.join(_memory(result.planned_memory))}"
+    estimate = f"estimated for training: {_memory(result.planned_memory)}"
     if runtime.device.type == "cuda":
         return f"of tensors on the GPU; {estimate}"
-    return f"of this process; {' '.join(_memory(result.base_memory))} before the model was built; {estimate}"
+    return f"of this process; {_memory(result.base_memory)} before the model was built; {estimate}"
 
 
 def _print_attention(rows: Sequence["AttentionBench"], runtime: "Runtime") -> None:
@@ -266,7 +268,7 @@ def _print_tokenizer(result: "TokenizerBench") -> None:
     for row in result.rows:
         cells = ["-", "-", "-"]
         if row.seconds and row.bytes_per_second:
-            cells = [f"{row.seconds:,.2f}", f"{row.bytes_per_second / 1e6:,.2f}", " ".join(_memory(row.peak_memory))]
+            cells = [f"{row.seconds:,.2f}", f"{row.bytes_per_second / 1e6:,.2f}", _memory(row.peak_memory)]
         rows.append([row.work, row.method, *cells])
     print_table(["", "", "seconds", "MB/s", "peak memory"], rows, right=(2, 3, 4))
     print_text("\nMB: 10^6 bytes; peak memory: of the process and its child processes, including the text")
@@ -288,10 +290,10 @@ def _scaled(value: float, unit: str) -> tuple[str, str]:
     return f"{number:.{2 if number < 100 else 1}f}", prefix + unit
 
 
-def _memory(value: int | None) -> tuple[str, str]:
-    if value is None:
-        return "-", ""
-    return (f"{value / 2**30:,.2f}", "GiB") if value >= 2**30 else (f"{value / 2**20:,.1f}", "MiB")
+def _memory(value: int | None) -> str:
+    from glassgpt.estimate import format_bytes
+
+    return "-" if value is None else format_bytes(value)
 
 
 def _place(runtime: "Runtime") -> str:

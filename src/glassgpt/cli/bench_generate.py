@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, byte_size, pluralize, print_json, print_table, print_text, say
 from glassgpt.cli.prompt import DEVICE_OPTION, RUN_ARGUMENT, open_run
 from glassgpt.config import RuntimeConfig
 from glassgpt.errors import ConfigError
@@ -78,12 +78,13 @@ def generate(
     if max(contexts) > config.block_size:
         say(f"note: the model's context is {config.block_size:,} tokens; longer ones are measured with that")
     contexts = list(dict.fromkeys(min(length, config.block_size) for length in contexts))
-    grid, show = Grid(decoders, batches, contexts, rounds, steps), None if json else show_line
-    result = bench_generation(models, grid, progress=show)
+    grid = Grid(decoders, batches, contexts, rounds, steps)
     compared: list[Compared] = []
-    if peers:
-        compared = compare(models, lambda: load_source(source)[0], tokenizer, peers, grid, runtime.threads, show)
-    show_line("")
+    with ProgressLine() as progress:
+        show = None if json else progress
+        result = bench_generation(models, grid, progress=show)
+        if peers:
+            compared = compare(models, lambda: load_source(source)[0], tokenizer, peers, grid, runtime.threads, show)
     parameters = sum(count_parameters(config).values())
     if json:
         settings = {"model": str(source.path), "device": str(runtime.device), "threads": runtime.threads}
@@ -120,7 +121,7 @@ def _place(runtime: "Runtime") -> str:
 
 
 def _print_result(result: "GenerationBench") -> None:
-    print_text(f"read bandwidth, measured now: {result.read_bandwidth / 1e9:,.1f} GB/s\n\nprefill:")
+    print_text(f"read bandwidth, measured now: {byte_size(round(result.read_bandwidth))}/s\n\nprefill:")
     rows = []
     for row in result.prefill:
         cells = ["-", "-"]

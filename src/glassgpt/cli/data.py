@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, check_out, split_arguments, verb_group
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, byte_size, pluralize, print_json, print_table, print_text, say
 from glassgpt.config import ConfigOverrides, RunConfig, build, presets
 from glassgpt.errors import ConfigError, DataError, shell_command
 from glassgpt.glass.corpus import corpus_sizes, corpus_statistics, find_duplicates, find_leaks, first_documents
@@ -34,7 +34,6 @@ _KINDS = {
 def list_corpora(json: bool = JSON_OPTION) -> None:
     """List the corpora known by name: where each is, its size, its documents and its licence."""
     from glassgpt import assets
-    from glassgpt.assets.asset import format_bytes
 
     corpora = [assets.ASSETS[name] for name in assets.names("corpus")]
     places = {corpus.name: assets.available(corpus.name) for corpus in corpora}
@@ -45,7 +44,7 @@ def list_corpora(json: bool = JSON_OPTION) -> None:
         return
     table = []
     for corpus in corpora:
-        size = format_bytes(corpus.download_size) if corpus.download_size else ""
+        size = byte_size(corpus.download_size) if corpus.download_size else ""
         place = places[corpus.name] or "not here"
         table.append([corpus.name, place, size, corpus.documents, corpus.licence, corpus.description])
     print_table(["name", "where", "size", "documents", "licence", "description"], table, right=(2,))
@@ -71,7 +70,6 @@ def fetch(
         try:
             corpus = assets.corpus(name, files or None, progress)
         except KeyboardInterrupt:
-            show_line("")
             say(
                 "stopped"
                 + (f"; `{shell_command('data', 'fetch', name)}` resumes the download" if progress.label else "")

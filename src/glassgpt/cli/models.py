@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, check_out
-from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, say
+from glassgpt.cli.printing.output import ProgressLine, byte_size, print_json, print_table, say
 from glassgpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _report(target: Path, source: "WeightSource", dtype: str, notes: list[str], 
         return
     for note in notes:
         say(f"note: {note}")
-    print(f"{target}  {size / 1e6:,.1f} MB" + (f", {dtype}" if dtype else ""))
+    print(f"{target}  {byte_size(size)}" + (f", {dtype}" if dtype else ""))
 
 
 def _explain(source: "WeightSource", json: bool) -> None:

@@ -8,7 +8,7 @@ import typer
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, SOURCE_HELP, check_out
 from glassgpt.cli.models import default_name
 from glassgpt.cli.printing.endings import print_next
-from glassgpt.cli.printing.output import ProgressLine, print_json, print_table, print_text, say
+from glassgpt.cli.printing.output import ProgressLine, byte_size, print_json, print_table, print_text, say
 from glassgpt.cli.prompt import DEVICE_OPTION, open_run
 from glassgpt.errors import ConfigError, shell_command
 
@@ -82,7 +82,7 @@ def _dequantize(source: "WeightSource", target: Path, dtype: str, json: bool) ->
     if json:
         print_json({"path": str(target), "dtype": dtype, "bytes": size})
     else:
-        print(f"{target}  {size / 1e6:,.1f} MB, {dtype}; the values are those of the quantised weights")
+        print(f"{target}  {byte_size(size)}, {dtype}; the values are those of the quantised weights")
 
 
 def _print_report(report: "QuantizedReport", target: Path, size: int, text: str, json: bool) -> None:
@@ -105,7 +105,7 @@ def _print_report(report: "QuantizedReport", target: Path, size: int, text: str,
         return
     ratio = report.bytes_before / report.bytes_after
     print_text(
-        f"{target}  {report.bytes_before / 1e6:,.1f} MB of weights -> {report.bytes_after / 1e6:,.1f} MB, "
+        f"{target}  {byte_size(report.bytes_before)} of weights -> {byte_size(report.bytes_after)}, "
         f"{ratio:.1f} times smaller"
     )
     print_text(f"perplexity on {text}: {before:,.2f} -> {after:,.2f} ({report.perplexity_change:+.2%})")

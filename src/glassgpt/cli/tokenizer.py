@@ -16,7 +16,7 @@ import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, PATTERNS_HELP, RUNS_OPTION, check_out, stdin_is_piped, verb_group
 from glassgpt.cli.printing import token_tables
-from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_text, say, show_line
+from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_text, say
 from glassgpt.errors import ConfigError, TokenizerError
 from glassgpt.files import path_exists, writing
 from glassgpt.glass import tokenizer_comparison, tokens
@@ -288,9 +288,10 @@ def compare(
     rows = []
     with ProgressLine() as progress:
         for spec in parsed:
-            show_line(f"training {spec.text}" if spec.trained else "")
+            if spec.trained:
+                progress(f"training {spec.text}")
             tokenizer = existing.get(spec.text) or specs.make(spec, split.train, progress=progress)
-            show_line(f"measuring {spec.text}")
+            progress(f"measuring {spec.text}")
             warm_up = split.train[-len(split.test) :]
             rows.append(tokenizer_comparison.measure_tokenizer(spec.text, tokenizer, split.test, warm_up))
     if json:

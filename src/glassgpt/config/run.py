@@ -129,6 +129,9 @@ class TrainConfig(Section):
     sample_tokens: int = option(160, "tokens in a sample shown during training; 0: no samples", min_value=0)
     max_nonfinite: int = option(5, "stop after this many non-finite gradients in a row", min_value=1)
     tensorboard: bool = option(False, "write TensorBoard events into the run, too (needs glassgpt[tensorboard])")
+    wandb: bool = option(
+        False, "log to Weights & Biases, too: offline, unless WANDB_MODE says otherwise (needs glassgpt[wandb])"
+    )
     format: Literal["hf", "native"] = option("hf", "hf: checkpoints open in transformers; native: any ModelConfig")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from glassgpt.errors import install_extra
 from glassgpt.model import GPT, KVCache
 from glassgpt.model.attention import FusedAttention
 from glassgpt.model.rope import rotary_tables
@@ -28,7 +29,7 @@ def numba_found() -> bool:
 def unsupported(model: GPT) -> str | None:
     """Say why the kernels cannot run this model; None if they can."""
     if not numba_found():
-        return "numba is not installed: pip install 'glassgpt[fast]'"
+        return f"numba is not installed: {install_extra('numba')}"
     if model.device.type != "cpu":
         return f"they run on the CPU, and the model is on {model.device.type}"
     for name, module in model.named_modules():

@@ -9,7 +9,7 @@ import torch
 
 from glassgpt.config import ModelConfig, RunConfig
 from glassgpt.errors import ConfigError
-from glassgpt.estimate import SHARE_OF_FREE, count_parameters, largest_micro_batch
+from glassgpt.estimate import SHARE_OF_FREE, count_parameters, format_bytes, largest_micro_batch
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime
 from glassgpt.weights.adapter import count_lora_parameters
@@ -30,8 +30,8 @@ def require_memory(config: ModelConfig) -> None:
     needed = 16 * parameters  # float32 weights, gradients and two moments
     if needed > total:
         raise ConfigError(
-            f"this model has {parameters:,} parameters and needs {needed / 2**30:,.0f} GiB to be trained; "
-            f"this machine has {total / 2**30:,.0f} GiB. Choose a smaller preset"
+            f"this model has {parameters:,} parameters and needs {format_bytes(needed)} to be trained; "
+            f"this machine has {format_bytes(total)}. Choose a smaller preset"
         )
 
 
@@ -98,5 +98,5 @@ def choose_micro_batch_size(
     free = free_memory(runtime.device) // (world_size if runtime.device.type == "cpu" else 1)
     settings = memory_settings(config, runtime.dtype.itemsize, runtime.device.type)
     rows = largest_micro_batch(config.model, share, int(SHARE_OF_FREE * free), **settings)
-    note = f"{rows} sequences at a time fit into the {free / 2**30:.1f} GiB of free memory; a step is still {share}"
+    note = f"{rows} sequences at a time fit into the {format_bytes(free)} of free memory; a step is still {share}"
     return config.replace("train", micro_batch_size=rows), note if rows < share else ""

@@ -33,7 +33,8 @@ from glassgpt.planning.timing import TIME_BUDGET_FRACTION, Timing, measure_speed
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.tokenizer import specs
-from glassgpt.training.metrics import Reporter, require_tensorboard
+from glassgpt.training.metrics import Reporter
+from glassgpt.training.trackers import require_trackers
 from glassgpt.weights.mapping import family_of
 
 #: A timed run is fitted anew if its first steps are so much faster or slower than predicted, as a share.
@@ -163,8 +164,8 @@ def plan_run(
     if config.train.format == "hf" and measure != "choices":
         family_of(config.model)
     processes.share(config.train.batch_size)
-    if config.train.tensorboard and measure == "speed":
-        require_tensorboard()
+    if measure == "speed":
+        require_trackers(config.train)
     runtime = None if measure == "nothing" else resolve(config.runtime, processes.local_rank)
     source = stream = None
     if with_text:

@@ -37,6 +37,7 @@ from glassgpt.training.precision import LossScale
 from glassgpt.training.profiling import Profile
 from glassgpt.training.step import StepResult, train_step
 from glassgpt.training.task import Task
+from glassgpt.training.trackers import open_trackers
 from glassgpt.transforms.blocks import prepare_blocks
 from glassgpt.transforms.lora import is_lora
 from glassgpt.transforms.parallel import is_sharded, wrap_for_gradient_sync
@@ -104,11 +105,12 @@ class Trainer:
         self.reporter = reporter if reporter and self.processes.is_main else Reporter()
         self.loss_module: torch.nn.Module = ModelWithLoss(model, task.loss)
         self.deadline, self.profile, self.expected = deadline, profile, expected
-        events = run.path / "tensorboard" if config.train.tensorboard else None
         self.checkpoints = CheckpointWriter(
             run, model, optimizers, task.tokenizer, config.train, self.processes, config.tune
         )
-        self.metrics = MetricsLog(run.path / "metrics.jsonl" if self.processes.is_main else None, events, state.step)
+        self.metrics = MetricsLog(None)
+        if self.processes.is_main:
+            self.metrics = MetricsLog(run.path / "metrics.jsonl", open_trackers(run.path, config, state.step))
         state.micro_batch_size = state.micro_batch_size or config.train.micro_batch_size or task.batch_size
         self.loss_scale = LossScale.for_dtype(runtime.dtype, state.loss_scale, state.growth_tracker)
         self.recovery = guard.Recovery(

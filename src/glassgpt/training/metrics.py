@@ -6,50 +6,41 @@ Rows of metrics.jsonl are objects with a ``step`` (optimiser steps completed) an
 to run; the rest is reproduced bit for bit on a resume.
 """
 
-import contextlib
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glassgpt.errors import CheckpointError, ConfigError
+from glassgpt.errors import CheckpointError
 from glassgpt.files import parse_json, write_text, writing
 from glassgpt.loss import Baselines, Evaluation
 from glassgpt.shapes import Shape
+from glassgpt.training.trackers import Tracker
 
 #: Steps after which the measured speed is compared with the predicted one.
 COMPARED_AFTER = 20
 
 
 class MetricsLog:
-    """Appends rows to a metrics.jsonl, each written at once; and, if asked, to TensorBoard.
+    """Appends rows to a metrics.jsonl, each written at once, and gives their numbers to trackers.
 
     Args:
         path: the file; None to write nothing.
-        events: folder for TensorBoard's event files; None for none.
-        step: the position in training; TensorBoard drops what an earlier process wrote of later steps.
-
-    Raises:
-        ConfigError: if TensorBoard is asked for and not installed.
+        trackers: for example TensorBoard's.
     """
 
-    def __init__(self, path: Path | None, events: Path | None = None, step: int = 0):
-        self.path, self.folder = path, events
-        self.events: Any = None
-        if path is not None and events is not None:
-            self.events = require_tensorboard()(str(events), purge_step=step + 1 if step else 0)
+    def __init__(self, path: Path | None, trackers: Sequence[Tracker] = ()):
+        self.path, self.trackers = path, list(trackers)
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         """Write one row. JSON has no inf and no NaN; they become null."""
         if self.path is None:
             return
-        with self._tensorboard() as events:
-            for key, value in values.items():
-                if events is not None and isinstance(value, int | float):
-                    events.add_scalar(key, value, step)
+        if numbers := {key: value for key, value in values.items() if isinstance(value, int | float)}:
+            self._with_each_tracker(lambda tracker: tracker.log(step, numbers))
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with writing(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
@@ -62,34 +53,16 @@ class MetricsLog:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def close(self) -> None:
-        """Flush TensorBoard's events."""
-        with self._tensorboard() as events:
-            if events is not None:
-                events.close()
+        """Close the trackers."""
+        self._with_each_tracker(lambda tracker: tracker.close())
 
-    @contextlib.contextmanager
-    def _tensorboard(self) -> Iterator[Any]:
-        """The writer of events, or None; it is not used again after it has failed."""
-        events, self.events = self.events, None
-        with writing(self.folder or Path()):
-            yield events
-        self.events = events
-
-
-def require_tensorboard() -> Any:
-    """Import TensorBoard's writer, which comes with an extra.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "train.tensorboard: TensorBoard is not installed; pip install 'glassgpt[tensorboard]', or leave it off: "
-            "`glassgpt plot RUN` draws the same curves"
-        ) from None
-    return SummaryWriter
+    def _with_each_tracker(self, call: Callable[[Tracker], None]) -> None:
+        """One that has failed is not used again."""
+        trackers, self.trackers = self.trackers, []
+        for tracker in trackers:
+            with writing(tracker.folder):
+                call(tracker)
+            self.trackers.append(tracker)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -104,8 +104,10 @@ def test_windows_are_all_runs_of_words_each_once(texts: list[str], block: int, s
             seen, short = [], []
             for stretch in stretches(texts, size):
                 hashes = stretch.words.hashes.tolist()
-                for first in stretch.windows(window).tolist():
-                    seen.append((int(stretch.words.texts[first]), tuple(hashes[first : first + window])))
+                seen.extend(
+                    (int(stretch.words.texts[first]), tuple(hashes[first : first + window]))
+                    for first in stretch.windows(window).tolist()
+                )
                 for first, end in stretch.short.T.tolist():
                     short.append((int(stretch.words.texts[first]), tuple(hashes[first:end])))
             assert seen == [

@@ -244,7 +244,7 @@ def test_what_is_no_parquet_or_holds_no_strings(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     assert "decompress it first" in message_of(tmp_path / "a.parquet.gz")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingExtraError, match=r"reading .*a\.parquet needs the library 'pyarrow'.*glassgpt\[data\]"):
+    with pytest.raises(MissingExtraError, match=r"reading .*a\.parquet needs the library 'pyarrow'.*\[parquet\]"):
         segments(file, 1)
 
 
@@ -313,7 +313,5 @@ def test_saved_datasets_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.
     (folder / "state.json").write_text("{", encoding="utf-8")
     assert "FILE cannot be read as a saved dataset: JSONDecodeError" in message_of(folder)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        MissingExtraError, match=r"the saved dataset .* needs the library 'datasets'.*glassgpt\[datasets\]"
-    ):
+    with pytest.raises(MissingExtraError, match=r"the saved dataset .* needs the library 'datasets'.*\[data\]"):
         segments(folder, 1)

@@ -118,9 +118,7 @@ def test_zstd_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file = tmp_path / "a.txt.zst"
     file.write_bytes(zstd(b"text"))
     monkeypatch.setitem(sys.modules, "compression" if sys.version_info >= (3, 14) else "backports", None)
-    with pytest.raises(
-        MissingExtraError, match=r"reading .*a\.txt\.zst needs the library 'backports.zstd'.*glassgpt\[data\]"
-    ):
+    with pytest.raises(MissingExtraError, match=r"reading .*a\.txt\.zst needs the library 'backports.zstd'.*\[data\]"):
         read(file)
 
 

@@ -15,8 +15,7 @@ def encode_documents(documents, vocabulary, between=False, special=False):
     unknown, end = (vocabulary[name] for name in SPECIAL)
     ids = []
     for document in documents:
-        for word in document:
-            ids.append(vocabulary.get(word, unknown) if special or word not in SPECIAL else unknown)
+        ids.extend(vocabulary.get(word, unknown) if special or word not in SPECIAL else unknown for word in document)
         ids.append(end)
     return ids[:-1] if between else ids
 

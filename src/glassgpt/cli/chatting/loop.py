@@ -18,8 +18,6 @@ from glassgpt.errors import shell_command
 if TYPE_CHECKING:
     from glassgpt.inference.conversation import Answer, ChatSession
 
-_BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
-
 
 @dataclass
 class Chat:
@@ -39,7 +37,10 @@ class Chat:
 
     def note(self, text: str) -> None:
         """Print a remark to standard error, less bright than the answers."""
-        say(f"{_DIM}{text}{_PLAIN}" if self.in_terminal and has_colours() else text)
+        from rich.console import Console
+
+        style = "dim" if has_colours() else ""
+        Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def handle(self, line: str) -> bool:
         """Run a command or answer a message; return whether the chat goes on. No error ends it."""
@@ -155,13 +156,13 @@ def _answer_lines(chat: Chat) -> None:
 
 
 def _prompt() -> str:
-    """Return the prompt for `input`, and turn on line editing if there is readline."""
+    """Turn on line editing if there is readline; return the prompt for `input`."""
     try:
         import readline
     except ImportError:
-        return f"{_BOLD}>{_PLAIN} " if has_colours() else "> "
+        return "> "
     readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message
-    return f"\x01{_BOLD}\x02>\x01{_PLAIN}\x02 " if has_colours() else "> "  # \x01 and \x02: these take no columns
+    return "\x01\x1b[1m\x02>\x01\x1b[0m\x02 " if has_colours() else "> "  # \x01 and \x02: these take no columns
 
 
 def _answer_as_json(chat: Chat, text: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, check_out
-from glassgpt.cli.printing.output import pluralize, print_json, say
+from glassgpt.cli.printing.output import byte_size, pluralize, print_json, say
 from glassgpt.cli.prompt import (
     DEVICE_OPTION,
     PROMPT_FILE_OPTION,
@@ -59,7 +59,7 @@ def glass(
         return
     if page.not_kept:
         say(f"note: {pluralize(len(page.not_kept), 'tensor')} did not fit (--json lists them); see --max-mb")
-    print(f"{out}  {size / 1e6:,.1f} MB; open it in a browser")
+    print(f"{out}  {byte_size(size)}; open it in a browser")
 
 
 def _checkpoints(run: str, runs: Path) -> dict[int, Path]:

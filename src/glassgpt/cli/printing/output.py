@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from glassgpt.errors import GlassError, is_out_of_memory
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from glassgpt.planning.run_plan import RunPlan
 
 #: Units of progress, by the label that is reported with it. Under any other label, bytes are counted.
@@ -139,49 +141,70 @@ def printable(text: str, otherwise: str) -> str:
     return text
 
 
+def byte_size(size: int) -> str:
+    """Write a number of bytes as disks and networks count: ``640 bytes``, ``2.2 GB``."""
+    from rich.filesize import decimal
+
+    return decimal(size)
+
+
 def pluralize(number: int, noun: str) -> str:
     """Write a number with its noun: ``1 token``, ``2,000 tokens``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class ProgressLine:
-    """A progress callback: percentage, rate and time left on one line of the terminal. Its context clears the line."""
+    """A progress callback: a bar, the amount, the rate and the time left, in a terminal. Its context removes them."""
 
     def __init__(self) -> None:
         self.label = ""
-        self._first_done, self._first_time, self._last_time = 0, 0.0, 0.0
+        self._began, self._shown = time.monotonic(), 0.0
+        self._bars: Progress | None = None
 
-    def __call__(self, label: str, done: int, total: int) -> None:
+    def __call__(self, label: str, done: int = 0, total: int = 0) -> None:
         """Show the progress, ten times a second at most. Work done before the first call does not count as speed."""
         now = time.monotonic()
-        if label != self.label:
-            self.label, self._first_done, self._first_time, self._last_time = label, done, now, now - 1
-        if now - self._last_time < 0.1:
+        if label == self.label and now - self._shown < 0.1:
             return
-        self._last_time = now
-        from glassgpt.assets.asset import format_bytes
-
-        unit, amount = "", format_bytes
-        if label in UNITS:
-            unit, amount = f" {UNITS[label]}", "{:,.0f}".format
-        line = f"{label}: {amount(done)}" + (f" of {amount(total)}{unit}, {done / total:.0%}" if total else unit)
-        seconds = now - self._first_time
-        if seconds >= 0.5 and done > self._first_done:
-            rate = (done - self._first_done) / seconds
-            line += f", {amount(rate)}{unit}/s" + (f", {(total - done) / rate:,.0f} s left" if total else "")
-        show_line(line)
+        is_new, self.label, self._shown = label != self.label, label, now
+        if not sys.stderr.isatty():
+            return
+        if self._bars is None and total and now - self._began < 0.5:
+            return  # most of what takes a moment has ended then, and rich need not be imported
+        if self._bars is None:
+            self._bars, is_new = _progress_bars(), True
+            self._bars.start()
+        if is_new:
+            for earlier in self._bars.task_ids:
+                self._bars.remove_task(earlier)
+            self._bars.add_task(label, completed=done, total=total or None, amount="")
+        (task,) = self._bars.tasks
+        self._bars.update(task.id, completed=done, total=total or None)
+        unit = f" {UNITS[label]}" if label in UNITS else ""
+        write = "{:,.0f}".format if unit else byte_size
+        amount = (write(done) if done or total else "") + (f" of {write(total)}" if total else "") + unit
+        if task.speed:
+            amount += f", {write(round(task.speed))}{unit}/s"
+        self._bars.update(task.id, amount=amount, refresh=True)
 
     def __enter__(self) -> "ProgressLine":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        show_line("")
+        if self._bars:
+            self._bars.stop()
 
 
-def show_line(text: str) -> None:
-    """Replace the line that this function last printed on the terminal; print nothing if stderr is not a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+def _progress_bars() -> "Progress":
+    """Make rich's bars for standard error; messages are printed above them. No thread: others fork this process."""
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False), progress.BarColumn(20),
+        progress.TextColumn("{task.fields[amount]}"), progress.TimeRemainingColumn(),
+        console=Console(stderr=True), auto_refresh=False, transient=True, redirect_stdout=False,
+    )  # fmt: skip
 
 
 def say(message: str) -> None:

@@ -37,11 +37,9 @@ def _print_coloured(contents: list[str], levels: list[int]) -> None:
     names[-1] = f" {LEVELS[-1]} or more "
     legend = "".join(paint(name, colour) for name, colour in zip(names, _COLOURS, strict=True))
     print_text(f"surprise in bits: {legend}\n")
-    painted = []
-    for content, level in zip(contents, levels, strict=True):
-        lines = content.split("\n")  # a colour would fill the rest of the line
-        painted.append("\n".join(paint(line, _COLOURS[level - 1]) if line and level else line for line in lines))
-    print_text("".join(painted).rstrip("\n"))
+    places = zip(contents, levels, strict=True)
+    painted = "".join(paint(content, _COLOURS[level - 1]) if level else content for content, level in places)
+    print_text(painted.rstrip("\n"))
 
 
 def _print_marked(contents: list[str], levels: list[int]) -> None:

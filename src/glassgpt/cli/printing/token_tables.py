@@ -1,7 +1,5 @@
 """Print tokens, tokenizers and their comparison as tables; tokens of a text in colours if the terminal shows them."""
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -57,7 +55,7 @@ def coloured(tokens: Sequence[TokenInText]) -> str:
     for token in tokens:
         colours, foreground = (_SPECIAL_COLOURS, _WHITE) if token.special else (_COLOURS, _BLACK)
         colour = colours[counts[token.special] % len(colours)]
-        painted.append(_painted(escaped(token.content, line_breaks=True), colour, foreground))
+        painted.append(paint(escaped(token.content, line_breaks=True), colour, foreground))
         counts[token.special] += 1
     return "".join(painted)
 
@@ -69,7 +67,7 @@ def with_trained(contents: Sequence[bytes], trained: Sequence[bool]) -> str:
     """
     if has_colours():
         parts = [
-            _painted(escaped(content, line_breaks=True), _TRAINED_COLOURS[number % 2])
+            paint(escaped(content, line_breaks=True), _TRAINED_COLOURS[number % 2])
             if is_trained
             else escaped(content, line_breaks=True)
             for number, (content, is_trained) in enumerate(zip(contents, trained, strict=True))
@@ -82,11 +80,6 @@ def with_trained(contents: Sequence[bytes], trained: Sequence[bool]) -> str:
             text = text.replace(mark, f"\\{mark}")
         shown += f"{marks[0]}{text}{marks[1]}" if is_trained else text
     return shown.rstrip("\n")
-
-
-def _painted(text: str, colour: int, foreground: int = _BLACK) -> str:
-    """Colour each line of a text by itself: a colour would fill the rest of the line."""
-    return "\n".join(paint(line, colour, foreground) if line else "" for line in text.split("\n"))
 
 
 def marks_of_trained() -> str:
@@ -104,13 +97,20 @@ def _brackets() -> tuple[str, str]:
 
 
 def has_colours() -> bool:
-    """Return whether standard output is a terminal with colours, and NO_COLOR is not set."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Return whether standard output shows colours: a terminal, unless NO_COLOR or TERM say no; or FORCE_COLOR does."""
+    from rich.console import Console
+
+    console = Console()
+    return console.color_system is not None and not console.no_color
 
 
 def paint(text: str, background: int, foreground: int = _BLACK) -> str:
-    """Colour a text of one line for a terminal of 256 colours."""
-    return f"\x1b[38;5;{foreground};48;5;{background}m{text}\x1b[0m"
+    """Colour a text for a terminal of 256 colours, each line by itself: a colour would fill the rest of the line."""
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    style = Style(color=f"color({foreground})", bgcolor=f"color({background})")
+    return "\n".join(style.render(line, color_system=ColorSystem.EIGHT_BIT) for line in text.split("\n"))
 
 
 def print_merge_steps(pre_tokens: Sequence[PreTokenMerges]) -> None:

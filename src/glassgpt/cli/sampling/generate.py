@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glassgpt.cli.printing.output import pluralize, print_json, say
+from glassgpt.cli.printing.output import byte_size, pluralize, print_json, say
 from glassgpt.cli.printing.steps import print_step
 from glassgpt.errors import GenerationError
 
@@ -100,7 +100,6 @@ def _saved_ledger(
     if path is None:
         yield None
         return
-    from glassgpt.assets.asset import format_bytes
     from glassgpt.glass.choices.ledger import begin
 
     ledger = begin(model, tokenizer, request, **about)
@@ -109,4 +108,4 @@ def _saved_ledger(
     finally:
         ledger.save(path)
         part = "" if ledger.complete else ", as far as it came"
-        say(f"ledger: {path}, {pluralize(len(ledger.steps), 'step')}, {format_bytes(path.stat().st_size)}{part}")
+        say(f"ledger: {path}, {pluralize(len(ledger.steps), 'step')}, {byte_size(path.stat().st_size)}{part}")

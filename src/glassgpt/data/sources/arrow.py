@@ -47,7 +47,7 @@ def _open_parquet(file: Path) -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise MissingExtraError("pyarrow", "data", f"reading {file}") from None
+        raise MissingExtraError("pyarrow", "parquet", f"reading {file}") from None
     if is_compressed(file):
         raise DataError(f"{file} is compressed; parquet compresses its own columns: decompress it first")
     with reading(file):
@@ -171,7 +171,7 @@ def _open_saved(folder: Path) -> Any:
     try:
         import datasets
     except ImportError:
-        raise MissingExtraError("datasets", "datasets", f"reading the saved dataset {folder}") from None
+        raise MissingExtraError("datasets", "data", f"reading the saved dataset {folder}") from None
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # damage can lead to any error in the library

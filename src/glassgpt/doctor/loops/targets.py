@@ -60,8 +60,7 @@ def _constant(program: Program, first: Tensor) -> Result:
 
 
 def _draw(program: Program, split: str, into: list[Batch]) -> Result:
-    for _ in range(DRAWS):
-        into.append(program.draw(split))
+    into.extend(program.draw(split) for _ in range(DRAWS))
     return passed("")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from glassgpt.doctor.report import NotRun
@@ -106,10 +107,7 @@ class _Text:
         if self._ends is None:
             singles = [text_of(self.tokenizer, [i]) for i in self.ids]
             if "".join(singles) == self.text:
-                ends, total = [], 0
-                for single in singles:
-                    ends.append(total := total + len(single))
-                self._ends = ends
+                self._ends = list(accumulate(map(len, singles)))
             else:
                 self._ends = [self._common(text_of(self.tokenizer, self.ids[: n + 1])) for n in range(len(self.ids))]
         return self._ends

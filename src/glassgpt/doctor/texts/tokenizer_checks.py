@@ -109,7 +109,7 @@ def check_ids(tokenizer: TokenizerSubject) -> Iterator[Result]:
             largest_id=known, model_vocab_size=model,
         )  # fmt: skip
         return
-    texts = Counter(token for i, token in tokenizer.tokens.items() if token)
+    texts = Counter(token for token in tokenizer.tokens.values() if token)
     repeated = [token for token, n in texts.items() if n > 1]
     if len(repeated) > 0.01 * len(texts) + 2 and tokenizer.house is None:
         yield warned(

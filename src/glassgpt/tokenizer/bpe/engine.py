@@ -88,7 +88,7 @@ class LazyEngine:
             import tiktoken
         except ImportError:
             if required:
-                raise MissingExtraError("tiktoken", "fast", "encoding with tiktoken's engine") from None
+                raise MissingExtraError("tiktoken", "tiktoken", "encoding with tiktoken's engine") from None
             return None
         ranks = dict(model.vocab)
         # Never allowed in a text; but without any, encode_to_numpy looks for "" at every character, at half the speed.
