@@ -89,7 +89,7 @@ def test_what_a_killed_process_leaves_is_not_taken_for_the_file(site: Any, name:
     file += f", hub={SOURCE!r})" if name == "large" else f", urls=({HUB + path!r},))"
     script = "from glassgpt.assets import hub, web\nfrom glassgpt.assets.asset import AssetFile, HubFile\n"
     script += f"file, progress = {file}, lambda *counts: print(flush=True)\n"
-    script += "hub.download(file, file.hub, progress, replace=False) if file.hub else web.download(file, progress)"
+    script += "hub.download(file, file.hub, progress) if file.hub else web.download(file, progress)"
     with subprocess.Popen([sys.executable, "-c", script], env=dict(os.environ), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"\n"
         process.send_signal(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)

@@ -24,14 +24,14 @@ def find_cached(source: HubFile) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def download(file: AssetFile, source: HubFile, progress: Progress | None, *, replace: bool) -> Path:
+def download(file: AssetFile, source: HubFile, progress: Progress | None, damaged: Path | None = None) -> Path:
     """Download a file into the shared cache; its content is not checked here.
 
     Args:
         file: the file.
         source: where it is on the hub.
         progress: called with the bytes that have come.
-        replace: whether to download it even if it is in the shared cache.
+        damaged: the file in the shared cache that is to be replaced.
 
     Raises:
         AssetUnavailable: if the library is not installed, the disk is too full, or the hub fails.
@@ -45,8 +45,10 @@ def download(file: AssetFile, source: HubFile, progress: Progress | None, *, rep
     try:
         # Fails at once if the hub cannot be reached; the other call would retry for almost a minute.
         get_hf_file_metadata(hf_hub_url(source.repo, source.path, **settings))
-        bar = _progress_bar(file, progress)
-        return Path(hf_hub_download(source.repo, source.path, force_download=replace, tqdm_class=bar, **settings))
+        if damaged:
+            damaged.unlink()  # a link; the library would leave it where it leads
+        settings |= {"force_download": damaged is not None, "tqdm_class": _progress_bar(file, progress)}
+        return Path(hf_hub_download(source.repo, source.path, **settings))
     except Exception as error:
         if not is_hub_error(error):
             raise

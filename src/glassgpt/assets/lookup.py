@@ -139,7 +139,7 @@ def _from_hub(progress: Progress | None, missing: list[AssetFile]) -> Results:
             _warn_of_damage(path, problem)
         if not path or problem:
             _require_online(file)
-            path = hub.download(file, file.hub, progress, replace=bool(problem))
+            path = hub.download(file, file.hub, progress, damaged=path)
             if problem := cache.find_problem(path, file, progress):
                 raise AssetUnavailable(f"{file.hub.url}: {problem}")
         yield file, path
