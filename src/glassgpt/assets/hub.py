@@ -56,9 +56,12 @@ def download(file: AssetFile, source: HubFile, progress: Progress | None, damage
 
 
 def is_hub_error(error: Exception) -> bool:
-    """Whether the disk, the connection or the hub failed. Versions of huggingface_hub use different HTTP libraries."""
+    """Whether the disk, the connection or the hub failed.
+
+    Versions of huggingface_hub use different HTTP libraries, and Xet raises RuntimeError.
+    """
     libraries = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub")
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
+    return isinstance(error, OSError | RuntimeError) or type(error).__module__.split(".")[0] in libraries
 
 
 def _check_disk_space(folder: Path, needed: int) -> None:
