@@ -1,6 +1,6 @@
 """Peak memory of this process, and of a command with the processes that it starts.
 
-On Linux, peaks and children are read from /proc: psutil has no peaks there, and takes 30 times as long to list children.
+On Linux, peaks and children are read from /proc: psutil has no peaks there, and lists children 30 times as slowly.
 """
 
 import contextlib
