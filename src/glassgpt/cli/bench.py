@@ -13,7 +13,6 @@ from glassgpt.cli.bench_generate import generate
 from glassgpt.cli.printing.output import ProgressLine, pluralize, print_json, print_table, print_text, say, show_line
 from glassgpt.config import RunConfig, build, parse_overrides
 from glassgpt.errors import ConfigError
-from glassgpt.estimate import with_prefix
 
 if TYPE_CHECKING:
     from glassgpt.bench.attention import AttentionBench
@@ -281,6 +280,8 @@ def _number(value: float | None, scale: float) -> str:
 
 def _scaled(value: float, unit: str) -> tuple[str, str]:
     """A value with a prefix that keeps it readable, in two cells: ``("12.3", "ms")``, ``("1.50", "GFLOP/s")``."""
+    from glassgpt.estimate import with_prefix
+
     number, unit = with_prefix(value, unit).split()
     return number, unit
 
