@@ -87,7 +87,7 @@ def _locations(asset: Asset, files: Sequence[AssetFile], progress: Progress | No
     if files[0].hub:
         yield "the Hugging Face hub", partial(_from_hub, progress)
     if files[0].urls:
-        yield f"the public URL{'s' if len(files) > 1 else ''}", partial(_from_urls, progress)
+        yield "the public URL", partial(_from_urls, progress)
 
 
 def _from_folder(folder: str, progress: Progress | None, missing: list[AssetFile], *, is_cache: bool) -> Results:
