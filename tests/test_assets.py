@@ -16,7 +16,7 @@ from urllib.error import URLError
 import pytest
 
 from glassgpt import assets
-from glassgpt.assets import Asset, AssetFile, cache, download, table
+from glassgpt.assets import Asset, AssetFile, cache, table, web
 from glassgpt.assets.asset import AssetUnavailable
 from glassgpt.assets.plays import shakespeare_text
 from glassgpt.errors import AssetError
@@ -55,11 +55,10 @@ def fake(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", refuse)
 
-    class NoNetwork:
-        def open(self, request, timeout):
-            raise URLError("no network in tests")
+    def no_network(request, timeout):
+        raise URLError("no network in tests")
 
-    monkeypatch.setattr(download, "build_opener", lambda *handlers: NoNetwork())
+    monkeypatch.setattr(web, "urlopen", no_network)
     return fake
 
 
@@ -207,7 +206,7 @@ def test_every_real_asset_is_described_and_pinned(monkeypatch):
         for file in asset.files:
             fetched = file.archive or file
             assert name == "python" or (re.fullmatch("[0-9a-f]{64}", fetched.sha256) and fetched.size)
-            assert all(url.startswith("https://") for url in fetched.urls)
+            assert all(url.startswith("https://") for url in fetched.addresses)
         assert asset.carrier is None or re.fullmatch(r"[\w-]+==[\d.]+", asset.carrier)
 
 

@@ -88,20 +88,19 @@ def test_a_run_is_held_against_its_band_at_each_evaluation(
 def test_a_profile_names_the_costliest_operations_and_leaves_a_trace(cli: Cli, text_file: Path, tmp_path: Path) -> None:
     code, out, _ = cli("train", text_file, *QUICK, "steps=9", "--profile")
     assert code == 0
-    report = out.split("the ten costliest operations")[1].splitlines()[1:11]
-    assert len(report) == 10
-    shares = [float(line.split("%")[0]) for line in report]
-    assert shares == sorted(shares, reverse=True)
-    assert 20 < sum(shares) <= 100
-    assert any("aten::" in line for line in report)
+    assert "the ten costliest operations of 5 steps" in out and "Self CPU %" in out and "aten::" in out
     trace = json.loads((tmp_path / "runs/prose/profile/trace.json").read_text(encoding="utf-8"))
     assert len(trace["traceEvents"]) > 100
 
 
 def test_a_run_too_short_for_a_profile_ends_well(cli: Cli, text_file: Path) -> None:
-    code, out, _ = cli("train", text_file, *QUICK, "steps=4", "--profile")
-    assert code == 0
-    assert "the ten costliest operations" in out
+    for steps, expected in (
+        (3, "no profile: it needs more than 3 steps, and there were 3"),
+        (4, "operations of 1 steps"),
+    ):
+        code, out, _ = cli("train", text_file, *QUICK, f"steps={steps}", "--profile")
+        assert code == 0
+        assert expected in out
 
 
 def test_tensorboard_has_what_metrics_has(cli: Cli, text_file: Path, tmp_path: Path) -> None:

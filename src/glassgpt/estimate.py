@@ -9,7 +9,6 @@ Chinchilla (arXiv:2203.15556, appendix F); activations in the manner of Korthika
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -353,17 +352,27 @@ def _muon_temporaries(config: ModelConfig, b: int) -> int:
 
 def format_flops(value: float) -> str:
     """``12.3 MFLOP``, ``1.50 GFLOP``."""
-    return _with_prefix(value, 1000, ["", "k", "M", "G", "T", "P", "E"]) + "FLOP"
+    return with_prefix(value, "FLOP")
 
 
 def format_bytes(value: float) -> str:
     """``12.3 MiB``, ``1.50 GiB``."""
-    return _with_prefix(value, 1024, ["", "Ki", "Mi", "Gi", "Ti", "Pi"]) + "B"
+    return with_prefix(value, "B", 1024)
 
 
-def _with_prefix(value: float, base: int, prefixes: Sequence[str]) -> str:
-    """A number of about three digits, and its prefix."""
+def with_prefix(value: float, unit: str, base: int = 1000) -> str:
+    """A number of about three digits, and its unit with a prefix: of SI, or for ``base`` 1024 those of binary units.
+
+    >>> with_prefix(0.0123, "s"), with_prefix(1.5e12, "FLOP/s"), with_prefix(7, "B"), with_prefix(2500, "s")
+    ('12.3 ms', '1.50 TFLOP/s', '7 B', '2,500 s')
+    """
     power = 0
-    while value >= base and power < len(prefixes) - 1:
+    while value >= base and power < 6 and unit != "s":
         value, power = value / base, power + 1
-    return f"{value:,.{2 if value < 10 and power else 1 if value < 100 and power else 0}f} {prefixes[power]}"
+    while 0 < value < 1 and power > -3 and base == 1000:
+        value, power = value * base, power - 1
+    prefix = " kMGTPEnµm"[power].strip()  # the last three are those of negative powers
+    if prefix and base == 1024:
+        prefix = f"{prefix.upper()}i"
+    digits = 0 if value >= 100 or (not power and value == int(value)) else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f} {prefix}{unit}"

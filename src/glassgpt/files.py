@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,10 +15,6 @@ from typing import Any, get_args, get_origin
 
 #: Called with what is being done, how much of it is done, and how much there is in all (0: unknown).
 Progress = Callable[[str, int, int], None]
-
-
-#: Seconds between two attempts to take a lock.
-PAUSE = 0.1
 
 
 @contextlib.contextmanager
@@ -71,42 +66,34 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, on_wait: Callable[[str], None]) -> Iterator[bool]:
+def exclusive_lock(path: Path, refuse: Callable[[str], Exception]) -> Iterator[None]:
     """Hold a lock file while no other process does. The system releases it when this process ends in any way.
 
-    While it is locked, a file beside it tells who holds it. Both are deleted at the end.
+    While it is locked, a file beside it tells who holds it. Both are deleted at the end. On a file system without locks
+    others are not excluded.
 
     Args:
         path: the lock file, in an existing folder.
-        on_wait: called ten times a second while another process holds the lock, with a description of that process. It
-            raises an error to give up.
-
-    Yields:
-        Whether all others are excluded: False on a file system without locks.
+        refuse: makes the error to raise if another process holds the lock, from a description of that process.
 
     Raises:
         OSError: if the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    lock, holder, exclusive = FileLock(path), path.with_name(path.name + ".holder"), True
-    while True:
-        try:
-            lock.acquire(blocking=False)
-            break
-        except Timeout:
-            on_wait(_read_holder(holder))
-            time.sleep(PAUSE)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-            exclusive = False
-            break
+    lock, holder = FileLock(path), path.with_name(path.name + ".holder")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise refuse(_read_holder(holder)) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
     try:
         with contextlib.suppress(OSError):
             since = datetime.now().astimezone().isoformat(" ", "seconds")
             holder.write_text(f"process {os.getpid()} on {platform.node()}, since {since}", encoding="utf-8")
-        yield exclusive
+        yield
     finally:
         for file in (holder, path):
             with contextlib.suppress(OSError):  # Windows does not delete open files
@@ -149,7 +136,7 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
             digest.update(chunk)
             done += len(chunk)
             if progress:
-                progress(f"checking {path.name.removesuffix('.part')}", done, size)
+                progress(f"checking {path.name}", done, size)
     return digest.hexdigest()
 
 

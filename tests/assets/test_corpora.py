@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from misbehaving import cache, offer, other_site, site  # noqa: F401  # fixtures
+from serving import COMMIT, cache, offer, site  # noqa: F401  # fixtures
 
 from glassgpt import assets
-from glassgpt.assets import Asset, AssetFile, download
+from glassgpt.assets import Asset, AssetFile, web
 from glassgpt.assets.articles import SEPARATOR, separate_articles
-from glassgpt.assets.table import HUB
+from glassgpt.assets.asset import HUB, HubFile
 from glassgpt.errors import AssetError
 
 TEXT = b"one<|endoftext|>two"
@@ -38,6 +38,7 @@ def zipped(**members: bytes) -> bytes:
 
 
 ZIP = zipped(train=ARTICLES, valid=ARTICLES[2:])
+MANY = f"/datasets/org/many/resolve/{COMMIT}"
 PARTS = [random.Random(i).randbytes(5_000) for i in range(3)]
 
 
@@ -49,13 +50,13 @@ def table(offer: Any) -> None:
         return AssetFile(f"wiki-{part}.txt", None, None, f"wiki/{part}.raw", archive=archive, convert=separate_articles)
 
     many = tuple(
-        AssetFile(f"part-{i}.parquet", sha(part), len(part), urls=(f"{HUB}/{i}.parquet",))
+        AssetFile(f"part-{i}.parquet", sha(part), len(part), hub=HubFile("org/many", COMMIT, f"{i}.parquet"))
         for i, part in enumerate(PARTS)
     )
-    text = AssetFile("text.txt", None, None, urls=(f"{HUB}/text.txt",))
+    text = AssetFile("text.txt", sha(TEXT), len(TEXT), urls=(f"{HUB}/text.txt",))
     mark = "<|endoftext|>"
     offer(
-        Asset("text", "corpus", "MIT", "not pinned", (text,), separator=mark),
+        Asset("text", "corpus", "MIT", "by URL", (text,), separator=mark),
         Asset("wiki", "corpus", "CC", "zipped", (articles("train"),), separator=mark, held_out=("wiki-valid",)),
         Asset("wiki-valid", "corpus", "CC", "zipped", (articles("valid"),), separator=mark),
         Asset("many", "corpus", "ODC", "several", many, text_field="body", default_count=1),
@@ -65,58 +66,42 @@ def table(offer: Any) -> None:
 
 @pytest.fixture
 def filled(site: Any) -> Any:
-    site.files = {"/wiki.zip": ZIP, "/text.txt": TEXT} | {f"/{i}.parquet": part for i, part in enumerate(PARTS)}
+    site.files = {"/wiki.zip": ZIP, "/text.txt": TEXT} | {f"{MANY}/{i}.parquet": part for i, part in enumerate(PARTS)}
     return site
 
 
-# --- recorded on first use -------------------------------------------------------------------------------
+# --- recorded when first made ----------------------------------------------------------------------------
 
 
 def test_a_file_that_is_not_pinned_is_recorded_as_sha256sum_does(filled: Any, cache: Path) -> None:
-    corpus = assets.corpus("text")
-    assert corpus == assets.Corpus("text", [cache / "text.txt"], "<|endoftext|>", "text")
-    assert (cache / "text.txt.sha256").read_text() == f"{sha(TEXT)}  text.txt\n"
-    assert assets.available("text") == "cache"
-    assert assets.path("text") == cache / "text.txt" and len(filled.requests) == 1
+    corpus = assets.corpus("wiki")
+    assert corpus == assets.Corpus("wiki", [cache / "wiki-train.txt"], "<|endoftext|>", "text")
+    assert (cache / "wiki-train.txt.sha256").read_text() == f"{sha(DIVIDED)}  wiki-train.txt\n"
+    assert assets.available("wiki") == "cache"
 
 
 def test_a_file_that_changed_here_is_named_with_both_checksums(filled: Any, cache: Path) -> None:
-    assets.path("text")
-    (cache / "text.txt").write_bytes(TEXT[::-1])
+    assets.path("wiki").write_bytes(TEXT)
+    record = cache / "wiki-train.txt.sha256"
     with pytest.raises(AssetError) as caught:
-        assets.path("text")
-    for part in (cache / "text.txt", sha(TEXT), cache / "text.txt.sha256", sha(TEXT[::-1]), "Delete both files"):
+        assets.path("wiki")
+    for part in (cache / "wiki-train.txt", sha(DIVIDED), record, sha(TEXT), "Delete both files"):
         assert str(part) in str(caught.value)
-    (cache / "text.txt.sha256").unlink()
-    assert assets.path("text").read_bytes() == TEXT[::-1]  # with the user's consent
-    assert (cache / "text.txt.sha256").read_text().startswith(sha(TEXT[::-1]))
-
-
-def test_a_file_that_changed_at_its_source_is_not_taken_silently(filled: Any, cache: Path) -> None:
-    assets.path("text").unlink()
-    filled.files["/text.txt"] = b"another"
-    with pytest.raises(AssetError, match=f"expected SHA-256 {sha(TEXT)}, found 7 bytes with .*to accept the new file"):
-        assets.path("text")
-    assert [path.name for path in cache.iterdir()] == ["text.txt.sha256"]
-    (cache / "text.txt.sha256").unlink()
-    assert assets.path("text").read_bytes() == b"another"
+    record.unlink()
+    assert assets.path("wiki").read_bytes() == TEXT  # with the user's consent
+    record.write_text("what?\n")
+    with pytest.raises(AssetError, match=r"train\.txt\.sha256 should begin with a SHA-256 and begins with 'what"):
+        assets.path("wiki")
 
 
 def test_a_file_placed_by_hand_is_recorded_too(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
     monkeypatch.setenv("GLASSGPT_ASSETS", str(tmp_path))
-    (tmp_path / "text.txt").write_bytes(TEXT)
-    assert assets.path("text") == tmp_path / "text.txt"
-    (tmp_path / "text.txt").write_bytes(b"edited")
+    (tmp_path / "wiki-train.txt").write_bytes(TEXT)
+    assert assets.path("wiki") == tmp_path / "wiki-train.txt"
+    (tmp_path / "wiki-train.txt").write_bytes(b"edited")
     with pytest.raises(AssetError, match="has changed since it was first fetched"):
-        assets.path("text")
-
-
-def test_an_invalid_record_is_named(filled: Any, cache: Path) -> None:
-    assets.path("text")
-    (cache / "text.txt.sha256").write_text("what?\n")
-    with pytest.raises(AssetError, match=r"text\.txt\.sha256 should begin with a SHA-256 and begins with 'what"):
-        assets.path("text")
+        assets.path("wiki")
 
 
 # --- zipped, and divided into articles -------------------------------------------------------------------
@@ -174,8 +159,8 @@ def test_titles_stand_between_blank_lines_and_have_one_pair_of_signs() -> None:
 
 def test_by_default_the_first_of_several_files_or_those_here(filled: Any, cache: Path) -> None:
     corpus = assets.corpus("many")
-    assert (corpus.files, corpus.text_field) == ([cache / "part-0.parquet"], "body")
-    assert assets.available("many") == "cache (1 of 3 files)"
+    assert ([path.name for path in corpus.files], corpus.text_field) == (["0.parquet"], "body")
+    assert assets.available("many") == "Hugging Face cache (1 of 3 files)"
     assert [path.read_bytes() for path in assets.corpus("many", files=2).files] == PARTS[:2]
     assert len(assets.corpus("many").files) == 2  # once fetched, they are of it
     assert len(assets.corpus("many", files=1).files) == 1
@@ -187,31 +172,14 @@ def test_by_default_the_first_of_several_files_or_those_here(filled: Any, cache:
         assets.paths("text", files=2)
 
 
-def test_the_url_is_tried_last_and_is_checked(filled: Any, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    filled.files["/0.parquet"] = PARTS[1]
-    with pytest.raises(
-        AssetError, match=rf"/0\.parquet: expected 5,000 bytes .*{sha(PARTS[0])}, found .*{sha(PARTS[1])}"
-    ):
-        assets.corpus("many")
-    filled.files["/0.parquet"] = PARTS[0]
-    assert assets.corpus("many").files == [cache / "part-0.parquet"]
-    (cache / "part-0.parquet").rename(tmp_path / "part-0.parquet")
-    monkeypatch.setenv("GLASSGPT_ASSETS", str(tmp_path))
-    assert assets.corpus("many").files == [tmp_path / "part-0.parquet"]
-    monkeypatch.delenv("GLASSGPT_ASSETS")
-    (cache / "part-0.parquet").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match=r"part-0\.parquet is damaged .* and will be replaced"):
-        assert assets.corpus("many").files[0].read_bytes() == PARTS[0]
-
-
 def test_the_first_file_that_fails_ends_it_and_the_others_stay(filled: Any, cache: Path) -> None:
-    del filled.files["/1.parquet"]
+    del filled.files[f"{MANY}/1.parquet"]
     with pytest.raises(
         AssetError, match=r"not found: part-1\.parquet and part-2\.parquet.*\n.*\n.*\n.*1\.parquet: .*404"
     ):
         assets.corpus("many", files=3)
-    assert [path for path, _ in filled.requests] == ["/0.parquet", "/1.parquet"]
-    assert assets.available("many") == "cache (1 of 3 files)"
+    assert [path for path, _ in filled.requests] == [f"{MANY}/0.parquet"]
+    assert assets.available("many") == "Hugging Face cache (1 of 3 files)"
 
 
 def test_another_kind_of_asset_is_not_a_corpus() -> None:
@@ -232,16 +200,17 @@ def test_list_shows_location_size_and_documents(filled: Any, cli: Callable[..., 
     code, out, _ = cli("data", "list")
     assert code == 0
     assert re.search(r"^many +not here +5\.0 kB +rows of parquet, field body +ODC +several$", out, re.MULTILINE)
-    assert re.search(r"^text +cache +divided by <\|endoftext\|> ", out, re.MULTILINE)
+    assert re.search(r"^text +cache +19 bytes +divided by <\|endoftext\|> ", out, re.MULTILINE)
 
 
 def test_fetch_prints_paths(filled: Any, cache: Path, cli: Callable[..., Any]) -> None:
+    parts = [str(cache.parent / f"hub/datasets--org--many/snapshots/{COMMIT}/{i}.parquet") for i in (0, 1)]
     code, out, _ = cli("data", "fetch", "many", "--files", 2)
-    assert (code, out.splitlines()) == (0, [str(cache / "part-0.parquet"), str(cache / "part-1.parquet")])
+    assert (code, out.splitlines()) == (0, parts)
     code, out, err = cli("data", "fetch", "wiki")
     assert (code, out) == (0, f"{cache / 'wiki-train.txt'}\n") and "glassgpt data fetch wiki-valid" in err
     answer = json.loads(cli("data", "fetch", "many", "--json")[1])
-    expected = {"name": "many", "files": [str(cache / f"part-{i}.parquet") for i in (0, 1)], "bytes": 10_000}
+    expected = {"name": "many", "files": parts, "bytes": 10_000}
     assert answer == {**expected, "separator": "", "text_field": "body"}
     code, _, err = cli("data", "fetch", "many", "--files", 9)
     assert (code, err) == (2, "error: 'many' has 3 files, not 9\n")
@@ -257,14 +226,10 @@ def test_fetch_offline_says_what_it_tried_and_where_to_put_the_file(
     assert f"save it as text.txt in {cache}, or in a folder that GLASSGPT_ASSETS names" in err
 
 
-def test_an_interrupted_fetch_says_how_to_go_on(filled: Any, cli: Callable[..., Any], monkeypatch: Any) -> None:
-    def interrupt(file: Path, progress: Any = None) -> str:
+def test_an_interrupted_fetch_says_how_to_start_again(filled: Any, cli: Callable[..., Any], monkeypatch: Any) -> None:
+    def interrupt(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(download, "sha256_of", interrupt)
-        code, out, err = cli("data", "fetch", "text")
-    assert (code, out) == (130, "")
-    assert err == "stopped; `glassgpt data fetch text` resumes the download\n"
-    assert cli("data", "fetch", "text")[0] == 0
-    assert len(filled.requests) == 1
+    monkeypatch.setattr(web, "urlopen", interrupt)
+    code, out, err = cli("data", "fetch", "text")
+    assert (code, out, err) == (130, "", "stopped; to start again: glassgpt data fetch text\n")

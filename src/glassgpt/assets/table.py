@@ -4,12 +4,10 @@ import difflib
 import sys
 
 from glassgpt.assets.articles import separate_articles
-from glassgpt.assets.asset import Asset, AssetFile, Kind
+from glassgpt.assets.asset import HUB, Asset, AssetFile, HubFile, Kind
 from glassgpt.assets.plays import shakespeare_text
 from glassgpt.errors import AssetError
 
-#: The Hugging Face hub; HF_ENDPOINT names a mirror.
-HUB = "https://huggingface.co"
 PYTHON = sys.version.split()[0]
 
 _PLAYS = AssetFile(
@@ -37,9 +35,9 @@ _SOURCES = AssetFile(f"python-{PYTHON}.txt", None, None)
 # Checksums and sizes of files on the hub are those of the Git LFS pointers of the named revisions, where the hub
 # publishes the SHA-256 of every large file (X-Linked-Etag has it too). TinyStories: as reported by several projects
 # that fetched the files. FineWeb-Edu: pointers with these checksums have the Git object ids that the hub lists.
-_STORIES = f"{HUB}/datasets/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64/"
+_STORIES = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 _STORIES_TRAIN, _STORIES_VALID = (
-    AssetFile(f"TinyStoriesV2-GPT4-{part}.txt", digest, size, urls=(f"{_STORIES}TinyStoriesV2-GPT4-{part}.txt",))
+    AssetFile(f"TinyStoriesV2-GPT4-{part}.txt", digest, size, hub=HubFile(*_STORIES, f"TinyStoriesV2-GPT4-{part}.txt"))
     for part, digest, size in (
         ("train", "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443", 2_227_753_162),
         ("valid", "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d", 22_502_601),
@@ -58,7 +56,7 @@ _WIKITEXT_ZIP = AssetFile(
     ),
 )
 
-_FINEWEB = f"{HUB}/datasets/HuggingFaceFW/fineweb-edu/resolve/87f09149ef4734204d70ed1d046ddc9ca3f2b8f9/sample/10BT/"
+_FINEWEB = "HuggingFaceFW/fineweb-edu", "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"
 _FINEWEB_PINS = (
     ("b1ba7b2ce4cb5ea6ef42dca40263eabb85f37700d01693a68e9b30a31d78e871", 2_152_819_114),
     ("3fcf2dc69cd52503986276d3d2d26a8c356d0f2ea28a0de4fdbda8cf87755693", 2_152_222_432),
@@ -76,7 +74,9 @@ _FINEWEB_PINS = (
     ("b393f51fefab26cd6f4c8f65707c1924f6666c4961a0ebebe04bb57f7ec832de", 540_632_672),
 )
 _FINEWEB_FILES = tuple(
-    AssetFile(f"fineweb-edu-10BT-{i:03}.parquet", digest, size, urls=(f"{_FINEWEB}{i:03}_00000.parquet",))
+    AssetFile(
+        f"fineweb-edu-10BT-{i:03}.parquet", digest, size, hub=HubFile(*_FINEWEB, f"sample/10BT/{i:03}_00000.parquet")
+    )
     for i, (digest, size) in enumerate(_FINEWEB_PINS)
 )
 

@@ -28,8 +28,6 @@ CONTEXTS = "128,256,512,1024,2048,4096"
 #: The key=value settings of `bench attention`.
 ATTENTION_SETTINGS = ("device", "dtype", "threads")
 ATTENTION_KEYS = ", ".join(f"{key}=" for key in ATTENTION_SETTINGS)
-#: SI prefixes, largest first.
-PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1e-6}
 
 
 @app.command()
@@ -283,11 +281,11 @@ def _number(value: float | None, scale: float) -> str:
 
 
 def _scaled(value: float, unit: str) -> tuple[str, str]:
-    """A value with a prefix that keeps it readable: ``("12.3", "ms")``, ``("1.50", "GFLOP/s")``."""
-    fitting = (prefix for prefix, size in PREFIXES.items() if abs(value) >= size and not (unit == "s" and size > 1))
-    prefix = next(fitting, "")
-    number = value / PREFIXES[prefix]
-    return f"{number:.{2 if number < 100 else 1}f}", prefix + unit
+    """A value with a prefix that keeps it readable, in two cells: ``("12.3", "ms")``, ``("1.50", "GFLOP/s")``."""
+    from glassgpt.estimate import with_prefix
+
+    number, unit = with_prefix(value, unit).split()
+    return number, unit
 
 
 def _memory(value: int | None) -> str:

@@ -61,7 +61,7 @@ def fetch(
     ),
     json: bool = JSON_OPTION,
 ) -> None:
-    """Download a corpus if it is not here, check it, and print its path. An interrupted download is resumed."""
+    """Download a corpus if it is not here, check it, and print its path."""
     from glassgpt import assets
 
     if name not in assets.names("corpus"):
@@ -70,10 +70,7 @@ def fetch(
         try:
             corpus = assets.corpus(name, files or None, progress)
         except KeyboardInterrupt:
-            say(
-                "stopped"
-                + (f"; `{shell_command('data', 'fetch', name)}` resumes the download" if progress.label else "")
-            )
+            say(f"stopped; to start again: {shell_command('data', 'fetch', name)}")
             raise typer.Exit(130) from None
     if json:
         size = sum(path.stat().st_size for path in corpus.files)

@@ -104,7 +104,7 @@ class Run:
         except ConfigError as error:
             raise CheckpointError(f"{self.path} is not a run that can be read: {error}") from None
 
-    def lock(self) -> contextlib.AbstractContextManager[bool]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Let no other process train this run while the context lasts. Readers need no lock.
 
         Raises:
@@ -112,8 +112,8 @@ class Run:
             OSError: if the folder cannot be written.
         """
 
-        def refuse(holder: str) -> None:
-            raise CheckpointError(f"another process is training {self.path} ({holder}); stop it, or wait for its end")
+        def refuse(holder: str) -> CheckpointError:
+            return CheckpointError(f"another process is training {self.path} ({holder}); stop it, or wait for its end")
 
         return exclusive_lock(self.path / ".lock", refuse)
 

@@ -1,9 +1,9 @@
-"""Where the time of a step goes: a trace of a few steps by torch's own profiler."""
+"""Where the time of a step goes: a trace and a table of a few steps, by torch's own profiler."""
 
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
 #: Steps left alone first (compiling, allocating), and steps recorded.
 SKIPPED, RECORDED = 3, 5
@@ -19,51 +19,43 @@ class Profile:
 
     def __init__(self, path: Path, device: torch.device):
         self.path, self.device = path, device
-        kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-        self.profiler = profile(activities=kinds)
-        self.steps, self.closed = 0, False
+        self._report: str | None = None
+        self._profiler = profile(
+            activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda"),
+            schedule=schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1),
+            on_trace_ready=self._write,
+        )
+        self._profiler.start()
 
     def step(self) -> str | None:
         """Called after every step; the report, once the recorded steps are over."""
-        self.steps += 1
-        if self.steps == SKIPPED:
-            self.profiler.start()
-        return self.close() if self.steps == SKIPPED + RECORDED else None
+        self._profiler.step()
+        report, self._report = self._report, None
+        return report
 
     def close(self) -> str | None:
-        """Stop recording and write the trace; the report, if there is one that has not been given."""
-        if self.closed:
-            return None
-        self.closed = True
-        if self.steps >= SKIPPED:
-            self.profiler.stop()
-        if self.steps <= SKIPPED:
-            return f"no profile: it needs more than {SKIPPED} steps, and there were {self.steps}"
+        """Stop recording; the report, if there is one that has not been given."""
+        self._profiler.stop()
+        steps = self._profiler.step_num
+        if steps <= SKIPPED:
+            return f"no profile: it needs more than {SKIPPED} steps, and there were {steps}"
+        return self._report
+
+    def _write(self, profiler: profile) -> None:
+        """Write the trace and the report: the ten costliest operations, and on CUDA the memory."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
-        self.profiler.export_chrome_trace(str(self.path))
+        profiler.export_chrome_trace(str(self.path))
         if not self.path.exists():  # torch only logs that it failed, and leaves what it has written
             self.path.with_name(self.path.name + ".tmp").unlink(missing_ok=True)
-            return f"no profile: {self.path} cannot be written; is the disk full?"
-        return self._report()
-
-    def _report(self) -> str:
-        """The ten costliest operations by their own time, and on CUDA the memory."""
+            self._report = f"no profile: {self.path} cannot be written; is the disk full?"
+            return
         gpu = self.device.type == "cuda"
-
-        def own_time(event: "torch.autograd.profiler_util.FunctionEventAvg") -> float:
-            return event.self_device_time_total if gpu else event.self_cpu_time_total  # in microseconds
-
-        recorded = self.steps - SKIPPED
-        events = self.profiler.key_averages()
-        total = sum(own_time(event) for event in events) or 1.0
-        costliest = sorted(events, key=own_time, reverse=True)[:10]
-        lines = [f"the ten costliest operations of {recorded} steps, by their own time on {self.device}:"]
-        for event in costliest:
-            milliseconds = own_time(event) / 1000 / recorded
-            share, calls = own_time(event) / total, event.count / recorded
-            lines.append(f"  {share:6.1%}  {milliseconds:9.2f} ms a step  {calls:7.1f} calls  {event.key[:60]}")
-        lines.append(f"the whole trace is in {self.path}: open it in chrome://tracing or https://ui.perfetto.dev")
-        if gpu:
-            lines.append(torch.cuda.memory_summary(self.device, abbreviated=True))
-        return "\n".join(lines)
+        key = "self_device_time_total" if gpu else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=60)
+        steps = profiler.step_num - SKIPPED
+        self._report = (
+            f"the ten costliest operations of {steps} steps, by their own time on {self.device}:\n{table}"
+            f"the whole trace is in {self.path}: open it in chrome://tracing or https://ui.perfetto.dev"
+            + (f"\n{torch.cuda.memory_summary(self.device, abbreviated=True)}" if gpu else "")
+        )

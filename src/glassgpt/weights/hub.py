@@ -5,7 +5,6 @@ The `huggingface_hub` library does the work. It reads the environment: ``HF_ENDP
 safetensors; an older pytorch_model.bin only if there are no safetensors.
 """
 
-import os
 import re
 import sys
 from contextlib import suppress
@@ -13,7 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from glassgpt.errors import CheckpointError, MissingExtraError
+from glassgpt.assets.cache import offline_switch
+from glassgpt.assets.hub import is_hub_error
+from glassgpt.errors import CheckpointError, MissingExtraError, first_line
 from glassgpt.tokenizer.base import FILES, OLDER_FILES
 from glassgpt.weights.sources import (
     ADAPTER_CONFIG,
@@ -81,7 +82,7 @@ def fetch(name: HubName, token: str | None = None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        if _offline_switch():
+        if offline_switch():
             raise errors.OfflineModeIsEnabled
         return _fetch(name, token)
     except errors.GatedRepoError:
@@ -99,8 +100,8 @@ def fetch(name: HubName, token: str | None = None) -> Path:
             f"{name.repo} has no revision {name.revision!r}; its branches, tags and commits are listed at "
             f"{_endpoint()}/{name.repo}/commits/main"
         ) from None
-    except Exception as error:  # versions of huggingface_hub use different HTTP libraries
-        if isinstance(error, CheckpointError) or not _is_connection_error(error):
+    except Exception as error:
+        if not is_hub_error(error):
             raise
         return _from_cache(name, error)
 
@@ -137,8 +138,8 @@ def _from_cache(name: HubName, error: Exception) -> Path:
     """Find the version of a model that was fetched last, without a connection."""
     from huggingface_hub import constants, snapshot_download
 
-    switch = _offline_switch()
-    reason = f"{switch} is set" if switch else _first_line(error)
+    switch = offline_switch()
+    reason = f"{switch} is set" if switch else first_line(error)
     advice = f"unset {switch}" if switch else "check the connection, and HF_ENDPOINT if it is set"
     cache = f"in the cache ({constants.HF_HUB_CACHE})"
     failure = f"cannot be fetched from {_endpoint()}: {reason}. To fetch it, {advice}"
@@ -146,7 +147,7 @@ def _from_cache(name: HubName, error: Exception) -> Path:
     try:
         folder = Path(download(allow_patterns=["config.json"]))
     except Exception as missing:
-        if not _is_connection_error(missing):
+        if not is_hub_error(missing):
             raise
         raise CheckpointError(f"{name} is not {cache}, and {failure}") from None
     try:
@@ -157,26 +158,7 @@ def _from_cache(name: HubName, error: Exception) -> Path:
     return folder
 
 
-def _is_connection_error(error: Exception) -> bool:
-    """Whether the connection or the server failed, by the library that raised the error."""
-    libraries = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub")
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
-
-
-def _offline_switch() -> str | None:
-    """Name the environment variable that keeps this process offline; None if it may connect."""
-    from huggingface_hub import constants
-
-    if os.environ.get("GLASSGPT_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
-        return "GLASSGPT_OFFLINE"
-    return "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else None
-
-
 def _endpoint() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -65,8 +65,8 @@ class CorpusBuilder:
             DataError: if the folder holds something else, another process writes it, or it cannot be written.
         """
 
-        def refuse(holder: str) -> None:
-            raise DataError(f"another process is preparing {folder} ({holder}); stop it, or wait for its end")
+        def refuse(holder: str) -> DataError:
+            return DataError(f"another process is preparing {folder} ({holder}); stop it, or wait for its end")
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
