@@ -203,7 +203,8 @@ def _progress_bars() -> "Progress":
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False), progress.BarColumn(20),
         progress.TextColumn("{task.fields[amount]}"), progress.TimeRemainingColumn(),
-        console=Console(stderr=True), auto_refresh=False, transient=True, redirect_stdout=False, get_time=time.monotonic,
+        console=Console(stderr=True), auto_refresh=False, transient=True, redirect_stdout=False,
+        get_time=time.monotonic,
     )  # fmt: skip
 
 
