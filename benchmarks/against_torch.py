@@ -9,8 +9,8 @@ backward pass (cross-entropy) or of one step (Muon). Memory is the growth of the
 GPU's; the gradients are part of it. The results are compared, too: the largest difference of the gradients, relative to
 the largest gradient, or of the weights after a step.
 
-cross-entropy   "ours" is summed_cross_entropy, "torch" F.linear_cross_entropy with its own choice of chunks, "logits"
-                the same with all logits at once
+cross-entropy   "ours" is summed_cross_entropy, "torch" F.linear_cross_entropy with chunks as long as ours, "auto" with
+                its own choice of chunks, "logits" with all logits at once
 muon            of the matrices of a GPT's blocks: "ours" and torch.optim.Muon with as many iterations; ours splits
                 fused projections, which torch cannot, so here they count as one matrix on both sides
 """
@@ -29,10 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glassgpt.bench.memory import peak_resident
+from glassgpt.training import objective
 from glassgpt.training.objective import summed_cross_entropy
 from glassgpt.training.optim import ITERATIONS, Muon
 
-PROGRAMS = {"cross-entropy": ("ours", "torch", "logits"), "muon": ("ours", "torch")}
+PROGRAMS = {"cross-entropy": ("ours", "torch", "auto", "logits"), "muon": ("ours", "torch")}
 
 
 def cross_entropy(program: str, options: argparse.Namespace) -> tuple[Callable[[], object], list[Tensor]]:
@@ -42,14 +43,18 @@ def cross_entropy(program: str, options: argparse.Namespace) -> tuple[Callable[[
     weight = (torch.randn(options.vocab, options.width, **made) / options.width**0.5).requires_grad_()
     targets = torch.randint(options.vocab, (options.tokens,), device=options.device)
     targets[::8] = -100
+    chunks: dict[str, Any] = {"ours": None, "logits": None}
+    if program not in chunks:
+        rows = objective._parts(options.tokens, weight)[0].stop
+        chunks["auto"] = torch.nn.LinearCrossEntropyOptions()
+        chunks["torch"] = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
 
     def step() -> None:
         hidden.grad = weight.grad = None
         if program == "ours":
             loss = summed_cross_entropy(hidden, weight, targets, -100)
         else:
-            chunks = torch.nn.LinearCrossEntropyOptions() if program == "torch" else None
-            loss = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=chunks)
+            loss = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=chunks[program])
         loss.backward()
 
     return step, [hidden, weight]
