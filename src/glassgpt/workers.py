@@ -97,6 +97,8 @@ def _start(worker_class: Callable[[Any], Callable[[Any], Any]], setup: Any, pare
     global _make_worker
     _make_worker = lambda: worker_class(setup)  # noqa: E731
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setsid"):
+        os.setsid()  # Linux divides a busy CPU between sessions, not between processes
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
