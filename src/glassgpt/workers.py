@@ -1,41 +1,37 @@
-"""Run tasks in child processes; the results do not depend on the number of processes.
+"""Run tasks in child processes (loky's); the results do not depend on the number of processes.
 
-The children are plain Python processes that read one task per line of JSON from standard input, and write results the
-same way. (multiprocessing would require a main guard in the user's script, or fork a process that may have threads.)
+Loky needs no main guard in the user's script, forks no process that may have threads, and reports a worker that dies.
 """
 
-import contextlib
-import json
 import os
-import queue
-import subprocess
-import sys
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pkgutil import resolve_name
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
-from glassgpt import errors
-from glassgpt.errors import DataError, GlassError
+from glassgpt.errors import DataError, GlassError, TokenizerError
 
-#: A task or its result: anything that JSON can express.
+#: A task or its result, if it is also kept as JSON.
 Message = dict[str, Any]
 
 
 def run_tasks(
-    worker_class: type,
-    setup: Message,
-    tasks: Sequence[Message],
+    worker_class: Callable[[Any], Callable[[Any], Any]],
+    setup: Any,
+    tasks: Iterable[Any],
     processes: int,
-    worker: Callable[[Message], Message] | None = None,
-) -> Iterator[tuple[int, Message]]:
+    worker: Callable[[Any], Any] | None = None,
+) -> Iterator[tuple[int, Any]]:
     """Run tasks, and yield (number, result) as they finish, in any order.
 
     Args:
         worker_class: each process makes one instance with ``setup`` and calls it with each task.
         setup: for the class.
-        tasks: for its instances.
+        tasks: for its instances; two for each process are read ahead.
         processes: how many to use; with one, the tasks run in this process.
         worker: an instance to use in this process, if there is one.
 
@@ -43,88 +39,77 @@ def run_tasks(
         GlassError: the first that a task raises; the other tasks are stopped.
         DataError: if a child process dies, for example for lack of memory.
     """
-    if processes <= 1 or len(tasks) <= 1:
+    if isinstance(tasks, Sized):
+        processes = min(processes, len(tasks))
+    numbered = enumerate(tasks)
+    if processes <= 1:
         worker = worker or worker_class(setup)
-        for number, task in enumerate(tasks):
+        for number, task in numbered:
             yield number, worker(task)
         return
-    start = {"name": f"{worker_class.__module__}:{worker_class.__qualname__}", "setup": setup}
-    children = [_start() for _ in range(min(processes, len(tasks)))]
-    pending: queue.Queue[int | None] = queue.Queue()
-    for item in [*range(len(tasks)), *(None for _ in children)]:
-        pending.put(item)
-    results: queue.Queue[tuple[int, Message | GlassError]] = queue.Queue()
-    threads = [threading.Thread(target=_feed, args=(child, start, tasks, pending, results)) for child in children]
-    try:
-        for thread in threads:
-            thread.start()
-        for _ in tasks:
-            number, result = results.get()
-            if isinstance(result, GlassError):
-                raise result
-            yield number, result
-    finally:
-        with contextlib.suppress(queue.Empty):  # start no more tasks
-            while True:
-                pending.get_nowait()
-        for child in children:
-            pending.put(None)
-            child.terminate()
-        for thread in threads:
-            thread.join()
+    from loky import ProcessPoolExecutor
+    from loky.process_executor import BrokenProcessPool
 
-
-def _start() -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", "from glassgpt.workers import child_main; child_main()"]
-    # in its own session, so that only this process handles Ctrl-C
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    executor = ProcessPoolExecutor(
+        processes,
+        initializer=_start,
+        initargs=(worker_class, setup, os.getpid()),
+        env={"LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"},  # a worker may grow: never replace it
     )
-
-
-def _feed(
-    child: "subprocess.Popen[bytes]",
-    start: Message,
-    tasks: Sequence[Message],
-    pending: "queue.Queue[int | None]",
-    results: "queue.Queue[tuple[int, Message | GlassError]]",
-) -> None:
-    """Send pending tasks to one child, and collect the results."""
-    assert child.stdin and child.stdout
+    pending: dict[Future[Any], int] = {}
     try:
-        with child, child.stdin as stdin:
-            stdin.write(json.dumps(start).encode() + b"\n")
-            while (number := pending.get()) is not None:
-                stdin.write(json.dumps(tasks[number]).encode() + b"\n")
-                stdin.flush()
-                result = json.loads(child.stdout.readline() or b"null")
-                if result is None:
-                    raise OSError(f"exit code {child.wait()}")
-                if "error" in result:
-                    results.put((number, getattr(errors, result["kind"])(*result["error"])))
-                    return
-                results.put((number, result))
-    except (OSError, ValueError) as error:
-        results.put((-1, DataError(f"a process that prepares data has ended early ({error}); is memory short?")))
+        while True:
+            for number, task in islice(numbered, 2 * processes - len(pending)):
+                with _interrupt_later():
+                    pending[executor.submit(_run, task)] = number
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                try:
+                    result = future.result()
+                except BrokenProcessPool as error:
+                    reason = str(error).partition("\n")[0]
+                    raise DataError(f"a child process has ended early; is memory short? ({reason})") from None
+                yield pending.pop(future), result
+    finally:
+        executor.shutdown(kill_workers=True)
 
 
-def child_main() -> None:
-    """Run tasks in a child process until standard input ends."""
-    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
-    worker: Any = None
-    for line in sys.stdin.buffer:
-        message = json.loads(line)
-        try:
-            if worker is None:
-                worker = resolve_name(message["name"])(message["setup"])
-                continue
-            result = worker(message)
-        except (GlassError, OSError) as error:  # OSError: disk full, read-only
-            simple = type(error) in (errors.DataError, errors.TokenizerError)  # made from a message alone
-            result = {"kind": type(error).__name__ if simple else "DataError", "error": [str(error)]}
-        sys.stdout.buffer.write(json.dumps(result).encode() + b"\n")
-        sys.stdout.buffer.flush()
+@contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Block Ctrl-C. Processes and threads that start meanwhile never receive it: only this thread handles it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_make_worker: Callable[[], Callable[[Any], Any]]
+_worker: Callable[[Any], Any] | None = None
+
+
+def _start(worker_class: Callable[[Any], Callable[[Any], Any]], setup: Any, parent: int) -> None:
+    """Prepare a child process; the worker is made with its first task, so that errors are reported like its own."""
+    global _make_worker
+    _make_worker = lambda: worker_class(setup)  # noqa: E731
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setsid"):
+        os.setsid()  # Linux divides a busy CPU between sessions, not between processes
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+
+
+def _run(task: Any) -> Any:
+    global _worker
+    try:
+        _worker = _worker or _make_worker()
+        return _worker(task)
+    except (GlassError, OSError) as error:  # OSError: disk full, read-only
+        simple = type(error) in (DataError, TokenizerError)  # made from a message alone
+        raise (error if simple else DataError(str(error))) from None
 
 
 def _exit_with(parent: int) -> None:

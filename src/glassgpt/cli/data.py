@@ -248,12 +248,12 @@ def _print_leaks(overlaps: "dict[str, Overlap]", json: bool) -> None:
 
 
 def _print_duplicates(found: "Duplicates", pairs: "list[tuple[Pair, Document, Document]]", json: bool) -> None:
-    documents, repeated = sum(found.documents), sum(found.kinds.values())
+    documents, repeated = sum(map(len, found.dropped)), found.exact + found.near
     if json:
         rows = [
             {
                 "first": str(first), "second": str(second), "similarity": pair.similarity,
-                "exact": pair.exact, "kind": pair.kind, "dropped": pair.dropped, "text": second.text,
+                "exact": pair.exact, "kind": pair.kind, "text": second.text,
             }
             for pair, first, second in pairs
         ]  # fmt: skip

@@ -3,12 +3,7 @@
 No BPE token crosses the border of two pre-tokens, so BPE can learn from the distinct pre-tokens and their counts.
 """
 
-import json
 import os
-import queue
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -19,6 +14,7 @@ import regex
 
 from glassgpt.errors import TokenizerError
 from glassgpt.files import Progress
+from glassgpt.workers import run_tasks
 
 #: The published split patterns: of GPT-2 (openai/gpt-2, encoder.py), Llama 3 (meta-llama, which is that of
 #: tiktoken's cl100k_base), Qwen 2 (as Llama 3's, with every digit by itself) and GPT-4o (tiktoken's o200k_base).
@@ -188,9 +184,11 @@ def count_pre_tokens(
     if processes is None:
         processes = min(usable_cpus(), _MAX_PROCESSES) if characters >= _MIN_PARALLEL else 1
     chunks = _reported((chunk for text in texts for chunk in pre_tokenizer.chunks(text)), progress, characters)
-    if processes > 1 and pre_tokenizer.can_encode_in_chunks:
-        return _count_in_processes(_grouped(chunks), pre_tokenizer, processes)
     counts: Counter[str] = Counter()
+    if processes > 1 and pre_tokenizer.can_encode_in_chunks:
+        for _, found in run_tasks(_Counter, pre_tokenizer.patterns, _grouped(chunks), processes):
+            counts.update(found)
+        return counts
     for chunk in chunks:
         counts.update(pre_tokenizer.split(chunk))
     return counts
@@ -226,69 +224,14 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-# Child processes that read lines of JSON from standard input: `multiprocessing` would need a guarded main module in the
-# user's script, or fork a process that may have threads.
+class _Counter:
+    """Counts the pre-tokens of groups of texts, in any process."""
 
+    def __init__(self, patterns: Sequence[str]):
+        self.pre_tokenizer = PreTokenizer(patterns)
 
-def _count_in_processes(groups: Iterable[list[str]], pre_tokenizer: PreTokenizer, processes: int) -> Counter[str]:
-    command = [sys.executable, "-c", "from glassgpt.tokenizer.pretokenize import count_worker; count_worker()"]
-    waiting: queue.Queue[list[str] | None] = queue.Queue(maxsize=processes)
-    results: list[Counter[str] | Exception] = []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    workers = [
-        subprocess.Popen(  # in a new session, so that only this process gets Ctrl-C
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
-        )
-        for _ in range(processes)
-    ]
-    feeders = [
-        threading.Thread(target=_feed, args=(worker, pre_tokenizer.patterns, waiting, results)) for worker in workers
-    ]
-    try:
-        for feeder in feeders:
-            feeder.start()
-        for group in groups:
-            waiting.put(group)
-    finally:
-        for _ in feeders:
-            waiting.put(None)
-        for feeder in feeders:
-            feeder.join()
-    counts: Counter[str] = Counter()
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-        counts.update(result)
-    return counts
-
-
-def _feed(
-    worker: "subprocess.Popen[bytes]",
-    patterns: Sequence[str],
-    waiting: "queue.Queue[list[str] | None]",
-    results: list[Counter[str] | Exception],
-) -> None:
-    """Send groups of texts to one worker until there are no more, then read its counts."""
-    assert worker.stdin and worker.stdout
-    group: list[str] | None = []
-    try:
-        with worker, worker.stdin as stdin:
-            stdin.write(json.dumps(patterns).encode() + b"\n")
-            while (group := waiting.get()) is not None:
-                stdin.write(json.dumps(group).encode() + b"\n")
-            stdin.close()
-            results.append(Counter(json.loads(worker.stdout.read())))
-    except (OSError, ValueError) as error:
-        results.append(TokenizerError(f"a process that counts pre-tokens ended early ({error}); is the memory full?"))
-        while group is not None:  # take this worker's share from the queue, so that the others can finish
-            group = waiting.get()
-
-
-def count_worker() -> None:
-    """Run a child process: read the patterns, then lists of texts until standard input ends; write the counts."""
-    counts = Counter[str]()
-    pre_tokenizer = PreTokenizer(json.loads(sys.stdin.buffer.readline() or b"[]"))
-    for line in sys.stdin.buffer:
-        for text in json.loads(line):
-            counts.update(pre_tokenizer.split(text))
-    sys.stdout.buffer.write(json.dumps(counts).encode())
+    def __call__(self, group: list[str]) -> Counter[str]:
+        counts = Counter[str]()
+        for text in group:
+            counts.update(self.pre_tokenizer.split(text))
+        return counts

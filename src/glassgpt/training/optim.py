@@ -56,7 +56,8 @@ def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: every direction of a matrix's update gets the same size.
 
-    Matrices of one shape are orthogonalised together, and the parts of a fused projection (q, k, v) apart.
+    Matrices of one shape are orthogonalised together, and the parts of a fused projection (q, k, v) apart, which
+    ``torch.optim.Muon`` cannot do. It also always computes in bfloat16.
 
     Args:
         parameters: matrices, each with the sizes of its parts along the first dimension.

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tokenizers
 from dying import Dying
@@ -573,8 +575,39 @@ def test_a_process_that_is_killed_is_told() -> None:
     answers = dict(run_tasks(Dying, {"dies_at": -1}, asked, 2))
     assert {n: answer["square"] for n, answer in answers.items()} == {n: n * n for n in range(12)}
     assert os.getpid() not in {answer["process"] for answer in answers.values()}
-    with pytest.raises(DataError, match=r"has ended early \(exit code -9\); is memory short\?"):
+    with pytest.raises(DataError, match=r"has ended early; is memory short\?"):
         list(run_tasks(Dying, {"dies_at": 5}, asked, 2))
+
+
+WAIT = """
+import sys
+from dying import Waiting
+from glassgpt.workers import run_tasks
+try:
+    list(run_tasks(Waiting, sys.argv[1], range(4), 2))
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize("received", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_the_one_that_started_it(received: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C goes to all processes of a terminal, and only the first handles it; no process can handle SIGKILL."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WAIT, str(tmp_path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    while len(list(tmp_path.iterdir())) < 2 and parent.poll() is None:
+        time.sleep(0.01)
+    os.killpg(parent.pid, received) if received == signal.SIGINT else parent.kill()
+    printed, complaints = parent.communicate(timeout=60)
+    if received == signal.SIGINT:
+        assert (printed, complaints) == (b"stopped\n", b"")
+    deadline = time.monotonic() + 30
+    while any(psutil.pid_exists(int(path.name)) for path in tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(psutil.pid_exists(int(path.name)) for path in tmp_path.iterdir())
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

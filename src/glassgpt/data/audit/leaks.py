@@ -15,14 +15,12 @@ from itertools import count
 
 import numpy as np
 
-from glassgpt.data.audit.words import Stretch, TextOrParts, stretches
+from glassgpt.data.audit.words import TextOrParts, blocks, runs, words
 
 #: Words in an n-gram.
 GRAM = 13
 #: Documents of fewer words are skipped.
 MIN_WORDS = 8
-#: Most consecutive hits that are recorded at once; a longer run is recorded in parts.
-_MOST_WAITING = 1 << 16
 #: Most words of a passage that :func:`describe` shows.
 _SHOWN_WORDS = 40
 
@@ -54,16 +52,21 @@ class Grams:
         kept_texts: list[str] = []
         kept_names: list[str] = []
 
-        def kept() -> Iterator[str]:
-            for text, name in _with_names(texts, names, "document"):
-                kept_texts.append(text if isinstance(text, str) else "".join(text))
-                kept_names.append(name)
-                yield kept_texts[-1]
-
-        columns = [_grams(stretch) for stretch in stretches(kept(), GRAM)]
-        hashes, *others = (np.concatenate(parts) for parts in zip(_grams(None), *columns, strict=True))
-        distinct, which = np.unique(hashes, return_inverse=True)
-        return cls(kept_texts, kept_names, distinct, which, *others)
+        columns = [np.empty((4, 0), dtype=np.int64)]
+        hashes = [np.empty(0, dtype=np.uint64)]
+        for text, name in _with_names(texts, names, "document"):
+            kept_texts.append(text if isinstance(text, str) else "".join(text))
+            kept_names.append(name)
+            for block, offset in blocks(kept_texts[-1], GRAM):
+                of_words, (begins, ends) = words(block)
+                size = min(GRAM, max(MIN_WORDS, len(of_words)))
+                hashes.append(runs(of_words, size))
+                count = len(hashes[-1])
+                number, sizes = np.full(count, len(kept_texts) - 1), np.full(count, size)
+                places = offset + begins[:count], offset + ends[size - 1 :]
+                columns.append(np.stack([number, *places, sizes]))
+        distinct, which = np.unique(np.concatenate(hashes), return_inverse=True)
+        return cls(kept_texts, kept_names, distinct, which, *np.concatenate(columns, axis=1))
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ class Overlap:
 def overlap(grams: Grams, texts: Iterable[TextOrParts], names: Iterable[str] | None = None, shown: int = 10) -> Overlap:
     """Find the n-grams of the small side in the large side.
 
-    The counts are exact. For an n-gram that occurs several times on the large side, the place in the longest run of
-    hits is used, or the first of several such places; the passages are made from these places.
+    The counts are exact. For an n-gram that occurs several times on the large side, the place in the longest run (in a
+    block) of hits is used, or the first of several such places; the passages are made from these places.
 
     Args:
         grams: of the small side.
@@ -108,18 +111,9 @@ def overlap(grams: Grams, texts: Iterable[TextOrParts], names: Iterable[str] | N
         ValueError: if there are fewer names than texts.
     """
     search = _Search(grams)
-    recent: dict[int, str] = {}  # names of the texts that are not finished
-
-    def named() -> Iterator[TextOrParts]:
-        for number, (text, name) in enumerate(_with_names(texts, names, "text")):
-            recent[number] = name
-            yield text
-
-    for stretch in stretches(named(), GRAM):
-        search.add(stretch, recent)
-        for number in [number for number in recent if number < stretch.words.complete]:
-            del recent[number]
-    search.finish()
+    for text, name in _with_names(texts, names, "text"):
+        for block, offset in blocks(text, GRAM):
+            search.add(block, offset, name)
     return _result(grams, search, shown)
 
 
@@ -162,86 +156,42 @@ def _with_names(
         yield text, name
 
 
-def _grams(stretch: Stretch | None) -> tuple[np.ndarray, ...]:
-    """Give the hashes, documents, starts, ends and sizes of the n-grams in a stretch of the small side, in order."""
-    if stretch is None:
-        return np.empty(0, dtype=np.uint64), *(np.empty(0, dtype=np.int64) for _ in range(4))
-    windows = stretch.windows(GRAM)
-    short = stretch.short[:, stretch.short[1] - stretch.short[0] >= MIN_WORDS]
-    first = np.concatenate([windows, short[0]])
-    end = np.concatenate([windows + GRAM, short[1]])
-    order = np.argsort(first)
-    first, end = first[order], end[order]
-    words = stretch.words
-    return stretch.hashes(first, end), words.texts[first], words.starts[first], words.ends[end - 1], end - first
-
-
 class _Search:
-    """Records where the n-grams of the small side are on the large side.
-
-    A hit is a column of ``[4, n]`` int64: the n-gram's index among the distinct ones, the number of its first word in
-    the stream, the number of its text, its first character there.
-    """
+    """Records where each distinct n-gram of the small side is on the large side."""
 
     def __init__(self, grams: Grams):
         self.distinct = grams.distinct
         self.sizes = np.unique(grams.sizes).tolist()
-        self.words, self.texts, self.starts = (np.full(len(self.distinct), -1) for _ in range(3))
+        self.words, self.starts = (np.full(len(self.distinct), -1) for _ in range(2))  # number and place of its word
         self.runs = np.zeros(len(self.distinct), dtype=np.int64)  # length of the run of hits at that place
-        self.names: dict[int, str] = {}
-        self.num_words = 0  # read so far
-        self.waiting = np.empty((4, 0), dtype=np.int64)  # a run of hits that may continue
+        self.names = np.empty(len(self.distinct), dtype=object)  # of its text
+        self.num_words = 0  # before the block
         bits = min(24, max(16, len(self.distinct).bit_length() + 4))
         self.mask = np.uint64((1 << bits) - 1)
         self.maybe = np.zeros(1 << bits, dtype=bool)  # whether any n-gram's hash has these lowest bits
         self.maybe[self.distinct & self.mask] = True
 
-    def add(self, stretch: Stretch, names: dict[int, str]) -> None:
-        """Search the next words; ``names`` has the names of their texts."""
-        words = stretch.words
-        number = self.num_words - stretch.carried  # of the first word
-        self.num_words += len(words) - stretch.carried
+    def add(self, block: str, offset: int, name: str) -> None:
+        """Search a block of the text ``name``."""
+        hashes, (begins, _) = words(block)
+        self.num_words += 1 if offset == 0 else 1 - GRAM  # a gap between texts; else the last words come again
         for size in self.sizes:
-            first = stretch.windows(size)
-            hashes = stretch.hashes(first, first + size)
-            candidates = np.flatnonzero(self.maybe.take((hashes & self.mask).astype(np.intp)))
-            places = np.searchsorted(self.distinct, hashes[candidates])
+            grams = runs(hashes, size)
+            first = np.flatnonzero(self.maybe.take((grams & self.mask).astype(np.intp)))
+            places = np.searchsorted(self.distinct, grams[first])
             places[places == len(self.distinct)] = 0
-            is_hit = self.distinct[places] == hashes[candidates]
-            places, first = places[is_hit], first[candidates[is_hit]]
-            hits = np.stack([places, number + first, words.texts[first], words.starts[first]])
-            self.names |= {text: names[text] for text in np.unique(hits[2]).tolist()}
-            if size == GRAM:
-                self._record_runs(hits)
-            else:
-                self._record(hits, np.ones(len(first), dtype=np.int64))
-        if len(self.names) > 2 * len(self.distinct) + 1000:
-            used = {*self.texts.tolist(), *self.waiting[2].tolist()}
-            self.names = {text: name for text, name in self.names.items() if text in used}
-
-    def _record_runs(self, hits: np.ndarray) -> None:
-        """Record all runs of consecutive hits but the last, which may continue."""
-        hits = np.concatenate([self.waiting, hits], axis=1)
-        begins = np.flatnonzero(np.append(True, np.diff(hits[1]) != 1)) if hits.size else np.empty(0, dtype=np.int64)
-        lengths = np.diff(np.append(begins, hits.shape[1]))
-        runs = np.repeat(lengths, lengths)
-        may_continue = hits.size and lengths[-1] <= _MOST_WAITING
-        end = int(begins[-1]) if may_continue else hits.shape[1]
-        self._record(hits[:, :end], runs[:end])
-        self.waiting = hits[:, end:]
-
-    def finish(self) -> None:
-        """Record the last run."""
-        self._record(self.waiting, np.full(self.waiting.shape[1], self.waiting.shape[1]))
-        self.waiting = self.waiting[:, :0]
-
-    def _record(self, hits: np.ndarray, runs: np.ndarray) -> None:
-        """Record hits in longer runs than those before; ``runs`` are the lengths of their runs."""
-        better = np.flatnonzero(runs > self.runs[hits[0]])
-        better = better[np.lexsort((-hits[1, better], runs[better]))]  # for equal places, the last assignment stays
-        places = hits[0, better]
-        self.words[places], self.texts[places], self.starts[places] = hits[1:, better]
-        self.runs[places] = runs[better]
+            is_hit = self.distinct[places] == grams[first]
+            places, first = places[is_hit], first[is_hit]
+            if not len(first):
+                continue
+            lengths = np.diff(np.flatnonzero(np.concatenate([[True], np.diff(first) != 1, [True]])))
+            in_run = np.repeat(lengths, lengths) if size == GRAM else np.ones(len(first), dtype=np.int64)
+            better = np.flatnonzero(in_run > self.runs[places])
+            better = better[np.lexsort((-first[better], in_run[better]))]  # of equal places, the last assignment stays
+            places, first = places[better], first[better]
+            self.words[places], self.runs[places] = self.num_words + first, in_run[better]
+            self.starts[places], self.names[places] = offset + begins[first], name
+        self.num_words += len(hashes)
 
 
 def _result(grams: Grams, search: _Search, shown: int) -> Overlap:
@@ -267,7 +217,7 @@ def _result(grams: Grams, search: _Search, shown: int) -> Overlap:
             Passage(
                 document=grams.names[document],
                 offset=int(grams.starts[first]),
-                other=search.names[int(search.texts[place])],
+                other=search.names[place],
                 other_offset=int(search.starts[place]),
                 words=int(words[run]),
                 text=grams.texts[document][int(grams.starts[first]) : int(grams.ends[last])],

@@ -3,25 +3,23 @@
 A word is a run of letters and digits. Case and accents are ignored (``É``, ``é`` and ``e`` with a combining accent are
 the same letter), apostrophes and invisible characters are removed (``don't`` is ``dont``), and all other characters
 separate words. Each Chinese character or Japanese kana is a word, because there are no spaces between them. Python's
-Unicode tables decide which characters are letters.
+Unicode tables decide which characters are letters. (The table of characters and numpy are ours because a regular
+expression and a hash for each word take 12 times as long.)
 
-Texts are processed in blocks, so memory does not grow with their length; a run of letters that is longer than a block
-is split. Hashes have 64 bits: if a million n-grams are compared with a billion others, the chance that any pair agrees
-by accident is 1 in 20,000.
+Long texts are processed in blocks, so memory does not grow with their length. Hashes have 64 bits: if a million n-grams
+are compared with a billion others, the chance that any pair agrees by accident is 1 in 20,000.
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
 
 from glassgpt.data.hashing import splitmix64
 
-#: About how many characters are processed at a time: the arrays then fit into the processor's cache.
+#: Most new characters in a block: the arrays then fit into the processor's cache.
 BLOCK = 1 << 17
 #: A text, or its parts, split anywhere. The parts of a text are read before the next text.
 TextOrParts: TypeAlias = str | Iterable[str]
@@ -37,129 +35,9 @@ _IGNORED = "'‘’ʼ＇\u00ad\u200c\u200d\u2060\ufeff"
 _BASE = 0x5851F42D4C957F2D  # 5 modulo 8: its powers have the longest period
 
 
-@dataclass(frozen=True)
-class Words:
-    """Some consecutive words of a stream of texts, in order."""
-
-    complete: int  # texts with smaller numbers have no more words after these
-    hashes: np.ndarray  # of each word, [n] uint64
-    texts: np.ndarray  # the number of its text in the stream, from 0, [n] int64
-    starts: np.ndarray  # its first character in that text, [n] int64
-    ends: np.ndarray  # the character after it, [n] int64
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Consecutive words, for windows of a fixed number of words.
-
-    The first ``carried`` words are repeated from the end of the stretch before, because their text continues here.
-    ``short`` are the texts that end here and have fewer words than the window: the first word of each, and the one
-    after its last, ``[2, texts]`` int64.
-    """
-
-    words: Words
-    carried: int  # less than the size of the window
-    short: np.ndarray
-
-    def windows(self, size: int) -> np.ndarray:
-        """Give the first word of each new window: ``size`` words of one text, the last not carried, ``[w]``."""
-        words = self.words
-        first = np.arange(max(0, self.carried - size + 1), len(words) - size + 1)
-        return first[words.texts[first] == words.texts[first + size - 1]]
-
-    def hashes(self, first: np.ndarray, end: np.ndarray) -> np.ndarray:
-        """Hash the words from ``first`` up to (not including) ``end``, for each pair, ``[w]`` uint64."""
-        return _fold(self.words.hashes, first, end)
-
-
-def stretches(texts: Iterable[TextOrParts], size: int) -> Iterator[Stretch]:
-    """Hash the words of a stream of texts, for windows of up to ``size`` words, in constant memory."""
-    carry, seen = None, 0  # the last words of an unfinished text, and how many words it has had
-    for block in hashed_words(texts):
-        words, carried = block, 0
-        if carry:
-            both = zip(_columns(carry), _columns(block), strict=True)
-            words, carried = Words(block.complete, *map(np.concatenate, both)), len(carry)
-        open_words = int(np.count_nonzero(block.texts == block.complete))
-        yield Stretch(words, carried, _short(words, size, seen > carried))
-        if carry is None or carry.texts[0] < block.complete:
-            seen = 0
-        seen += open_words
-        kept = min(size - 1, seen, len(words))
-        carry = Words(words.complete, *(column[-kept:] for column in _columns(words))) if kept else None
-
-
-def _short(words: Words, size: int, longer: bool) -> np.ndarray:
-    """Find the texts of fewer than ``size`` words; ``longer``: the first text has more words than are here."""
-    borders = np.flatnonzero(np.diff(words.texts)) + 1
-    first = np.concatenate([[0], borders]) if len(words) else borders
-    end = np.append(borders, len(words)) if len(words) else borders
-    short = (end - first < size) & (words.texts[first] < words.complete)
-    if longer and len(first):
-        short[0] = False
-    return np.stack([first[short], end[short]])
-
-
-def _columns(words: Words) -> tuple[np.ndarray, ...]:
-    return words.hashes, words.texts, words.starts, words.ends
-
-
-def hashed_words(texts: Iterable[TextOrParts]) -> Iterator[Words]:
-    """Hash the words of a stream of texts: several short texts at a time, long texts in blocks."""
-    waiting: list[str] = []
-    size = number = 0  # characters in waiting texts, number of the next text
-    for text in map(_join_if_short, texts):
-        if isinstance(text, str) and len(text) <= BLOCK:
-            waiting.append(text)
-            size += len(text) + 1
-            number += 1
-            if size < BLOCK:
-                continue
-        if waiting:
-            yield _words(waiting, number - len(waiting), 0, number)
-            waiting, size = [], 0
-        if not isinstance(text, str) or len(text) > BLOCK:
-            offset = 0
-            for part, is_last in _parts(text):
-                yield _words([part], number, offset, number + is_last)
-                offset += len(part)
-            number += 1
-    if waiting:
-        yield _words(waiting, number - len(waiting), 0, number)
-
-
-def _join_if_short(text: TextOrParts) -> TextOrParts:
-    if isinstance(text, str):
-        return text
-    parts, joined = iter(text), ""
-    for part in parts:
-        joined += part
-        if len(joined) > BLOCK:
-            return chain([joined], parts)
-    return joined
-
-
-def _parts(text: TextOrParts) -> Iterator[tuple[str, bool]]:
-    """Split a long text between words; give each part, and whether it is the last. Input parts make no difference."""
-    buffer = ""
-    for content in (text,) if isinstance(text, str) else text:
-        for begin in range(0, len(content), BLOCK):
-            buffer += content[begin : begin + BLOCK]
-            while len(buffer) > BLOCK:
-                kinds = _kinds(_values(buffer[:BLOCK]))
-                safe = np.flatnonzero((kinds == _GAP) | (kinds == _WORD))
-                cut = int(safe[-1]) + 1 if len(safe) else BLOCK
-                yield buffer[:cut], False
-                buffer = buffer[cut:]
-    yield buffer, True
-
-
-def _words(texts: Sequence[str], number: int, offset: int, complete: int) -> Words:
-    """Hash the words of some texts; the first is text ``number`` from character ``offset`` on."""
-    values = _values("\n".join(texts))
+def words(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Hash the words of a text, ``[n]`` uint64; give the first character of each and the one after it, ``[2, n]``."""
+    values = _values(text)
     kinds, places = _kinds(values), None
     is_kept = kinds != _REMOVED
     if not is_kept.all():
@@ -172,12 +50,34 @@ def _words(texts: Sequence[str], number: int, offset: int, complete: int) -> Wor
     ends[:-1] &= ~joined
     first, last = np.flatnonzero(begins), np.flatnonzero(ends)
     hashes = _fold(values, first, last + 1)
-    if places is not None:
-        first, last = places[first], places[last]
-    borders = np.cumsum([0] + [len(text) + 1 for text in texts])
-    which = np.searchsorted(borders, first, side="right") - 1
-    moved = offset - borders[which]
-    return Words(complete, hashes, which + number, first + moved, last + 1 + moved)
+    spans = np.stack([first, last]) if places is None else places[[first, last]]
+    spans[1] += 1
+    return hashes, spans
+
+
+def runs(hashes: np.ndarray, size: int) -> np.ndarray:
+    """Hash each run of ``size`` consecutive words, ``[n - size + 1]`` uint64; none if there are fewer words."""
+    first = np.arange(max(0, len(hashes) - size + 1))
+    return _fold(hashes, first, first + size)
+
+
+def blocks(text: TextOrParts, size: int) -> Iterator[tuple[str, int]]:
+    """Divide a text into blocks, each with its first character's place; how the text is given makes no difference.
+
+    A block begins with the last ``size - 1`` words of the block before it, so each run of ``size`` words is in one.
+    """
+    buffer, offset = "", 0
+    for part in (text,) if isinstance(text, str) else text:
+        for begin in range(0, len(part), BLOCK):
+            buffer += part[begin : begin + BLOCK]
+            while len(buffer) > 2 * BLOCK:
+                cut = max(buffer.rfind(" ", BLOCK, 2 * BLOCK), buffer.rfind("\n", BLOCK, 2 * BLOCK)) + 1 or 2 * BLOCK
+                yield buffer[:cut], offset
+                last = cut - BLOCK // 2  # words of more characters are divided
+                again = words(buffer[last:cut])[1][0, 1 - size :]
+                kept = last + int(again[0]) if len(again) else cut
+                buffer, offset = buffer[kept:], offset + kept
+    yield buffer, offset
 
 
 def _values(text: str) -> np.ndarray:

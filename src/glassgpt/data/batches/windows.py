@@ -194,7 +194,8 @@ def permute(places: np.ndarray, size: int, seed: int, epoch: int, rounds: int = 
     """Apply a permutation of range(size), keyed by (seed, epoch), to some of its members ``[n]``: int64 ``[n]``.
 
     A balanced Feistel network permutes the next even power of two; members that land outside are permuted again until
-    they land inside (cycle walking, Black and Rogaway, 2002).
+    they land inside (cycle walking, Black and Rogaway, 2002). Ours, because the permutations of NumPy and torch
+    are stored: 8 bytes for each window.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = np.uint64(2**half - 1)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from glassgpt.config import DataConfig
 from glassgpt.data.corpus.encoding import PARAGRAPH_BREAK, Encoder, in_validation, read_documents, read_range, rechunk
 from glassgpt.data.corpus.manifest import (
@@ -241,7 +243,7 @@ class CorpusBuilder:
             self.source, self.config, tasks, self.scratch, processes=self.processes, progress=self.progress
         )
         for number, task in enumerate(tasks):
-            rows = found.dropped(number)
+            rows = np.flatnonzero(found.dropped[number])
             if len(rows):
                 path = self.scratch / f"dropped-{number:05d}"
                 rows.astype("<i8").tofile(path)

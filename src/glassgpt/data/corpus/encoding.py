@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from glassgpt.data.audit.signatures import sign
+from glassgpt.data.audit.duplicates import sign
 from glassgpt.data.corpus.shards import SPLITS, write_shard
 from glassgpt.data.sources.documents import Segment, is_single, read_segment
 from glassgpt.data.sources.textfiles import is_compressed, reading, text_parts
@@ -297,5 +297,5 @@ class Signer:
                 validation.append(in_validation([text], self.setup["val_fraction"]))
                 yield text
 
-        sign(texts(), validation).save(Path(task["to"]))
+        np.save(task["to"], sign(texts(), validation))
         return {"documents": len(validation)}

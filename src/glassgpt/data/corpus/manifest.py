@@ -13,7 +13,7 @@ import numpy as np
 
 from glassgpt import assets
 from glassgpt.config import DataConfig
-from glassgpt.data.corpus.shards import FORMAT_VERSION, SPLITS, Shard, Tokens, open_shard
+from glassgpt.data.corpus.shards import FORMAT_VERSION, READABLE_VERSIONS, SPLITS, Shard, Tokens, open_shard
 from glassgpt.data.sources.source import MANIFEST
 from glassgpt.errors import ConfigError, DataError, GlassError
 from glassgpt.files import has_type, parse_json, sha256_of, write_text
@@ -163,8 +163,8 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
 
 
 def cache_key(text_sha256: str, tokenizer_id: str, settings: Mapping[str, Any]) -> str:
-    """Hash the format version, text, tokenizer ID and settings."""
-    parts = [FORMAT_VERSION, text_sha256, tokenizer_id, settings]
+    """Hash the first format version with these ids, the text, the tokenizer ID and the settings."""
+    parts = [READABLE_VERSIONS[0], text_sha256, tokenizer_id, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -242,8 +242,10 @@ def _parse(content: Any) -> Manifest:
     if not isinstance(content, dict):
         raise ValueError(f"{MANIFEST} does not hold an object")
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{MANIFEST} has format version {version}; this program reads {FORMAT_VERSION}")
+    if version not in READABLE_VERSIONS:
+        raise ValueError(
+            f"{MANIFEST} has format version {version}; this program reads {FORMAT_VERSION}. Prepare the data again"
+        )
     manifest = Manifest(**{**content, "shards": [parse_entry(entry) for entry in content["shards"]]})
     _check_types(manifest)
     if manifest.split not in ("position", "documents") or set(manifest.duplicates) not in (set(), {"exact", "near"}):

@@ -2,13 +2,13 @@
 
 A shard is a safetensors file (https://github.com/huggingface/safetensors) of three arrays: ``tokens`` (little-endian
 uint16, or uint32 for vocabularies above 65,536), ``starts`` (the place of the first token of each document that begins
-in this shard) and ``bytes`` (UTF-8 bytes of each document's text). Its header has the format version, the split, the
-tokenizer's hash, the number of tokens and the SHA-256 of the arrays, so a shard can be checked alone.
+in this shard) and ``bytes`` (UTF-8 bytes of each document's text). Its metadata has one key, ``glassgpt``, whose value
+is JSON: the format version, the split, the tokenizer's hash, the number of tokens and the SHA-256 of the arrays, so a
+shard can be checked alone. (The library writes several keys in another order each time, and the files must be equal.)
 """
 
 import hashlib
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from glassgpt.errors import DataError
 from glassgpt.files import atomic_write, has_type, parse_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+#: Version 3 had the same arrays, and a metadata key for each value.
+READABLE_VERSIONS = (3, 4)
 SPLITS = ("train", "val")
-_ARRAYS = ("tokens", "starts", "bytes")
+_ARRAYS = ("tokens", "starts", "bytes")  # in a file, they are in the opposite order: the widest type first
 #: The dtypes in a shard: safetensors' names and numpy's.
 _DTYPES = {"U16": "<u2", "U32": "<u4", "I64": "<i8"}
-_MAX_HEADER_BYTES = 1 << 20
 
 #: Token ids, ``[N]``: an array, or in many files.
 Ids: TypeAlias = "np.ndarray | Tokens"
@@ -113,33 +116,18 @@ def write_shard(path: Path, split: str, tokenizer: str, arrays: Sequence[np.ndar
     Tokens are ``[N]``; starts and bytes have one value per document, ``[D]``.
     ``tokenizer`` is the SHA-256 of the tokenizer's file.
     """
-    named = dict(zip(_ARRAYS, arrays, strict=True))
-    metadata = {
-        "format": "glassgpt tokens",
-        "format_version": str(FORMAT_VERSION),
+    header = {
+        "format_version": FORMAT_VERSION,
         "split": split,
         "tokenizer": tokenizer,
-        "tokens": str(len(named["tokens"])),
-        "documents": str(len(named["starts"])),
+        "tokens": len(arrays[0]),
+        "documents": len(arrays[1]),
         "sha256": _digest(arrays),
     }
-    # Not written by safetensors' library, because it varies the order of the metadata.
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name in reversed(_ARRAYS):  # the widest type first, so that each array is aligned
-        array, begin = named[name], end
-        end += array.nbytes
-        dtype = next(word for word, numpy in _DTYPES.items() if numpy == array.dtype.newbyteorder("<").str)
-        header[name] = {"dtype": dtype, "shape": [len(array)], "data_offsets": [begin, end]}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    digest = hashlib.sha256()
-    with atomic_write(path) as temporary, temporary.open("xb") as file:
-        contents: list[Any] = [np.ascontiguousarray(named[name]).data for name in reversed(_ARRAYS)]
-        for content in [struct.pack("<Q", len(encoded)), encoded, *contents]:
-            file.write(content)
-            digest.update(content)
-    return digest.hexdigest()
+    content = save(dict(zip(_ARRAYS, arrays, strict=True)), metadata={"glassgpt": json.dumps(header)})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def open_shard(path: Path) -> Shard:
@@ -149,33 +137,24 @@ def open_shard(path: Path) -> Shard:
         DataError: if the file does not exist, is not a shard of this version, or is truncated.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError("it has no header")
-            content = parse_json(file.read(length))
-        header, layout = content.pop("__metadata__"), {}
-        if header.get("format") != "glassgpt tokens":
-            raise ValueError("its header is not that of a token shard")
-        if header["format_version"] != str(FORMAT_VERSION):
+        with safe_open(path, "numpy") as file:
+            header = file.metadata() or {}
+            header = parse_json(header["glassgpt"]) if "glassgpt" in header else header
+            parts = {name: file.get_slice(name) for name in _ARRAYS}
+            shapes = {name: (_DTYPES[part.get_dtype()], *part.get_shape()) for name, part in parts.items()}
+        if int(header["format_version"]) not in READABLE_VERSIONS:
             raise ValueError(f"format version {header['format_version']}; this program reads {FORMAT_VERSION}")
-        for name in _ARRAYS:
-            entry = content[name]
-            begin, end = entry["data_offsets"]
-            layout[name] = (_DTYPES[entry["dtype"]], int(entry["shape"][0]), 8 + length + int(begin))
-            if 8 + length + end > size:
-                raise ValueError(f"it is truncated: {size:,} bytes, but {8 + length + end:,} according to its header")
-            if begin < 0 or end - begin != layout[name][1] * np.dtype(layout[name][0]).itemsize:
-                raise ValueError(f"{layout[name][1]} {name} cannot be {end - begin} bytes")
-        if header["split"] not in SPLITS or int(header["tokens"]) != layout["tokens"][1]:
+        layout, end = {}, path.stat().st_size
+        for name, (dtype, length) in shapes.items():
+            end -= length * np.dtype(dtype).itemsize
+            layout[name] = (dtype, length, end)
+        split, tokenizer, sha256 = texts = [header[name] for name in ("split", "tokenizer", "sha256")]
+        if split not in SPLITS or int(header["tokens"]) != layout["tokens"][1] or not has_type(texts, list[str]):
             raise ValueError("its header is not consistent")
-        if not has_type(header, dict[str, str]):
-            raise ValueError("its header is not that of a token shard")
-        return Shard(path, header["split"], header["tokenizer"], header["sha256"], layout)
+        return Shard(path, split, tokenizer, sha256, layout)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
-    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a valid token shard: {error}") from None
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.config import DataConfig
-from glassgpt.data.audit.duplicates import Duplicates, find_duplicates
+from glassgpt.data.audit.duplicates import Duplicates, find_duplicates, load_datasketch
 from glassgpt.data.corpus.encoding import Signer
 from glassgpt.data.sources.source import Survey, TextSource
 from glassgpt.files import Progress
@@ -69,12 +69,16 @@ def find_source_duplicates(
 ) -> Duplicates:
     """Find the duplicates of a source; see :func:`glassgpt.data.audit.duplicates.find_duplicates`.
 
-    ``tasks`` are from :func:`document_tasks`; ``scratch`` is a folder for the signatures and the result.
+    ``tasks`` are from :func:`document_tasks`; ``scratch`` is a folder for the signatures.
+
+    Raises:
+        MissingExtraError: if datasketch is not installed.
     """
-    signing = [{**task, "to": str(scratch / f"signatures-{number:05d}")} for number, task in enumerate(tasks)]
+    load_datasketch()
+    signing = [{**task, "to": str(scratch / f"signatures-{number:05d}.npy")} for number, task in enumerate(tasks)]
     done, total = 0, sum(task["bytes"] for task in tasks)
     for number, _ in run_tasks(Signer, read_settings(source, config), signing, processes):
         done += tasks[number]["bytes"]
         if progress:
             progress("comparing documents", done, total)
-    return find_duplicates([Path(task["to"]) for task in signing], scratch / "duplicates")
+    return find_duplicates([Path(task["to"]) for task in signing])

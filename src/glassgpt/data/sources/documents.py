@@ -9,7 +9,7 @@ the same, with a separator     the text between two separators         by bytes
 ``.csv``                       the text of a row                       not at all
 ``.parquet``                   the text of a row (takes `pyarrow`)     by row groups
 a folder of `save_to_disk`     the text of a row (takes `datasets`)    by rows
-the first four, ``.gz .zst``   as without it (zst: `zstandard`)        not at all
+the first four, ``.gz .zst``   as without it (zst: `backports.zstd`)        not at all
 =============================  ======================================  ===============================================
 
 Which field of a row is its text: see :mod:`glassgpt.data.sources.tables`. Text is UTF-8 and is not changed, except that

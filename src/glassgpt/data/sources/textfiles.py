@@ -149,7 +149,8 @@ def _open_compressed(file: Path) -> tuple[Any, tuple[type[Exception], ...]]:
 def split_file(file: Path, separator: bytes, begin: int = 0, end: int = END) -> Iterator[tuple[int, bytes]]:
     """Split a file at separators, as ``bytes.split`` does; yield the pieces that begin in a range of bytes.
 
-    Memory holds one piece. A piece that began before the range is skipped and not held.
+    Memory holds one piece. A piece that began before the range is skipped and not held. Ours, because pyarrow's and
+    datasets' readers of lines know no other separators and not the place of a piece.
 
     Args:
         file: the file; a compressed one only from 0 to :data:`END`.
