@@ -1,5 +1,6 @@
 """Check the answers to a lesson's exercises: what is right, what is not, and a hint that does not give the answer."""
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Verdict:
         return self.problem is None
 
 
+@functools.cache  # a check file is run once, not at each question
 def exercises_of(lesson: Lesson) -> tuple[Exercise, ...]:
     """The exercises of a lesson: EXERCISES of ``lessons/checks/check_NN.py``."""
     module = _import(lesson.path.parent / "checks" / f"check_{lesson.number:02}.py")

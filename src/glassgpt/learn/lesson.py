@@ -61,8 +61,9 @@ class Lesson:
 
     def reading_minutes(self) -> float:
         """How long it takes to read: 200 words of prose a minute, and 20 lines of code."""
-        words = sum(len(cell.text.split()) for cell in self.cells() if cell.is_prose)
-        lines = sum(bool(line.strip()) for cell in self.cells() if not cell.is_prose for line in cell.text.splitlines())
+        cells = self.cells()
+        words = sum(len(cell.text.split()) for cell in cells if cell.is_prose)
+        lines = sum(bool(line.strip()) for cell in cells if not cell.is_prose for line in cell.text.splitlines())
         return words / 200 + lines / 20
 
 
