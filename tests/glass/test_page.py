@@ -1,5 +1,7 @@
 """The page as a file: it loads nothing, holds the recorded tensors exactly, and stays under its limit."""
 
+import base64
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -13,7 +15,7 @@ import torch
 
 from glassgpt.config import ModelConfig, presets
 from glassgpt.errors import ConfigError, GenerationError
-from glassgpt.glass.page.encoding import decode_floats, encode_floats, encode_json
+from glassgpt.glass.page.encoding import encode_floats, encode_json
 from glassgpt.glass.page.progress import summarize
 from glassgpt.glass.page.tensors import RECORDED, longest_prompt, page_tensors, required_bytes
 from glassgpt.glass.page.writing import SCRIPTS, STYLES, glass_page
@@ -85,6 +87,12 @@ def test_the_page_loads_nothing_and_has_no_tag_from_the_prompt() -> None:
     assert bytes.fromhex("".join(about["token_bytes"])).decode() == HOSTILE
     assert page.scripts["about"].isascii() and not re.search("[<>&]", page.scripts["about"])
     assert "http" not in "".join(text for name, text in page.scripts.items() if name.startswith("script"))
+
+
+def decode_floats(text: str) -> np.ndarray:
+    """Decode what encode_floats returned, as the page does."""
+    planes = np.frombuffer(gzip.decompress(base64.b64decode(text)), dtype=np.uint8).reshape(4, -1)
+    return np.ascontiguousarray(planes.T).view("<f4").reshape(-1)
 
 
 @pytest.mark.parametrize("name", MODELS)

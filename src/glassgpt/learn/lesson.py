@@ -59,13 +59,6 @@ class Lesson:
             cells.append(Cell(bool(mark["kind"]), text, line))
         return cells
 
-    def reading_minutes(self) -> float:
-        """How long it takes to read: 200 words of prose a minute, and 20 lines of code."""
-        cells = self.cells()
-        words = sum(len(cell.text.split()) for cell in cells if cell.is_prose)
-        lines = sum(bool(line.strip()) for cell in cells if not cell.is_prose for line in cell.text.splitlines())
-        return words / 200 + lines / 20
-
 
 def folder() -> Path:
     """The lessons: inside an installed package, or beside ``src`` in a clone."""

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glassgpt.doctor.dropout import DropoutSwitch
 from glassgpt.doctor.loops.gradients import two_batches
 from glassgpt.doctor.loops.loop import Loop, Program
-from glassgpt.doctor.loops.quiet import DropoutSwitch, seed_all
+from glassgpt.doctor.loops.quiet import seed_all
 from glassgpt.doctor.loops.watch import Watch
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 

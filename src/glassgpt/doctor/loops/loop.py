@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glassgpt.doctor.dropout import DropoutSwitch
 from glassgpt.doctor.loading import import_factory
-from glassgpt.doctor.loops.quiet import DropoutSwitch, quiet, seed_all
+from glassgpt.doctor.loops.quiet import quiet, seed_all
 from glassgpt.doctor.report import NotRun, Result
 from glassgpt.errors import SubjectError, first_line
 

@@ -8,10 +8,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glassgpt.doctor.dropout import DropoutSwitch
 from glassgpt.doctor.subject import Subject, fixed_random_state
 
 Measured = TypeVar("Measured")
@@ -34,28 +34,10 @@ def once_per_subject(measure: Callable[[Subject], Measured]) -> Callable[[Subjec
     return remembered
 
 
-class NoDropout(TorchFunctionMode):
-    """Switches dropout off, as modules and as functions, and inside fused attention; the mode stays what it is."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), dict(kwargs or {})
-        if "dropout" in name and args and isinstance(args[0], Tensor):
-            return (args[0], torch.ones_like(args[0], dtype=torch.bool)) if "native" in name else args[0]
-        if name == "scaled_dot_product_attention":
-            if len(args) > 4:
-                args = (*args[:4], 0.0, *args[5:])
-            elif "dropout_p" in kwargs:
-                kwargs["dropout_p"] = 0.0
-        if name == "multi_head_attention_forward":
-            args = (*args[:10], 0.0, *args[11:]) if len(args) > 10 else args
-            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside: no dropout, the same random numbers in every pass, no gradients."""
-    with fixed_random_state(), torch.no_grad(), NoDropout():
+    with fixed_random_state(), torch.no_grad(), DropoutSwitch():
         yield
 
 
@@ -102,7 +84,7 @@ def draws_in_eval(subject: Subject) -> bool:
     """Whether evaluation draws random numbers other than dropout: then only passes of one shape can be compared."""
     module, idx, passes = subject.copy(), subject.ids(1), []
     for seed in (1, 2):
-        with fixed_random_state(seed), torch.no_grad(), NoDropout():
+        with fixed_random_state(seed), torch.no_grad(), DropoutSwitch():
             passes.append(subject.logits(module, idx.clone()).float())
     return not torch.equal(passes[0].nan_to_num(), passes[1].nan_to_num())
 

@@ -17,12 +17,6 @@ def encode_floats(values: np.ndarray) -> str:
     return encode_bytes(planes.tobytes())
 
 
-def decode_floats(text: str) -> np.ndarray:
-    """Decode what :func:`encode_floats` returned, to ``[N]``, as the page does."""
-    planes = np.frombuffer(gzip.decompress(base64.b64decode(text)), dtype=np.uint8).reshape(4, -1)
-    return np.ascontiguousarray(planes.T).view("<f4").reshape(-1)
-
-
 def encode_bytes(content: bytes) -> str:
     """Compress bytes with gzip and write them as base64, the same for the same bytes."""
     return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode("ascii")

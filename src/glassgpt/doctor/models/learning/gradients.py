@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from glassgpt.doctor.models.learning.constants import trace_forward
-from glassgpt.doctor.models.probing import once_per_subject, quiet_logits
+from glassgpt.doctor.models.probing import working_length
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed
 from glassgpt.doctor.subject import Output, Subject, cross_entropy, fixed_random_state
 
@@ -28,27 +28,11 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-@once_per_subject
-def _context_works(subject: Subject) -> bool:
-    """Whether a text as long as the context runs."""
-    try:
-        quiet_logits(subject, subject.copy(), subject.ids(1, min(subject.context, 256)))
-    except Exception:
-        return False
-    return True
-
-
-def working_length(subject: Subject, longest: int) -> int:
-    """The context, at most ``longest``; where the context is not known, or does not work, a short text."""
-    short = min(subject.length, longest)
-    return min(subject.context, longest) if subject.context_known and _context_works(subject) else short
-
-
 def probe_size(subject: Subject) -> tuple[int, int]:
     """Batch and length for a pass with gradients: the whole context where that is cheap."""
     size = sum(p.numel() for p in subject.module.parameters())
     tokens = int(min(768, max(48, 3e10 // max(size, 1))))
-    length = working_length(subject, min(256, tokens))
+    length = working_length(subject, min(subject.context, 256, tokens))
     return max(2, min(tokens // length, 64)), length
 
 

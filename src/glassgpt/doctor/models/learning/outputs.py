@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from glassgpt.doctor.models.learning.constants import LOOKUPS, PRODUCTS, multiplied, source, trace_forward
-from glassgpt.doctor.models.learning.gradients import same_memory, working_length
+from glassgpt.doctor.models.learning.gradients import same_memory
+from glassgpt.doctor.models.probing import working_length
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state, read_output
 from glassgpt.doctor.trace import Op, Trace
@@ -148,7 +149,7 @@ def initial_loss(subject: Subject) -> Iterator[Result]:
     """An untrained model is sure of nothing: its loss on random targets is about ln V."""
     if subject.outputs < subject.vocab:
         raise NotRun(f"the output has {subject.outputs} columns for {subject.vocab} token ids")
-    length = working_length(subject, 32)
+    length = working_length(subject, min(subject.context, 32))
     with fixed_random_state(), torch.no_grad():
         module = subject.copy()
         size = sum(p.numel() for p in module.parameters())

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from glassgpt.doctor.dropout import DropoutSwitch
 from glassgpt.doctor.models.learning.declared import padding_ids
-from glassgpt.doctor.models.probing import NoDropout, Seen, affordable_length, are_finite, quiet, quiet_logits, record
+from glassgpt.doctor.models.probing import Seen, affordable_length, are_finite, quiet, quiet_logits, record
 from glassgpt.doctor.report import Check, NotRun, Result, failed, passed, warned
 from glassgpt.doctor.subject import Subject, cross_entropy, fixed_random_state
 from glassgpt.doctor.trace import Op, Trace, trace
@@ -85,7 +86,7 @@ def _bad_gradient(subject: Subject, idx: Tensor) -> str | None:
     if not any(p.requires_grad for p in module.parameters()):
         return None
     try:
-        with fixed_random_state(), NoDropout(), torch.enable_grad():
+        with fixed_random_state(), DropoutSwitch(), torch.enable_grad():
             output = subject.forward(module, idx, targets if subject.computes_loss else None)
             own = output.loss if len(idx) == subject.batch and idx.size(1) > 1 else None
             loss = cross_entropy(output.logits, targets) if own is None else own

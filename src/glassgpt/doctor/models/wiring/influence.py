@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from glassgpt.doctor.dropout import DropoutSwitch
 from glassgpt.doctor.models.probing import (
-    NoDropout,
     are_finite,
     difference,
     once_per_subject,
@@ -90,7 +90,7 @@ def add_gradients(subject: Subject, module: nn.Module, found: Dependence, few: b
     """Measure d (r . logits[0, t]) / d token for every t (or a few), where the module can be differentiated."""
     idx, T = found.idx, found.idx.size(1)
     try:
-        with fixed_random_state(), torch.enable_grad(), NoDropout(), InputGradient(idx) as tokens:
+        with fixed_random_state(), torch.enable_grad(), DropoutSwitch(), InputGradient(idx) as tokens:
             logits = subject.logits(module, idx).float()
             r = torch.randn(logits.size(-1), generator=torch.Generator().manual_seed(1))
             if not tokens.leaves or subject.last_only:
