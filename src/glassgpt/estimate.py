@@ -21,6 +21,8 @@ LOGITS_AT_A_TIME = 2**25
 LOGITS_AT_A_TIME_ON_GPU = 2**28
 #: Tokens of a forward pass in validation and in timing, about.
 TOKENS_PER_PASS = 8192
+#: Queries in a block of :class:`glassgpt.model.UnfusedAttention`.
+UNFUSED_QUERIES = 128
 #: Share of the free memory that training may plan with: a process takes up to a third more than its tensors.
 SHARE_OF_FREE = 0.65
 
@@ -155,6 +157,7 @@ def memory(
     context: int | None = None,
     device: str = "cpu",
     lora: int = 0,
+    attention: str = "fused",
 ) -> Memory:
     """Memory of a training step whose micro-batches have so many rows; without torch.compile.
 
@@ -170,13 +173,15 @@ def memory(
         context: tokens per row; the model's context by default.
         device: ``cpu`` or ``cuda``: some operations keep less on a GPU.
         lora: parameters of LoRA's matrices, if only they are trained (by AdamW); the weights of the model are frozen.
+        attention: ``unfused`` keeps the weights of attention.
     """
     parameters = sum(count_parameters(config).values()) + lora
     hidden = config.n_layer * sum(rows * columns for rows, columns in _hidden_matrices(config))
     momentum_only = hidden if optimizer == "muon" else 0
     held = activations(
-        config, rows, bytes_per_weight=bytes_per_weight, recompute=recompute, context=context, device=device
-    )
+        config, rows, bytes_per_weight=bytes_per_weight, recompute=recompute, context=context, device=device,
+        attention=attention,
+    )  # fmt: skip
     momentum_only, trained = (0, lora) if lora else (momentum_only, parameters)
     return Memory(
         weights=bytes_per_weight * parameters,
@@ -196,6 +201,7 @@ def activations(
     recompute: bool = False,
     context: int | None = None,
     device: str = "cpu",
+    attention: str = "fused",
 ) -> Activations:
     """Bytes of activations, for arguments as in :func:`memory`. Fused attention never holds its scores.
 
@@ -209,6 +215,8 @@ def activations(
     masks = sum(0 < window < T for window in config.windows) * b * T * T  # of sliding windows, in numbers, per block
     embeddings = tokens * (8 + _mask_bytes(config, b, device))  # the token ids (int64), and dropout
     block = tokens * sum(block_activations(config, b, device).values())
+    if attention == "unfused":
+        block += rows * config.n_head * b * unfused_weights(T)
     loss = _loss_activations(config, tokens, b, device)
     # Gradients of the stream and of the hidden layer; with SwiGLU of gate and up, when their product is gone.
     gradients = tokens * b * (C + config.intermediate_size * (2 if config.mlp == "swiglu" else 1))
@@ -218,6 +226,12 @@ def activations(
         return Activations(stem + loss.kept, stem + max(loss.kept + loss.temporaries, block + gradients))
     stem = embeddings + L * block + masks
     return Activations(stem + loss.kept, stem + max(loss.kept + loss.temporaries, gradients))
+
+
+def unfused_weights(T: int) -> int:
+    """How many weights unfused attention keeps of a head, over ``T`` tokens: no key after the last query of a block."""
+    size = UNFUSED_QUERIES
+    return sum(min(size, T - first) * min(first + size, T) for first in range(0, T, size))
 
 
 def block_activations(config: ModelConfig, bytes_per_weight: int = 4, device: str = "cpu") -> dict[str, int]:

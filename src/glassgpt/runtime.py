@@ -26,6 +26,7 @@ class Runtime:
     threads: int
     compile: bool
     reason: str
+    attention: str = "fused"  # in training: fused or unfused
 
     def resolved(self) -> dict[str, Any]:
         """The choices as configuration values, to be saved with a run and reused on resume."""
@@ -34,13 +35,15 @@ class Runtime:
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": self.threads,
             "compile": str(self.compile).lower(),
+            "attention": self.attention,
         }
 
 
 def resolve(config: RuntimeConfig, local_rank: int | None = None) -> Runtime:
     """Choose the device, and set the number of CPU threads for this process.
 
-    An ``auto`` compute type is float32 here, and an ``auto`` compile is off; training measures which to use.
+    An ``auto`` compute type is float32 here, ``auto`` attention fused, and an ``auto`` compile off; training measures
+    which to use.
 
     Args:
         config: the user's settings.
@@ -62,7 +65,8 @@ def resolve(config: RuntimeConfig, local_rank: int | None = None) -> Runtime:
     compile = config.compile == "true" and compiler_found(device)
     if config.compile == "true" and not compile:
         reason += "; not compiled: no C++ compiler was found"
-    return Runtime(device, dtype, torch.get_num_threads(), compile, reason)
+    attention = "fused" if config.attention == "auto" else config.attention
+    return Runtime(device, dtype, torch.get_num_threads(), compile, reason, attention)
 
 
 def _best_device() -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from conftest import thread_count
 from glassgpt.config import ModelConfig
 from glassgpt.config.presets import MODERN, PRESETS
-from glassgpt.model import GPT, Block, ExplicitAttention, FusedAttention, KVCache, gpt
+from glassgpt.model import GPT, Block, ExplicitAttention, FusedAttention, KVCache, UnfusedAttention, gpt
 from glassgpt.model.rope import rotary_tables, rotate
 
 CLASSIC = ModelConfig(vocab_size=23, block_size=16, n_layer=3, n_head=4, n_embd=32)
@@ -25,7 +25,15 @@ CONFIGS = {
     "modern-gqa": dataclasses.replace(CLASSIC, **MODERN, intermediate_size=48, n_kv_head=2, head_dim=12),
     "modern-mqa": dataclasses.replace(CLASSIC, **MODERN | {"qk_norm": False, "qkv_bias": True}, n_kv_head=1),
 }
-ATTENTIONS = (FusedAttention, ExplicitAttention)
+
+
+class FewQueries(UnfusedAttention):
+    """Texts of a few tokens have several blocks, the last one incomplete."""
+
+    queries = 3
+
+
+ATTENTIONS = (FusedAttention, ExplicitAttention, UnfusedAttention, FewQueries)
 everywhere = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 both_ways = pytest.mark.parametrize("attend", ATTENTIONS, ids=lambda kind: kind.__name__)
 
@@ -121,7 +129,7 @@ def test_order_matters(config: ModelConfig) -> None:
     assert (model(idx)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-3
 
 
-# --- the two attentions
+# --- the attentions
 
 
 @pytest.mark.parametrize("KV", [1, 2, 4])
@@ -138,6 +146,7 @@ def test_explicit_attention_equals_fused_and_its_weights_give_the_output(KV: int
         fused, nothing = FusedAttention()(q, k, v, mask)
         assert nothing is None
         close(mixed, fused)
+        close(FewQueries()(q, k, v, mask)[0], fused)
         close(weights.sum(-1), torch.ones(2, 4, T))
         visible = (chunk if mask is None else mask).expand(2, 4, T, S)
         assert (weights[~visible] == 0).all()
@@ -147,9 +156,10 @@ def test_explicit_attention_equals_fused_and_its_weights_give_the_output(KV: int
 
 
 @everywhere
-def test_explicit_model_equals_fused_model(config: ModelConfig) -> None:
+@pytest.mark.parametrize("attend", ATTENTIONS[1:], ids=lambda kind: kind.__name__)
+def test_other_attention_equals_fused(config: ModelConfig, attend: type) -> None:
     """With every kind of mask: plain, packed documents, cached chunks, ragged rows."""
-    fused, explicit = build(config), build(config, ExplicitAttention)
+    fused, explicit = build(config), build(config, attend)
     idx, documents = tokens(config, 3, 12), torch.tensor([[0] * 5 + [1] * 7, [0] * 12, [0] + [1] * 11])
     close(explicit(idx), fused(idx))
     close(explicit(idx, document_ids=documents), fused(idx, document_ids=documents))

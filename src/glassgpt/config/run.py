@@ -172,6 +172,11 @@ class RuntimeConfig(Section):
     compile: Literal["auto", "true", "false"] = option(
         "auto", "torch.compile the blocks; auto: if the run is long enough to be worth the compile time"
     )
+    attention: Literal["auto", "fused", "unfused"] = option(
+        "auto",
+        "attention in training: fused in one kernel, or unfused, which some CPUs compute faster in 16 bits; "
+        "auto: the faster one",
+    )
     threads: int = option(0, "CPU threads; 0: PyTorch's choice", min_value=0, max_value=1024)
     decode: Literal["eager", "kernels"] = option(
         "eager", "how samples in training are generated: eager PyTorch, or kernels (numba, on a CPU)"

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glassgpt.model.dropout import dropout_mask
+
 aten = torch.ops.aten
 
 #: In inference mode these are not taken apart.
@@ -40,6 +42,9 @@ class DropoutSwitch(TorchDispatchMode):
                 return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         if func is aten.native_dropout_backward.default and self.off:
             return args[0].clone()
+        if func is dropout_mask._opoverload:
+            self.calls += 1
+            return torch.ones_like(args[0]) if self.off else func(*args, **kwargs)
         if func is aten.bernoulli_.float:
             self.calls += 1
             if self.off:  # the mask is divided by the same number afterwards

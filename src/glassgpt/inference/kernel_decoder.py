@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glassgpt.errors import install_extra
 from glassgpt.model import GPT, KVCache
-from glassgpt.model.attention import FusedAttention
+from glassgpt.model.attention import FusedAttention, UnfusedAttention
 from glassgpt.model.rope import rotary_tables
 from glassgpt.weights.folder import dtype_name
 
@@ -35,7 +35,7 @@ def unsupported(model: GPT) -> str | None:
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has hooks, which they do not call"
-        if name.endswith("attend") and type(module) is not FusedAttention:
+        if name.endswith("attend") and type(module) not in (FusedAttention, UnfusedAttention):
             return f"{name} is {type(module).__name__}, which they do not call"
     kinds = {tuple(_kind(matrix) for matrix in block_matrices(block)) for block in model.blocks}
     if wrong := {*itertools.chain(*kinds), _kind(model.head), _kind(model.token_embedding)} - KINDS:

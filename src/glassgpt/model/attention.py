@@ -1,6 +1,7 @@
-"""Scaled dot-product attention, twice: fused for speed, explicit to return its weights. Their outputs are equal.
+"""Scaled dot-product attention, three times: fused, unfused (faster on some CPUs), explicit (returns its weights).
 
-Both are modules: a hook on them sees q, k and v, and one can replace the other in a finished model.
+Their outputs are equal. All are modules: a hook on them sees q, k and v, and one can replace another in a finished
+model.
 """
 
 import math
@@ -39,6 +40,39 @@ class FusedAttention(nn.Module):
         causal = mask is None and q.size(2) > 1  # a single query attends to every key
         grouped = q.size(1) != k.size(1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped), None
+
+
+class UnfusedAttention(nn.Module):
+    """Two matrix products and a softmax, for some queries at a time: trains faster where 16-bit products are fast.
+
+    The fused kernels of CPUs do not use the products of 16-bit numbers well. Queries in blocks leave out most of the
+    masked half of the ``[T, S]`` scores; their weights are stored for the backward pass.
+    """
+
+    #: Queries in a block.
+    queries = 128
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As :class:`FusedAttention`."""
+        B, H, T, D = q.shape
+        KV, S = k.shape[1:3]
+        if KV < H:
+            k, v = (x.repeat_interleave(H // KV, dim=1) for x in (k, v))  # [B, H, S, D]
+        q, k, v = (x.reshape(B * H, -1, D) for x in (q, k, v))  # [B H, T or S, D]
+        causal = mask is None
+        if mask is None:
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)  # [T, S]
+        else:
+            mask = mask.expand(B, H, T, S).reshape(B * H, T, S)
+        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))  # [T, S] or [B H, T, S]
+        blocks = []
+        for first in range(0, T, self.queries):
+            last = min(first + self.queries, T)
+            end = S - T + last if causal else S  # all keys from there on are masked
+            block_bias = bias[..., first:last, :end]
+            scores = torch.baddbmm(block_bias, q[:, first:last], k[:, :end].mT, alpha=D**-0.5)  # [B H, queries, end]
+            blocks.append(scores.softmax(dim=-1) @ v[:, :end])  # [B H, queries, D]
+        return torch.cat(blocks, dim=1).view(B, H, T, D), None
 
 
 class ExplicitAttention(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from glassgpt.config import ModelConfig
 from glassgpt.model.attention import FusedAttention, causal_mask
 from glassgpt.model.cache import KVCache
+from glassgpt.model.dropout import Dropout
 from glassgpt.model.rope import rotary_tables, rotate
 
 #: Positions in the rotary tables at first. They grow when longer texts come: a configuration may claim any context.
@@ -104,7 +105,7 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.norm_2 = Norm(config.n_embd, config.norm, config.norm_eps, config.norm_bias)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
@@ -135,7 +136,7 @@ class GPT(nn.Module):
         learned = config.position == "learned"
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd) if learned else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = Norm(config.n_embd, config.norm, config.norm_eps, config.norm_bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

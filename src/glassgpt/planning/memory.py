@@ -83,6 +83,7 @@ def memory_settings(config: RunConfig, bytes_per_weight: int, device: str) -> di
         "optimizer": config.optim.optimizer,
         "recompute": config.train.activation_checkpointing,
         "device": device,
+        "attention": "unfused" if config.runtime.attention == "unfused" else "fused",
         "lora": count_lora_parameters(config.model, config.tune),
     }
 

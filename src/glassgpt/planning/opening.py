@@ -202,7 +202,9 @@ def _without_auto(changes: ConfigOverrides) -> ConfigOverrides:
         section: {
             name: value
             for name, value in values.items()
-            if not (name in ("dtype", "compile", "device", "micro_batch_size") and value == auto.get(section))
+            if not (
+                name in ("dtype", "compile", "attention", "device", "micro_batch_size") and value == auto.get(section)
+            )
         }
         for section, values in changes.items()
     }

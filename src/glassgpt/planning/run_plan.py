@@ -19,6 +19,7 @@ from glassgpt.data.conversations.dataset import ChatData
 from glassgpt.data.sources.documents import listed_counts
 from glassgpt.errors import ConfigError, DataError, is_out_of_memory
 from glassgpt.estimate import count_parameters, format_bytes
+from glassgpt.planning.attention_choice import measured_attention
 from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_chat_steps, fit_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
@@ -197,6 +198,9 @@ def _choose(
     if draft.config().runtime.dtype == "auto":
         runtime, why = measured_dtype(draft.config(), runtime)
         draft.note(why)
+    runtime, why = measured_attention(draft.config(), runtime)
+    draft.note(why)
+    draft.set("runtime", attention=runtime.attention)
     if stream and draft.preset == AUTO:
         draft.fit_size(stream, replace(runtime, compile=False), processes.world_size)
     draft.fit_context(stream)

@@ -81,7 +81,7 @@ class TimedTraining:
         self.loss = next_token_loss if config.tune.method == "none" else answer_loss
         # Lower than in training: a step that overflows is skipped, and would be timed as one.
         self.loss_scale = LossScale.for_dtype(runtime.dtype, 2.0**10)
-        prepare_blocks(self.model, recompute=config.train.activation_checkpointing, compile=runtime.compile)
+        prepare_blocks(self.model, config.train.activation_checkpointing, runtime.compile, runtime.attention)
         loss_module = ModelWithLoss(self.model, self.loss)
         self.loss_module = with_graphs(loss_module, config, runtime, lambda _: None)
         self.batch = batch or random_batch(config.model.vocab_size, rows, config.model.block_size)

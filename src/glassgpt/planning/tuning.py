@@ -15,6 +15,7 @@ from glassgpt.data.conversations.rows import TUTOR
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import GPT
 from glassgpt.planning import timing as timings
+from glassgpt.planning.attention_choice import measured_attention
 from glassgpt.planning.budget import CHAT_TIME_FRACTION, fit_chat_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
@@ -94,6 +95,9 @@ def plan_tuning(
     if config.runtime.dtype == "auto":
         runtime, why = measured_dtype(short.replace("train", batch_size=1), runtime)
         note(why)
+    runtime, why = measured_attention(short, runtime)
+    note(why)
+    config, short = (c.replace("runtime", attention=runtime.attention) for c in (config, short))
     chosen, why = choose_micro_batch_size(short, runtime, processes)
     note(why)
     config = config.replace("train", micro_batch_size=chosen.train.micro_batch_size)

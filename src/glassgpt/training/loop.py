@@ -197,7 +197,9 @@ class Trainer:
         self.refit_step = self.processes.broadcast_from_rank0(self.refit_step)
         with self._eager():
             shapes = self.recovery.retry(self._trace)
-        prepare_blocks(self.model, self.config.train.activation_checkpointing, self.runtime.compile)
+        prepare_blocks(
+            self.model, self.config.train.activation_checkpointing, self.runtime.compile, self.runtime.attention
+        )
         header = {"device": str(self.runtime.device), "dtype": self.runtime.resolved()["dtype"]}
         if self.processes.world_size > 1:
             self.loss_module = wrap_for_gradient_sync(self.loss_module)

@@ -1,11 +1,11 @@
-"""How the blocks of a model run: recomputed in the backward pass, compiled, or both."""
+"""How the blocks of a model run: which attention, recomputed in the backward pass, compiled."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from glassgpt.model import GPT
+from glassgpt.model import GPT, UnfusedAttention
 
 
 def recompute_blocks(model: GPT) -> None:
@@ -46,8 +46,11 @@ def stop_compiling(model: GPT) -> None:
         block._compiled_call_impl = None
 
 
-def prepare_blocks(model: GPT, recompute: bool, compile: bool) -> None:
-    """Recompute and compile the blocks, in the order in which the two wrap each other."""
+def prepare_blocks(model: GPT, recompute: bool, compile: bool, attention: str = "fused") -> None:
+    """Choose the attention of a fresh model, recompute and compile its blocks, in the order in which these wrap."""
+    if attention == "unfused":
+        for block in model.blocks:
+            block.attention.attend = UnfusedAttention()  # type: ignore[union-attr]
     if recompute:
         recompute_blocks(model)
     if compile:
