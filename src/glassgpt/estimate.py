@@ -10,7 +10,7 @@ Chinchilla (arXiv:2203.15556, appendix F); activations in the manner of Korthika
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from glassgpt.config import ModelConfig
 
@@ -259,30 +259,16 @@ def block_activations(config: ModelConfig, bytes_per_weight: int = 4, device: st
     }
 
 
-def largest_micro_batch(
-    config: ModelConfig,
-    batch_size: int,
-    bytes_free: int,
-    *,
-    bytes_per_weight: int = 4,
-    optimizer: Optimizer = "muon",
-    recompute: bool = False,
-    context: int | None = None,
-    device: str = "cpu",
-    lora: int = 0,
-) -> int:
+def largest_micro_batch(config: ModelConfig, batch_size: int, bytes_free: int, **settings: Any) -> int:
     """Rows per forward pass so that training fits into so many bytes, weights and all; 1 if not even one row does.
 
     Of the numbers that need as few passes for ``batch_size`` rows, the smallest: 10 rows where 7 fit are 5 and 5.
+    The settings are those of :func:`memory`.
     """
     fits, too_many = 1, batch_size + 1
     while too_many - fits > 1:
         rows = (fits + too_many) // 2
-        needed = memory(
-            config, rows, bytes_per_weight=bytes_per_weight, optimizer=optimizer, recompute=recompute,
-            context=context, device=device, lora=lora,
-        )  # fmt: skip
-        if needed.total <= bytes_free:
+        if memory(config, rows, **settings).total <= bytes_free:
             fits = rows
         else:
             too_many = rows

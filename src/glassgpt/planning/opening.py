@@ -197,14 +197,10 @@ def _require_resumable(run: Run, saved: RunConfig, config: RunConfig) -> None:
 
 def _without_auto(changes: ConfigOverrides) -> ConfigOverrides:
     """The changes without those to "auto": its value was measured when the run started, and is kept."""
-    auto = {"runtime": "auto", "train": 0}
+    auto, measured = {"runtime": "auto", "train": 0}, ("dtype", "compile", "attention", "device", "micro_batch_size")
     return {
         section: {
-            name: value
-            for name, value in values.items()
-            if not (
-                name in ("dtype", "compile", "attention", "device", "micro_batch_size") and value == auto.get(section)
-            )
+            name: value for name, value in values.items() if not (name in measured and value == auto.get(section))
         }
         for section, values in changes.items()
     }
