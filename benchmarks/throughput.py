@@ -14,7 +14,8 @@ nanogpt       its GPT, its configure_optimizers (AdamW), the step of its train.p
 transformers  GPT2LMHeadModel and AdamW (fused, as in its Trainer)
 muon          glassgpt with Qwen-3's blocks and Muon on the same shape, as in its presets: different work
 
-Each keeps its own conventions: nanoGPT's GELU is exact, the others' approximate; in bfloat16 the peers use autocast and
+Each keeps its own conventions: nanoGPT's and here glassgpt's GELU is exact, that of transformers approximate (which on
+a CPU takes longer); in bfloat16 the peers use autocast and
 glassgpt keeps bfloat16 weights with float32 master weights; nanoGPT and transformers compile the whole model, glassgpt
 its blocks. Float32 products on a GPU may use TF32 in all of them, as nanoGPT sets it. The MFU uses the FLOPs of
 glassgpt.estimate, the same for the first three, and the fastest matrix product measured in the same call. Peak memory
@@ -52,12 +53,14 @@ Step = Callable[[], object]
 def glassgpt_step(options: argparse.Namespace) -> Step:
     """Build a training step of glassgpt."""
     from glassgpt.config import RuntimeConfig
+    from glassgpt.planning.attention_choice import measured_attention
     from glassgpt.planning.timing import TimedTraining
     from glassgpt.runtime import resolve
 
     compile = "true" if options.mode == "compiled" else "false"
-    runtime = resolve(RuntimeConfig(options.device, options.dtype, compile, options.threads))
+    settings = {"device": options.device, "dtype": options.dtype, "compile": compile, "threads": options.threads}
     config = glassgpt_config(options)
+    runtime, _ = measured_attention(config, resolve(RuntimeConfig(**settings)))
     return TimedTraining(config, runtime, config.train.batch_size, config.train.batch_size).step
 
 
@@ -74,6 +77,7 @@ def glassgpt_config(options: argparse.Namespace) -> Any:
     if options.worker == "muon":
         model |= MODERN
     else:
+        model["mlp"] = "gelu"
         optim = {"optimizer": "adamw", "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY}
         if options.no_bias:
             model |= dict.fromkeys(("qkv_bias", "attention_out_bias", "mlp_bias", "norm_bias"), False)
