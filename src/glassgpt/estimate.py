@@ -126,7 +126,7 @@ class Memory:
         weights: in the type that is computed in.
         masters: float32 copies of them, where that type is shorter.
         gradients: float32, all of them: what accumulates over micro-batches; in a shorter type, the newest's besides.
-        optimizer: its state: one momentum per weight for Muon, two moments for AdamW.
+        optimizer: its state: one momentum per weight for Muon, two moments for AdamW; and the average of the weights.
         activations: of one micro-batch, at their peak.
         update: temporaries of the optimiser's step, when there are no activations.
     """
@@ -155,6 +155,7 @@ def memory(
     context: int | None = None,
     device: str = "cpu",
     lora: int = 0,
+    ema: bool = False,
 ) -> Memory:
     """Memory of a training step whose micro-batches have so many rows; without torch.compile.
 
@@ -170,6 +171,7 @@ def memory(
         context: tokens per row; the model's context by default.
         device: ``cpu`` or ``cuda``: some operations keep less on a GPU.
         lora: parameters of LoRA's matrices, if only they are trained (by AdamW); the weights of the model are frozen.
+        ema: whether an average of the weights that are trained is kept.
     """
     parameters = sum(count_parameters(config).values()) + lora
     hidden = config.n_layer * sum(rows * columns for rows, columns in _hidden_matrices(config))
@@ -182,7 +184,7 @@ def memory(
         weights=bytes_per_weight * parameters,
         masters=4 * trained if bytes_per_weight < 4 else 0,
         gradients=(4 + (bytes_per_weight if bytes_per_weight < 4 else 0)) * trained,
-        optimizer=4 * momentum_only + 8 * (trained - momentum_only),
+        optimizer=4 * momentum_only + 8 * (trained - momentum_only) + (4 * trained if ema else 0),
         activations=held.peak,
         update=_muon_temporaries(config, bytes_per_weight) if optimizer == "muon" and not lora else 0,
     )
@@ -256,6 +258,7 @@ def largest_micro_batch(
     context: int | None = None,
     device: str = "cpu",
     lora: int = 0,
+    ema: bool = False,
 ) -> int:
     """Rows per forward pass so that training fits into so many bytes, weights and all; 1 if not even one row does.
 
@@ -266,7 +269,7 @@ def largest_micro_batch(
         rows = (fits + too_many) // 2
         needed = memory(
             config, rows, bytes_per_weight=bytes_per_weight, optimizer=optimizer, recompute=recompute,
-            context=context, device=device, lora=lora,
+            context=context, device=device, lora=lora, ema=ema,
         )  # fmt: skip
         if needed.total <= bytes_free:
             fits = rows

@@ -84,6 +84,7 @@ def memory_settings(config: RunConfig, bytes_per_weight: int, device: str) -> di
         "recompute": config.train.activation_checkpointing,
         "device": device,
         "lora": count_lora_parameters(config.model, config.tune),
+        "ema": config.optim.ema > 0,
     }
 
 
