@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from glassgpt import api
 from glassgpt.cli.printing.display import PlainReporter

@@ -32,7 +32,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """After each update of the weights: average them in. At first with a lower decay, to forget the random start."""
+        """Average the weights in, after each update; at first with a lower decay, to forget the random start."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.named.values()), list(self.weights.named.values()), 1 - decay)

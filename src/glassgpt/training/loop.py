@@ -329,8 +329,7 @@ class Trainer:
 
         The better of the two is saved as ``best/`` if its loss is the lowest so far. Returns the loss of the weights.
         """
-        state, average = self.state, self.optimizers.average
-        found, ema_loss = self._evaluate(), None
+        state, average, found, ema_loss = self.state, self.optimizers.average, self._evaluate(), None
         if average and average.updates:
             with average.in_model():
                 ema_loss = self._evaluate().loss
@@ -339,7 +338,7 @@ class Trainer:
         if is_best:
             state.best_loss, state.best_step, state.evaluations_since_best = loss, state.step, 0
             if self.saved_best_loss is None or loss < self.saved_best_loss:  # best/ may be newer than last/
-                with average.in_model() if average and loss == ema_loss else contextlib.nullcontext():
+                with average.in_model() if average and loss < found.loss else contextlib.nullcontext():
                     self.checkpoints.save_best(state)
                 self.saved_best_loss = loss
         else:

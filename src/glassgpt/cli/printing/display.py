@@ -80,13 +80,14 @@ class PlainReporter(Reporter):
         """Print the validation loss, and compare it with the baselines."""
         loss, bits, ema_loss = event.evaluation.loss, event.evaluation.bits_per_byte, event.ema_loss
         best = " (best so far)" if event.is_best else ""
-        ema, ema_is_lower = "", ema_loss is not None and ema_loss < loss
-        if ema_loss is not None:
-            ema = f"  EMA {ema_loss:.4f}{best if ema_is_lower else ''}"
         comparison = f"  {compare_with_baselines(loss, self._baselines)}" if self._baselines else ""
         recipe = f"  {compare_with_recipe(loss, event.expected)}" if event.expected else ""
-        unit = f"  {bits:.3f} bits/byte" if bits is not None else ""
-        self._print(f"step {event.step:,}  validation {loss:.4f}{unit}{'' if ema_is_lower else best}{ema}{recipe}{comparison}")
+        losses = f"validation {loss:.4f}" + (f"  {bits:.3f} bits/byte" if bits is not None else "")
+        if ema_loss is None:
+            losses += best
+        else:
+            losses += f"  EMA {ema_loss:.4f}{best}" if ema_loss < loss else f"{best}  EMA {ema_loss:.4f}"
+        self._print(f"step {event.step:,}  {losses}{recipe}{comparison}")
 
     def on_sample(self, step: int, text: str) -> None:
         """Print it, indented."""
