@@ -1,8 +1,9 @@
 """The exponential moving average (EMA) of the weights: a model that may be better than the weights of any one step.
 
 The weights of a step carry the noise of the last few batches. Their average over many steps carries less of it, as
-after a lower learning rate; so it gains little where the learning rate has fallen to almost zero. Sources: Polyak and Juditsky, 1992, doi:10.1137/0330046; the lower decay of the first
-updates is that of TensorFlow's ``tf.train.ExponentialMovingAverage``.
+after a lower learning rate; so it gains little where the learning rate has fallen to almost zero.
+Sources: Polyak and Juditsky, 1992, doi:10.1137/0330046; the lower decay of the first updates is that of TensorFlow's
+``tf.train.ExponentialMovingAverage``.
 """
 
 import contextlib
