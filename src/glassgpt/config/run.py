@@ -158,7 +158,7 @@ class OptimConfig(Section):
     min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak", min_value=0, max_value=1)
     ema: float = option(
         0.0,
-        "decay of an exponential moving average of the weights, for example 0.98; best/ gets it where its validation "
+        "decay of an exponential moving average of the weights, for example 0.99; best/ gets it where its validation "
         "loss is lower; 0: none",
         min_value=0,
         max_value=0.99999,
