@@ -128,7 +128,7 @@ class Memory:
         weights: in the type that is computed in.
         masters: float32 copies of them, where that type is shorter.
         gradients: float32, all of them: what accumulates over micro-batches; in a shorter type, the newest's besides.
-        optimizer: its state: one momentum per weight for Muon, two moments for AdamW.
+        optimizer: its state: one momentum per weight for Muon, two moments for AdamW; and the average of the weights.
         activations: of one micro-batch, at their peak.
         update: temporaries of the optimiser's step, when there are no activations.
     """
@@ -158,6 +158,7 @@ def memory(
     device: str = "cpu",
     lora: int = 0,
     attention: str = "fused",
+    ema: bool = False,
 ) -> Memory:
     """Memory of a training step whose micro-batches have so many rows; without torch.compile.
 
@@ -174,6 +175,7 @@ def memory(
         device: ``cpu`` or ``cuda``: some operations keep less on a GPU.
         lora: parameters of LoRA's matrices, if only they are trained (by AdamW); the weights of the model are frozen.
         attention: ``unfused`` keeps the weights of attention.
+        ema: whether an average of the weights that are trained is kept.
     """
     parameters = sum(count_parameters(config).values()) + lora
     hidden = config.n_layer * sum(rows * columns for rows, columns in _hidden_matrices(config))
@@ -187,7 +189,7 @@ def memory(
         weights=bytes_per_weight * parameters,
         masters=4 * trained if bytes_per_weight < 4 else 0,
         gradients=(4 + (bytes_per_weight if bytes_per_weight < 4 else 0)) * trained,
-        optimizer=4 * momentum_only + 8 * (trained - momentum_only),
+        optimizer=4 * momentum_only + 8 * (trained - momentum_only) + (4 * trained if ema else 0),
         activations=held.peak,
         update=_muon_temporaries(config, bytes_per_weight) if optimizer == "muon" and not lora else 0,
     )

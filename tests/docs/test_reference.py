@@ -130,10 +130,11 @@ def test_the_listings_are_what_real_commands_write(cli: Any, text_file: Path, tm
     for number, line in enumerate(text_file.read_text(encoding="utf-8").splitlines()[:60]):
         (tmp_path / "docs" / f"{number}.txt").write_text(line, encoding="utf-8")
     for command in (
-        ["train", text_file, *SMALL, "steps=4", "eval_interval=2", "keep_every=2", "tokenizer=bpe:300", "--name", "my"],
+        ["train", text_file, *SMALL, "steps=4", "eval_interval=2", "keep_every=2", "ema=0.9", "tokenizer=bpe:300",
+         "--name", "my"],
         ["tune", "lora", "my", chats, "steps=1", "batch_size=2", "lora_rank=1", "dtype=float32", "--name", "adapter"],
         ["data", "prepare", "docs", "-o", "prepared", "tokenizer=bpe:300", "--processes", "1"],
-    ):
+    ):  # fmt: skip
         code, _, err = cli(*command)
         assert code == 0, err
     assert {path.name + "/" * path.is_dir() for path in run.iterdir()} == listed(section(FILES, "## A run"))

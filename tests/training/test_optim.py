@@ -360,10 +360,12 @@ def test_the_learning_rate_rises_once_and_falls_once(steps: int, warmup: int, ra
         assert rates[-1] == pytest.approx(ratio)
 
 
-def test_muon_refuses_sharded_weights() -> None:
-    """It would leave them as they are: its update goes to a copy of the matrices."""
+def test_muon_and_averages_refuse_sharded_weights() -> None:
+    """Muon would leave them as they are: its update goes to a copy of the matrices."""
     model = GPT(CLASSIC)
     model.head.weight.full_tensor = lambda: model.head.weight  # type: ignore[attr-defined]  # as a DTensor has
     with pytest.raises(ConfigError, match="muon cannot update sharded weights; use optimizer=adamw"):
         Optimizers(model, OptimConfig(optimizer="muon"))
     Optimizers(model, OptimConfig(optimizer="adamw"))
+    with pytest.raises(ConfigError, match="sharded weights have no average; use ema=0"):
+        Optimizers(model, OptimConfig(optimizer="adamw", ema=0.9))

@@ -71,11 +71,18 @@ def written(run: Run) -> dict[str, Any]:
     return {"files": files, "metrics": timeless}
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, prose: str, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    "optim",
+    [
+        "optimizer=muon ema=0.8",
+        "optimizer=adamw",
+        pytest.param("optimizer=adamw ema=0.99 dtype=bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, prose: str, optim: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text(prose[:1889], encoding="utf-8")
-    settings = [*SETTINGS.split(), f"source={text}", f"optimizer={optimizer}", "keep_every=25"]
+    settings = [*SETTINGS.split(), f"source={text}", *optim.split(), "keep_every=25"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(whole, "start", -1, *settings) == 0
     # Before the first checkpoint, in the middle, at an epoch's edge, and right after a save.

@@ -156,6 +156,13 @@ class OptimConfig(Section):
     )
     decay_fraction: float = option(0.5, "trapezoid: share of the run spent going down", min_value=0, max_value=1)
     min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak", min_value=0, max_value=1)
+    ema: float = option(
+        0.0,
+        "decay of an exponential moving average of the weights, for example 0.99; best/ gets it where its validation "
+        "loss is lower; 0: none",
+        min_value=0,
+        max_value=0.99999,
+    )
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,11 @@ class RunConfig:
     def tokens_per_step(self) -> int:
         """Tokens in a global batch, with padding if there is any."""
         return self.train.batch_size * (self.tune.max_length or self.model.block_size)
+
+    @property
+    def models_validated(self) -> int:
+        """How many models each validation during a run evaluates: the weights, and their average if there is one."""
+        return 2 if self.optim.ema else 1
 
     def replace(self, section: str, **changes: Any) -> "RunConfig":
         """A copy with fields of one section changed. Derived model fields keep their values."""

@@ -15,7 +15,8 @@ def summarize_run(run: Run) -> dict[str, Any]:
     """Return a run's size, steps, losses and time. A loss that was not measured yet is None."""
     rows = run.metrics
     final: dict[str, Any] = next((row for row in reversed(rows) if "final/val_loss" in row), {})
-    losses, seconds = ([row[key] for row in rows if row.get(key) is not None] for key in ("val/loss", "time/elapsed_s"))
+    names = ("val/loss", "val/ema_loss", "time/elapsed_s")
+    losses, ema_losses, seconds = ([row[key] for row in rows if row.get(key) is not None] for key in names)
     config = run.config()
     parameters = None
     weights = run.best / "model.safetensors"
@@ -27,7 +28,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
         "preset": config.preset,
         "parameters": parameters,
         "steps": max((row["step"] for row in rows), default=0),
-        "best validation": min(losses, default=None),
+        "best validation": min(losses + ema_losses, default=None),
         "whole split": final.get("final/val_loss"),
         "bits per byte": final.get("final/val_bpb"),
         "seconds": max(seconds, default=None),

@@ -82,7 +82,7 @@ def fit_chat_steps(
     train, val_tokens = config.train, eval_tokens(config, timing, seconds)
     epoch = chats.batches(train.batch_size, train.seed, config.tune.packing).num_rows / train.batch_size  # steps
     validated = min(val_tokens, sum(len(row.ids) for row in chats.val))
-    overhead = VALIDATIONS * validated * timing.seconds_per_val_token
+    overhead = VALIDATIONS * config.models_validated * validated * timing.seconds_per_val_token
     fit = int((seconds * CHAT_TIME_FRACTION - overhead) / timing.seconds_per_step)
     if fit < 3:
         raise ConfigError(
@@ -100,7 +100,8 @@ def eval_tokens(config: RunConfig, timing: Timing, seconds: float) -> int:
     """Tokens of the validation subset: as the user set, or as many as a share of the time allows."""
     if config.train.eval_tokens:
         return config.train.eval_tokens
-    affordable = int(seconds * VALIDATION_SHARE / VALIDATIONS / timing.seconds_per_val_token)
+    evaluations = VALIDATIONS * config.models_validated
+    affordable = int(seconds * VALIDATION_SHARE / evaluations / timing.seconds_per_val_token)
     return min(max(affordable, MIN_VALIDATION_TOKENS), MAX_VALIDATION_TOKENS)
 
 
@@ -200,6 +201,6 @@ def _overhead(config: RunConfig, stream: TokenStream, timing: Timing, seconds: f
     """Seconds that a run spends on anything but steps."""
     block_size = config.model.block_size
     validated = len(subset(stream.val, block_size, eval_tokens(config, timing, seconds))) * block_size
-    tokens = VALIDATIONS * validated + stream.info.tokens["val"]
+    tokens = VALIDATIONS * config.models_validated * validated + stream.info.tokens["val"]
     sampled = VALIDATIONS / 2 * config.train.sample_tokens * 0.0004 * config.model.n_layer
     return tokens * timing.seconds_per_val_token + sampled + 3.0

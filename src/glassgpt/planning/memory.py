@@ -85,6 +85,7 @@ def memory_settings(config: RunConfig, bytes_per_weight: int, device: str) -> di
         "device": device,
         "attention": "unfused" if config.runtime.attention == "unfused" else "fused",
         "lora": count_lora_parameters(config.model, config.tune),
+        "ema": config.optim.ema > 0,
     }
 
 

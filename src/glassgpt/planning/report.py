@@ -138,7 +138,7 @@ def _measured_values(plan: RunPlan) -> dict[str, Any] | None:
     val_tokens = plan.stream.info.tokens["val"] if plan.stream else 0
     if plan.chats:
         val_tokens = min(train.eval_tokens, sum(len(row.ids) for row in plan.chats.val))
-    validations = 1 + train.steps // train.eval_interval if val_tokens else 0
+    validations = 1 + config.models_validated * (train.steps // train.eval_interval) if val_tokens else 0
     validated = validations * min(train.eval_tokens, val_tokens) + val_tokens
     return {
         **plan.runtime.resolved(),

@@ -327,19 +327,29 @@ class Trainer:
         self.checkpoints.save_kept(self.state)
 
     def _validate(self) -> float:
-        """Evaluate on the validation subset; save the weights as ``best/`` if the loss is the lowest so far."""
-        state, found = self.state, self._evaluate()
-        is_best = state.best_loss is None or found.loss < state.best_loss
+        """Evaluate the weights, and their average if there is one, on the validation subset.
+
+        The better of the two is saved as ``best/`` if its loss is the lowest so far. Returns the loss of the weights.
+        """
+        state, average, found, ema_loss = self.state, self.optimizers.average, self._evaluate(), None
+        if average and average.updates:
+            with average.in_model():
+                ema_loss = self._evaluate().loss
+        loss = found.loss if ema_loss is None else min(found.loss, ema_loss)
+        is_best = state.best_loss is None or loss < state.best_loss
         if is_best:
-            state.best_loss, state.best_step, state.evaluations_since_best = found.loss, state.step, 0
-            if self.saved_best_loss is None or found.loss < self.saved_best_loss:  # best/ may be newer than last/
-                self.checkpoints.save_best(state)
-                self.saved_best_loss = found.loss
+            state.best_loss, state.best_step, state.evaluations_since_best = loss, state.step, 0
+            if self.saved_best_loss is None or loss < self.saved_best_loss:  # best/ may be newer than last/
+                with average.in_model() if average and loss < found.loss else contextlib.nullcontext():
+                    self.checkpoints.save_best(state)
+                self.saved_best_loss = loss
         else:
             state.evaluations_since_best += 1
-        self.metrics.append(state.step, {"val/loss": found.loss, "val/bpb": found.bits_per_byte} | self._elapsed())
+        values = {"val/loss": found.loss, "val/bpb": found.bits_per_byte}
+        values |= {} if ema_loss is None else {"val/ema_loss": ema_loss}
+        self.metrics.append(state.step, values | self._elapsed())
         expected = self.expected.band(state.step) if self.expected else None
-        self.reporter.on_eval(EvaluationEvent(state.step, found, is_best, expected))
+        self.reporter.on_eval(EvaluationEvent(state.step, found, is_best, expected, ema_loss))
         return found.loss
 
     def _sample(self) -> None:

@@ -1,9 +1,9 @@
 """The records of training: metrics.jsonl on disk, and events for a :class:`Reporter` that shows them.
 
 Rows of metrics.jsonl are objects with a ``step`` (optimiser steps completed) and named values: ``train/loss``,
-``val/loss``, ``val/bpb``, ``opt/adamw_lr``, ``opt/muon_lr``, ``opt/grad_norm``, ``perf/tok_per_s``,
-``perf/data_time_frac``, ``time/elapsed_s``; the first row has the baselines. Only ``perf/`` and ``time/`` vary from run
-to run; the rest is reproduced bit for bit on a resume.
+``val/loss``, ``val/bpb``, ``val/ema_loss``, ``opt/adamw_lr``, ``opt/muon_lr``, ``opt/grad_norm``,
+``perf/tok_per_s``, ``perf/data_time_frac``, ``time/elapsed_s``; the first row has the baselines. Only ``perf/`` and
+``time/`` vary from run to run; the rest is reproduced bit for bit on a resume.
 """
 
 import json
@@ -114,12 +114,21 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EvaluationEvent:
-    """A finished validation; ``expected`` is the band of the recipe that the run follows."""
+    """A finished validation.
+
+    Attributes:
+        step: after which it was.
+        evaluation: of the weights.
+        is_best: whether their loss, or that of their average, is the lowest so far.
+        expected: the band of the recipe that the run follows.
+        ema_loss: of the average of the weights, if there is one.
+    """
 
     step: int
     evaluation: Evaluation
     is_best: bool
     expected: tuple[float, float] | None = None
+    ema_loss: float | None = None
 
 
 class SpeedCheck:

@@ -15,6 +15,7 @@ from torch import Tensor
 from glassgpt.config import OptimConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import GPT
+from glassgpt.training.average import WeightAverage
 from glassgpt.training.precision import MasterWeights, full_tensor
 from glassgpt.transforms.parallel import is_sharded
 
@@ -121,9 +122,10 @@ class Optimizers:
 
     Attributes:
         updates: how many updates were begun.
+        average: of the weights, if ``config.ema`` asks for one.
 
     Raises:
-        ConfigError: for Muon on sharded weights.
+        ConfigError: for Muon, or an average, on sharded weights.
     """
 
     def __init__(self, model: GPT, config: OptimConfig, weights: MasterWeights | None = None):
@@ -143,11 +145,14 @@ class Optimizers:
         ]
         if hidden and is_sharded(model):
             raise ConfigError("optim.optimizer: muon cannot update sharded weights; use optimizer=adamw")
+        if config.ema and is_sharded(model):
+            raise ConfigError("optim.ema: sharded weights have no average; use ema=0")
         if hidden:
             pairs = [(named[name], self._parts(name, named[name], model)) for name in named if name in hidden]
             dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else None
             self.optimizers.append(Muon(pairs, config.muon_learning_rate, config.momentum, config.weight_decay, dtype))
         self.named, self.updates = named, 0
+        self.average = WeightAverage(self.weights, config.ema) if config.ema else None
         self.base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     @staticmethod
@@ -164,6 +169,8 @@ class Optimizers:
                 group["lr"] = base_lr * multiplier
             optimizer.step()
         self.weights.copy_master_to_model()
+        if self.average:
+            self.average.update()
 
     def learning_rates(self, multiplier: float) -> dict[str, float]:
         """The learning rates at a share of their peaks, by optimiser: ``{"adamw": ..., "muon": ...}``."""
@@ -177,12 +184,13 @@ class Optimizers:
     def state_dict(self) -> dict[str, Tensor]:
         """All state, flat: ``{"blocks.0.mlp.up.weight/momentum": tensor, ...}``; all ranks call this."""
         names: dict[Any, str] = {parameter: name for name, parameter in self.named.items()}
-        return {
+        tensors = {
             f"{names[parameter]}/{key}": full_tensor(value)
             for optimizer in self.optimizers
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
+        return tensors | (self.average.state_dict() if self.average else {})
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore the state that :meth:`state_dict` returned.
@@ -190,9 +198,13 @@ class Optimizers:
         Raises:
             CheckpointError: if it is of another model.
         """
+        if self.average:
+            self.average.load_state_dict(tensors)
         states: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, tensor in tensors.items():
             parameter, _, key = name.rpartition("/")
+            if parameter == "ema":
+                continue
             if parameter not in self.named:
                 raise CheckpointError(f"the optimiser's state has {name!r}, and the model has no such parameter")
             states[parameter][key] = tensor.to(self.named[parameter].device)

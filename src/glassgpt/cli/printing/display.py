@@ -78,12 +78,16 @@ class PlainReporter(Reporter):
 
     def on_eval(self, event: EvaluationEvent) -> None:
         """Print the validation loss, and compare it with the baselines."""
+        loss, bits, ema_loss = event.evaluation.loss, event.evaluation.bits_per_byte, event.ema_loss
         best = " (best so far)" if event.is_best else ""
-        loss, bits = event.evaluation.loss, event.evaluation.bits_per_byte
         comparison = f"  {compare_with_baselines(loss, self._baselines)}" if self._baselines else ""
         recipe = f"  {compare_with_recipe(loss, event.expected)}" if event.expected else ""
-        unit = f"  {bits:.3f} bits/byte" if bits is not None else ""
-        self._print(f"step {event.step:,}  validation {loss:.4f}{unit}{best}{recipe}{comparison}")
+        losses = f"validation {loss:.4f}" + (f"  {bits:.3f} bits/byte" if bits is not None else "")
+        if ema_loss is None:
+            losses += best
+        else:
+            losses += f"  EMA {ema_loss:.4f}{best}" if ema_loss < loss else f"{best}  EMA {ema_loss:.4f}"
+        self._print(f"step {event.step:,}  {losses}{recipe}{comparison}")
 
     def on_sample(self, step: int, text: str) -> None:
         """Print it, indented."""
