@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -22,8 +23,15 @@ PEERS = {
 }
 
 
+def needs_torch(script: str) -> bool:
+    """Whether this torch has what a script compares with."""
+    return script == "against_torch.py" and not hasattr(torch.nn.functional, "linear_cross_entropy")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_short_form_prints_figures(script: str, tmp_path: Path) -> None:
+    if needs_torch(script):
+        pytest.skip("torch 2.13 or later")
     before = {path: path.read_bytes() for path in CURVES.iterdir()}
     command = [sys.executable, str(FOLDER / script), "--smoke"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)

@@ -146,6 +146,8 @@ def _first_overflow(seen: Trace) -> Op | None:
     """The first operation that makes infinity (or NaN) of finite activations."""
     made = _activations(seen)
     for op in seen.ops:
+        if op.name.startswith("aten.empty"):  # memory that is filled later
+            continue
         values = [seen.tensors[number] for number in op.outputs if number in made]
         if any(value.is_floating_point() and _bad(value) for value in values):
             given = [seen.tensors[number] for number in op.inputs]
