@@ -26,7 +26,8 @@ from glassgpt.planning.initial_model import (
     with_run_paths,
 )
 from glassgpt.planning.memory import choose_micro_batch_size, require_memory
-from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings
+from glassgpt.planning.measured import Measurements
+from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings, new_measurements
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.seeds import derive_seed
@@ -66,7 +67,7 @@ def plan_tuning(
         CheckpointError: if there is no such model.
         DataError: if there are no conversations to train on.
     """
-    began, notes = time.monotonic(), list[str]()
+    began, notes, measurements = time.monotonic(), list[str](), new_measurements(measure, reporter)
 
     def note(text: str) -> None:
         if text:
@@ -92,7 +93,7 @@ def plan_tuning(
     runtime = resolve(config.runtime, processes.local_rank)
     short = _as_timed(config)
     if config.runtime.dtype == "auto":
-        runtime, why = measured_dtype(short.replace("train", batch_size=1), runtime)
+        runtime, why = measured_dtype(short.replace("train", batch_size=1), runtime, measurements)
         note(why)
     chosen, why = choose_micro_batch_size(short, runtime, processes)
     note(why)
@@ -101,8 +102,7 @@ def plan_tuning(
         return replace(
             plan, config=config.replace("runtime", **runtime.resolved()), runtime=runtime, notes=tuple(notes)
         )
-    reporter.note("measuring the speed of this machine")
-    timing, timed = _measure(config, chats, runtime, processes), config.train.steps == 0
+    timing, timed = _measure(config, chats, runtime, processes, measurements), config.train.steps == 0
     if timed:
         seconds = parse_duration(config.train.time) - (time.monotonic() - began)
         values, why = fit_chat_steps(config, chats, timing, seconds)
@@ -124,12 +124,16 @@ def _as_prepared(config: RunConfig, chats: ChatData, initial: InitialModel) -> R
     return config.replace("tune", max_length=chats.max_length, epochs=config.tune.epochs or EPOCHS)
 
 
-def _measure(config: RunConfig, chats: ChatData, runtime: Runtime, processes: Processes) -> timings.Timing:
+def _measure(
+    config: RunConfig, chats: ChatData, runtime: Runtime, processes: Processes, measurements: Measurements
+) -> timings.Timing:
     """Time steps on some rows of the first batch."""
     train = config.train
     rows = max(1, min(train.micro_batch_size, TIMED_TOKENS // chats.max_length))
     batch = chats.batches(train.batch_size, train.seed, config.tune.packing).get(0, slice(0, rows))
-    return timings.measure_steps(_as_timed(config), runtime, 0.5, world_size=processes.world_size, batch=batch)
+    return timings.timing_of(
+        _as_timed(config), runtime, measurements, world_size=processes.world_size, batch=batch
+    )
 
 
 def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrides, InitialModel]:
