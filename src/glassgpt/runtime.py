@@ -1,5 +1,6 @@
 """Device, compute type, threads. Nothing happens at import; torch is imported when first needed."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -35,6 +36,12 @@ class Runtime:
             "threads": self.threads,
             "compile": str(self.compile).lower(),
         }
+
+    def eager(self) -> contextlib.AbstractContextManager[Any]:
+        """Run without compiled code. Where nothing is compiled, torch's compiler is not imported: that takes a second."""
+        import torch
+
+        return torch.compiler.set_stance("force_eager") if self.compile else contextlib.nullcontext()
 
 
 def resolve(config: RuntimeConfig, local_rank: int | None = None) -> Runtime:

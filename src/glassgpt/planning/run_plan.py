@@ -47,8 +47,8 @@ DEADLINE_FRACTION = 0.97
 #: What to measure: everything; everything, even if it was measured within a day; only the dtype and the micro-batch; or
 #: nothing.
 Measure = Literal["speed", "anew", "choices", "nothing"]
-#: Steps reach about this share of the speed of products of matrices, on a CPU.
-SHARE_OF_MATRIX_SPEED = 1 / 3
+#: Steps reach about this share of the speed of products of matrices in float32, on a CPU.
+SHARE_OF_MATRIX_SPEED = 0.5
 #: The settings without which preset=auto needs a text to choose a size for.
 SIZE_KEYS = {"n_layer", "n_head", "n_embd"}
 
