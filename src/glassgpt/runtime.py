@@ -38,7 +38,7 @@ class Runtime:
         }
 
     def eager(self) -> contextlib.AbstractContextManager[Any]:
-        """Run without compiled code. Where nothing is compiled, torch's compiler is not imported: that takes a second."""
+        """Run without compiled code. Where nothing is compiled, torch's compiler is not imported: it takes a second."""
         import torch
 
         return torch.compiler.set_stance("force_eager") if self.compile else contextlib.nullcontext()

@@ -18,6 +18,7 @@ from glassgpt.model import GPT
 from glassgpt.planning import budget, timing
 from glassgpt.planning import memory as machine_memory
 from glassgpt.planning.budget import SIZES, choose_size
+from glassgpt.planning.measured import Measurements
 from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, RunPlan, fill_derived_settings, plan_run
 from glassgpt.planning.timing import Timing, measure_steps
 from glassgpt.processes import Processes
@@ -64,7 +65,10 @@ def chosen(runtime: Runtime, tokens: int, time: str, **asked: Any) -> tuple[RunC
     """As training does it: the choice below, the user's word above."""
     user: dict[str, Mapping[str, Any]] = {"model": asked, "train": {"time": time}}
     base: dict[str, Mapping[str, Any]] = {"model": {"vocab_size": V}}
-    layers, why = choose_size(build("auto", [base, user]), set(asked), text(tokens), runtime, parse_duration(time))
+    layers, why = choose_size(
+        build("auto", [base, user]), set(asked), text(tokens), parse_duration(time),
+        measure=lambda config: timing.measure_steps(config, runtime),
+    )  # fmt: skip
     assert not set(layers["model"]) & set(asked)
     return build("auto", [base, layers, user]), why
 
@@ -275,7 +279,7 @@ def compiling(
     monkeypatch.setattr(timing, "measure_steps", fake)
     monkeypatch.setattr(timing, "compiler_found", lambda device: found)
     config = small(steps=steps).replace("runtime", compile=asked)
-    chosen = timing._choose_compile(config, eager, seconds, runtime, told, 3)
+    chosen = timing._choose_compile(config, eager, seconds, runtime, told, 3, Measurements())
     place, speed, why = chosen.runtime, chosen.timing, "".join(chosen.notes)
     assert speed == (Timing(compiled, 2e-6) if place.compile else eager), "the speed is that of what was chosen"
     return place, speed, why, measured[0], told.notes
@@ -337,7 +341,7 @@ def test_a_long_run_is_shorter_on_a_gpu() -> None:
 
     def first(kind: str) -> int:
         device = torch.device(kind)
-        return next(n for n in range(1, 2000) if timing.worth_compiling(config, Timing(n, 0), 0.0, device))
+        return next(n for n in range(1, 2000) if timing.worth_trying_to_compile(config, Timing(n, 0), 0.0, device))
 
     assert 30 < first("cuda") < first("cpu") < 900
 

@@ -18,7 +18,12 @@ def plan(
     arguments: list[str] = typer.Argument(
         None, metavar="TEXT | FILE.toml | preset=NAME | key=value", help="The run to plan; as for train."
     ),
-    no_measure: bool = typer.Option(False, "--no-measure", help="Arithmetic only; measure no speed."),
+    measure: bool | None = typer.Option(
+        None,
+        "--measure/--no-measure",
+        help="Measure the speed anew; or measure nothing: arithmetic only. By default, what was measured on this "
+        "machine within a day is used.",
+    ),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -32,15 +37,15 @@ def plan(
     from glassgpt.planning.run_plan import names_a_text, size_is_open
 
     preset, _, overrides = split_arguments(arguments or [])
-    preset, problem = preset or "auto", ""
+    preset, problem, no_measure = preset or "auto", "", measure is False
     if no_measure or not names_a_text(overrides) or not size_is_open(preset, overrides):
         found = api.plan(preset, overrides=overrides, runs=runs, measure="nothing")
         machine = Machine.of(found.config, required=not no_measure)
         problem = "" if no_measure else memory_problem(found.config, machine)
     if not no_measure and not problem:
         if not json:
-            say("measuring the speed of this machine ...")
-        found = api.plan(preset, overrides=overrides, runs=runs)
+            say("measuring the speed of this machine" + " (unless it was measured today)" * (not measure) + " ...")
+        found = api.plan(preset, overrides=overrides, runs=runs, measure="anew" if measure else "speed")
         machine = Machine.of(found.config, required=True)
     report = cost_report(found, machine, [problem] if problem else found.notes)
     if json:

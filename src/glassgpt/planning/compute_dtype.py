@@ -1,7 +1,6 @@
 """Choose the compute dtype by a measured self-check: faster than float32 on this device, and close to it."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from glassgpt.training.objective import ModelWithLoss, next_token_loss
 from glassgpt.training.optim import Optimizers
 from glassgpt.training.precision import MasterWeights
 from glassgpt.training.step import train_step
+from glassgpt.weights.folder import DTYPES, dtype_name
 
 #: A dtype has to be this much faster than float32, and its logits and gradients this close, to be chosen.
 MIN_SPEEDUP = 1.1
@@ -58,7 +58,7 @@ class SelfCheck:
         return self.speedup >= MIN_SPEEDUP and agrees
 
     def __str__(self) -> str:
-        name = _name(self.dtype)
+        name = dtype_name(self.dtype)
         if self.problem:
             return f"{name} could not be checked: {self.problem}"
         if self.speedup < MIN_SPEEDUP:
@@ -78,6 +78,10 @@ class DtypeChoice:
     why: str
     steady: bool = True
 
+    def __post_init__(self) -> None:
+        if self.name not in DTYPES:
+            raise ValueError(f"{self.name!r} is not one of {', '.join(DTYPES)}")
+
 
 def choose_dtype(config: ModelConfig, rows: int, device: torch.device) -> DtypeChoice:
     """Choose the compute dtype for a model on a device: bfloat16, else float16, else float32."""
@@ -85,7 +89,7 @@ def choose_dtype(config: ModelConfig, rows: int, device: torch.device) -> DtypeC
     for dtype in (torch.bfloat16, torch.float16):
         results.append(check(dtype, config, rows, device))
         if results[-1].passed:
-            return DtypeChoice(_name(dtype), str(results[-1]), results[-1].steady)
+            return DtypeChoice(dtype_name(dtype), str(results[-1]), results[-1].steady)
     return DtypeChoice("float32", "; ".join(map(str, results)), all(result.steady for result in results))
 
 
@@ -108,11 +112,7 @@ def measured_dtype(
     )
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()  # so that the free memory can be read
-    return replace(runtime, dtype=getattr(torch, choice.name), reason=choice.why), choice.why
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return replace(runtime, dtype=DTYPES[choice.name], reason=choice.why), choice.why
 
 
 def inference_dtype(stored: torch.dtype, quantized: bool, device: torch.device) -> tuple[torch.dtype, str]:
@@ -171,7 +171,7 @@ def matrix_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
         return time.perf_counter() - began
 
     product()  # in which libraries choose and prepare their kernels, which can take longer than all the rest
-    return 2 * size**3 / statistics.median(repeated(product, 0.02))
+    return 2 * size**3 / min(repeated(product, 0.02))
 
 
 def repeated(time_once: Callable[[], float], seconds: float) -> list[float]:

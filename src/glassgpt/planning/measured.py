@@ -18,7 +18,7 @@ import torch
 
 import glassgpt
 from glassgpt.assets import cache_dir
-from glassgpt.files import write_text
+from glassgpt.files import parse_json, write_text
 
 #: How long a measurement holds, in seconds.
 KEPT_SECONDS = 24 * 3600.0
@@ -80,11 +80,12 @@ class Measurements:
 
     @property
     def age(self) -> str:
-        """How old the oldest measurement is that was used, such as ``measured 2 h ago``; empty if all are new."""
+        """The end of a note: how old the oldest measurement is that was used; empty if all are new."""
         if self._oldest == math.inf:
             return ""
         minutes = (time.time() - self._oldest) / 60
-        return f"measured {minutes:.0f} min ago" if minutes < 90 else f"measured {minutes / 60:.0f} h ago"
+        age = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.0f} h"
+        return f" (measured {age} ago; --measure: anew)"
 
 
 def _path() -> Path:
@@ -99,7 +100,7 @@ def _key(kind: type, conditions: Mapping[str, Any]) -> str:
 def _read() -> list[dict[str, Any]]:
     """The entries that are whole and young enough."""
     try:
-        found = json.loads(_path().read_text(encoding="utf-8"))
+        found = parse_json(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
@@ -108,7 +109,7 @@ def _read() -> list[dict[str, Any]]:
 
 
 def _build(kind: type[_T], values: Any) -> _T | None:
-    """The dataclass with these values; None if a value is missing, unknown, or of another type."""
+    """The dataclass with these values; None if a value is missing, unknown, of another type, or refused."""
     expected: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or values.keys() != expected.keys():
         return None
@@ -116,7 +117,10 @@ def _build(kind: type[_T], values: Any) -> _T | None:
         isinstance(value, expected[name]) and (not isinstance(value, float) or math.isfinite(value))
         for name, value in values.items()
     )
-    return kind(**values) if fits else None
+    try:
+        return kind(**values) if fits else None
+    except ValueError:
+        return None
 
 
 @cache

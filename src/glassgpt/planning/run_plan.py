@@ -405,8 +405,7 @@ def _measure_and_set_steps(
     plan = replace(
         plan, runtime=measured.runtime, timing=measured.timing, derived=frozenset(derived), final_seconds=final_seconds
     )
-    age = f" ({measurements.age}; --measure measures anew)" if measurements.age else ""
-    draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s{age}")
+    draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s{measurements.age}")
     draft.note(_cost_of_kept(config))
     config = fill_derived_settings(config).replace("runtime", **measured.runtime.resolved())
     return replace(plan, config=config, notes=draft.notes)

@@ -245,7 +245,8 @@ def measure_eager(
         timing.seconds_per_step + further * (timing.seconds_per_step - shallow.seconds_per_step),
         timing.seconds_per_val_token + further * (timing.seconds_per_val_token - shallow.seconds_per_val_token),
     )
-    return timing, f"the speed is extrapolated from {DEPTHS[0]} and {depth} layers: full steps would have taken too long"
+    note = f"the speed is extrapolated from {DEPTHS[0]} and {depth} layers: full steps would have taken too long"
+    return timing, note
 
 
 def step_flops(config: RunConfig) -> float:

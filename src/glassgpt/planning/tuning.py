@@ -25,8 +25,8 @@ from glassgpt.planning.initial_model import (
     require_trainable,
     with_run_paths,
 )
-from glassgpt.planning.memory import choose_micro_batch_size, require_memory
 from glassgpt.planning.measured import Measurements
+from glassgpt.planning.memory import choose_micro_batch_size, require_memory
 from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings, new_measurements
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
@@ -107,7 +107,7 @@ def plan_tuning(
         seconds = parse_duration(config.train.time) - (time.monotonic() - began)
         values, why = fit_chat_steps(config, chats, timing, seconds)
         config = config.replace("train", **values)
-        note(why)
+        note(why + measurements.age)
     derived = {key for key in DERIVED_FROM_STEPS if not getattr(config.train, key)}
     derived |= set() if config.optim.warmup_steps else {"warmup_steps"}
     config = fill_derived_settings(config).replace("runtime", **runtime.resolved())
@@ -131,9 +131,7 @@ def _measure(
     train = config.train
     rows = max(1, min(train.micro_batch_size, TIMED_TOKENS // chats.max_length))
     batch = chats.batches(train.batch_size, train.seed, config.tune.packing).get(0, slice(0, rows))
-    return timings.timing_of(
-        _as_timed(config), runtime, measurements, world_size=processes.world_size, batch=batch
-    )
+    return timings.timing_of(_as_timed(config), runtime, measurements, world_size=processes.world_size, batch=batch)
 
 
 def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrides, InitialModel]:
