@@ -1,5 +1,6 @@
 """Fit a run into a time: choose the number of steps, and the size of the model if it is free."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -83,10 +84,11 @@ def fit_chat_steps(
     Raises:
         ConfigError: if not even a few fit.
     """
-    train, val_tokens = config.train, eval_tokens(config, int(seconds * CHAT_TIME_FRACTION / timing.seconds_per_step))
+    train, affordable = config.train, int(seconds * CHAT_TIME_FRACTION / timing.seconds_per_step)  # steps
+    val_tokens = eval_tokens(config, affordable)
     epoch = chats.batches(train.batch_size, train.seed, config.tune.packing).num_rows / train.batch_size  # steps
     validated = min(val_tokens, sum(len(row.ids) for row in chats.val))
-    overhead = VALIDATIONS * validated * timing.seconds_per_val_token
+    overhead = _validations(config, affordable) * validated * timing.seconds_per_val_token
     fit = int((seconds * CHAT_TIME_FRACTION - overhead) / timing.seconds_per_step)
     if fit < 3:
         raise ConfigError(
@@ -107,8 +109,18 @@ def eval_tokens(config: RunConfig, steps: int) -> int:
     """
     if config.train.eval_tokens:
         return config.train.eval_tokens
-    affordable = int(steps * config.tokens_per_step * VALIDATION_SHARE / VALIDATION_COST / VALIDATIONS)
-    return min(max(affordable, MIN_VALIDATION_TOKENS), MAX_VALIDATION_TOKENS)
+    affordable = VALIDATION_SHARE / VALIDATION_COST * steps * config.tokens_per_step / _validations(config, steps)
+    return min(max(int(affordable), MIN_VALIDATION_TOKENS), MAX_VALIDATION_TOKENS)
+
+
+def eval_interval(config: RunConfig, steps: int) -> int:
+    """Steps between validations: as the user set, or for about ten in so many steps."""
+    return config.train.eval_interval or max(1, steps // (VALIDATIONS - 1))
+
+
+def _validations(config: RunConfig, steps: int) -> int:
+    """How many there are, with those at step 0 and at the end."""
+    return 1 + math.ceil(steps / eval_interval(config, steps))
 
 
 def smallest_size(overrides: Sequence[ConfigOverrides]) -> ConfigOverrides:
@@ -219,9 +231,8 @@ def _parameters(config: ModelConfig) -> int:
 
 def _overhead(config: RunConfig, stream: TokenStream, timing: Timing, seconds: float) -> float:
     """Seconds that a run spends on anything but steps."""
-    block_size = config.model.block_size
-    val_tokens = eval_tokens(config, int(seconds * TIME_BUDGET_FRACTION / timing.seconds_per_step))
-    validated = len(subset(stream.val, block_size, val_tokens)) * block_size
-    tokens = VALIDATIONS * validated + stream.info.tokens["val"]
+    block_size, steps = config.model.block_size, int(seconds * TIME_BUDGET_FRACTION / timing.seconds_per_step)
+    validated = len(subset(stream.val, block_size, eval_tokens(config, steps))) * block_size
+    tokens = _validations(config, steps) * validated + stream.info.tokens["val"]
     sampled = VALIDATIONS / 2 * config.train.sample_tokens * 0.0004 * config.model.n_layer
     return tokens * timing.seconds_per_val_token + sampled + 3.0

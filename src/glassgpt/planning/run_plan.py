@@ -19,7 +19,7 @@ from glassgpt.data.conversations.dataset import ChatData
 from glassgpt.data.sources.documents import listed_counts
 from glassgpt.errors import ConfigError, DataError, is_out_of_memory
 from glassgpt.estimate import count_parameters, format_bytes
-from glassgpt.planning.budget import VALIDATIONS, choose_size, eval_tokens, fit_chat_steps, fit_steps
+from glassgpt.planning.budget import choose_size, eval_interval, eval_tokens, fit_chat_steps, fit_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
     AUTO,
@@ -42,6 +42,8 @@ from glassgpt.weights.mapping import family_of
 REFIT_DIFFERENCE = 1 / 3
 #: Settings that depend on the number of steps if the user does not set them.
 DERIVED_FROM_STEPS = ("eval_interval", "save_interval", "sample_interval", "log_interval")
+#: Steps between samples at least, if the user does not say: in a short run they would cost as much as the steps.
+MIN_SAMPLE_INTERVAL = 50
 #: Share of a time budget after which training stops, if it is slower than planned.
 DEADLINE_FRACTION = 0.97
 #: What to measure: everything; everything, even if it was measured within a day; only the dtype and the micro-batch; or
@@ -422,14 +424,13 @@ def _cost_of_kept(config: RunConfig) -> str:
 
 def fill_derived_settings(config: RunConfig) -> RunConfig:
     """Replace every derived interval and number (0) by its value."""
-    train = config.train
-    eval_interval = train.eval_interval or max(1, train.steps // (VALIDATIONS - 1))
+    train, interval = config.train, eval_interval(config, config.train.steps)
     config = config.replace(
         "train",
-        eval_interval=eval_interval,
+        eval_interval=interval,
         eval_tokens=eval_tokens(config, train.steps),
-        save_interval=train.save_interval or eval_interval,
-        sample_interval=train.sample_interval or 2 * eval_interval,
+        save_interval=train.save_interval or interval,
+        sample_interval=train.sample_interval or max(2 * interval, MIN_SAMPLE_INTERVAL),
         log_interval=train.log_interval or max(1, train.steps // 200),
     )
     warmup = config.optim.warmup_steps or min(200, max(1, train.steps // 20))
