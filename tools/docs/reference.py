@@ -81,10 +81,11 @@ PYTHON_PAGES: dict[str, tuple[str, str, list[str]]] = {
         [
             "glassgpt.planning.run_plan", "glassgpt.planning.opening:start_run,resume_run",
             "glassgpt.planning.timing:Timing,StepTimes,MeasuredSpeed,TimedTraining,measure_steps,measure_speed",
-            "glassgpt.planning.compute_dtype:SelfCheck,check,choose_dtype,inference_dtype",
+            "glassgpt.planning.compute_dtype:SelfCheck,DtypeChoice,check,choose_dtype,inference_dtype",
+            "glassgpt.planning.measured:Measurements",
             "glassgpt.training.loop", "glassgpt.training.step",
             "glassgpt.training.task", "glassgpt.training.pretraining", "glassgpt.training.tuning",
-            "glassgpt.training.objective", "glassgpt.training.optim", "glassgpt.training.precision",
+            "glassgpt.training.objective", "glassgpt.training.optim", "glassgpt.training.adamw", "glassgpt.training.precision",
             "glassgpt.training.checkpoint", "glassgpt.training.metrics",
         ],
     ),
