@@ -85,8 +85,8 @@ PYTHON_PAGES: dict[str, tuple[str, str, list[str]]] = {
             "glassgpt.planning.measured:Measurements",
             "glassgpt.training.loop", "glassgpt.training.step",
             "glassgpt.training.task", "glassgpt.training.pretraining", "glassgpt.training.tuning",
-            "glassgpt.training.objective", "glassgpt.training.optim", "glassgpt.training.adamw", "glassgpt.training.precision",
-            "glassgpt.training.checkpoint", "glassgpt.training.metrics",
+            "glassgpt.training.objective", "glassgpt.training.optim", "glassgpt.training.adamw",
+            "glassgpt.training.precision", "glassgpt.training.checkpoint", "glassgpt.training.metrics",
         ],
     ),
     "python-generation.md": (

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
+from glassgpt.cli.arguments import JSON_OPTION, MEASURE_OPTION, RUNS_OPTION, split_arguments
 from glassgpt.cli.printing.output import print_json, print_table, print_text, say
+from glassgpt.errors import ConfigError
 from glassgpt.estimate import SHARE_OF_FREE, format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -18,12 +19,8 @@ def plan(
     arguments: list[str] = typer.Argument(
         None, metavar="TEXT | FILE.toml | preset=NAME | key=value", help="The run to plan; as for train."
     ),
-    measure: bool | None = typer.Option(
-        None,
-        "--measure/--no-measure",
-        help="Measure the speed anew; or measure nothing: arithmetic only. By default, what was measured on this "
-        "machine within a day is used.",
-    ),
+    measure: bool = MEASURE_OPTION,
+    no_measure: bool = typer.Option(False, "--no-measure", help="Arithmetic only; measure no speed."),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -37,7 +34,9 @@ def plan(
     from glassgpt.planning.run_plan import names_a_text, size_is_open
 
     preset, _, overrides = split_arguments(arguments or [])
-    preset, problem, no_measure = preset or "auto", "", measure is False
+    preset, problem = preset or "auto", ""
+    if measure and no_measure:
+        raise ConfigError("--measure and --no-measure exclude each other; leave one out")
     if no_measure or not names_a_text(overrides) or not size_is_open(preset, overrides):
         found = api.plan(preset, overrides=overrides, runs=runs, measure="nothing")
         machine = Machine.of(found.config, required=not no_measure)
