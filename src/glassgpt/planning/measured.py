@@ -113,13 +113,13 @@ def _build(kind: type[_T], values: Any) -> _T | None:
     expected: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or values.keys() != expected.keys():
         return None
-    fits = all(
-        isinstance(value, expected[name]) and (not isinstance(value, float) or math.isfinite(value))
-        for name, value in values.items()
-    )
     try:
-        return kind(**values) if fits else None
-    except ValueError:
+        for name, value in values.items():
+            number = isinstance(value, int | float) and expected[name] is float
+            if not (math.isfinite(value) if number else isinstance(value, expected[name])):
+                return None
+        return kind(**values)
+    except (ValueError, OverflowError):
         return None
 
 
