@@ -120,7 +120,7 @@ def eval_interval(config: RunConfig, steps: int) -> int:
 
 def _validations(config: RunConfig, steps: int) -> int:
     """How many there are, with those at step 0 and at the end."""
-    return 1 + math.ceil(steps / eval_interval(config, steps))
+    return 1 + math.ceil(max(0, steps) / eval_interval(config, steps))
 
 
 def smallest_size(overrides: Sequence[ConfigOverrides]) -> ConfigOverrides:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, TuneConfig, build, parse_duration
 from glassgpt.config.presets import MODERN
@@ -217,7 +219,9 @@ def _choose(
         return measure_eager(config, place, measurements, world_size=processes.world_size)[0]
 
     if stream and draft.preset == AUTO:
-        rate = SHARE_OF_MATRIX_SPEED * matrix_speed(runtime, measurements) if runtime.device.type == "cpu" else 0.0
+        rate = 0.0  # of a GPU it says nothing: small models wait for launches there
+        if runtime.device.type == "cpu":
+            rate = SHARE_OF_MATRIX_SPEED * matrix_speed(replace(runtime, dtype=torch.float32), measurements)
         draft.fit_size(stream, measure, rate)
     draft.fit_context(stream)
     config = draft.config()
