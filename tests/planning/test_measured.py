@@ -254,6 +254,22 @@ def test_compiling_that_was_tried_before_is_weighed_with_its_cost(
     assert chosen.notes[0].endswith("not compiled") != expected
 
 
+def test_a_try_at_compiling_is_compared_with_the_speed_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eager steps were measured while the machine was idle; now it is not, and compiled steps are faster."""
+    runtime = resolve(RuntimeConfig(device="cpu", dtype="float32"))
+    config = build("small", [{"train": {"steps": 10**6}}])
+    monkeypatch.setattr(timing, "compiler_found", lambda device: True)
+    monkeypatch.setattr(timing, "measure_steps", lambda *_, **__: Timing(0.5, 1e-6))
+    monkeypatch.setattr(timing, "matrix_flops_per_second", lambda *_: 1e12)
+    timing.measure_eager(config, runtime, Measurements())
+    busy = {True: Timing(1.0, 1e-6, compile_seconds=16.0), False: Timing(2.0, 1e-6)}
+    monkeypatch.setattr(timing, "measure_steps", lambda config, runtime, *_, **__: busy[runtime.compile])
+    for _ in range(2):  # the second time, both are known
+        chosen = timing.measure_speed(config, runtime, 0.5, time_left=60.0, measurements=Measurements())
+        assert chosen.runtime.compile
+        assert "2.00x as fast" in chosen.notes[0]
+
+
 def test_the_time_of_compiling_again_is_taken_off(
     text_file: Path, machine: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

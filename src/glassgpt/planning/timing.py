@@ -32,8 +32,8 @@ TIME_BUDGET_FRACTION = 0.75
 COMPILE_SECONDS = (25.0, 10.0)
 #: A try at compiling may cost this share of a run, for nobody knows whether it pays.
 COMPILE_TRY_SHARE = 0.1
-#: Compiling the same again takes this share: torch keeps the code on disk.
-COMPILE_AGAIN_SHARE = 0.25
+#: Compiling the same again takes this share, and at least so many seconds: torch keeps the code on disk.
+COMPILE_AGAIN_SHARE, COMPILE_AGAIN_SECONDS = 0.25, 3.0
 #: Compiled steps have to be this much faster.
 COMPILE_MIN_SPEEDUP = 1.03
 #: Passes that are estimated to take longer, in seconds, are timed on fewer rows, then on fewer layers.
@@ -322,10 +322,11 @@ def _choose_compile(
         return MeasuredSpeed(runtime, eager, ("not compiled: torch.compile needs a C++ compiler, and none was found",))
     compiled = measurements.known(Timing, _conditions(config, compiled_runtime, world_size))
     if compiled:
-        compiled = replace(compiled, compile_seconds=COMPILE_AGAIN_SHARE * compiled.compile_seconds)
+        again = max(COMPILE_AGAIN_SECONDS, COMPILE_AGAIN_SHARE * compiled.compile_seconds)
+        compiled = replace(compiled, compile_seconds=again)
         saved = _predicted_steps(config, eager, seconds) * (eager.seconds_per_step - compiled.seconds_per_step)
-        pays = saved > compiled.compile_seconds
-        cost = f"compiling again takes some {compiled.compile_seconds:.0f} s"
+        pays = saved > again
+        cost = f"compiling again takes some {again:.0f} s"
     elif setting == "auto" and not worth_trying_to_compile(config, eager, seconds, runtime.device):
         return MeasuredSpeed(runtime, eager)
     else:
@@ -337,6 +338,8 @@ def _choose_compile(
                 raise
             reason = first_line(error)
             return MeasuredSpeed(runtime, eager, (f"not compiled: torch.compile does not work here ({reason})",))
+        if measurements.age:  # the machine may have been busier then, or less so: compare with the speed of now
+            eager, _ = measure_eager(config, runtime, Measurements(anew=True), world_size=world_size)
         pays, cost = True, f"compiling took {compiled.compile_seconds:.0f} s"
         compiled = replace(compiled, compile_seconds=0.0)  # it is paid for: the same process trains
     gain = eager.seconds_per_step / compiled.seconds_per_step
