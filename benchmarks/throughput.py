@@ -54,13 +54,14 @@ def glassgpt_step(options: argparse.Namespace) -> Step:
     """Build a training step of glassgpt."""
     from glassgpt.config import RuntimeConfig
     from glassgpt.planning.attention_choice import measured_attention
+    from glassgpt.planning.measured import Measurements
     from glassgpt.planning.timing import TimedTraining
     from glassgpt.runtime import resolve
 
     compile = "true" if options.mode == "compiled" else "false"
     settings = {"device": options.device, "dtype": options.dtype, "compile": compile, "threads": options.threads}
     config = glassgpt_config(options)
-    runtime, _ = measured_attention(config, resolve(RuntimeConfig(**settings)))
+    runtime, _ = measured_attention(config, resolve(RuntimeConfig(**settings)), Measurements(anew=True))
     return TimedTraining(config, runtime, config.train.batch_size, config.train.batch_size).step
 
 

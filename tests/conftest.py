@@ -50,6 +50,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_files(tmp_path_factory.mktemp("faults"))
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test measures, or pretends to have measured, is not kept for another."""
+    from glassgpt.planning import measured
+
+    monkeypatch.setattr(measured, "KEPT_SECONDS", 0.0)
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache for one test."""

@@ -348,8 +348,8 @@ def plan(
         overrides: as for :func:`train`; or a list of overrides by section, of which later ones win.
         runs: where to look for the run that ``init_from`` names.
         with_text: False plans for the preset's vocabulary and random tokens; by default if no data is given.
-        measure: "speed" times this machine; "choices" measures the dtype and the micro-batch only;
-            "nothing" only does arithmetic.
+        measure: "speed" times this machine, or takes what was measured on it within a day; "anew" times it in any
+            case; "choices" measures the dtype and the micro-batch only; "nothing" only does arithmetic.
         reporter: receives notes; silent by default.
         processes: that will train together.
 
@@ -462,11 +462,12 @@ def start_run(
     reporter: Reporter | None = None,
     watcher: "Watcher | None" = None,
     profile: bool = False,
+    measure: Measure = "speed",
 ) -> Result:
     """Resolve the configuration and train a new run, on all ranks that torchrun started.
 
     A run whose length was given as a time stops when that time is over. A watcher, which takes the reporter's place,
-    examines it before the first step; a run that it refuses leaves no folder.
+    examines it before the first step; a run that it refuses leaves no folder. ``measure`` is as for :func:`plan`.
 
     Raises:
         TrainingStopped: if the watcher refuses the run, or training cannot continue.
@@ -477,7 +478,10 @@ def start_run(
 
     def on_rank0(processes: Processes, held: ExitStack) -> Trainer:
         require_run_folder(Path(runs), name)
-        run_plan = plan(preset, overrides=overrides, runs=runs, with_text=True, reporter=reporter, processes=processes)
+        run_plan = plan(
+            preset, overrides=overrides, runs=runs, with_text=True, measure=measure, reporter=reporter,
+            processes=processes,
+        )  # fmt: skip
         trainer = opening.start_run(
             run_plan, name or run_plan.name, Path(runs), reporter=reporter, deadline=run_plan.deadline(began),
             processes=processes, profile=profile, held=held,

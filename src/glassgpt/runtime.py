@@ -1,11 +1,12 @@
 """Device, compute type, threads. Nothing happens at import; torch is imported when first needed."""
 
+import contextlib
 import os
 import platform
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,12 @@ class Runtime:
             "compile": str(self.compile).lower(),
             "attention": self.attention,
         }
+
+    def eager(self) -> contextlib.AbstractContextManager[Any]:
+        """Run without compiled code. Where nothing is compiled, torch's compiler is not imported: it takes a second."""
+        import torch
+
+        return torch.compiler.set_stance("force_eager") if self.compile else contextlib.nullcontext()
 
 
 def resolve(config: RuntimeConfig, local_rank: int | None = None) -> Runtime:
@@ -132,6 +139,17 @@ def is_steady(seconds: Sequence[float]) -> bool:
         return False
     low, middle, high = statistics.quantiles(seconds, n=4)
     return high - low <= 0.25 * middle
+
+
+def repeated(time_once: Callable[[], float], seconds: float) -> list[float]:
+    """Timings that are repeated for so many seconds: up to five times as long until they agree.
+
+    The shortest counts: of a long one, the machine may have spent the most on another program.
+    """
+    found = [time_once(), time_once()]
+    while (spent := len(found) * min(found)) < seconds or (not is_steady(found) and spent < 5 * seconds):
+        found.append(time_once())
+    return found
 
 
 class Stopwatch:

@@ -95,14 +95,14 @@ def test_steps_are_real_steps(runtime: Runtime, optimizer: str, monkeypatch: pyt
 def test_what_is_left_to_the_machine_is_chosen_as_training_does(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bfloat16 = (torch.bfloat16, "it is fast here")
+    bfloat16 = compute_dtype.DtypeChoice("bfloat16", "it is fast here")
     monkeypatch.setattr(compute_dtype, "choose_dtype", lambda model, rows, device: bfloat16)
     free = plan.memory(ModelConfig(**presets.MODERN | MODEL), 3, bytes_per_weight=2).total / plan.SHARE_OF_FREE + 2
     monkeypatch.setattr(machine_memory, "free_memory", lambda device: free)
     overrides = {"model": presets.MODERN | MODEL, "train": {"batch_size": 8}, "runtime": {"device": "cpu"}}
     chosen = api.plan("auto", overrides=[overrides], with_text=False, measure="choices")
     assert chosen.runtime is not None
-    assert (chosen.runtime.dtype, chosen.runtime.reason) == bfloat16
+    assert (chosen.runtime.dtype, chosen.runtime.reason) == (torch.bfloat16, bfloat16.why)
     assert chosen.config.runtime.dtype == "bfloat16"
     assert chosen.config.train.micro_batch_size == 3, "8 rows as 3, 3 and 2"
     user = {"train": {"micro_batch_size": 5}, "runtime": {"dtype": "float32"}}

@@ -11,7 +11,7 @@ import pytest
 from glassgpt.config import RunConfig, presets
 from glassgpt.estimate import flops_per_token, format_bytes, memory
 from glassgpt.model import GPT
-from glassgpt.planning import report, timing
+from glassgpt.planning import measured, report, timing
 from glassgpt.planning.timing import Timing
 
 QUICK = ["preset=tiny", "n_layer=1", "batch_size=4", "dtype=float32", "compile=false", "device=cpu"]
@@ -175,6 +175,7 @@ MISTAKES = {
     "a wrong key": (["preset=tiny", "n_layr=2"], "did you mean model.n_layer?"),
     "a wrong preset": (["preset=smal"], "did you mean 'small'"),
     "two texts": (["{text}", "b.txt", "preset=tiny"], "one text at a time"),
+    "two flags": (["preset=tiny", "--measure", "--no-measure"], "exclude each other"),
     "a missing file": (["nofile.txt", "preset=tiny"], "no file 'nofile.txt'"),
     "no GPU": (["preset=tiny", "device=cuda:9"], "cuda:9 was asked for"),
     "inexpressible": (["preset=tiny", "qk_norm=true"], "model.qk_norm=True"),
@@ -188,6 +189,16 @@ def test_a_mistake_is_one_message(cli: Any, text_file: Path, arguments: list[str
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_what_was_measured_is_used_for_a_day_or_measured_anew(
+    cli: Any, linear: list[RunConfig], empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "KEPT_SECONDS", 3600.0)
+    for count, flags, told in ((1, [], False), (1, [], True), (2, ["--measure"], False), (2, [], True)):
+        out = cli("plan", *QUICK, "steps=7", *flags)[1]
+        assert len(linear) == count
+        assert ("ago; --measure: anew)" in out) == told
 
 
 def test_help_needs_no_torch() -> None:

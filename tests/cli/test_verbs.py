@@ -53,6 +53,7 @@ MISTAKES = {
     "too little time": (["train", "{text}", "preset=tiny", "batch_size=100000", "time=2s", *PLAIN], "is too short"),
     "resume nothing": (["train", "--resume", "nothing"], "no run 'nothing'; runs in runs/: none yet"),
     "resume with a text": (["train", "{text}", "--resume", "x"], "only key=value"),
+    "resume and measure": (["train", "--measure", "--resume", "x"], "only key=value"),
     "an unknown option": (["train", "{text}", "--stesp", "3"], "--stesp"),
     "quickstart with a text": (["quickstart", "{text}"], "glassgpt train"),
     "quickstart with a wrong key": (["quickstart", "stepz=4"], "did you mean train.steps?"),

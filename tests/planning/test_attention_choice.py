@@ -12,6 +12,7 @@ from glassgpt.estimate import UNFUSED_QUERIES, activations
 from glassgpt.model import GPT, FusedAttention, UnfusedAttention
 from glassgpt.planning import attention_choice
 from glassgpt.planning.attention_choice import measured_attention
+from glassgpt.planning.measured import Measurements
 from glassgpt.runtime import Runtime
 from glassgpt.transforms.blocks import prepare_blocks
 
@@ -25,16 +26,19 @@ SETTINGS = {
 
 def test_the_faster_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[float] = []
-    monkeypatch.setattr(attention_choice, "median_seconds", lambda once, seconds: once() and found.pop(0))
+    monkeypatch.setattr(attention_choice, "repeated", lambda once, seconds: [once() and found.pop(0)] * 3)
     found += [2.0, 1.0]
-    runtime, why = measured_attention(CONFIG, CPU)
-    assert (runtime.attention, why) == ("unfused", "unfused attention is 2.0x as fast as fused attention here")
+    measurements = Measurements(anew=True)
+    chosen = measured_attention(CONFIG, CPU, measurements)
+    assert (chosen[0].attention, chosen[1]) == ("unfused", "unfused attention is 2.0x as fast as fused attention here")
+    assert measured_attention(CONFIG, CPU, measurements) == chosen, "measured once"
     found += [1.05, 1.0]
-    assert measured_attention(CONFIG, CPU) == (CPU, "")
+    assert measured_attention(CONFIG, CPU, Measurements(anew=True)) == (CPU, "")
     assert not found
     exact = Runtime(CPU.device, torch.float32, 1, False, "")
-    assert measured_attention(CONFIG, exact) == (exact, ""), "float32 has no choice"
-    assert measured_attention(CONFIG.replace("runtime", attention="fused"), CPU) == (CPU, ""), "the user has chosen"
+    assert measured_attention(CONFIG, exact, measurements) == (exact, ""), "float32 has no choice"
+    user = CONFIG.replace("runtime", attention="fused")
+    assert measured_attention(user, CPU, measurements) == (CPU, ""), "the user has chosen"
 
 
 def test_a_run_keeps_its_attention_and_trains_to_the_same_losses(
@@ -49,8 +53,8 @@ def test_a_run_keeps_its_attention_and_trains_to_the_same_losses(
         )
         losses[kind] = [row["val/loss"] for row in run.metrics if "val/loss" in row]
     assert losses["fused"] == pytest.approx(losses["unfused"], rel=1e-5)
-    monkeypatch.setattr(attention_choice, "median_seconds", lambda once, seconds: next(times))
     times = iter([2.0, 1.0])
+    monkeypatch.setattr(attention_choice, "repeated", lambda once, seconds: [next(times)] * 3)
     run = api.train(data=text, overrides={**SETTINGS, "dtype": "bfloat16"}, name="auto", runs=tmp_path)
     assert run.config().runtime.attention == "unfused"
     assert "unfused attention is" in json.dumps(run.provenance()["notes"])

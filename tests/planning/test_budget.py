@@ -1,6 +1,7 @@
 """What fits into a time, on a machine of known speed: larger with more time, and never against the user's word."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from glassgpt.model import GPT
 from glassgpt.planning import budget, timing
 from glassgpt.planning import memory as machine_memory
 from glassgpt.planning.budget import SIZES, choose_size
+from glassgpt.planning.measured import Measurements
 from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, RunPlan, fill_derived_settings, plan_run
 from glassgpt.planning.timing import Timing, measure_steps
 from glassgpt.processes import Processes
@@ -64,7 +66,10 @@ def chosen(runtime: Runtime, tokens: int, time: str, **asked: Any) -> tuple[RunC
     """As training does it: the choice below, the user's word above."""
     user: dict[str, Mapping[str, Any]] = {"model": asked, "train": {"time": time}}
     base: dict[str, Mapping[str, Any]] = {"model": {"vocab_size": V}}
-    layers, why = choose_size(build("auto", [base, user]), set(asked), text(tokens), runtime, parse_duration(time))
+    layers, why = choose_size(
+        build("auto", [base, user]), set(asked), text(tokens), parse_duration(time),
+        measure=lambda config: timing.measure_steps(config, runtime),
+    )  # fmt: skip
     assert not set(layers["model"]) & set(asked)
     return build("auto", [base, layers, user]), why
 
@@ -167,6 +172,56 @@ def test_what_no_size_goes_with_is_a_clear_error(runtime: Runtime, machine: list
         chosen(runtime, 10**6, "5m", n_embd=100)
 
 
+@pytest.mark.parametrize("time", ["10s", "1m", "5m", "30m", "5h", "1000h"])
+@pytest.mark.parametrize("share", [0.5, 1.0, 1.9])
+def test_a_machine_of_known_speed_is_measured_only_around_the_size_that_fits(
+    time: str, share: float, runtime: Runtime, machine: list[RunConfig]
+) -> None:
+    """The same size is chosen, and the expensive ones that are out of the question are not measured."""
+    base: dict[str, Mapping[str, Any]] = {"model": {"vocab_size": V}, "train": {"time": time}}
+    arguments: Any = (build("auto", [base]), set(), text(50_000_000), parse_duration(time))
+
+    def measure(config: RunConfig) -> Timing:
+        return timing.measure_steps(config, runtime)
+
+    expected = choose_size(*arguments, measure=measure)
+    largest = max(parameters(config) for config in machine)
+    machine.clear()
+    assert choose_size(*arguments, measure=measure, flops_per_second=share * 50e9) == expected
+    different = [config for i, config in enumerate(machine) if config not in machine[:i]]
+    assert len(different) <= 3
+    assert all(parameters(config) <= largest for config in different)
+
+
+def test_a_size_that_the_user_set_is_one_candidate(runtime: Runtime, machine: list[RunConfig]) -> None:
+    user = {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 64}
+    layer: dict[str, Mapping[str, Any]] = {"model": user | {"vocab_size": V}, "train": {"batch_size": 8}}
+    config = build("auto", [layer])
+    choose_size(config, {*user, "batch_size"}, text(10**6), 60.0, measure=lambda _: pytest.fail("nothing to choose"))
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 105, 1000, 30_000])
+@pytest.mark.parametrize("batch_size", [1, 16, 512])
+@pytest.mark.parametrize("interval", [0, 7])
+@pytest.mark.parametrize("cost", [0.2, 0.35, 0.5])
+def test_validations_cost_at_most_a_tenth_of_the_training(
+    steps: int, batch_size: int, interval: int, cost: float
+) -> None:
+    """Of the time of the steps, for every machine on which validating a token costs at most half of training on it."""
+    config = fill_derived_settings(small(steps=steps, batch_size=batch_size, eval_interval=interval))
+    count = 1 + math.ceil(steps / config.train.eval_interval)
+    found = config.train.eval_tokens
+    assert budget.MIN_VALIDATION_TOKENS <= found <= budget.MAX_VALIDATION_TOKENS
+    if found > budget.MIN_VALIDATION_TOKENS:
+        assert count * found * cost <= 0.1 * steps * config.tokens_per_step
+    if found < budget.MAX_VALIDATION_TOKENS:
+        assert count * found * 0.5 >= 0.09 * steps * config.tokens_per_step
+    assert fill_derived_settings(small(steps=steps, eval_tokens=77)).train.eval_tokens == 77
+
+
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +286,7 @@ def test_a_run_is_fitted_to_the_speed_of_its_first_steps(times: float) -> None:
     assert 0.6 * 240 < left < 0.8 * 240
     assert (found.train.eval_tokens, found.train.save_interval) == (config.train.eval_tokens, 7)
     assert found.train.eval_interval == found.train.steps // 10
-    assert found.train.sample_interval == 2 * found.train.eval_interval
+    assert found.train.sample_interval == max(50, 2 * found.train.eval_interval)
     assert found.optim.warmup_steps == min(200, found.train.steps // 20)
     user = refitted(times, eval_interval=11, sample_interval=3, log_interval=2)[1]
     assert user is not None
@@ -275,7 +330,7 @@ def compiling(
     monkeypatch.setattr(timing, "measure_steps", fake)
     monkeypatch.setattr(timing, "compiler_found", lambda device: found)
     config = small(steps=steps).replace("runtime", compile=asked)
-    chosen = timing._choose_compile(config, eager, seconds, runtime, told, 3)
+    chosen = timing._choose_compile(config, eager, seconds, runtime, told, 3, Measurements())
     place, speed, why = chosen.runtime, chosen.timing, "".join(chosen.notes)
     assert speed == (Timing(compiled, 2e-6) if place.compile else eager), "the speed is that of what was chosen"
     return place, speed, why, measured[0], told.notes
@@ -337,7 +392,7 @@ def test_a_long_run_is_shorter_on_a_gpu() -> None:
 
     def first(kind: str) -> int:
         device = torch.device(kind)
-        return next(n for n in range(1, 2000) if timing.worth_compiling(config, Timing(n, 0), 0.0, device))
+        return next(n for n in range(1, 2000) if timing.worth_trying_to_compile(config, Timing(n, 0), 0.0, device))
 
     assert 30 < first("cuda") < first("cpu") < 900
 

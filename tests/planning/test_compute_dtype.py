@@ -42,10 +42,10 @@ def test_the_self_check_refuses_what_is_slow_wrong_or_missing(monkeypatch: pytes
         raise RuntimeError("not implemented for 'BFloat16'")
 
     monkeypatch.setattr(compute_dtype, "matrix_flops_per_second", missing)
-    dtype, why = choose_dtype(CONFIG, 4, CPU)
-    assert dtype == torch.float32
-    assert "bfloat16" in why
-    assert "float16" in why
+    choice = choose_dtype(CONFIG, 4, CPU)
+    assert choice.name == "float32"
+    assert "bfloat16" in choice.why
+    assert "; float16" in choice.why
 
 
 def clocked(monkeypatch: pytest.MonkeyPatch, timings: Iterable[float]) -> list[float]:
@@ -69,19 +69,22 @@ def test_the_speed_is_not_that_of_the_first_call_nor_of_a_busy_moment(monkeypatc
         with monkeypatch.context() as patch:
             taken = clocked(patch, chain([first], repeat(0.001)))
             assert compute_dtype.matrix_flops_per_second(torch.float32, CPU) == pytest.approx(flops / 0.001)
-            assert 40 <= len(taken) / 2 <= 60
-    with monkeypatch.context() as patch:  # for 0.06 s, every other product waits for another program
-        taken = clocked(patch, chain([0.5], [0.001, 0.009] * 6, repeat(0.001)))
+            assert 18 <= len(taken) / 2 <= 25
+    with monkeypatch.context() as patch:  # for a while, every other product waits for another program
+        taken = clocked(patch, chain([0.5], [0.001, 0.009] * 9, repeat(0.001)))
         assert compute_dtype.matrix_flops_per_second(torch.float32, CPU) == pytest.approx(flops / 0.001)
-        assert 13 < len(taken) / 2 < 100
+        assert 19 < len(taken) / 2 < 100
+    with monkeypatch.context() as patch:  # another program takes the machine for a minute
+        taken = clocked(patch, chain([0.5, 0.001, 60.0], repeat(0.001)))
+        assert compute_dtype.matrix_flops_per_second(torch.float32, CPU) == pytest.approx(flops / 0.001)
     with monkeypatch.context() as patch:  # one that never calms down, and a very slow type
         taken = clocked(patch, cycle([0.001, 0.009]))
-        assert flops / 0.009 <= compute_dtype.matrix_flops_per_second(torch.float32, CPU) <= flops / 0.001
-        assert len(taken) / 2 < 60
+        assert compute_dtype.matrix_flops_per_second(torch.float32, CPU) == pytest.approx(flops / 0.001)
+        assert len(taken) / 2 <= 102
     with monkeypatch.context() as patch:
         taken = clocked(patch, repeat(2.0))
         assert compute_dtype.matrix_flops_per_second(torch.float16, CPU) == pytest.approx(flops / 2.0)
-        assert len(taken) / 2 == 2
+        assert len(taken) / 2 == 3
 
 
 def test_the_first_type_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,4 +93,4 @@ def test_the_first_type_that_passes_is_chosen(monkeypatch: pytest.MonkeyPatch) -
 
     for expected in LOW:
         monkeypatch.setattr(compute_dtype, "check", passes(expected))
-        assert choose_dtype(CONFIG, 4, CPU)[0] == expected
+        assert choose_dtype(CONFIG, 4, CPU).name == str(expected).removeprefix("torch.")

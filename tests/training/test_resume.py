@@ -205,7 +205,8 @@ def test_measured_choices_are_reused(
     def measured_again(*arguments: object, **named: object) -> NoReturn:
         pytest.fail("a run that goes on measures nothing")
 
-    monkeypatch.setattr(compute_dtype, "choose_dtype", lambda *_: (dtype, "as if it had been measured"))
+    choice = compute_dtype.DtypeChoice(str(dtype).removeprefix("torch."), "as if it had been measured")
+    monkeypatch.setattr(compute_dtype, "choose_dtype", lambda *_: choice)
     run = start(tmp_path, text_file, "threads=1", "dtype=auto", "compile=auto", "batch=auto")
     config = run.config()
     assert config.runtime.device == "cpu"

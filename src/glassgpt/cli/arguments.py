@@ -18,6 +18,7 @@ SOURCE_HELP = "A run, a model folder, a .gguf file, an asset by its name, or a m
 PATTERNS_HELP = "gpt2, llama3, qwen2, o200k or a regular expression"
 JSON_OPTION = typer.Option(False, "--json", help="Print JSON, for other programs.")
 RUNS_OPTION = typer.Option(Path("runs"), "--runs-dir", help="Folder that holds the runs.")
+MEASURE_OPTION = typer.Option(False, "--measure", help="Measure the speed anew, even if it was measured within a day.")
 #: Endings of the pictures that can be written.
 PICTURES = (".png", ".svg")
 

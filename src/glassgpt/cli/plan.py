@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, split_arguments
+from glassgpt.cli.arguments import JSON_OPTION, MEASURE_OPTION, RUNS_OPTION, split_arguments
 from glassgpt.cli.printing.output import print_json, print_table, print_text, say
+from glassgpt.errors import ConfigError
 from glassgpt.estimate import SHARE_OF_FREE, format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def plan(
     arguments: list[str] = typer.Argument(
         None, metavar="TEXT | FILE.toml | preset=NAME | key=value", help="The run to plan; as for train."
     ),
+    measure: bool = MEASURE_OPTION,
     no_measure: bool = typer.Option(False, "--no-measure", help="Arithmetic only; measure no speed."),
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
@@ -33,14 +35,16 @@ def plan(
 
     preset, _, overrides = split_arguments(arguments or [])
     preset, problem = preset or "auto", ""
+    if measure and no_measure:
+        raise ConfigError("--measure and --no-measure exclude each other; leave one out")
     if no_measure or not names_a_text(overrides) or not size_is_open(preset, overrides):
         found = api.plan(preset, overrides=overrides, runs=runs, measure="nothing")
         machine = Machine.of(found.config, required=not no_measure)
         problem = "" if no_measure else memory_problem(found.config, machine)
     if not no_measure and not problem:
         if not json:
-            say("measuring the speed of this machine ...")
-        found = api.plan(preset, overrides=overrides, runs=runs)
+            say("measuring the speed of this machine" + " (unless it was measured today)" * (not measure) + " ...")
+        found = api.plan(preset, overrides=overrides, runs=runs, measure="anew" if measure else "speed")
         machine = Machine.of(found.config, required=True)
     report = cost_report(found, machine, [problem] if problem else found.notes)
     if json:

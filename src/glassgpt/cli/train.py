@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, merged, options_help, split_arguments
+from glassgpt.cli.arguments import (
+    JSON_OPTION,
+    MEASURE_OPTION,
+    RUNS_OPTION,
+    merged,
+    options_help,
+    split_arguments,
+)
 from glassgpt.cli.printing.endings import exit_unless_finished, how_it_ended, print_next
 from glassgpt.cli.printing.output import print_configuration, print_json
 from glassgpt.config import ConfigOverrides
@@ -16,6 +23,7 @@ from glassgpt.files import path_exists, write_text
 if TYPE_CHECKING:
     from glassgpt.doctor.watching import Watcher
     from glassgpt.model import GPT
+    from glassgpt.planning.run_plan import Measure
     from glassgpt.tokenizer import Tokenizer
     from glassgpt.training.loop import Result
     from glassgpt.training.metrics import Reporter
@@ -44,6 +52,7 @@ def train(
     doctor: bool = typer.Option(
         False, "--doctor", help="Look for bugs before the first step, and for trouble during training."
     ),
+    measure: bool = MEASURE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -54,8 +63,10 @@ def train(
     """
     preset, source, layers = split_arguments(arguments or [])
     if resume is not None:
-        if source or preset or dry_run or name is not None:
-            raise ConfigError("--resume RUN keeps the run's own text, preset and name; give only key=value settings")
+        if source or preset or dry_run or measure or name is not None:
+            raise ConfigError(
+                "--resume RUN keeps the run's own text, preset, name and speed; give only key=value settings"
+            )
         _resume(resume, layers, runs, json, profile, doctor)
     elif not source and all("source" not in layer.get("data", {}) for layer in layers):
         raise ConfigError(
@@ -65,9 +76,10 @@ def train(
     elif dry_run:
         from glassgpt import api
 
-        print_configuration(api.plan(preset or "auto", overrides=layers, runs=runs, with_text=True), json)
+        how: Measure = "anew" if measure else "speed"
+        print_configuration(api.plan(preset or "auto", overrides=layers, runs=runs, with_text=True, measure=how), json)
     else:
-        _train(preset, layers, name, runs, json, profile, doctor=doctor)
+        _train(preset, layers, name, runs, json, profile, doctor=doctor, anew=measure)
 
 
 def quickstart(
@@ -107,13 +119,15 @@ def _train(
     profile: bool = False,
     page_prompt: str = "",
     doctor: bool = False,
+    anew: bool = False,
 ) -> None:
     from glassgpt import api
 
     reporter, watcher = _reporter(json, doctor)
     result = api.start_run(
-        preset or "auto", layers, name=name, runs=runs, reporter=reporter, watcher=watcher, profile=profile
-    )
+        preset or "auto", layers, name=name, runs=runs, reporter=reporter, watcher=watcher, profile=profile,
+        measure="anew" if anew else "speed",
+    )  # fmt: skip
     _print_result_and_exit(result, json, page_prompt, watcher)
 
 

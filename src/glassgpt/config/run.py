@@ -112,7 +112,10 @@ class TrainConfig(Section):
     grad_clip: float = option(1.0, "largest global gradient norm; 0: no clipping", min_value=0)
     eval_interval: int = option(0, "steps between validations; 0: derived, about 10 in a run", min_value=0)
     eval_tokens: int = option(
-        0, "tokens of the fixed validation subset; 0: 100,000, or less in a short run", min_value=0, max_value=100_000
+        0,
+        "tokens of the fixed validation subset; 0: so many that validations cost a tenth of the steps, from 5,000 on",
+        min_value=0,
+        max_value=100_000,
     )
     patience: int = option(0, "stop after this many validations without a better loss; 0: never", min_value=0)
     save_interval: int = option(0, "steps between checkpoints; 0: eval_interval", min_value=0)
@@ -125,7 +128,7 @@ class TrainConfig(Section):
         min_value=0,
     )
     log_interval: int = option(0, "steps between lines of metrics.jsonl; 0: derived, about 200 in a run", min_value=0)
-    sample_interval: int = option(0, "steps between samples shown; 0: twice eval_interval", min_value=0)
+    sample_interval: int = option(0, "steps between samples shown; 0: twice eval_interval, from 50 on", min_value=0)
     sample_tokens: int = option(160, "tokens in a sample shown during training; 0: no samples", min_value=0)
     max_nonfinite: int = option(5, "stop after this many non-finite gradients in a row", min_value=1)
     tensorboard: bool = option(False, "write TensorBoard events into the run, too (needs glassgpt[tensorboard])")
@@ -177,7 +180,7 @@ class RuntimeConfig(Section):
         "mixed precision: the compute dtype; master weights stay float32; auto: the fastest that agrees with float32",
     )
     compile: Literal["auto", "true", "false"] = option(
-        "auto", "torch.compile the blocks; auto: if the run is long enough to be worth the compile time"
+        "auto", "torch.compile the blocks; auto: if the steps gain more time than compiling costs"
     )
     attention: Literal["auto", "fused", "unfused"] = option(
         "auto",

@@ -1,6 +1,7 @@
 """Fit a run into a time: choose the number of steps, and the size of the model if it is free."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +12,16 @@ from glassgpt.data.conversations.dataset import ChatData
 from glassgpt.errors import ConfigError
 from glassgpt.estimate import count_parameters
 from glassgpt.loss import subset
-from glassgpt.planning import timing as timings
-from glassgpt.planning.timing import TIME_BUDGET_FRACTION, Timing
-from glassgpt.runtime import Runtime
+from glassgpt.planning.timing import TIME_BUDGET_FRACTION, Timing, step_flops
 
 #: Validations in a run whose intervals are derived, the one at step 0 included.
 VALIDATIONS = 11
-#: Share of the time for them if the number of validation tokens is derived, and the bounds of that number.
+#: What they may cost, as a share of the training, if the number of validation tokens is derived.
 VALIDATION_SHARE = 0.1
+#: What validating a token costs at most, as a share of training on one: 0.25 to 0.3 was measured, 0.4 if the steps are
+#: compiled, 0.5 with LoRA.
+VALIDATION_COST = 0.5
+#: The bounds of the number of validation tokens. With fewer, chance would decide which weights are the best.
 MIN_VALIDATION_TOKENS = 5_000
 MAX_VALIDATION_TOKENS = 100_000
 #: Share of the time that fine-tuning on conversations plans with; in the rest, it answers questions and writes files.
@@ -37,6 +40,8 @@ SIZES = (
 TOKENS_PER_PARAMETER = 0.5
 #: Parameters per training token at most; above that the model overfits.
 PARAMETERS_PER_TEXT_TOKEN = 8.0
+#: The next larger model may make better use of a CPU, but not by more than this factor.
+MAX_BETTER_USE = 2.0
 
 
 def fit_steps(
@@ -63,7 +68,7 @@ def fit_steps(
     rate = tokens / timing.seconds_per_step
     why = f"{rate:,.0f} tokens/s measured: {steps:,} steps of {tokens:,} tokens fit into {config.train.time}"
     final_seconds = stream.info.tokens["val"] * timing.seconds_per_val_token
-    return {"steps": steps, "eval_tokens": eval_tokens(config, timing, seconds)}, final_seconds, why
+    return {"steps": steps, "eval_tokens": eval_tokens(config, steps)}, final_seconds, why
 
 
 def fit_chat_steps(
@@ -79,10 +84,11 @@ def fit_chat_steps(
     Raises:
         ConfigError: if not even a few fit.
     """
-    train, val_tokens = config.train, eval_tokens(config, timing, seconds)
+    train, affordable = config.train, int(seconds * CHAT_TIME_FRACTION / timing.seconds_per_step)  # steps
+    val_tokens = eval_tokens(config, affordable)
     epoch = chats.batches(train.batch_size, train.seed, config.tune.packing).num_rows / train.batch_size  # steps
     validated = min(val_tokens, sum(len(row.ids) for row in chats.val))
-    overhead = VALIDATIONS * config.models_validated * validated * timing.seconds_per_val_token
+    overhead = _validations(config, affordable) * validated * timing.seconds_per_val_token
     fit = int((seconds * CHAT_TIME_FRACTION - overhead) / timing.seconds_per_step)
     if fit < 3:
         raise ConfigError(
@@ -96,13 +102,25 @@ def fit_chat_steps(
     return {"steps": steps, "eval_tokens": val_tokens}, why
 
 
-def eval_tokens(config: RunConfig, timing: Timing, seconds: float) -> int:
-    """Tokens of the validation subset: as the user set, or as many as a share of the time allows."""
+def eval_tokens(config: RunConfig, steps: int) -> int:
+    """Tokens of the validation subset: as the user set, or so many that validations cost a tenth of these steps.
+
+    It depends on no measurement: the same settings validate on the same tokens everywhere.
+    """
     if config.train.eval_tokens:
         return config.train.eval_tokens
-    evaluations = VALIDATIONS * config.models_validated
-    affordable = int(seconds * VALIDATION_SHARE / evaluations / timing.seconds_per_val_token)
-    return min(max(affordable, MIN_VALIDATION_TOKENS), MAX_VALIDATION_TOKENS)
+    affordable = VALIDATION_SHARE / VALIDATION_COST * steps * config.tokens_per_step / _validations(config, steps)
+    return min(max(int(affordable), MIN_VALIDATION_TOKENS), MAX_VALIDATION_TOKENS)
+
+
+def eval_interval(config: RunConfig, steps: int) -> int:
+    """Steps between validations: as the user set, or for about ten in so many steps."""
+    return config.train.eval_interval or max(1, steps // (VALIDATIONS - 1))
+
+
+def _validations(config: RunConfig, steps: int) -> int:
+    """How many models are validated, at step 0 and up to the end."""
+    return 1 + config.models_validated * math.ceil(max(0, steps) / eval_interval(config, steps))
 
 
 def smallest_size(overrides: Sequence[ConfigOverrides]) -> ConfigOverrides:
@@ -127,9 +145,10 @@ def choose_size(
     config: RunConfig,
     user_set_keys: set[str],
     stream: TokenStream,
-    runtime: Runtime,
     seconds: float,
-    world_size: int = 1,
+    *,
+    measure: Callable[[RunConfig], Timing],
+    flops_per_second: float = 0.0,
 ) -> tuple[dict[str, Mapping[str, Any]], str]:
     """Model and batch for a text, a machine and a time: the largest size that can be trained well.
 
@@ -137,46 +156,41 @@ def choose_size(
         config: with the user's settings.
         user_set_keys: the fields of ``model`` and ``train`` that the user set, which stay.
         stream: the text.
-        runtime: the machine.
         seconds: the time.
-        world_size: how many processes share a batch.
+        measure: times a step on this machine.
+        flops_per_second: that steps reach about, on a machine where their time follows their operations: only sizes
+            around the one that this fits are measured. 0: not known.
 
     Returns:
         Layers for ``model`` and ``train``, and a sentence that says what was chosen and why.
     """
-    text_tokens, vocab_size = stream.info.tokens["train"], stream.info.vocab_size
-    chosen: tuple[RunConfig, int] | None = None
-    reason = "the largest size there is"
-    for n_layer, n_head, n_embd, block_size, batch_size in SIZES:
-        shape = {
-            "n_layer": n_layer,
-            "n_head": n_head,
-            "n_embd": n_embd,
-            "block_size": min(block_size, text_tokens - 1),
-        }
-        values: dict[str, Any] = MODERN | shape
-        batch_size = config.train.batch_size if "batch_size" in user_set_keys else batch_size
-        try:
-            candidate = _candidate(config, user_set_keys, values, batch_size, vocab_size)
-        except ConfigError:  # the user's settings do not fit this size
-            continue
-        parameters = _parameters(candidate.model)
-        if chosen and parameters > PARAMETERS_PER_TEXT_TOKEN * text_tokens:
-            reason = f"a larger model would overfit a text of {text_tokens:,} tokens"
-            break
-        timing = timings.measure_steps(candidate, runtime, seconds=0.5, world_size=world_size)
-        left = seconds * TIME_BUDGET_FRACTION - _overhead(candidate, stream, timing, seconds)
-        trained = left / timing.seconds_per_step * batch_size * candidate.model.block_size
-        if chosen and trained < TOKENS_PER_PARAMETER * parameters:
+    sizes, reason = _candidates(config, user_set_keys, stream)
+
+    def is_enough(size: RunConfig, timing: Timing) -> bool:
+        left = seconds * TIME_BUDGET_FRACTION - _overhead(size, stream, timing, seconds)
+        trained = left / timing.seconds_per_step * size.tokens_per_step
+        return trained >= TOKENS_PER_PARAMETER * _parameters(size.model)
+
+    def estimated(size: RunConfig, rate: float) -> Timing:
+        step = step_flops(size) / rate
+        return Timing(step, VALIDATION_COST * step / size.tokens_per_step)
+
+    at = 0
+    if flops_per_second:
+        at = max((i for i, size in enumerate(sizes) if is_enough(size, estimated(size, flops_per_second))), default=0)
+    while at and not is_enough(sizes[at], measure(sizes[at])):
+        at -= 1
+    for larger in sizes[at + 1 :]:
+        rate = step_flops(sizes[at]) / measure(sizes[at]).seconds_per_step
+        hopeless = flops_per_second and not is_enough(larger, estimated(larger, MAX_BETTER_USE * rate))
+        if hopeless or not is_enough(larger, measure(larger)):
             reason = f"a larger one would see too little text in {config.train.time}"
             break
-        chosen = candidate, parameters
-    if chosen is None:
-        raise ConfigError("no size fits your model settings; name a preset, and set n_layer, n_head and n_embd")
-    model, train = chosen[0].model, chosen[0].train
+        at += 1
+    model, train = sizes[at].model, sizes[at].train
     why = (
-        f"chose {model.n_layer} layers, {model.n_embd} wide, context {model.block_size}: {chosen[1]:,} parameters "
-        f"({reason})"
+        f"chose {model.n_layer} layers, {model.n_embd} wide, context {model.block_size}: {_parameters(model):,} "
+        f"parameters ({reason})"
     )
     fields = (*MODERN, "n_layer", "n_head", "n_embd", "block_size")
     return {
@@ -185,12 +199,30 @@ def choose_size(
     }, why
 
 
-def _candidate(
-    config: RunConfig, user_set_keys: set[str], values: Mapping[str, Any], batch_size: int, vocab_size: int
-) -> RunConfig:
+def _candidates(config: RunConfig, user_set_keys: set[str], stream: TokenStream) -> tuple[list[RunConfig], str]:
+    """The sizes that fit the user's settings and the text, smallest first; and why there is no larger one.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    text_tokens, sizes = stream.info.tokens["train"], list[RunConfig]()
     kept = {name: getattr(config.model, name) for name in user_set_keys if name in ModelConfig.__dataclass_fields__}
-    model = ModelConfig(**{**values, "dropout": config.model.dropout, "vocab_size": vocab_size, **kept})
-    return replace(config, model=model, train=replace(config.train, batch_size=batch_size))
+    kept |= {"dropout": config.model.dropout}
+    for n_layer, n_head, n_embd, block_size, batch_size in SIZES:
+        shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": min(block_size, text_tokens - 1)}
+        batch_size = config.train.batch_size if "batch_size" in user_set_keys else batch_size
+        try:
+            model = ModelConfig(**{**MODERN, **shape, "vocab_size": stream.info.vocab_size, **kept})
+        except ConfigError:  # the user's settings do not fit this size
+            continue
+        if sizes and _parameters(model) > PARAMETERS_PER_TEXT_TOKEN * text_tokens:
+            return sizes, f"a larger model would overfit a text of {text_tokens:,} tokens"
+        size = replace(config, model=model, train=replace(config.train, batch_size=batch_size))
+        if size not in sizes:
+            sizes.append(size)
+    if not sizes:
+        raise ConfigError("no size fits your model settings; name a preset, and set n_layer, n_head and n_embd")
+    return sizes, "the largest size there is"
 
 
 def _parameters(config: ModelConfig) -> int:
@@ -199,8 +231,8 @@ def _parameters(config: ModelConfig) -> int:
 
 def _overhead(config: RunConfig, stream: TokenStream, timing: Timing, seconds: float) -> float:
     """Seconds that a run spends on anything but steps."""
-    block_size = config.model.block_size
-    validated = len(subset(stream.val, block_size, eval_tokens(config, timing, seconds))) * block_size
-    tokens = VALIDATIONS * config.models_validated * validated + stream.info.tokens["val"]
+    block_size, steps = config.model.block_size, int(seconds * TIME_BUDGET_FRACTION / timing.seconds_per_step)
+    validated = len(subset(stream.val, block_size, eval_tokens(config, steps))) * block_size
+    tokens = _validations(config, steps) * validated + stream.info.tokens["val"]
     sampled = VALIDATIONS / 2 * config.train.sample_tokens * 0.0004 * config.model.n_layer
     return tokens * timing.seconds_per_val_token + sampled + 3.0

@@ -1,10 +1,9 @@
 """Choose the compute dtype by a measured self-check: faster than float32 on this device, and close to it."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,17 +11,26 @@ from torch import Tensor
 from glassgpt.config import ModelConfig, OptimConfig, RunConfig
 from glassgpt.data.batch import random_batch
 from glassgpt.errors import first_line
+from glassgpt.estimate import flops_per_token
 from glassgpt.model import GPT
-from glassgpt.runtime import Runtime, Stopwatch, is_steady, synchronise
+from glassgpt.planning.attention_choice import measured_attention
+from glassgpt.planning.measured import Measurements
+from glassgpt.runtime import Runtime, Stopwatch, is_steady, repeated, synchronise
 from glassgpt.training.objective import ModelWithLoss, next_token_loss
 from glassgpt.training.optim import Optimizers
 from glassgpt.training.precision import MasterWeights
 from glassgpt.training.step import train_step
+from glassgpt.transforms.blocks import prepare_blocks
+from glassgpt.weights.folder import DTYPES, dtype_name
 
 #: A dtype has to be this much faster than float32, and its logits and gradients this close, to be chosen.
 MIN_SPEEDUP = 1.1
 MAX_LOGITS_ERROR = 0.05
 MIN_GRADIENT_COSINE = 0.99
+#: Tokens of the self-check at most: on a GPU more, for with few all types wait for launches.
+CHECK_TOKENS, CHECK_TOKENS_ON_GPU = 1024, 16384
+#: For large models on a CPU fewer, down to this number: so many that a pass takes about so many operations.
+MIN_CHECK_TOKENS, CHECK_FLOPS = 256, 3e10
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class SelfCheck:
         logits_error: root mean square of the difference of logits, over that of the logits.
         gradient_cosine: cosine between all gradients and those of float32.
         problem: why it could not be checked; empty if it was.
+        steady: whether repeated timings agreed.
     """
 
     dtype: torch.dtype
@@ -42,6 +51,7 @@ class SelfCheck:
     logits_error: float = 0.0
     gradient_cosine: float = 1.0
     problem: str = ""
+    steady: bool = True
 
     @property
     def passed(self) -> bool:
@@ -50,7 +60,7 @@ class SelfCheck:
         return self.speedup >= MIN_SPEEDUP and agrees
 
     def __str__(self) -> str:
-        name = str(self.dtype).removeprefix("torch.")
+        name = dtype_name(self.dtype)
         if self.problem:
             return f"{name} could not be checked: {self.problem}"
         if self.speedup < MIN_SPEEDUP:
@@ -62,29 +72,60 @@ class SelfCheck:
         )
 
 
-def choose_dtype(config: ModelConfig, rows: int, device: torch.device) -> tuple[torch.dtype, str]:
-    """The compute dtype to use for a model on a device (bfloat16, else float16, else float32), and why."""
-    reports = []
+@dataclass(frozen=True)
+class DtypeChoice:
+    """The name of the compute dtype to use, and why; ``steady`` as in :class:`SelfCheck`."""
+
+    name: str
+    why: str
+    steady: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in DTYPES:
+            raise ValueError(f"{self.name!r} is not one of {', '.join(DTYPES)}")
+
+
+#: Gives the attention that trains faster in a type: fused or unfused.
+AttentionOf = Callable[[torch.dtype], str]
+
+
+def choose_dtype(
+    config: ModelConfig, rows: int, device: torch.device, attention_of: AttentionOf = lambda dtype: "fused"
+) -> DtypeChoice:
+    """Choose the compute dtype for a model on a device: bfloat16, else float16, else float32."""
+    results: list[SelfCheck] = []
     for dtype in (torch.bfloat16, torch.float16):
-        result = check(dtype, config, rows, device)
-        reports.append(str(result))
-        if result.passed:
-            return dtype, reports[-1]
-    return torch.float32, "; ".join(reports)
+        results.append(check(dtype, config, rows, device, attention_of))
+        if results[-1].passed:
+            return DtypeChoice(dtype_name(dtype), str(results[-1]), results[-1].steady)
+    return DtypeChoice("float32", "; ".join(map(str, results)), all(result.steady for result in results))
 
 
-def measured_dtype(config: RunConfig, runtime: Runtime) -> tuple[Runtime, str]:
+def measured_dtype(
+    config: RunConfig, runtime: Runtime, measurements: Measurements | None = None
+) -> tuple[Runtime, str]:
     """The runtime with the dtype that this device's self-check chooses, and why.
 
-    It is made on at most 2,048 tokens of a batch; on a GPU on 16,384, for with few tokens all types wait for launches.
+    It is made on a part of a batch, as large as can be timed quickly.
     """
-    tokens = 16384 if runtime.device.type == "cuda" else 2048
+    tokens = CHECK_TOKENS_ON_GPU
+    if runtime.device.type != "cuda":
+        tokens = min(CHECK_TOKENS, max(MIN_CHECK_TOKENS, int(CHECK_FLOPS / flops_per_token(config.model).training)))
     model = replace(config.model, block_size=min(config.model.block_size, tokens))
     rows = max(1, min(config.train.micro_batch_size or config.train.batch_size, tokens // model.block_size))
-    dtype, why = choose_dtype(model, rows, runtime.device)
+    measurements = measurements or Measurements(anew=True)
+
+    def attention_of(dtype: torch.dtype) -> str:
+        return measured_attention(config, replace(runtime, dtype=dtype), measurements)[0].attention
+
+    choice = measurements.get(
+        DtypeChoice,
+        {"model": asdict(model), "rows": rows, "device": str(runtime.device), "attention": config.runtime.attention},
+        lambda: choose_dtype(model, rows, runtime.device, attention_of),
+    )
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()  # so that the free memory can be read
-    return replace(runtime, dtype=dtype, reason=why), why
+    return replace(runtime, dtype=DTYPES[choice.name], reason=choice.why), choice.why
 
 
 def inference_dtype(stored: torch.dtype, quantized: bool, device: torch.device) -> tuple[torch.dtype, str]:
@@ -102,7 +143,13 @@ def inference_dtype(stored: torch.dtype, quantized: bool, device: torch.device) 
     return torch.bfloat16, f"dtype: bfloat16, {why}; matrix products are {speedup:.1f}x as fast as in float32 here"
 
 
-def check(dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device) -> SelfCheck:
+def check(
+    dtype: torch.dtype,
+    config: ModelConfig,
+    rows: int,
+    device: torch.device,
+    attention_of: AttentionOf = lambda dtype: "fused",
+) -> SelfCheck:
     """Measure one compute dtype against float32 on a fresh model and random tokens ``[rows, block_size]``.
 
     A type without hardware support can be a hundred times slower, so a small matrix product goes first.
@@ -111,12 +158,14 @@ def check(dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.devi
         product_speedup = matrix_flops_per_second(dtype, device) / matrix_flops_per_second(torch.float32, device)
         if product_speedup < MIN_SPEEDUP:
             return SelfCheck(dtype, product_speedup)
-        expected = _run(torch.float32, config, rows, device)
-        found = _run(dtype, config, rows, device)
+        expected = _run(torch.float32, config, rows, device, attention_of(torch.float32))
+        found = _run(dtype, config, rows, device, attention_of(dtype))
     except (RuntimeError, NotImplementedError) as error:  # out of memory, or a kernel that this type lacks
         return SelfCheck(dtype, 0.0, problem=first_line(error))
-    distance = float((found[0] - expected[0]).norm() / expected[0].norm())
-    return SelfCheck(dtype, expected[2] / found[2], distance, _cosine(found[1], expected[1]))
+    distance = float((found.logits - expected.logits).norm() / expected.logits.norm())
+    speedup = min(expected.seconds) / min(found.seconds)
+    steady = is_steady(expected.seconds) and is_steady(found.seconds)
+    return SelfCheck(dtype, speedup, distance, _cosine(found.gradients, expected.gradients), steady=steady)
 
 
 def _cosine(ones: list[Tensor], others: list[Tensor]) -> float:
@@ -140,27 +189,23 @@ def matrix_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
         synchronise(device)
         return time.perf_counter() - began
 
-    return 2 * size**3 / median_seconds(product, 0.05)
+    product()  # in which libraries choose and prepare their kernels, which can take longer than all the rest
+    return 2 * size**3 / min(repeated(product, 0.02))
 
 
-def median_seconds(time_once: Callable[[], float], seconds: float) -> float:
-    """The median of timings that are repeated for so many seconds: up to five times as long until they agree.
+@dataclass(frozen=True)
+class _Passes:
+    """Logits (flat) and float32 gradients without dropout, and seconds of forward and backward passes with it."""
 
-    The first is left out: in it, libraries choose and prepare their kernels, which can take longer than all the rest.
-    """
-    time_once()
-    found: list[float] = []
-    while sum(found) < seconds or (not is_steady(found) and sum(found) < 5 * seconds):
-        found.append(time_once())
-    return statistics.median(found)
+    logits: Tensor
+    gradients: list[Tensor]
+    seconds: list[float]
 
 
-def _run(
-    dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device
-) -> tuple[Tensor, list[Tensor], float]:
-    """Logits (flat), float32 gradients, and the seconds of a forward and backward pass."""
-    model = GPT(replace(config, dropout=0.0))  # dropout would differ
+def _run(dtype: torch.dtype, config: ModelConfig, rows: int, device: torch.device, attention: str) -> _Passes:
+    model = GPT(config)
     model.init_weights(0)
+    prepare_blocks(model, recompute=False, compile=False, attention=attention)
     model = model.to(device)
     optimizers = _NoUpdates(model, OptimConfig(optimizer="adamw"), MasterWeights(model, dtype))
     batch = random_batch(config.vocab_size, rows, config.block_size)
@@ -174,10 +219,13 @@ def _run(
         )  # fmt: skip
         return sum(watch.laps()[:2])
 
-    seconds = median_seconds(forward_and_backward, 0.2)
+    model.eval()  # dropout would differ
+    forward_and_backward()  # libraries prepare their kernels in the first pass, which is not timed
+    gradients = optimizers.weights.gradients()
     with torch.no_grad():
         logits = model(batch.idx[:1].to(device)).float().flatten()
-    return logits, optimizers.weights.gradients(), seconds
+    model.train()
+    return _Passes(logits, gradients, repeated(forward_and_backward, 0.05))
 
 
 class _NoUpdates(Optimizers):

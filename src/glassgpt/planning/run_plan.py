@@ -1,14 +1,16 @@
 """The one way from a request to a plan, used by ``train``, ``train --dry-run``, ``plan`` and ``bench``.
 
-Choices that are left to the machine (size, steps, dtype, compiling, micro-batch) are measured here, once, and
-become part of the run's configuration.
+Choices that are left to the machine (size, steps, dtype, compiling, micro-batch) are measured here, once, or taken from
+what was measured within a day, and become part of the run's configuration.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, TuneConfig, build, parse_duration
@@ -20,7 +22,7 @@ from glassgpt.data.sources.documents import listed_counts
 from glassgpt.errors import ConfigError, DataError, is_out_of_memory
 from glassgpt.estimate import count_parameters, format_bytes
 from glassgpt.planning.attention_choice import measured_attention
-from glassgpt.planning.budget import MAX_VALIDATION_TOKENS, VALIDATIONS, choose_size, fit_chat_steps, fit_steps
+from glassgpt.planning.budget import choose_size, eval_interval, eval_tokens, fit_chat_steps, fit_steps
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
     AUTO,
@@ -29,8 +31,9 @@ from glassgpt.planning.initial_model import (
     starting_point,
     with_run_paths,
 )
+from glassgpt.planning.measured import Measurements
 from glassgpt.planning.memory import choose_micro_batch_size, require_memory
-from glassgpt.planning.timing import TIME_BUDGET_FRACTION, Timing, measure_speed
+from glassgpt.planning.timing import TIME_BUDGET_FRACTION, Timing, matrix_speed, measure_eager, measure_speed
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.tokenizer import specs
@@ -42,10 +45,15 @@ from glassgpt.weights.mapping import family_of
 REFIT_DIFFERENCE = 1 / 3
 #: Settings that depend on the number of steps if the user does not set them.
 DERIVED_FROM_STEPS = ("eval_interval", "save_interval", "sample_interval", "log_interval")
+#: Steps between samples at least, if the user does not say: in a short run they would cost as much as the steps.
+MIN_SAMPLE_INTERVAL = 50
 #: Share of a time budget after which training stops, if it is slower than planned.
 DEADLINE_FRACTION = 0.97
-#: What to measure: everything; only the dtype and the micro-batch; or nothing.
-Measure = Literal["speed", "choices", "nothing"]
+#: What to measure: everything; everything, even if it was measured within a day; only the dtype and the micro-batch; or
+#: nothing.
+Measure = Literal["speed", "anew", "choices", "nothing"]
+#: Steps reach about this share of the speed of products of matrices in float32, on a CPU.
+SHARE_OF_MATRIX_SPEED = 0.5
 #: The settings without which preset=auto needs a text to choose a size for.
 SIZE_KEYS = {"n_layer", "n_head", "n_embd"}
 
@@ -148,8 +156,8 @@ def plan_run(
         overrides: the user's settings; later ones win.
         runs: the folder in which ``init_from`` looks for a run by name.
         with_text: False plans without a text: for the preset's vocabulary, and random tokens.
-        measure: "speed" measures everything; "choices" the dtype and the micro-batch; "nothing" only does
-            arithmetic.
+        measure: "speed" measures everything that was not measured within a day; "anew" that, too; "choices" the dtype
+            and the micro-batch; "nothing" only does arithmetic.
         reporter: gets notes and progress.
         processes: that will train together.
 
@@ -158,7 +166,10 @@ def plan_run(
         DataError: if the text cannot be used.
     """
     began, processes = time.monotonic(), processes or Processes()
-    draft = _Draft.of(preset, with_run_paths(overrides, runs), reporter or Reporter(), with_text and measure == "speed")
+    reporter = reporter or Reporter()
+    measurements = new_measurements(measure, reporter)
+    measure = "speed" if measure == "anew" else measure
+    draft = _Draft.of(preset, with_run_paths(overrides, runs), reporter, with_text and measure == "speed")
     config = draft.config()
     if config.tune != TuneConfig():
         raise ConfigError("tune: these settings are for `glassgpt tune sft` and `glassgpt tune lora`; leave them out")
@@ -178,7 +189,7 @@ def plan_run(
     if runtime is None:
         draft.fit_context(stream)
         return RunPlan(draft.config(), name, stream=stream, notes=draft.notes)
-    config, runtime = _choose(draft, stream if measure == "speed" else None, runtime, processes)
+    config, runtime = _choose(draft, stream if measure == "speed" else None, runtime, processes, measurements)
     if measure == "choices":
         return RunPlan(config.replace("runtime", **runtime.resolved()), name, runtime, notes=draft.notes)
     if source and stream:
@@ -186,26 +197,41 @@ def plan_run(
     if draft.initial:  # under a name that finds it again from anywhere
         config = config.replace("train", init_from=draft.initial.name)
     plan = RunPlan(config, name, replace(runtime, compile=False), stream, timed=config.train.steps == 0)
-    return _measure_and_set_steps(plan, began + parse_duration(config.train.time), draft, processes)
+    return _measure_and_set_steps(plan, began + parse_duration(config.train.time), draft, processes, measurements)
+
+
+def new_measurements(measure: Measure, reporter: Reporter) -> Measurements:
+    """What one plan measures, and what it may use that was measured before; the first measurement is reported."""
+    return Measurements(
+        anew=measure != "speed", before_first=lambda: reporter.note("measuring the speed of this machine")
+    )
 
 
 def _choose(
-    draft: "_Draft", stream: TokenStream | None, runtime: Runtime, processes: Processes
+    draft: "_Draft", stream: TokenStream | None, runtime: Runtime, processes: Processes, measurements: Measurements
 ) -> tuple[RunConfig, Runtime]:
-    """Choose the dtype, the size of the model, its context and the micro-batch, if the user did not."""
-    if draft.preset != AUTO:
-        require_memory(draft.config().model)
-    if draft.config().runtime.dtype == "auto":
-        runtime, why = measured_dtype(draft.config(), runtime)
-        draft.note(why)
-    runtime, why = measured_attention(draft.config(), runtime)
-    draft.note(why)
-    draft.set("runtime", attention=runtime.attention)
+    """Choose the size of the model, its context, the dtype, the attention and the micro-batch, if the user did not."""
+
+    def in_best_dtype(config: RunConfig) -> tuple[Runtime, str]:
+        return measured_dtype(config, runtime, measurements) if config.runtime.dtype == "auto" else (runtime, "")
+
+    def measure(config: RunConfig) -> Timing:
+        place, _ = measured_attention(config, replace(in_best_dtype(config)[0], compile=False), measurements)
+        return measure_eager(config, place, measurements, world_size=processes.world_size)[0]
+
     if stream and draft.preset == AUTO:
-        draft.fit_size(stream, replace(runtime, compile=False), processes.world_size)
+        rate = 0.0  # of a GPU it says nothing: small models wait for launches there
+        if runtime.device.type == "cpu":
+            rate = SHARE_OF_MATRIX_SPEED * matrix_speed(replace(runtime, dtype=torch.float32), measurements)
+        draft.fit_size(stream, measure, rate)
     draft.fit_context(stream)
     config = draft.config()
     require_memory(config.model)
+    runtime, why = in_best_dtype(config)
+    draft.note(why)
+    runtime, why = measured_attention(config, runtime, measurements)
+    draft.note(why)
+    config = config.replace("runtime", attention=runtime.attention)
     config, why = choose_micro_batch_size(config, runtime, processes)
     draft.note(why)
     return config, runtime
@@ -296,11 +322,13 @@ class _Draft:
         else:
             self.set("model", vocab_size=vocab_size)
 
-    def fit_size(self, stream: TokenStream, runtime: Runtime, world_size: int) -> None:
-        """Choose the size for the text, the machine and the time."""
+    def fit_size(self, stream: TokenStream, measure: Callable[[RunConfig], Timing], flops_per_second: float) -> None:
+        """Choose the size for the text, the machine and the time; see :func:`~glassgpt.planning.budget.choose_size`."""
         config = self.config()
-        seconds = parse_duration(config.train.time)
-        chosen, why = choose_size(config, self.user_set_keys("model", "train"), stream, runtime, seconds, world_size)
+        chosen, why = choose_size(
+            config, self.user_set_keys("model", "train"), stream, parse_duration(config.train.time),
+            measure=measure, flops_per_second=flops_per_second,
+        )  # fmt: skip
         self.set("model", **chosen["model"])
         self.set("train", **chosen["train"])
         self.note(why)
@@ -350,16 +378,17 @@ def names_a_text(overrides: Sequence[ConfigOverrides]) -> bool:
     return any("source" in layer.get("data", {}) for layer in overrides)
 
 
-def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes: Processes) -> RunPlan:
+def _measure_and_set_steps(
+    plan: RunPlan, ends: float, draft: _Draft, processes: Processes, measurements: Measurements
+) -> RunPlan:
     """Measure the speed, choose whether to compile, and set the number of steps and the intervals."""
     config, runtime = plan.config, plan.runtime
     assert runtime is not None
-    draft.reporter.note("measuring the speed of this machine")
-    seconds = min(1.5, 0.05 * parse_duration(config.train.time)) if plan.timed else 0.5
+    seconds = min(0.5, 0.05 * parse_duration(config.train.time)) if plan.timed else 0.5
     try:
         measured = measure_speed(
             config, runtime, seconds, time_left=ends - time.monotonic(), reporter=draft.reporter,
-            world_size=processes.world_size,
+            world_size=processes.world_size, measurements=measurements,
         )  # fmt: skip
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -372,7 +401,8 @@ def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes:
         draft.note(note)
     per_step, final_seconds = measured.timing.seconds_per_step, 0.0
     if plan.timed and plan.stream:
-        values, final_seconds, why = fit_steps(config, plan.stream, measured.timing, ends - time.monotonic())
+        left = ends - time.monotonic() - measured.timing.compile_seconds
+        values, final_seconds, why = fit_steps(config, plan.stream, measured.timing, left)
         config = config.replace("train", **values)
     elif plan.timed:
         steps = int(parse_duration(config.train.time) * TIME_BUDGET_FRACTION / per_step)
@@ -385,7 +415,7 @@ def _measure_and_set_steps(plan: RunPlan, ends: float, draft: _Draft, processes:
     plan = replace(
         plan, runtime=measured.runtime, timing=measured.timing, derived=frozenset(derived), final_seconds=final_seconds
     )
-    draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s")
+    draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s{measurements.age}")
     draft.note(_cost_of_kept(config))
     config = fill_derived_settings(config).replace("runtime", **measured.runtime.resolved())
     return replace(plan, config=config, notes=draft.notes)
@@ -402,14 +432,13 @@ def _cost_of_kept(config: RunConfig) -> str:
 
 def fill_derived_settings(config: RunConfig) -> RunConfig:
     """Replace every derived interval and number (0) by its value."""
-    train = config.train
-    eval_interval = train.eval_interval or max(1, train.steps // (VALIDATIONS - 1))
+    train, interval = config.train, eval_interval(config, config.train.steps)
     config = config.replace(
         "train",
-        eval_interval=eval_interval,
-        eval_tokens=train.eval_tokens or MAX_VALIDATION_TOKENS,
-        save_interval=train.save_interval or eval_interval,
-        sample_interval=train.sample_interval or 2 * eval_interval,
+        eval_interval=interval,
+        eval_tokens=eval_tokens(config, train.steps),
+        save_interval=train.save_interval or interval,
+        sample_interval=train.sample_interval or max(2 * interval, MIN_SAMPLE_INTERVAL),
         log_interval=train.log_interval or max(1, train.steps // 200),
     )
     warmup = config.optim.warmup_steps or min(200, max(1, train.steps // 20))

@@ -2,8 +2,9 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from glassgpt.errors import first_line
 from glassgpt.estimate import TOKENS_PER_PASS, flops_per_token, optimizer_flops
 from glassgpt.model import GPT
 from glassgpt.planning.compute_dtype import matrix_flops_per_second
+from glassgpt.planning.measured import Measurements
 from glassgpt.runtime import Runtime, Stopwatch, compiler_found, is_steady
 from glassgpt.training import guard
 from glassgpt.training.graphs import with_graphs
@@ -26,9 +28,12 @@ from glassgpt.transforms.lora import add_lora
 
 #: Share of a time budget that is planned for; the rest is for a machine that slows down.
 TIME_BUDGET_FRACTION = 0.75
-#: Runs that are predicted to take so many seconds try compiling, on a CPU and on a GPU. Compiling takes 15 to 30 s on a
-#: CPU, and about 10 s on a GPU.
-COMPILE_MIN_RUN_SECONDS = (300.0, 30.0)
+#: Seconds that compiling the blocks takes about, for the first time on a machine, on a CPU and on a GPU.
+COMPILE_SECONDS = (25.0, 10.0)
+#: A try at compiling may cost this share of a run, for nobody knows whether it pays.
+COMPILE_TRY_SHARE = 0.1
+#: Compiling the same again takes this share, and at least so many seconds: torch keeps the code on disk.
+COMPILE_AGAIN_SHARE, COMPILE_AGAIN_SECONDS = 0.25, 3.0
 #: Compiled steps have to be this much faster.
 COMPILE_MIN_SPEEDUP = 1.03
 #: Passes that are estimated to take longer, in seconds, are timed on fewer rows, then on fewer layers.
@@ -42,10 +47,15 @@ UPDATE_SCALE = 1e-3
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured seconds: of an optimiser step, and of the forward pass of one token in validation."""
+    """Measured seconds: of an optimiser step, and of the forward pass of one token in validation.
+
+    ``steady`` says whether repeated timings agreed. ``compile_seconds`` is what compiling took before.
+    """
 
     seconds_per_step: float
     seconds_per_val_token: float
+    steady: bool = True
+    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,42 +114,80 @@ class TimedTraining:
         micro_batch = self.batch.micro_batch(0, self.micro_batch_size, self.runtime.device)
         watch = Stopwatch(self.runtime.device)
         watch.mark()
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), self.runtime.eager():
             self.loss(self.model, micro_batch)
         watch.mark()
         return watch.laps()[0]
 
 
 def measure_steps(
-    config: RunConfig, runtime: Runtime, seconds: float = 1.5, *, world_size: int = 1, batch: Batch | None = None
+    config: RunConfig, runtime: Runtime, seconds: float = 0.5, *, world_size: int = 1, batch: Batch | None = None
 ) -> Timing:
     """Time real optimiser steps for about so many seconds; three at least, unless they are slow.
 
-    Where they disagree, because the machine is busy, up to four times as long.
+    Where they disagree, because the machine is busy, up to eight times as long.
     Large batches are timed on one micro-batch of at most 8,192 tokens and scaled; several processes share a batch.
-    Compiling is not part of the time. A ``batch`` is timed instead of random tokens, as the part of a batch that it is.
+    Compiling is not part of the step. A ``batch`` is timed instead of random tokens, as the part of a batch that it is.
     """
-    share = math.ceil(config.train.batch_size / world_size)
-    rows = min(config.train.micro_batch_size or share, share)
-    if not runtime.compile:  # else what is compiled here should serve the run, too
-        rows = min(rows, max(1, TOKENS_PER_PASS // config.model.block_size))
-    rows = len(batch.idx) if batch else rows
+    rows, share = _timed_rows(config, runtime, world_size, batch), math.ceil(config.train.batch_size / world_size)
+    began = time.perf_counter()
     timed = TimedTraining(config, runtime, rows, rows, batch)
-    if runtime.compile:
-        timed.step()
+    timed.step()  # pays for allocations, and compiles
+    compile_seconds = time.perf_counter() - began if runtime.compile else 0.0
     steps: list[StepTimes] = []
-    passes: list[float] = []
     began = time.perf_counter()
     while True:
         steps.append(timed.step())
-        passes.append(timed.forward())
-        warm = slice(len(steps) > 1, None)  # the first step paid for allocations
-        gradients = [step.forward + step.backward for step in steps[warm]]
-        spent = time.perf_counter() - began
-        if spent > seconds and (is_steady(gradients) or spent > 4 * seconds):
+        gradients = [step.forward + step.backward for step in steps]
+        spent, steady = time.perf_counter() - began, is_steady(gradients)
+        if spent > seconds and (steady or spent > 8 * seconds):
             break
-    update = median(step.update for step in steps[warm])
-    return Timing(median(gradients) * share / rows + update, median(passes[warm]) / timed.batch.idx.numel())
+    step = median(gradients) * share / rows + median(step.update for step in steps)
+    forward = min(timed.forward() for _ in range(2)) / timed.batch.idx.numel()
+    return Timing(step, forward, steady, compile_seconds)
+
+
+def _timed_rows(config: RunConfig, runtime: Runtime, world_size: int, batch: Batch | None) -> int:
+    """Rows of the micro-batch to time."""
+    if batch:
+        return len(batch.idx)
+    share = math.ceil(config.train.batch_size / world_size)
+    rows = min(config.train.micro_batch_size or share, share)
+    if runtime.compile:  # what is compiled here should serve the run, too
+        return rows
+    return min(rows, max(1, TOKENS_PER_PASS // config.model.block_size))
+
+
+def timing_of(
+    config: RunConfig,
+    runtime: Runtime,
+    measurements: Measurements,
+    seconds: float = 0.5,
+    *,
+    world_size: int = 1,
+    batch: Batch | None = None,
+) -> Timing:
+    """As :func:`measure_steps`, unless it has been measured before."""
+    conditions = _conditions(config, runtime, world_size, batch)
+    named = {"batch": batch} if batch else {}
+    return measurements.get(
+        Timing, conditions, lambda: measure_steps(config, runtime, seconds, world_size=world_size, **named)
+    )
+
+
+def _conditions(config: RunConfig, runtime: Runtime, world_size: int, batch: Batch | None = None) -> dict[str, Any]:
+    """What decides how long a step takes, as JSON values."""
+    train = config.train
+    return {
+        "model": asdict(config.model),
+        "tune": asdict(config.tune),
+        "optimizer": config.optim.optimizer,
+        "activation_checkpointing": train.activation_checkpointing,
+        "clipped": train.grad_clip > 0,
+        "batch": [train.batch_size, world_size, _timed_rows(config, runtime, world_size, batch)],
+        "answers": [*batch.idx.shape, batch.num_loss_tokens()] if batch else [],
+        **runtime.resolved(),
+    }
 
 
 @dataclass(frozen=True)
@@ -159,6 +207,7 @@ def measure_speed(
     time_left: float,
     reporter: Reporter | None = None,
     world_size: int = 1,
+    measurements: Measurements | None = None,
 ) -> MeasuredSpeed:
     """Measure real steps, and choose whether to compile. Steps that take too long are extrapolated from fewer layers.
 
@@ -169,26 +218,64 @@ def measure_speed(
         time_left: seconds that a run without a number of steps has.
         reporter: gets a note before compiling.
         world_size: how many processes share a batch.
+        measurements: what has been measured before.
     """
-    reduced = _reduced_config(config, runtime, world_size)
-    timing = measure_steps(reduced, runtime, seconds, world_size=world_size)
-    depth, n_layer = reduced.model.n_layer, config.model.n_layer
+    measurements = measurements or Measurements(anew=True)
+    timing, note = measure_eager(config, runtime, measurements, seconds, world_size)
+    if note:
+        return MeasuredSpeed(replace(runtime, compile=config.runtime.compile == "true"), timing, (note,))
+    return _choose_compile(config, timing, time_left, runtime, reporter or Reporter(), world_size, measurements)
+
+
+def measure_eager(
+    config: RunConfig, runtime: Runtime, measurements: Measurements, seconds: float = 0.5, world_size: int = 1
+) -> tuple[Timing, str]:
+    """The timing of steps that are not compiled, extrapolated if they take too long; and a note if it was."""
+    reduced = _reduced_config(config, runtime, world_size, matrix_speed(runtime, measurements))
+
+    def measured(config: RunConfig) -> Timing:
+        return timing_of(config, runtime, measurements, seconds, world_size=world_size)
+
+    timing, depth, n_layer = measured(reduced), reduced.model.n_layer, config.model.n_layer
     if depth == n_layer:
-        return _choose_compile(config, timing, time_left, runtime, reporter or Reporter(), world_size)
-    shallow = measure_steps(reduced.replace("model", n_layer=DEPTHS[0]), runtime, seconds, world_size=world_size)
+        return timing, ""
+    shallow = measured(reduced.replace("model", n_layer=DEPTHS[0]))
     further = (n_layer - depth) / (depth - DEPTHS[0])
     timing = Timing(
         timing.seconds_per_step + further * (timing.seconds_per_step - shallow.seconds_per_step),
         timing.seconds_per_val_token + further * (timing.seconds_per_val_token - shallow.seconds_per_val_token),
     )
     note = f"the speed is extrapolated from {DEPTHS[0]} and {depth} layers: full steps would have taken too long"
-    return MeasuredSpeed(replace(runtime, compile=config.runtime.compile == "true"), timing, (note,))
+    return timing, note
 
 
-def _reduced_config(config: RunConfig, runtime: Runtime, world_size: int) -> RunConfig:
+def step_flops(config: RunConfig) -> float:
+    """Floating-point operations of an optimiser step."""
+    tokens = config.train.batch_size * config.model.block_size
+    update = optimizer_flops(config.model, config.optim.optimizer, ITERATIONS)
+    return float(tokens * flops_per_token(config.model).training + update)
+
+
+@dataclass(frozen=True)
+class MatrixSpeed:
+    """Floating-point operations per second of matrix products."""
+
+    flops_per_second: float
+
+
+def matrix_speed(runtime: Runtime, measurements: Measurements) -> float:
+    """As :func:`~glassgpt.planning.compute_dtype.matrix_flops_per_second`, unless it has been measured before."""
+    place = runtime.resolved()
+    return measurements.get(
+        MatrixSpeed,
+        {"dtype": place["dtype"], "device": place["device"]},
+        lambda: MatrixSpeed(matrix_flops_per_second(runtime.dtype, runtime.device)),
+    ).flops_per_second
+
+
+def _reduced_config(config: RunConfig, runtime: Runtime, world_size: int, flops_per_second: float) -> RunConfig:
     """A configuration whose passes do not take too long to time: with fewer rows, then with fewer layers."""
     model, train = config.model, config.train
-    flops_per_second = matrix_flops_per_second(runtime.dtype, runtime.device)
 
     def seconds(rows: int) -> float:
         passes = rows * model.block_size * 4 * flops_per_token(model).forward  # with validation's
@@ -205,35 +292,58 @@ def _reduced_config(config: RunConfig, runtime: Runtime, world_size: int) -> Run
     return config
 
 
-def worth_compiling(config: RunConfig, timing: Timing, seconds: float, device: torch.device) -> bool:
-    """Whether a run is long enough for compiling to be worth its time, if it speeds up the steps by a tenth."""
-    steps = config.train.steps
-    predicted = timing.seconds_per_step * steps if steps else TIME_BUDGET_FRACTION * seconds
-    return predicted > COMPILE_MIN_RUN_SECONDS[device.type == "cuda"]
+def worth_trying_to_compile(config: RunConfig, timing: Timing, seconds: float, device: torch.device) -> bool:
+    """Whether a run is so long that a try at compiling costs little of it."""
+    predicted = timing.seconds_per_step * _predicted_steps(config, timing, seconds)
+    return COMPILE_SECONDS[device.type == "cuda"] <= COMPILE_TRY_SHARE * predicted
+
+
+def _predicted_steps(config: RunConfig, timing: Timing, seconds: float) -> float:
+    return config.train.steps or TIME_BUDGET_FRACTION * seconds / timing.seconds_per_step
 
 
 def _choose_compile(
-    config: RunConfig, eager: Timing, seconds: float, runtime: Runtime, reporter: Reporter, world_size: int
+    config: RunConfig,
+    eager: Timing,
+    seconds: float,
+    runtime: Runtime,
+    reporter: Reporter,
+    world_size: int,
+    measurements: Measurements,
 ) -> MeasuredSpeed:
-    """Compile if the user set compile=true, or if it is measured to be faster and the run is long enough."""
-    setting = config.runtime.compile
+    """Compile if the user set compile=true, or if that is measured to pay in this run.
+
+    What it gains is known from a run before, or is measured if the run is long enough.
+    """
+    setting, compiled_runtime = config.runtime.compile, replace(runtime, compile=True)
     if setting == "false":
         return MeasuredSpeed(runtime, eager)
     if not compiler_found(runtime.device):
         return MeasuredSpeed(runtime, eager, ("not compiled: torch.compile needs a C++ compiler, and none was found",))
-    if setting == "auto" and not worth_compiling(config, eager, seconds, runtime.device):
+    compiled = measurements.known(Timing, _conditions(config, compiled_runtime, world_size))
+    if compiled:
+        again = max(COMPILE_AGAIN_SECONDS, COMPILE_AGAIN_SHARE * compiled.compile_seconds)
+        compiled = replace(compiled, compile_seconds=again)
+        saved = _predicted_steps(config, eager, seconds) * (eager.seconds_per_step - compiled.seconds_per_step)
+        pays = saved > again
+        cost = f"compiling again takes some {again:.0f} s"
+    elif setting == "auto" and not worth_trying_to_compile(config, eager, seconds, runtime.device):
         return MeasuredSpeed(runtime, eager)
-    reporter.note("compiling the blocks, to see whether that is faster")
-    compiled_runtime, began = replace(runtime, compile=True), time.monotonic()
-    try:
-        compiled = measure_steps(config, compiled_runtime, world_size=world_size)
-    except RuntimeError as error:
-        if not guard.is_compile_failure(error):
-            raise
-        reason = first_line(error)
-        return MeasuredSpeed(runtime, eager, (f"not compiled: torch.compile does not work here ({reason})",))
-    took, gain = time.monotonic() - began, eager.seconds_per_step / compiled.seconds_per_step
-    why = f"compiled, the steps run {gain:.2f}x as fast; compiling and measuring took {took:.0f} s"
-    if setting == "auto" and gain < COMPILE_MIN_SPEEDUP:
+    else:
+        reporter.note("compiling the blocks, to see whether that is faster")
+        try:
+            compiled = timing_of(config, compiled_runtime, measurements, world_size=world_size)
+        except RuntimeError as error:
+            if not guard.is_compile_failure(error):
+                raise
+            reason = first_line(error)
+            return MeasuredSpeed(runtime, eager, (f"not compiled: torch.compile does not work here ({reason})",))
+        if measurements.age:  # the machine may have been busier then, or less so: compare with the speed of now
+            eager, _ = measure_eager(config, runtime, Measurements(anew=True), world_size=world_size)
+        pays, cost = True, f"compiling took {compiled.compile_seconds:.0f} s"
+        compiled = replace(compiled, compile_seconds=0.0)  # it is paid for: the same process trains
+    gain = eager.seconds_per_step / compiled.seconds_per_step
+    why = f"compiled, the steps run {gain:.2f}x as fast; {cost}"
+    if setting == "auto" and not (pays and gain >= COMPILE_MIN_SPEEDUP):
         return MeasuredSpeed(runtime, eager, (f"{why}: not worth it, so not compiled",))
     return MeasuredSpeed(compiled_runtime, compiled, (why,))

@@ -26,8 +26,9 @@ from glassgpt.planning.initial_model import (
     require_trainable,
     with_run_paths,
 )
+from glassgpt.planning.measured import Measurements
 from glassgpt.planning.memory import choose_micro_batch_size, require_memory
-from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings
+from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, Measure, RunPlan, fill_derived_settings, new_measurements
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
 from glassgpt.seeds import derive_seed
@@ -67,7 +68,7 @@ def plan_tuning(
         CheckpointError: if there is no such model.
         DataError: if there are no conversations to train on.
     """
-    began, notes = time.monotonic(), list[str]()
+    began, notes, measurements = time.monotonic(), list[str](), new_measurements(measure, reporter)
 
     def note(text: str) -> None:
         if text:
@@ -93,9 +94,9 @@ def plan_tuning(
     runtime = resolve(config.runtime, processes.local_rank)
     short = _as_timed(config)
     if config.runtime.dtype == "auto":
-        runtime, why = measured_dtype(short.replace("train", batch_size=1), runtime)
+        runtime, why = measured_dtype(short.replace("train", batch_size=1), runtime, measurements)
         note(why)
-    runtime, why = measured_attention(short, runtime)
+    runtime, why = measured_attention(short, runtime, measurements)
     note(why)
     config, short = (c.replace("runtime", attention=runtime.attention) for c in (config, short))
     chosen, why = choose_micro_batch_size(short, runtime, processes)
@@ -105,13 +106,12 @@ def plan_tuning(
         return replace(
             plan, config=config.replace("runtime", **runtime.resolved()), runtime=runtime, notes=tuple(notes)
         )
-    reporter.note("measuring the speed of this machine")
-    timing, timed = _measure(config, chats, runtime, processes), config.train.steps == 0
+    timing, timed = _measure(config, chats, runtime, processes, measurements), config.train.steps == 0
     if timed:
         seconds = parse_duration(config.train.time) - (time.monotonic() - began)
         values, why = fit_chat_steps(config, chats, timing, seconds)
         config = config.replace("train", **values)
-        note(why)
+        note(why + measurements.age)
     derived = {key for key in DERIVED_FROM_STEPS if not getattr(config.train, key)}
     derived |= set() if config.optim.warmup_steps else {"warmup_steps"}
     config = fill_derived_settings(config).replace("runtime", **runtime.resolved())
@@ -128,12 +128,14 @@ def _as_prepared(config: RunConfig, chats: ChatData, initial: InitialModel) -> R
     return config.replace("tune", max_length=chats.max_length, epochs=config.tune.epochs or EPOCHS)
 
 
-def _measure(config: RunConfig, chats: ChatData, runtime: Runtime, processes: Processes) -> timings.Timing:
+def _measure(
+    config: RunConfig, chats: ChatData, runtime: Runtime, processes: Processes, measurements: Measurements
+) -> timings.Timing:
     """Time steps on some rows of the first batch."""
     train = config.train
     rows = max(1, min(train.micro_batch_size, TIMED_TOKENS // chats.max_length))
     batch = chats.batches(train.batch_size, train.seed, config.tune.packing).get(0, slice(0, rows))
-    return timings.measure_steps(_as_timed(config), runtime, 0.5, world_size=processes.world_size, batch=batch)
+    return timings.timing_of(_as_timed(config), runtime, measurements, world_size=processes.world_size, batch=batch)
 
 
 def _starting_point(overrides: Sequence[ConfigOverrides]) -> tuple[ConfigOverrides, InitialModel]:

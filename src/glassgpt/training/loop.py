@@ -305,7 +305,7 @@ class Trainer:
     def _eager(self) -> Iterator[None]:
         """Eval mode, without the compiled blocks: validation and samples have shapes of their own."""
         self.model.eval()
-        with torch.compiler.set_stance("force_eager"):
+        with self.runtime.eager():
             yield
 
     def _evaluate(self, full: bool = False) -> Evaluation:

@@ -15,6 +15,7 @@ from torch import Tensor
 from glassgpt.config import OptimConfig
 from glassgpt.errors import CheckpointError, ConfigError
 from glassgpt.model import GPT
+from glassgpt.training.adamw import AdamW, Optimizer
 from glassgpt.training.average import WeightAverage
 from glassgpt.training.precision import MasterWeights, full_tensor
 from glassgpt.transforms.parallel import is_sharded
@@ -54,7 +55,7 @@ def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Momentum, orthogonalised: every direction of a matrix's update gets the same size.
 
     Matrices of one shape are orthogonalised together, and the parts of a fused projection (q, k, v) apart, which
@@ -79,10 +80,10 @@ class Muon(torch.optim.Optimizer):
         pairs = list(parameters)
         self.dtype = dtype
         self.parts = dict(pairs)
-        super().__init__([p for p, _ in pairs], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__([{"params": [p for p, _ in pairs]}], lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Apply one update from the gradients."""
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -140,9 +141,7 @@ class Optimizers:
             {"params": vectors, "weight_decay": 0.0},
         ]
         betas = (config.beta1, config.beta2)
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=config.adamw_learning_rate, betas=betas, fused=True)
-        ]
+        self.optimizers: list[Optimizer] = [AdamW(groups, lr=config.adamw_learning_rate, betas=betas)]
         if hidden and is_sharded(model):
             raise ConfigError("optim.optimizer: muon cannot update sharded weights; use optimizer=adamw")
         if config.ema and is_sharded(model):

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glassgpt.cli.arguments import JSON_OPTION, RUNS_OPTION, merged, options_help, split_arguments, verb_group
+from glassgpt.cli.arguments import (
+    JSON_OPTION,
+    MEASURE_OPTION,
+    RUNS_OPTION,
+    merged,
+    options_help,
+    split_arguments,
+    verb_group,
+)
 from glassgpt.cli.printing.endings import exit_unless_finished
 from glassgpt.cli.printing.output import print_configuration
 from glassgpt.cli.tune.show import show
@@ -16,6 +24,7 @@ from glassgpt.errors import ConfigError, shell_command
 from glassgpt.files import path_exists
 
 if TYPE_CHECKING:
+    from glassgpt.planning.run_plan import Measure
     from glassgpt.training.loop import Result
 
 app = verb_group("tune", "Fine-tune a model on conversations.")
@@ -43,6 +52,7 @@ def lora(
     resume: str | None = _RESUME,
     name: str | None = _NAME,
     dry_run: bool = _DRY_RUN,
+    measure: bool = MEASURE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -51,7 +61,7 @@ def lora(
     `glassgpt tune lora smollm2-135m-instruct my.jsonl` needs no setting, and ends within 5 minutes (time=30m for more).
     Only the assistant's tokens are trained. Checkpoints hold the adapter alone, in PEFT's format.
     """
-    _tune("lora", arguments or [], resume, name, dry_run, runs, json)
+    _tune("lora", arguments or [], resume, name, dry_run, measure, runs, json)
 
 
 @app.command(epilog=_settings("sft"))
@@ -60,6 +70,7 @@ def sft(
     resume: str | None = _RESUME,
     name: str | None = _NAME,
     dry_run: bool = _DRY_RUN,
+    measure: bool = MEASURE_OPTION,
     runs: Path = RUNS_OPTION,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -67,31 +78,41 @@ def sft(
 
     A model without a chat template gets ChatML. Only the assistant's tokens are trained.
     """
-    _tune("sft", arguments or [], resume, name, dry_run, runs, json)
+    _tune("sft", arguments or [], resume, name, dry_run, measure, runs, json)
 
 
 app.command()(show)
 
 
 def _tune(
-    method: str, arguments: Sequence[str], resume: str | None, name: str | None, dry_run: bool, runs: Path, json: bool
+    method: str,
+    arguments: Sequence[str],
+    resume: str | None,
+    name: str | None,
+    dry_run: bool,
+    anew: bool,
+    runs: Path,
+    json: bool,
 ) -> None:
     from glassgpt import api
     from glassgpt.cli.printing.display import make_reporter
 
     if resume is not None:
-        if _named(arguments) or dry_run or name is not None:
-            raise ConfigError("--resume RUN keeps the run's own model, data and name; give only key=value settings")
+        if _named(arguments) or dry_run or anew or name is not None:
+            raise ConfigError(
+                "--resume RUN keeps the run's own model, data, name and speed; give only key=value settings"
+            )
         _require_method(resume, method, runs)
         _, _, layers = split_arguments(arguments)
         result = api.resume(resume, merged(layers), runs=runs, reporter=make_reporter(quiet=json))
         _print_result_and_exit(result, json)
         return
     layers = _layers(method, arguments)
+    measure: Measure = "anew" if anew else "speed"
     if dry_run:
-        print_configuration(api.plan(overrides=layers, runs=runs), json)
+        print_configuration(api.plan(overrides=layers, runs=runs, measure=measure), json)
         return
-    result = api.start_run("auto", layers, name=name, runs=runs, reporter=make_reporter(quiet=json))
+    result = api.start_run("auto", layers, name=name, runs=runs, reporter=make_reporter(quiet=json), measure=measure)
     _print_result_and_exit(result, json)
 
 
