@@ -15,7 +15,6 @@ from glassgpt.estimate import memory
 from glassgpt.loss import Evaluation
 from glassgpt.model import GPT
 from glassgpt.planning import budget, opening, run_plan
-from glassgpt.planning.timing import Timing
 from glassgpt.training.average import WeightAverage
 from glassgpt.training.checkpoint import Run
 from glassgpt.training.metrics import EvaluationEvent
@@ -172,7 +171,7 @@ def test_its_memory_and_its_validations_are_planned() -> None:
     without, with_average = (memory(SHAPE, 4, bytes_per_weight=2, ema=ema) for ema in (False, True))
     parameters = sum(p.numel() for p in GPT(SHAPE).parameters())
     assert with_average.total - without.total == 4 * parameters
-    config, timing = presets.build("tiny", [presets.get("tiny").layer]), Timing(1.0, 1e-5)
+    config = presets.build("tiny", [presets.get("tiny").layer])
     averaged = dataclasses.replace(config, optim=OptimConfig(ema=0.99))
-    tokens = [budget.eval_tokens(c, timing, 60) for c in (config, averaged)]
-    assert math.isclose(tokens[0], 2 * tokens[1], rel_tol=0.01)
+    tokens = [budget.eval_tokens(c, 1000) for c in (config, averaged)]
+    assert math.isclose(tokens[0], 2 * tokens[1], rel_tol=0.1)
