@@ -20,7 +20,7 @@ from glassgpt.planning import budget, timing
 from glassgpt.planning import memory as machine_memory
 from glassgpt.planning.budget import SIZES, choose_size
 from glassgpt.planning.measured import Measurements
-from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, RunPlan, fill_derived_settings, plan_run
+from glassgpt.planning.run_plan import DERIVED_FROM_STEPS, RunPlan, _cost_of_muon, fill_derived_settings, plan_run
 from glassgpt.planning.timing import Timing, measure_steps
 from glassgpt.processes import Processes
 from glassgpt.runtime import Runtime, resolve
@@ -483,3 +483,10 @@ def test_measure_times_the_real_model(runtime: Runtime) -> None:
     assert shared.seconds_per_step < huge.seconds_per_step / 8
     recomputed = measure_steps(config.replace("train", activation_checkpointing=True), runtime, seconds=0.0)
     assert recomputed.seconds_per_step > 0
+
+
+def test_a_costly_update_of_muon_is_said() -> None:
+    costly, cheap = Timing(1.0, 1e-6, update_share=0.6), Timing(1.0, 1e-6, update_share=0.1)
+    assert "Muon's update takes 60% of a step" in _cost_of_muon(small(), costly)
+    assert _cost_of_muon(small(), cheap) == ""
+    assert _cost_of_muon(small().replace("optim", optimizer="adamw"), costly) == ""

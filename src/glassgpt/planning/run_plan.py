@@ -54,6 +54,8 @@ DEADLINE_FRACTION = 0.97
 Measure = Literal["speed", "anew", "choices", "nothing"]
 #: Steps reach about this share of the speed of products of matrices in float32, on a CPU.
 SHARE_OF_MATRIX_SPEED = 0.5
+#: Share of a step from which Muon's update is worth a word.
+MUCH_UPDATE = 0.35
 #: The settings without which preset=auto needs a text to choose a size for.
 SIZE_KEYS = {"n_layer", "n_head", "n_embd"}
 
@@ -416,9 +418,20 @@ def _measure_and_set_steps(
         plan, runtime=measured.runtime, timing=measured.timing, derived=frozenset(derived), final_seconds=final_seconds
     )
     draft.note(f"{why}; predicted: {plan.tokens_per_second:,.0f} tokens/s{measurements.age}")
+    draft.note(_cost_of_muon(config, measured.timing))
     draft.note(_cost_of_kept(config))
     config = fill_derived_settings(config).replace("runtime", **measured.runtime.resolved())
     return replace(plan, config=config, notes=draft.notes)
+
+
+def _cost_of_muon(config: RunConfig, timing: Timing) -> str:
+    """Advise where Muon's update, which does not depend on the batch, takes much of a step; else empty."""
+    if config.optim.optimizer != "muon" or timing.update_share < MUCH_UPDATE:
+        return ""
+    return (
+        f"Muon's update takes {timing.update_share:.0%} of a step, whatever the batch is: a larger batch_size or "
+        "optimizer=adamw trains on more tokens per second"
+    )
 
 
 def _cost_of_kept(config: RunConfig) -> str:

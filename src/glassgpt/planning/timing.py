@@ -50,12 +50,14 @@ class Timing:
     """Measured seconds: of an optimiser step, and of the forward pass of one token in validation.
 
     ``steady`` says whether repeated timings agreed. ``compile_seconds`` is what compiling took before.
+    ``update_share`` is the share of a step that clipping and the optimiser take.
     """
 
     seconds_per_step: float
     seconds_per_val_token: float
     steady: bool = True
     compile_seconds: float = 0.0
+    update_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,10 @@ def measure_steps(
         spent, steady = time.perf_counter() - began, is_steady(gradients)
         if spent > seconds and (steady or spent > 8 * seconds):
             break
-    step = median(gradients) * share / rows + median(step.update for step in steps)
+    update = median(step.update for step in steps)
+    step = median(gradients) * share / rows + update
     forward = min(timed.forward() for _ in range(2)) / timed.batch.idx.numel()
-    return Timing(step, forward, steady, compile_seconds)
+    return Timing(step, forward, steady, compile_seconds, update / step)
 
 
 def _timed_rows(config: RunConfig, runtime: Runtime, world_size: int, batch: Batch | None) -> int:
@@ -244,6 +247,7 @@ def measure_eager(
     timing = Timing(
         timing.seconds_per_step + further * (timing.seconds_per_step - shallow.seconds_per_step),
         timing.seconds_per_val_token + further * (timing.seconds_per_val_token - shallow.seconds_per_val_token),
+        update_share=timing.update_share,
     )
     note = f"the speed is extrapolated from {DEPTHS[0]} and {depth} layers: full steps would have taken too long"
     return timing, note
