@@ -96,10 +96,14 @@ def test_what_is_left_to_the_machine_is_chosen_as_training_does(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bfloat16 = compute_dtype.DtypeChoice("bfloat16", "it is fast here")
-    monkeypatch.setattr(compute_dtype, "choose_dtype", lambda model, rows, device: bfloat16)
+    monkeypatch.setattr(compute_dtype, "choose_dtype", lambda *_: bfloat16)
     free = plan.memory(ModelConfig(**presets.MODERN | MODEL), 3, bytes_per_weight=2).total / plan.SHARE_OF_FREE + 2
     monkeypatch.setattr(machine_memory, "free_memory", lambda device: free)
-    overrides = {"model": presets.MODERN | MODEL, "train": {"batch_size": 8}, "runtime": {"device": "cpu"}}
+    overrides = {
+        "model": presets.MODERN | MODEL,
+        "train": {"batch_size": 8},
+        "runtime": {"device": "cpu", "attention": "fused"},
+    }
     chosen = api.plan("auto", overrides=[overrides], with_text=False, measure="choices")
     assert chosen.runtime is not None
     assert (chosen.runtime.dtype, chosen.runtime.reason) == (torch.bfloat16, bfloat16.why)
