@@ -62,9 +62,9 @@ class UnfusedAttention(nn.Module):
         causal = mask is None
         if mask is None:
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)  # [T, S]
-        else:
-            mask = mask.expand(B, H, T, S).reshape(B * H, T, S)
-        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))  # [T, S] or [B H, T, S]
+        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))  # of the mask's shape
+        if not causal:
+            bias = bias.expand(B, H, T, S).reshape(B * H, T, S)
         blocks = []
         for first in range(0, T, self.queries):
             last = min(first + self.queries, T)
