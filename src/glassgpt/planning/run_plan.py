@@ -214,11 +214,13 @@ def _choose(
 ) -> tuple[RunConfig, Runtime]:
     """Choose the size of the model, its context, the dtype, the attention and the micro-batch, if the user did not."""
 
-    def in_best_dtype(config: RunConfig) -> tuple[Runtime, str]:
-        return measured_dtype(config, runtime, measurements) if config.runtime.dtype == "auto" else (runtime, "")
+    def place_for(config: RunConfig) -> tuple[Runtime, list[str]]:
+        place, why = measured_dtype(config, runtime, measurements) if config.runtime.dtype == "auto" else (runtime, "")
+        place, also = measured_attention(config, place, measurements)
+        return place, [why, also]
 
     def measure(config: RunConfig) -> Timing:
-        place, _ = measured_attention(config, replace(in_best_dtype(config)[0], compile=False), measurements)
+        place = replace(place_for(config)[0], compile=False)
         return measure_eager(config, place, measurements, world_size=processes.world_size)[0]
 
     if stream and draft.preset == AUTO:
@@ -229,10 +231,9 @@ def _choose(
     draft.fit_context(stream)
     config = draft.config()
     require_memory(config.model)
-    runtime, why = in_best_dtype(config)
-    draft.note(why)
-    runtime, why = measured_attention(config, runtime, measurements)
-    draft.note(why)
+    runtime, reasons = place_for(config)
+    for why in reasons:
+        draft.note(why)
     config = config.replace("runtime", attention=runtime.attention)
     config, why = choose_micro_batch_size(config, runtime, processes)
     draft.note(why)
