@@ -41,7 +41,8 @@ def measure(name: str, text: str, seed: int, folder: Path, settings: list[str]) 
     final = next(row["final/val_loss"] for row in run.metrics if "final/val_loss" in row)
     seconds = float(timing.read_text(encoding="utf-8"))
     print(f"{name} seed {seed}: {final:.4f} nats after {seconds:.0f} s", flush=True)
-    return {"losses": losses, "final": final, "seconds": seconds, "text_sha256": run.provenance()["text_sha256"]}
+    text_sha256, dtype = run.provenance()["text_sha256"], run.config().runtime.dtype
+    return {"losses": losses, "final": final, "seconds": seconds, "text_sha256": text_sha256, "dtype": dtype}
 
 
 def write_curve(options: argparse.Namespace, text: str, folder: Path, target: Path) -> None:
@@ -50,6 +51,7 @@ def write_curve(options: argparse.Namespace, text: str, folder: Path, target: Pa
     content = {
         "command": f"glassgpt train {text} preset={options.recipe} seed=N, for N in {options.seeds}",
         "machine": options.machine,
+        "dtype": rows[0]["dtype"],
         "text_sha256": rows[0]["text_sha256"],
         "losses": {step: [round(row["losses"][step], 4) for row in rows] for step in sorted(rows[0]["losses"])},
         "final": [round(row["final"], 4) for row in rows],

@@ -73,11 +73,12 @@ def test_a_run_is_held_against_its_band_at_each_evaluation(
 ) -> None:
     def planted(config: object, text_sha256: str) -> Curve:
         losses = {0: (3.9, 3.9, 3.9), 2: (0.5, 0.5, 0.5), 4: (9.0, 9.0, 9.0)}
-        return Curve("", "", text_sha256, losses, (1.0,), (1.0,))
+        return Curve("", "a machine", "bfloat16", text_sha256, losses, (1.0,), (1.0,))
 
     monkeypatch.setattr(presets, "expected_curve", planted)
     code, out, _ = cli("train", text_file, *QUICK, "steps=6", "eval_interval=2")
     assert code == 0
+    assert "the recipe took 1 s in bfloat16 on a machine; here, in float32, it takes some " in out
     lines = {line.split()[1]: line for line in out.splitlines() if "  validation " in line}
     assert "expected (3.861 to 3.939)" in lines["0"]
     assert "ABOVE what is expected (0.495 to 0.505)" in lines["2"]

@@ -58,6 +58,7 @@ class Curve:
     Attributes:
         command: what was run.
         machine: where.
+        dtype: the compute dtype there.
         text_sha256: on which text.
         losses: nats per token by step, one number per seed.
         final: over the whole validation split at the end, one per seed.
@@ -66,6 +67,7 @@ class Curve:
 
     command: str
     machine: str
+    dtype: str
     text_sha256: str
     losses: dict[int, tuple[float, ...]]
     final: tuple[float, ...]

@@ -57,8 +57,9 @@ def fit_steps(
         ConfigError: if not even a few steps fit.
     """
     tokens = config.tokens_per_step
-    overhead = _overhead(config, stream, timing, seconds)
-    steps = int((seconds * TIME_BUDGET_FRACTION - overhead) / timing.seconds_per_step)
+    planned = seconds * TIME_BUDGET_FRACTION
+    overhead = _overhead(config, stream, timing, int(planned / timing.seconds_per_step))
+    steps = int((planned - overhead) / timing.seconds_per_step)
     if steps < 10:
         raise ConfigError(
             f"train.time: {config.train.time} is too short for this model on this machine: a step takes "
@@ -167,7 +168,8 @@ def choose_size(
     sizes, reason = _candidates(config, user_set_keys, stream)
 
     def is_enough(size: RunConfig, timing: Timing) -> bool:
-        left = seconds * TIME_BUDGET_FRACTION - _overhead(size, stream, timing, seconds)
+        planned = seconds * TIME_BUDGET_FRACTION
+        left = planned - _overhead(size, stream, timing, int(planned / timing.seconds_per_step))
         trained = left / timing.seconds_per_step * size.tokens_per_step
         return trained >= TOKENS_PER_PARAMETER * _parameters(size.model)
 
@@ -229,10 +231,15 @@ def _parameters(config: ModelConfig) -> int:
     return sum(count_parameters(config).values())
 
 
-def _overhead(config: RunConfig, stream: TokenStream, timing: Timing, seconds: float) -> float:
-    """Seconds that a run spends on anything but steps."""
-    block_size, steps = config.model.block_size, int(seconds * TIME_BUDGET_FRACTION / timing.seconds_per_step)
-    validated = len(subset(stream.val, block_size, eval_tokens(config, steps))) * block_size
+def run_seconds(config: RunConfig, stream: TokenStream, timing: Timing) -> float:
+    """Seconds that a run of ``config.train.steps`` takes, with all that is not steps."""
+    steps = config.train.steps
+    return steps * timing.seconds_per_step + _overhead(config, stream, timing, steps)
+
+
+def _overhead(config: RunConfig, stream: TokenStream, timing: Timing, steps: int) -> float:
+    """Seconds that a run of so many steps spends on validations, samples and files."""
+    validated = len(subset(stream.val, config.model.block_size, eval_tokens(config, steps))) * config.model.block_size
     tokens = _validations(config, steps) * validated + stream.info.tokens["val"]
     sampled = VALIDATIONS / 2 * config.train.sample_tokens * 0.0004 * config.model.n_layer
     return tokens * timing.seconds_per_val_token + sampled + 3.0

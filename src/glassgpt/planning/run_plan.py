@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
 
 from glassgpt import data
-from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, TuneConfig, build, parse_duration
+from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, TuneConfig, build, parse_duration, presets
 from glassgpt.config.presets import MODERN
 from glassgpt.config.run import MAX_VAL_FRACTION
 from glassgpt.data import TextSource, TokenStream
@@ -22,7 +23,14 @@ from glassgpt.data.sources.documents import listed_counts
 from glassgpt.errors import ConfigError, DataError, is_out_of_memory
 from glassgpt.estimate import count_parameters, format_bytes
 from glassgpt.planning.attention_choice import measured_attention
-from glassgpt.planning.budget import choose_size, eval_interval, eval_tokens, fit_chat_steps, fit_steps
+from glassgpt.planning.budget import (
+    choose_size,
+    eval_interval,
+    eval_tokens,
+    fit_chat_steps,
+    fit_steps,
+    run_seconds,
+)
 from glassgpt.planning.compute_dtype import measured_dtype
 from glassgpt.planning.initial_model import (
     AUTO,
@@ -422,7 +430,21 @@ def _measure_and_set_steps(
     draft.note(_cost_of_muon(config, measured.timing))
     draft.note(_cost_of_kept(config))
     config = fill_derived_settings(config).replace("runtime", **measured.runtime.resolved())
+    if plan.stream:
+        draft.note(_time_of_recipe(config, plan.stream, measured.timing))
     return replace(plan, config=config, notes=draft.notes)
+
+
+def _time_of_recipe(config: RunConfig, stream: TokenStream, timing: Timing) -> str:
+    """Say how long the runs of a recipe took, and how long this one takes; empty for a run that follows none."""
+    curve = presets.expected_curve(config, stream.info.text_sha256)
+    if curve is None:
+        return ""
+    then, here = median(curve.seconds), run_seconds(config, stream, timing)
+    return (
+        f"the recipe took {then:,.0f} s in {curve.dtype} on {curve.machine}; here, in {config.runtime.dtype}, it takes "
+        f"some {here:,.0f} s, {here / then:.1f} times as long"
+    )
 
 
 def _cost_of_muon(config: RunConfig, timing: Timing) -> str:
