@@ -28,7 +28,7 @@ SHAPES = {
     "gpt3": (96, 96, 12288, 2048, 50257),
 }
 MODERN = ("tiny-modern", "small-modern", "medium-modern")
-RECIPES = ("shakespeare-char-fast", "shakespeare-char-best")
+RECIPES = ("shakespeare-char-fast", "shakespeare-char-a100", "shakespeare-char-best")
 
 
 def parameters(config: ModelConfig) -> int:

@@ -19,7 +19,7 @@ from glassgpt.weights.mapping import family_of
 MEASURED = [name for name in presets.names() if measured_curve(name) is not None]
 QUICK = ["preset=tiny", "n_layer=1", "n_embd=32", "block_size=16", "batch_size=4", "compile=false", "dtype=float32"]
 QUICK += ["keep_checkpoints=0", "sample_tokens=0", "eval_tokens=400"]
-RECIPES = ["shakespeare-char-fast", "shakespeare-char-best", "gpt2-124m"]
+RECIPES = ["shakespeare-char-fast", "shakespeare-char-a100", "shakespeare-char-best", "gpt2-124m"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -17,6 +17,7 @@ from glassgpt.cli.arguments import (
 from glassgpt.cli.printing.endings import exit_unless_finished, how_it_ended, print_next
 from glassgpt.cli.printing.output import print_configuration, print_json
 from glassgpt.config import ConfigOverrides
+from glassgpt.config.presets import SHORT_RUN
 from glassgpt.errors import AssetError, ConfigError, GlassError, shell_command
 from glassgpt.files import path_exists, write_text
 
@@ -106,7 +107,8 @@ def quickstart(
     except AssetError as error:
         say(f"note: {error}\nnote: training on Python's own source code instead, which is always there")
         corpus = "python"
-    base: ConfigOverrides = {"data": {"source": corpus}, "train": {"time": QUICKSTART_TIME}}
+    optim = SHORT_RUN if preset in (None, "auto") else {}
+    base: ConfigOverrides = {"data": {"source": corpus}, "train": {"time": QUICKSTART_TIME}, "optim": optim}
     _train(preset, [base, *layers], "quickstart", runs, json, page_prompt=PAGE_PROMPTS[corpus])
 
 
