@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from glassgpt.config import presets
 from glassgpt.planning import timing
+from glassgpt.training.checkpoint import Run
 
 pytestmark = pytest.mark.usefixtures("quick_measuring")
 
@@ -320,6 +322,8 @@ def test_quickstart_in_short_with_the_network_denied(tmp_path: Path) -> None:
     ending = json.loads(done.stdout)
     assert ending["reason"] == "finished"
     assert len(ending["sample"]) == 400
+    optim = Run(tmp_path / ending["run"]).config().optim
+    assert {key: getattr(optim, key) for key in presets.SHORT_RUN} == presets.SHORT_RUN
     assert Path(tmp_path / ending["run"] / "best" / "model.safetensors").exists()
 
 

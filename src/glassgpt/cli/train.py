@@ -107,7 +107,9 @@ def quickstart(
     except AssetError as error:
         say(f"note: {error}\nnote: training on Python's own source code instead, which is always there")
         corpus = "python"
-    optim = SHORT_RUN if preset in (None, "auto") else {}
+    given = merged(layers)
+    all_its_own = preset in (None, "auto") and "optim" not in given and "init_from" not in given.get("train", {})
+    optim = SHORT_RUN if all_its_own else {}
     base: ConfigOverrides = {"data": {"source": corpus}, "train": {"time": QUICKSTART_TIME}, "optim": optim}
     _train(preset, [base, *layers], "quickstart", runs, json, page_prompt=PAGE_PROMPTS[corpus])
 
