@@ -57,9 +57,8 @@ def fit_steps(
         ConfigError: if not even a few steps fit.
     """
     tokens = config.tokens_per_step
-    planned = seconds * TIME_BUDGET_FRACTION
-    overhead = _overhead(config, stream, timing, int(planned / timing.seconds_per_step))
-    steps = int((planned - overhead) / timing.seconds_per_step)
+    overhead = _overhead(config, stream, timing, _affordable(timing, seconds))
+    steps = int((seconds * TIME_BUDGET_FRACTION - overhead) / timing.seconds_per_step)
     if steps < 10:
         raise ConfigError(
             f"train.time: {config.train.time} is too short for this model on this machine: a step takes "
@@ -168,8 +167,8 @@ def choose_size(
     sizes, reason = _candidates(config, user_set_keys, stream)
 
     def is_enough(size: RunConfig, timing: Timing) -> bool:
-        planned = seconds * TIME_BUDGET_FRACTION
-        left = planned - _overhead(size, stream, timing, int(planned / timing.seconds_per_step))
+        overhead = _overhead(size, stream, timing, _affordable(timing, seconds))
+        left = seconds * TIME_BUDGET_FRACTION - overhead
         trained = left / timing.seconds_per_step * size.tokens_per_step
         return trained >= TOKENS_PER_PARAMETER * _parameters(size.model)
 
@@ -229,6 +228,11 @@ def _candidates(config: RunConfig, user_set_keys: set[str], stream: TokenStream)
 
 def _parameters(config: ModelConfig) -> int:
     return sum(count_parameters(config).values())
+
+
+def _affordable(timing: Timing, seconds: float) -> int:
+    """Steps that a time allows if nothing else takes any."""
+    return int(seconds * TIME_BUDGET_FRACTION / timing.seconds_per_step)
 
 
 def run_seconds(config: RunConfig, stream: TokenStream, timing: Timing) -> float:

@@ -15,7 +15,6 @@ import torch
 
 from glassgpt import data
 from glassgpt.config import ConfigOverrides, DataConfig, RunConfig, TuneConfig, build, parse_duration, presets
-from glassgpt.config.presets import MODERN
 from glassgpt.config.run import MAX_VAL_FRACTION
 from glassgpt.data import TextSource, TokenStream
 from glassgpt.data.conversations.dataset import ChatData
@@ -274,7 +273,7 @@ class _Draft:
                     "cannot choose a size without a text and measuring: name a preset, such as preset=small, or set "
                     "n_layer, n_head and n_embd"
                 )
-            draft.base = {"model": MODERN}
+            draft.base = {"model": presets.MODERN}
         return draft
 
     def config(self) -> RunConfig:
