@@ -87,8 +87,7 @@ def fit_chat_steps(
     train, affordable = config.train, int(seconds * CHAT_TIME_FRACTION / timing.seconds_per_step)  # steps
     val_tokens = eval_tokens(config, affordable)
     epoch = chats.batches(train.batch_size, train.seed, config.tune.packing).num_rows / train.batch_size  # steps
-    validated = min(val_tokens, sum(len(row.ids) for row in chats.val))
-    overhead = _validations(config, affordable) * validated * timing.seconds_per_val_token
+    overhead = chat_validation_seconds(config, chats, timing, affordable)
     fit = int((seconds * CHAT_TIME_FRACTION - overhead) / timing.seconds_per_step)
     if fit < 3:
         raise ConfigError(
@@ -243,7 +242,17 @@ def run_seconds(config: RunConfig, stream: TokenStream, timing: Timing) -> float
 
 def _overhead(config: RunConfig, stream: TokenStream, timing: Timing, steps: int) -> float:
     """Seconds that a run of so many steps spends on validations, samples and files."""
-    validated = len(subset(stream.val, config.model.block_size, eval_tokens(config, steps))) * config.model.block_size
-    tokens = _validations(config, steps) * validated + stream.info.tokens["val"]
     sampled = VALIDATIONS / 2 * config.train.sample_tokens * 0.0004 * config.model.n_layer
-    return tokens * timing.seconds_per_val_token + sampled + 3.0
+    return validation_seconds(config, stream, timing, steps) + sampled + 3.0
+
+
+def validation_seconds(config: RunConfig, stream: TokenStream, timing: Timing, steps: int) -> float:
+    """Seconds that validating takes in a run of so many steps, the whole split at its end included."""
+    validated = len(subset(stream.val, config.model.block_size, eval_tokens(config, steps))) * config.model.block_size
+    return (_validations(config, steps) * validated + stream.info.tokens["val"]) * timing.seconds_per_val_token
+
+
+def chat_validation_seconds(config: RunConfig, chats: ChatData, timing: Timing, steps: int) -> float:
+    """As :func:`validation_seconds`, for fine-tuning on conversations; the last validation has the same tokens."""
+    validated = min(eval_tokens(config, steps), sum(len(row.ids) for row in chats.val))
+    return (_validations(config, steps) + 1) * validated * timing.seconds_per_val_token

@@ -17,6 +17,7 @@ from glassgpt.estimate import (
     memory,
     optimizer_flops,
 )
+from glassgpt.planning.budget import chat_validation_seconds, validation_seconds
 from glassgpt.planning.memory import free_memory, memory_settings, require_memory
 from glassgpt.planning.run_plan import RunPlan
 from glassgpt.runtime import resolve
@@ -135,11 +136,11 @@ def _measured_values(plan: RunPlan) -> dict[str, Any] | None:
     tokens = config.tokens_per_step
     flops = tokens * _training_flops(config)
     flops += optimizer_flops(config.model, config.optim.optimizer, ITERATIONS)
-    val_tokens = plan.stream.info.tokens["val"] if plan.stream else 0
-    if plan.chats:
-        val_tokens = min(train.eval_tokens, sum(len(row.ids) for row in plan.chats.val))
-    validations = 1 + config.models_validated * (train.steps // train.eval_interval) if val_tokens else 0
-    validated = validations * min(train.eval_tokens, val_tokens) + val_tokens
+    validation = 0.0
+    if plan.stream:
+        validation = validation_seconds(config, plan.stream, timing, train.steps)
+    elif plan.chats:
+        validation = chat_validation_seconds(config, plan.chats, timing, train.steps)
     return {
         **plan.runtime.resolved(),
         "tokens_per_second": plan.tokens_per_second,
@@ -149,5 +150,5 @@ def _measured_values(plan: RunPlan) -> dict[str, Any] | None:
         "steps": train.steps,
         "timed": plan.timed,
         "training_seconds": train.steps * timing.seconds_per_step,
-        "validation_seconds": validated * timing.seconds_per_val_token,
+        "validation_seconds": validation,
     }
