@@ -46,14 +46,16 @@ def _baselines(run: Run) -> dict[str, float]:
 
 
 def _draw_run(axes: Any, run: Run, color: str) -> None:
-    rows = run.metrics
-    training = [(row["step"], row["train/loss"]) for row in rows if row.get("train/loss") is not None]
-    validation = [(row["step"], row["val/loss"]) for row in rows if row.get("val/loss") is not None]
+    keys = ("train/loss", "val/loss", "val/ema_loss")
+    training, validation, average = (
+        [(row["step"], row[key]) for row in run.metrics if row.get(key) is not None] for key in keys
+    )
     if not training and not validation:
         raise CheckpointError(f"{run.path} has no losses to draw yet")
     if training:
         axes.plot(*zip(*training, strict=True), color=color, alpha=0.35, linewidth=1, label=f"{run.name}, training")
-    if validation:
-        best = min(loss for _, loss in validation)
-        label = f"{run.name}, validation (best {best:.4f})"
-        axes.plot(*zip(*validation, strict=True), color=color, marker="o", markersize=3, linewidth=1.8, label=label)
+    for points, style, what in ((validation, "-", "validation"), (average, "--", "validation of the EMA")):
+        if points:
+            label = f"{run.name}, {what} (best {min(loss for _, loss in points):.4f})"
+            line: Any = {"linestyle": style, "marker": "o", "markersize": 3, "linewidth": 1.8}
+            axes.plot(*zip(*points, strict=True), color=color, label=label, **line)

@@ -159,9 +159,10 @@ class LiveReporter(PlainReporter):
             panel.add_row(f"step {event.step:,}/{event.steps:,}   training loss {event.loss:.3f}   {speed}   {left}")
             panel.add_row(learning_rates(event))
         if self.validation is not None:
-            loss = self.validation.evaluation.loss
+            loss, ema_loss = self.validation.evaluation.loss, self.validation.ema_loss
+            average = "" if ema_loss is None else f", EMA {ema_loss:.4f}"
             comparison = f": {compare_with_baselines(loss, self._baselines)}" if self._baselines else ""
-            panel.add_row(f"validation {loss:.4f} at step {self.validation.step:,}{comparison}")
+            panel.add_row(f"validation {loss:.4f}{average} at step {self.validation.step:,}{comparison}")
         return panel
 
 
