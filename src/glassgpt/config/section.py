@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import typing
 from collections.abc import Callable
@@ -46,9 +47,14 @@ class Section:
         return []
 
 
-def annotation(part: type[Section], name: str) -> Any:
-    """The type of a field."""
-    return typing.get_type_hints(part)[name]
+def annotation(part: type, name: str) -> Any:
+    """The type of a field of a section."""
+    return _annotations(part)[name]
+
+
+@functools.cache
+def _annotations(part: type) -> dict[str, Any]:
+    return typing.get_type_hints(part)
 
 
 def field_problems(part: Section) -> list[str]:
