@@ -16,7 +16,7 @@ from matplotlib import pyplot
 
 from glassgpt.cli.main import app
 from glassgpt.doctor.gallery.lessons import BUGS
-from glassgpt.learn.exercises import exercises_of, problem
+from glassgpt.learn.exercises import exercise_names, exercises_of, problem
 from glassgpt.learn.lesson import Lesson, lessons
 
 LESSONS = lessons()
@@ -51,6 +51,7 @@ def test_has_the_parts_of_a_lesson_and_names_only_what_exists(lesson: Lesson) ->
     )
     assert sum(cell.text.count("predict(") for cell in cells if not cell.is_prose) >= 2
     assert all(f"`{exercise.name}(" in prose for exercise in exercises_of(lesson))
+    assert exercise_names(lesson) == [exercise.name for exercise in exercises_of(lesson)]
     commands = re.findall(r"`glassgpt ([a-z]+)(?: ([^`]*))?`", prose)
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert {verb for verb, _ in commands} <= set(verbs)

@@ -54,13 +54,13 @@ def learn(
 
 def _list(json: bool) -> None:
     from glassgpt.learn import progress
-    from glassgpt.learn.exercises import exercises_of
+    from glassgpt.learn.exercises import exercise_names
     from glassgpt.learn.lesson import lessons
 
     done = progress.load()
     rows: list[dict[str, Any]] = []
     for lesson in lessons():
-        names, solved = [exercise.name for exercise in exercises_of(lesson)], done["solved"].get(str(lesson.number), [])
+        names, solved = exercise_names(lesson), done["solved"].get(str(lesson.number), [])
         rows.append({
             "number": lesson.number, "title": lesson.title, "read": lesson.number in done["read"], "exercises": names,
             "solved": [name for name in names if name in solved], "file": str(lesson.path),
@@ -183,10 +183,10 @@ def _run_cell(lesson: "Lesson", cell: "Cell", console: "Console", names: dict[st
 def _ending(lesson: "Lesson") -> str:
     """The exercises, and what to type next."""
     from glassgpt.learn import progress
-    from glassgpt.learn.exercises import exercises_of
+    from glassgpt.learn.exercises import exercise_names
 
     solved = progress.load()["solved"].get(str(lesson.number), [])
-    names = [f"{e.name} (solved)" if e.name in solved else e.name for e in exercises_of(lesson)]
+    names = [f"{name} (solved)" if name in solved else name for name in exercise_names(lesson)]
     text = f"lesson {lesson.number} read; exercises: {', '.join(names)}; "
     text += f"check with `glassgpt learn {lesson.number} --check FILE.py`"
     return text + (f"; next: `glassgpt learn {following}`" if (following := _following(lesson)) else "")

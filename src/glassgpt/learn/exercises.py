@@ -1,5 +1,6 @@
 """Check the answers to a lesson's exercises: what is right, what is not, and a hint that does not give the answer."""
 
+import ast
 import functools
 import sys
 from collections.abc import Callable
@@ -49,9 +50,18 @@ class Verdict:
 @functools.cache  # a check file is run once, not at each question
 def exercises_of(lesson: Lesson) -> tuple[Exercise, ...]:
     """The exercises of a lesson: EXERCISES of ``lessons/checks/check_NN.py``."""
-    module = _import(lesson.path.parent / "checks" / f"check_{lesson.number:02}.py")
-    exercises: tuple[Exercise, ...] = module.EXERCISES
+    exercises: tuple[Exercise, ...] = _import(_check_file(lesson)).EXERCISES
     return exercises
+
+
+def exercise_names(lesson: Lesson) -> list[str]:
+    """The names of a lesson's exercises. Its check file is read, not run: running it imports torch."""
+    calls = [node for node in ast.walk(ast.parse(_check_file(lesson).read_bytes())) if isinstance(node, ast.Call)]
+    return [ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == "Exercise"]
+
+
+def _check_file(lesson: Lesson) -> Path:
+    return lesson.path.parent / "checks" / f"check_{lesson.number:02}.py"
 
 
 def check_answers(lesson: Lesson, answers: Path) -> list[Verdict]:
