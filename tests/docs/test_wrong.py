@@ -220,29 +220,6 @@ def test_our_names_in_the_tables_of_settings_exist(page: Path) -> None:
             assert name in SECTION_OF, f"{page.name}: {here}"
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick_measuring")
-@pytest.mark.parametrize("page", [WRONG, *COMING], ids=lambda page: page.stem)
-def test_every_command_and_python_block_works(page: Path, cli: Any, text_file: Path, tmp_path: Path) -> None:
-    """They run in one folder, with a text ``my.txt``, conversations ``chats.jsonl`` and a run ``runs/my``."""
-    lines = read(text_file).splitlines()
-    (tmp_path / "my.txt").write_text("The quick brown fox.\n" + read(text_file), encoding="utf-8")
-    chats = "".join(json.dumps({"prompt": line.split(" ")[0], "completion": line}) + "\n" for line in lines[:40])
-    (tmp_path / "chats.jsonl").write_text(chats, encoding="utf-8")
-    short = ["dtype=float32", "n_layer=1", "max_val_tokens=500"]
-    assert cli("train", "my.txt", "preset=tiny", "steps=4", *short)[0] == 0
-    for kind, block in BLOCK.findall(read(page)):
-        if kind == "python":
-            exec(compile(block, str(page), "exec"), {})
-        elif kind == "sh":
-            for line in block.splitlines():
-                words = shlex.split(line)[1:]
-                added = short if words[0] == "train" and "--resume" not in words else []
-                code, out, err = cli(*words, *(s for s in added if s.split("=")[0] not in line))
-                assert code == 0, f"{line}: {err}"
-                assert out
-
-
 # -- models of other programs --
 
 
