@@ -61,8 +61,6 @@ DEADLINE_FRACTION = 0.97
 Measure = Literal["speed", "anew", "choices", "nothing"]
 #: Steps reach about this share of the speed of products of matrices in float32, on a CPU.
 SHARE_OF_MATRIX_SPEED = 0.5
-#: Seconds for which steps are timed, about: the run's own first steps correct what is predicted from them.
-TIMED_SECONDS = 0.25
 #: Share of a step from which Muon's update is worth a word.
 MUCH_UPDATE = 0.35
 #: The settings without which preset=auto needs a text to choose a size for.
@@ -230,7 +228,7 @@ def _choose(
 
     def measure(config: RunConfig) -> Timing:
         place = replace(place_for(config)[0], compile=False)
-        return measure_eager(config, place, measurements, TIMED_SECONDS, processes.world_size)[0]
+        return measure_eager(config, place, measurements, world_size=processes.world_size)[0]
 
     if stream and draft.preset == AUTO:
         rate = 0.0  # of a GPU it says nothing: small models wait for launches there
@@ -396,7 +394,7 @@ def _measure_and_set_steps(
     """Measure the speed, choose whether to compile, and set the number of steps and the intervals."""
     config, runtime = plan.config, plan.runtime
     assert runtime is not None
-    seconds = min(TIMED_SECONDS, 0.05 * parse_duration(config.train.time)) if plan.timed else TIMED_SECONDS
+    seconds = min(0.5, 0.05 * parse_duration(config.train.time)) if plan.timed else 0.5
     try:
         measured = measure_speed(
             config, runtime, seconds, time_left=ends - time.monotonic(), reporter=draft.reporter,
