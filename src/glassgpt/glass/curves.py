@@ -54,8 +54,7 @@ def _draw_run(axes: Any, run: Run, color: str) -> None:
         raise CheckpointError(f"{run.path} has no losses to draw yet")
     if training:
         axes.plot(*zip(*training, strict=True), color=color, alpha=0.35, linewidth=1, label=f"{run.name}, training")
-    for points, style, what in ((validation, "-", "validation"), (average, "--", "validation of the EMA")):
+    for points, style, what in ((validation, "o-", "validation"), (average, "o--", "validation of the EMA")):
         if points:
             label = f"{run.name}, {what} (best {min(loss for _, loss in points):.4f})"
-            line: Any = {"linestyle": style, "marker": "o", "markersize": 3, "linewidth": 1.8}
-            axes.plot(*zip(*points, strict=True), color=color, label=label, **line)
+            axes.plot(*zip(*points, strict=True), style, color=color, markersize=3, linewidth=1.8, label=label)
