@@ -120,13 +120,13 @@ _CHAR_FAST: dict[str, Any] = {
     "model": MODERN | {"block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
     "train": {"steps": 350, "batch_size": 16, "eval_interval": 70, "eval_tokens": 10_000, "save_interval": 350}
     | {"sample_interval": 175, "keep_checkpoints": 0},
-    "optim": SHORT_RUN | {"warmup_steps": 10},
+    "optim": SHORT_RUN | {"adamw_learning_rate": 6e-3, "muon_learning_rate": 0.012, "warmup_steps": 10},
 }
 _CHAR_A100: dict[str, Any] = {
     "model": MODERN | {"block_size": 256, "n_layer": 5, "n_head": 2, "n_embd": 160},
     "train": {"steps": 1050, "batch_size": 8, "eval_interval": 350, "eval_tokens": 30_000, "save_interval": 350}
     | {"sample_interval": 350, "keep_checkpoints": 0},
-    "optim": SHORT_RUN | {"warmup_steps": 20},
+    "optim": SHORT_RUN | {"adamw_learning_rate": 3e-3, "muon_learning_rate": 0.012, "warmup_steps": 20},
 }
 _CHAR_BEST: dict[str, Any] = {
     "model": MODERN | {"block_size": 256, "n_layer": 6, "n_head": 3, "n_embd": 192, "dropout": 0.05},
