@@ -111,22 +111,23 @@ _LARGE_RUN: dict[str, dict[str, Any]] = {
     "optim": {"adamw_learning_rate": 6e-4, "beta2": 0.95},
 }
 
-#: Settings of the optimiser for a short run: high rates that go down for most of it, to almost nothing.
-SHORT_RUN: dict[str, Any] = {"adamw_learning_rate": 1e-2, "muon_learning_rate": 0.02, "min_lr_ratio": 0.02}
-SHORT_RUN |= {"schedule": "trapezoid", "decay_fraction": 0.8}
+#: A schedule for short runs: the learning rates go down for most of the run, to almost nothing.
+_MOSTLY_DOWN: dict[str, Any] = {"schedule": "trapezoid", "decay_fraction": 0.8, "min_lr_ratio": 0.02}
+#: The optimiser of a run of a few hundred steps on a text that is not read twice: that schedule, from high rates.
+SHORT_RUN: dict[str, Any] = _MOSTLY_DOWN | {"adamw_learning_rate": 1e-2, "muon_learning_rate": 0.02}
 
 #: The recipes are the modern shape and Muon; what differs is how much of them there is time for.
 _CHAR_FAST: dict[str, Any] = {
     "model": MODERN | {"block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
     "train": {"steps": 350, "batch_size": 16, "eval_interval": 70, "eval_tokens": 10_000, "save_interval": 350}
     | {"sample_interval": 175, "keep_checkpoints": 0},
-    "optim": SHORT_RUN | {"adamw_learning_rate": 6e-3, "muon_learning_rate": 0.012, "warmup_steps": 10},
+    "optim": _MOSTLY_DOWN | {"adamw_learning_rate": 6e-3, "muon_learning_rate": 0.012, "warmup_steps": 10},
 }
 _CHAR_A100: dict[str, Any] = {
     "model": MODERN | {"block_size": 256, "n_layer": 5, "n_head": 2, "n_embd": 160},
     "train": {"steps": 1050, "batch_size": 8, "eval_interval": 350, "eval_tokens": 30_000, "save_interval": 350}
     | {"sample_interval": 350, "keep_checkpoints": 0},
-    "optim": SHORT_RUN | {"adamw_learning_rate": 3e-3, "muon_learning_rate": 0.012, "warmup_steps": 20},
+    "optim": _MOSTLY_DOWN | {"adamw_learning_rate": 3e-3, "muon_learning_rate": 0.012, "warmup_steps": 20},
 }
 _CHAR_BEST: dict[str, Any] = {
     "model": MODERN | {"block_size": 256, "n_layer": 6, "n_head": 3, "n_embd": 192, "dropout": 0.05},
