@@ -48,8 +48,9 @@ def measure(name: str, text: str, seed: int, folder: Path, settings: list[str]) 
 def write_curve(options: argparse.Namespace, text: str, folder: Path, target: Path) -> None:
     """Measure all seeds, and write their curve to a JSON file."""
     rows = [measure(options.recipe, text, seed, folder, options.settings) for seed in options.seeds]
+    command = " ".join(["glassgpt train", text, f"preset={options.recipe}", *options.settings, "seed=N"])
     content = {
-        "command": f"glassgpt train {text} preset={options.recipe} seed=N, for N in {options.seeds}",
+        "command": f"{command}, for N in {options.seeds}",
         "machine": options.machine,
         "dtype": rows[0]["dtype"],
         "text_sha256": rows[0]["text_sha256"],
